@@ -1,0 +1,11 @@
+"""The ZAYA1 model and the Layout it reads. Imports nothing of ours above it."""
+
+from zaya_jax.architecture.cache import Cache, init_cache
+from zaya_jax.architecture.config import PRESETS, ZayaConfig, preset
+from zaya_jax.architecture.layout import CONTEXT, MASK, PADDING, START, Layout, visible
+from zaya_jax.architecture.model import Zaya, ZayaOutput
+
+__all__ = [
+    "CONTEXT", "MASK", "PADDING", "PRESETS", "START", "Cache", "Layout", "Zaya", "ZayaConfig", "ZayaOutput",
+    "init_cache", "preset", "visible",
+]  # fmt: skip

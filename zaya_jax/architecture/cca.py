@@ -1,0 +1,196 @@
+"""Compressed convolutional attention (arXiv 2510.04476; zaya1.md section 1) over a `Layout`.
+
+CCA looks backward in time twice: two short convolutions mix each token's queries and keys with those of the tokens before
+it, and half of the values are the previous token's. Both follow succession (`Layout.predecessor`). A convolution over the
+row as it lies in memory would leave the clean half of [clean ‖ blocks] perfect and ruin every draft.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from zaya_jax.architecture.attention import attend, attend_dense
+from zaya_jax.architecture.cache import cached_keys
+from zaya_jax.architecture.config import ZayaConfig
+from zaya_jax.architecture.layers import Linear, rotate
+from zaya_jax.architecture.layout import CONTEXT, START, Layout
+
+Array = jax.Array
+
+
+def history_columns(layout: Layout, context: int) -> Array:
+    """Succession as indices into [start ‖ context columns, oldest first ‖ row].
+
+    Column 0 is the start of a document: it precedes itself. The oldest context column is preceded by column 0; nobody
+    looks past it, since the context holds as many columns as any token needs.
+
+    Args:
+      layout: a layout with fields [batch, row].
+      context: cached columns before the row.
+
+    Returns:
+      int32 [batch, 1 + context + row]: each column's predecessor column.
+    """
+    fixed = jnp.maximum(jnp.arange(1 + context, dtype=jnp.int32) - 1, 0)
+    fixed = jnp.broadcast_to(fixed, (layout.tokens.shape[0], 1 + context))
+    row = layout.predecessor + 1 + context
+    row = jnp.where(layout.predecessor == START, 0, row)
+    row = jnp.where(layout.predecessor == CONTEXT, context, row)
+    return jnp.concatenate([fixed, row], axis=1)
+
+
+def _take(x: Array, index: Array) -> Array:
+    return jnp.take_along_axis(x, index[:, :, None], axis=1)
+
+
+def convolve_along_text(columns: Array, before: Array, depthwise, grouped, heads: int) -> Array:
+    """Both of CCA's convolutions along succession.
+
+    They share one left pad of zero *pre-convolution* columns: where the text starts, the second convolution sees the
+    first one's bias, not zero (zaya1.md section 1, step 2).
+
+    Args:
+      columns: [batch, column, channels], column 0 zero; raw [queries | keys].
+      before: int32 [batch, column], see `history_columns`.
+      depthwise: (kernel [taps, channels], bias [channels]); tap -1 meets the token itself.
+      grouped: (kernel [taps, head, head_dim, head_dim], bias [channels]).
+      heads: groups of the second convolution.
+
+    Returns:
+      [batch, column, channels].
+    """
+
+    def taps(x: Array, count: int) -> list[Array]:
+        """x at the token itself, at its predecessor, ..."""
+        seen = [x]
+        for _ in range(count - 1):
+            seen.append(_take(seen[-1], before))
+        return seen
+
+    kernel, bias = depthwise
+    mixed = bias + sum(x * kernel[-1 - age] for age, x in enumerate(taps(columns, kernel.shape[0])))
+    kernel, bias = grouped
+    split = mixed.reshape(*mixed.shape[:2], heads, -1)
+    out = sum(
+        jnp.einsum("bnhi,hio->bnho", x.reshape(split.shape), kernel[-1 - age])
+        for age, x in enumerate(taps(mixed, kernel.shape[0]))
+    )
+    return out.reshape(mixed.shape) + bias
+
+
+class CCA(nn.Module):
+    """One attention sublayer. Parameter names follow transformers' ZayaAttention."""
+
+    config: ZayaConfig
+
+    @nn.compact
+    def __call__(self, x: Array, layout: Layout, window: Array | None, frequencies: Array, past):
+        """x [batch, row, hidden_size] -> ([batch, row, hidden_size], new past).
+
+        `past` is None (the row is all there is) or a `LayerPast`.
+        """
+        cfg = self.config
+        conv_past, delayed_past = (None, None) if past is None else (past.conv, past.delayed)
+        query, key, pending_conv = self._queries_and_keys(x, layout, conv_past)
+        value, pending_delayed = self._values(x, layout, delayed_past)
+        query, key = self._normalise(query, key)
+        query, key = (rotate(z, layout.position, frequencies) for z in (query, key))
+
+        clean = layout.clean_size
+        own = (key[:, clean:], value[:, clean:])
+        if past is None:
+            context, context_keys = (key[:, :clean], value[:, :clean]), layout.clean_rows().keys
+        else:
+            past = past.write(key[:, :clean], value[:, :clean]).replace(conv=pending_conv, delayed=pending_delayed)
+            context, context_keys = past.read(), cached_keys(past.capacity, past.length + clean)
+        if cfg.attention_backend == "dense" and past is None:
+            mixed = attend_dense(query, key, value, layout, window)
+        else:
+            mixed = attend(query, layout, context, context_keys, own, window, cfg.query_chunk)
+        return self._linear("o_proj", cfg.hidden_size)(mixed.reshape(*mixed.shape[:2], -1)), past
+
+    def _linear(self, name: str, features: int) -> Linear:
+        cfg = self.config
+        return Linear(
+            features,
+            use_bias=cfg.attention_bias,
+            stddev=cfg.initializer_range,
+            dtype=jnp.dtype(cfg.dtype),
+            param_dtype=jnp.dtype(cfg.param_dtype),
+            name=name,
+        )
+
+    def _queries_and_keys(self, x: Array, layout: Layout, past: Array | None):
+        """Convolved, with the q-k mean added: [batch, row, head, head_dim] each, and the pending raw columns."""
+        cfg = self.config
+        batch, row, _ = x.shape
+        heads, kv_heads, dim = cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim
+        raw_q = self._linear("q_proj", heads * dim)(x)
+        raw_k = self._linear("k_proj", kv_heads * dim)(x)
+        raw = jnp.concatenate([raw_q, raw_k], axis=-1)
+
+        if past is None:
+            past = raw[:, :0]
+        columns = jnp.concatenate([jnp.zeros_like(raw[:, :1]), past, raw], axis=1)
+        before = history_columns(layout, past.shape[1])
+        mixed = self._convolutions(columns, before)[:, -row:]
+
+        # q-k mean on the raw projections: each query with its key, each key with the mean over its query group.
+        q = raw_q.reshape(batch, row, kv_heads, heads // kv_heads, dim)
+        mean = (q + raw_k.reshape(batch, row, kv_heads, 1, dim)) * 0.5
+        query = mixed[..., : heads * dim].reshape(batch, row, heads, dim) + mean.reshape(batch, row, heads, dim)
+        key = mixed[..., heads * dim :].reshape(batch, row, kv_heads, dim) + mean.mean(axis=3)
+        return query, key, columns[:, 1 : 1 + past.shape[1] + layout.clean_size]
+
+    def _convolutions(self, columns: Array, before: Array) -> Array:
+        cfg = self.config
+        heads, dim = cfg.num_attention_heads + cfg.num_key_value_heads, cfg.head_dim
+        shapes = {
+            "conv_qk_depthwise": (cfg.cca_time0, cfg.conv_channels),
+            "conv_qk_grouped": (cfg.cca_time1, heads, dim, dim),
+        }
+        params = []
+        for name, shape in shapes.items():
+            kernel = self.param(
+                f"{name}_kernel", nn.initializers.normal(cfg.initializer_range), shape, jnp.dtype(cfg.param_dtype)
+            )
+            bias = self.param(
+                f"{name}_bias", nn.initializers.zeros, (cfg.conv_channels,), jnp.dtype(cfg.param_dtype)
+            )
+            params.append((kernel.astype(columns.dtype), bias.astype(columns.dtype)))
+        return convolve_along_text(columns, before, *params, heads=heads)
+
+    def _values(self, x: Array, layout: Layout, past: Array | None):
+        """[own half | predecessor's half] reshaped to heads: [batch, row, kv_head, head_dim], and pending columns.
+
+        With two key-value heads the first is wholly the token's own, the second wholly its predecessor's.
+        """
+        cfg = self.config
+        batch, row, _ = x.shape
+        current = self._linear("v_proj_current", cfg.delayed_dim)(x)
+        # One zero row in front: what stands before a document's start is the projection of zero, i.e. the bias.
+        with_start = jnp.concatenate([jnp.zeros_like(x[:, :1]), x], axis=1)
+        projected = self._linear("v_proj_delayed", cfg.delayed_dim)(with_start)
+        past = projected[:, :0] if past is None else past
+        columns = jnp.concatenate([projected[:, :1], past, projected[:, 1:]], axis=1)
+        before = history_columns(layout, past.shape[1])[:, -row:]
+        value = jnp.concatenate([current, _take(columns, before)], axis=-1)
+        value = value.reshape(batch, row, cfg.num_key_value_heads, cfg.head_dim)
+        return value, columns[:, 1 : 1 + past.shape[1] + layout.clean_size]
+
+    def _normalise(self, query: Array, key: Array) -> tuple[Array, Array]:
+        """Each head to length sqrt(head_dim); keys times the linear temperature, which starts at 1.
+
+        transformers initialises it at 0, which makes attention uniform and starves q and k of gradient at step 0.
+        """
+        cfg = self.config
+        temp = self.param("temp", nn.initializers.ones, (cfg.num_key_value_heads,), jnp.dtype(cfg.param_dtype))
+        eps = jnp.finfo(query.dtype).eps
+
+        def unit(x: Array) -> Array:
+            wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+            # sqrt of a clamped square: the same number as clamping the norm, with a finite gradient at zero
+            norm = jnp.sqrt(jnp.maximum(jnp.sum(wide * wide, axis=-1, keepdims=True), float(eps) ** 2))
+            return (wide * (cfg.head_dim**0.5 / norm)).astype(x.dtype)
+
+        return unit(query), unit(key) * temp.astype(key.dtype)[:, None]

@@ -1,0 +1,207 @@
+"""The shape of a ZAYA1 model: one frozen dataclass, its checks, and named presets.
+
+Field names follow transformers' `ZayaConfig` (5.23.0) wherever the two mean the same thing, so that a Hugging Face
+`config.json` maps field by field (`zaya_jax.interop`). Sizes in the comments are ZAYA1-8B's.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+
+FULL_ATTENTION = "hybrid"
+SLIDING_ATTENTION = "hybrid_sliding"
+
+
+@dataclasses.dataclass(frozen=True)
+class ZayaConfig:
+    """Everything that fixes a ZAYA1 model's parameters and its forward pass.
+
+    Raises ValueError, naming the field, on any combination the model cannot run.
+    """
+
+    vocab_size: int = 262_272
+    hidden_size: int = 2048  # width of the residual stream
+    num_hidden_layers: int = 40
+    num_attention_heads: int = 8
+    num_key_value_heads: int = 2
+    head_dim: int = 128
+    moe_intermediate_size: int = 2048
+    num_experts: int = 16  # without the skip expert, which is the router's last class
+    router_hidden_size: int = 256
+    cca_time0: int = 2  # taps of the depthwise convolution over queries and keys
+    cca_time1: int = 2  # taps of the grouped convolution behind it
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 5_000_000.0
+    sliding_rope_theta: float = 10_000.0
+    partial_rotary_factor: float = 0.5  # share of head_dim that is rotated
+    layer_types: tuple[str, ...] | None = None  # None: every layer attends fully
+    sliding_window: int | None = None  # keys a sliding layer sees, the token itself included
+    max_position_embeddings: int = 131_072
+    tie_word_embeddings: bool = True
+    attention_bias: bool = False
+    lm_head_bias: bool = False
+    skip_expert: str = "zero"  # "zero" (transformers) or "identity" (p * x: Zyphra's legacy code)
+    initializer_range: float = 0.02
+    bos_token_id: int | None = 2
+    eos_token_id: int | None = 106
+    pad_token_id: int | None = 0
+    mask_token_id: int | None = None  # None: the vocabulary's last row
+
+    # How the forward pass is computed; none of these changes the parameters.
+    dtype: str = "float32"  # of activations and matrix products; parameters stay as they are stored
+    param_dtype: str = "float32"
+    expert_backend: str = "auto"  # "auto", "block_padded", "gather" or "dense" (the slow twin)
+    attention_backend: str = "structured"  # or "dense": the slow twin, which builds the row x row mask
+    query_chunk: int = 1024  # queries whose scores exist at once; bounds attention's memory
+    remat: bool = False  # recompute each layer in the backward pass
+
+    def __post_init__(self) -> None:
+        if self.mask_token_id is None:
+            object.__setattr__(self, "mask_token_id", self.vocab_size - 1)
+        layer_types = self.layer_types or (FULL_ATTENTION,) * self.num_hidden_layers
+        object.__setattr__(self, "layer_types", tuple(layer_types))
+        self._check()
+
+    def _check(self) -> None:
+        positive = (
+            "vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
+            "moe_intermediate_size num_experts router_hidden_size cca_time0 cca_time1 query_chunk"
+        )
+        for name in positive.split():
+            value = getattr(self, name)
+            _require(_is_int(value) and value >= 1, name, value, "an integer of at least 1")
+        _require(
+            self.num_attention_heads % self.num_key_value_heads == 0,
+            "num_attention_heads",
+            self.num_attention_heads,
+            f"a multiple of num_key_value_heads ({self.num_key_value_heads})",
+        )
+        _require(
+            self.num_key_value_heads * self.head_dim % 2 == 0,
+            "head_dim",
+            self.head_dim,
+            "such that num_key_value_heads * head_dim is even (half of the values are delayed)",
+        )
+        rotary = self.rotary_dim
+        _require(
+            0 < self.partial_rotary_factor <= 1 and rotary % 2 == 0 and rotary > 0,
+            "partial_rotary_factor",
+            self.partial_rotary_factor,
+            "in (0, 1] with an even, non-zero number of rotated channels",
+        )
+        _require(
+            _is_int(self.mask_token_id) and 0 <= self.mask_token_id < self.vocab_size,
+            "mask_token_id",
+            self.mask_token_id,
+            f"in [0, {self.vocab_size})",
+        )
+        _require(
+            len(self.layer_types) == self.num_hidden_layers
+            and set(self.layer_types) <= {FULL_ATTENTION, SLIDING_ATTENTION},
+            "layer_types",
+            self.layer_types,
+            f"num_hidden_layers ({self.num_hidden_layers}) of {FULL_ATTENTION!r} or {SLIDING_ATTENTION!r}",
+        )
+        if SLIDING_ATTENTION in self.layer_types:
+            window = self.sliding_window
+            _require(_is_int(window) and window >= 1, "sliding_window", window, "an integer of at least 1")
+        choices = {
+            "skip_expert": ("zero", "identity"),
+            "expert_backend": ("auto", "block_padded", "gather", "dense"),
+            "attention_backend": ("structured", "dense"),
+            "dtype": ("float32", "bfloat16", "float64"),
+            "param_dtype": ("float32", "bfloat16", "float64"),
+        }
+        for name, allowed in choices.items():
+            _require(getattr(self, name) in allowed, name, getattr(self, name), f"one of {allowed}")
+
+    @property
+    def rotary_dim(self) -> int:
+        """Channels of each head that carry the rotary angle."""
+        return int(self.head_dim * self.partial_rotary_factor)
+
+    @property
+    def conv_channels(self) -> int:
+        """Channels of [queries | keys], which both convolutions run over."""
+        return (self.num_attention_heads + self.num_key_value_heads) * self.head_dim
+
+    @property
+    def conv_history(self) -> int:
+        """Pre-convolution columns a token needs from behind it: the two convolutions share one left pad."""
+        return (self.cca_time0 - 1) + (self.cca_time1 - 1)
+
+    @property
+    def delayed_dim(self) -> int:
+        """Channels of the delayed value: half of all key-value channels."""
+        return self.num_key_value_heads * self.head_dim // 2
+
+    @property
+    def stream_dtype(self) -> Any:
+        """The residual stream's dtype: never below float32 (float64 when the model computes in float64)."""
+        return jnp.promote_types(jnp.float32, self.dtype)
+
+    def replace(self, **changes: Any) -> "ZayaConfig":
+        """A copy with `changes`; layer_types and mask_token_id follow the sizes unless they are given."""
+        if "vocab_size" in changes and self.mask_token_id == self.vocab_size - 1:
+            changes.setdefault("mask_token_id", None)
+        if "num_hidden_layers" in changes and set(self.layer_types) == {FULL_ATTENTION}:
+            changes.setdefault("layer_types", None)
+        return dataclasses.replace(self, **changes)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _require(condition: bool, field: str, got: Any, may_be: str) -> None:
+    if not condition:
+        raise ValueError(f"ZayaConfig.{field}: got {got!r}, may be {may_be}")
+
+
+def preset(name: str, **changes: Any) -> ZayaConfig:
+    """A named configuration, with `changes` applied.
+
+    Args:
+      name: a key of `PRESETS`.
+      **changes: ZayaConfig fields to override (a tokenizer's vocab_size, most often).
+
+    Raises:
+      ValueError: unknown preset or field.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"preset: got {name!r}, may be one of {sorted(PRESETS)}")
+    unknown = set(changes) - {f.name for f in dataclasses.fields(ZayaConfig)}
+    if unknown:
+        raise ValueError(f"ZayaConfig: unknown field {sorted(unknown)[0]!r}")
+    return ZayaConfig(**{**PRESETS[name], **changes})
+
+
+_BYTES = dict(vocab_size=260, bos_token_id=256, eos_token_id=257, pad_token_id=258, max_position_embeddings=4096)
+# The small models keep ZAYA1's proportions where they can: 4 query heads a key-value head, half-width queries.
+PRESETS: dict[str, dict[str, Any]] = {
+    # unit tests and doc examples: compiles in a second or two
+    "tiny": dict(
+        _BYTES, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+        moe_intermediate_size=32, num_experts=4, router_hidden_size=16, initializer_range=0.1, rope_theta=10_000.0,
+    ),
+    # the quickstart: a few 100k parameters, minutes on two CPU cores
+    "zaya1_300k": dict(
+        _BYTES, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=1, head_dim=16,
+        moe_intermediate_size=64, num_experts=8, router_hidden_size=32, initializer_range=0.1, rope_theta=10_000.0,
+    ),
+    "zaya1_1m": dict(
+        _BYTES, hidden_size=128, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=1, head_dim=32,
+        moe_intermediate_size=64, num_experts=8, router_hidden_size=32, initializer_range=0.08, rope_theta=10_000.0,
+    ),
+    "zaya1_25m": dict(
+        _BYTES, hidden_size=320, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=2, head_dim=32,
+        moe_intermediate_size=192, num_experts=16, router_hidden_size=64, initializer_range=0.05,
+    ),
+    "zaya1_200m": dict(
+        _BYTES, hidden_size=768, num_hidden_layers=12, num_attention_heads=8, num_key_value_heads=2, head_dim=64,
+        moe_intermediate_size=448, num_experts=16, router_hidden_size=128,
+    ),
+    # the released model (zaya1.md section 2): 8,840,488,784 parameters in 1,283 tensors
+    "zaya1_8b": dict(param_dtype="bfloat16", dtype="bfloat16"),
+}  # fmt: skip

@@ -1,0 +1,80 @@
+"""Small layers shared by the model's parts: projection, RMS norm, residual scaling, rotation."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+Array = jax.Array
+
+
+class Linear(nn.Module):
+    """x @ kernel (+ bias): kernel [in, out], the transpose of torch's weight."""
+
+    features: int
+    use_bias: bool
+    stddev: float
+    dtype: jnp.dtype
+    param_dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param(
+            "kernel", nn.initializers.normal(self.stddev), (x.shape[-1], self.features), self.param_dtype
+        )
+        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        if self.use_bias:
+            y += self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype).astype(self.dtype)
+        return y
+
+
+class RMSNorm(nn.Module):
+    """Statistics in at least float32, cast back, then the plain weight (not 1 + w): zaya1.md section 1."""
+
+    eps: float
+    dtype: jnp.dtype
+    param_dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        weight = self.param("weight", nn.initializers.ones, (x.shape[-1],), self.param_dtype)
+        x = x.astype(self.dtype)  # before the statistics, as transformers does
+        wide = x.astype(jnp.promote_types(self.dtype, jnp.float32))
+        wide *= jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        return wide.astype(self.dtype) * weight.astype(self.dtype)
+
+
+class ResidualScaling(nn.Module):
+    """(branch + b1) * s1 + (stream + b2) * s2, bias before scale, in the stream's dtype (zaya1.md section 1)."""
+
+    param_dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, branch: Array, stream: Array) -> Array:
+        def vector(name: str, init) -> Array:
+            return self.param(name, init, (stream.shape[-1],), self.param_dtype).astype(stream.dtype)
+
+        branch_scale = vector("hidden_states_scale", nn.initializers.ones)
+        branch_bias = vector("hidden_states_bias", nn.initializers.zeros)
+        stream_scale = vector("residual_scale", nn.initializers.ones)
+        stream_bias = vector("residual_bias", nn.initializers.zeros)
+        return (branch.astype(stream.dtype) + branch_bias) * branch_scale + (stream + stream_bias) * stream_scale
+
+
+def inverse_frequencies(theta: float, rotary_dim: int) -> Array:
+    """theta^(-2i / rotary_dim), float32 [rotary_dim // 2]."""
+    return 1.0 / theta ** (jnp.arange(0, rotary_dim, 2, dtype=jnp.float32) / rotary_dim)
+
+
+def rotate(x: Array, position: Array, frequencies: Array) -> Array:
+    """Partial rotary embedding, half-split pairs (i, i + rotary_dim / 2), on the first channels of each head.
+
+    Args:
+      x: [batch, row, head, head_dim].
+      position: int32 [batch, row].
+      frequencies: float32 [rotary_dim // 2].
+    """
+    half = frequencies.shape[0]
+    angle = position.astype(jnp.float32)[:, :, None, None] * frequencies
+    cos, sin = jnp.cos(angle).astype(x.dtype), jnp.sin(angle).astype(x.dtype)
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)

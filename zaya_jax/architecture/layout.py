@@ -1,0 +1,383 @@
+"""The one idea: a forward pass reads a `Layout`.
+
+Autoregressive training, TiDAR training, prefill, decoding and "verify this draft and draft again behind every possible
+outcome" are one model applied to a row of tokens whose order in memory is not their order in the text. A `Layout` says
+the difference in a few integers per token. Its two rules stand here and nowhere else:
+
+* visibility (`visible`): who attends to whom;
+* succession (`Layout.predecessor`): which token comes before this one *in the text*. Everything in CCA that looks
+  backward (both convolutions and the delayed value) follows it, never the row index.
+
+A row is always [clean tokens ‖ blocks of block_size draft slots]. That split is static, so attention never needs scores
+between two blocks (`attention.py`); it adds no rule of its own.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+MASK = -1  # in `tokens`: a draft slot; the model looks up its own mask_token_id
+PADDING = -1  # in `document`: no document at all
+START = -1  # in `predecessor`: nothing stands before this token
+CONTEXT = -2  # in `predecessor`: the newest token of the cached context stands before this token
+
+Array = jax.Array
+
+
+class Keys(NamedTuple):
+    """What visibility asks of a key; every field int32 [..., key]."""
+
+    position: Array
+    document: Array
+    block: Array
+
+
+def visible(query: "Layout", key: Keys, window: Array | int | None = None) -> Array:
+    """The visibility rule: may this query attend to this key?
+
+    allow(q, k) = same document
+                  and (block_k = 0 and position_k < horizon_q   or   block_k = block_q != 0)
+                  and position_q - position_k < window, in sliding layers.
+
+    Args:
+      query: a Layout whose fields are [..., query].
+      key: fields [..., key], the leading axes broadcastable with the query's.
+      window: keys a sliding layer sees, the query's own position included (transformers' count); None for all.
+
+    Returns:
+      bool [..., query, key].
+    """
+
+    def q(x: Array) -> Array:
+        return x[..., :, None]
+
+    def k(x: Array) -> Array:
+        return x[..., None, :]
+
+    clean = (k(key.block) == 0) & (k(key.position) < q(query.horizon))
+    same_block = (k(key.block) == q(query.block)) & (q(query.block) != 0)
+    allowed = (k(key.document) == q(query.document)) & (clean | same_block)
+    if window is not None:
+        allowed &= q(query.position) - k(key.position) < window
+    return allowed
+
+
+@struct.dataclass
+class Layout:
+    """A row of tokens and where each stands in its text. Every array int32 [batch, row].
+
+    | field       | meaning                                     | clean token at i | draft slot i of block b               |
+    |-------------|---------------------------------------------|------------------|---------------------------------------|
+    | tokens      | ids; MASK for draft slots                   | x_i              | MASK (x_i where revealed)             |
+    | position    | logical position: rotary angle, window      | i                | i                                     |
+    | document    | packed document; PADDING is its own value   | d                | d                                     |
+    | horizon     | sees its document's clean positions < this  | i + 1            | first position of block b             |
+    | block       | 0 = clean; equal ids see each other         | 0                | unique id of the block                |
+    | predecessor | row index of the token before it in the     | i - 1            | the slot before; for a first slot the |
+    |             | text, or START, or CONTEXT (the cache)      |                  | clean token just before the block     |
+
+    `clean_size` (static) says how many leading slots are clean; the rest are whole blocks of `block_size` (static).
+    Build one with `causal`, `tidar` or `verify_and_draft`; all are pure and jit-able with static sizes.
+    """
+
+    tokens: Array
+    position: Array
+    document: Array
+    horizon: Array
+    block: Array
+    predecessor: Array
+    clean_size: int = struct.field(pytree_node=False)
+    block_size: int = struct.field(pytree_node=False, default=0)
+
+    @property
+    def keys(self) -> Keys:
+        return Keys(self.position, self.document, self.block)
+
+    @property
+    def num_blocks(self) -> int:
+        return (self.tokens.shape[-1] - self.clean_size) // self.block_size if self.block_size else 0
+
+    def visibility(self, window: Array | int | None = None) -> Array:
+        """The dense mask bool [batch, row, row] of a row without cache: for tests, pictures and the slow twin."""
+        return visible(self, self.keys, window)
+
+    def clean_rows(self) -> "Layout":
+        """The clean slots alone."""
+        return self._map(lambda x: x[:, : self.clean_size])
+
+    def draft_rows(self) -> "Layout":
+        """The draft slots alone, all blocks in one axis: fields [batch, num_blocks * block_size]."""
+        return self._map(lambda x: x[:, self.clean_size :])
+
+    def blocks(self) -> "Layout":
+        """The draft slots alone: fields [batch, num_blocks, block_size]."""
+        return self.draft_rows()._map(lambda x: x.reshape(x.shape[0], self.num_blocks, self.block_size))
+
+    def _map(self, f) -> "Layout":
+        return jax.tree.map(f, self)
+
+    # --- constructors -------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def causal(cls, tokens: Array, valid: Array | None = None, document: Array | None = None) -> "Layout":
+        """Plain autoregressive rows.
+
+        Args:
+          tokens: int [batch, row].
+          valid: bool [batch, row], False on padding, which may stand left or right; None for no padding.
+          document: int [batch, row] >= 0, equal ids stand side by side (packed documents); None for one a row. PADDING
+            (-1) marks padding here too.
+
+        Returns:
+          A Layout of the same row; positions count from 0 in each document.
+
+        Raises:
+          ValueError: shapes that differ from tokens'.
+        """
+        tokens = _as_row(tokens)
+        document = _documents(tokens, valid, document)
+        position, starts = _positions(document)
+        row = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+        return cls(
+            tokens=tokens,
+            position=position,
+            document=document,
+            horizon=position + 1,
+            block=jnp.zeros_like(tokens),
+            predecessor=jnp.where(starts, START, row - 1),
+            clean_size=tokens.shape[1],
+        )
+
+    @classmethod
+    def tidar(
+        cls,
+        tokens: Array,
+        block_size: int,
+        offset: Array | int = 0,
+        valid: Array | None = None,
+        document: Array | None = None,
+        reveal: Array | None = None,
+    ) -> "Layout":
+        """TiDAR's training rows: [row clean tokens ‖ ceil(row / block_size) blocks] (arXiv 2511.08923, section 3).
+
+        Block b starts behind the clean tokens 0 .. offset + b * block_size - 1 of its row and belongs to the document
+        that stands at its first slot. Blocks are always whole, as at inference: slots that run past their document's or
+        the row's end stay in the row but have no target (`draft_targets`). The first `offset` tokens of a row belong to
+        no block, so draw the offset anew for every row and step: at inference blocks start anywhere.
+
+        Args:
+          tokens, valid, document: as in `causal`.
+          block_size: slots a block, static.
+          offset: first block's first row index, int or int [batch], in [0, block_size).
+          reveal: bool [batch, row], True where a draft slot shows its token instead of MASK (random masking); None for
+            full masking.
+
+        Raises:
+          ValueError: block_size < 1, a static offset out of range, or shapes that differ from tokens'.
+        """
+        _check_block_size(block_size)
+        if isinstance(offset, (int, np.integer)) and not 0 <= offset < block_size:
+            raise ValueError(f"offset: got {offset}, may be in [0, block_size = {block_size})")
+        clean = cls.causal(tokens, valid, document)
+        batch, row = clean.tokens.shape
+        slot_row = _grid(batch, row, block_size, offset)
+        first = slot_row[:, ::block_size]
+        inside = first < row
+
+        def at_first(x: Array) -> Array:
+            return jnp.take_along_axis(x, jnp.minimum(first, row - 1), axis=1)
+
+        drafts = _draft_slots(
+            horizon=at_first(clean.position),
+            document=jnp.where(inside, at_first(clean.document), PADDING),
+            before=at_first(clean.predecessor),
+            clean_size=row,
+            block_size=block_size,
+        )
+        if reveal is not None:
+            if reveal.shape != clean.tokens.shape:
+                raise ValueError(f"reveal: got shape {reveal.shape}, may be tokens' shape {clean.tokens.shape}")
+            source = jnp.minimum(slot_row, row - 1)
+            shown = jnp.take_along_axis(reveal, source, axis=1) & (slot_row < row)
+            shown &= jnp.take_along_axis(clean.document, source, axis=1) == drafts.document
+            drafts = drafts.replace(
+                tokens=jnp.where(shown, jnp.take_along_axis(clean.tokens, source, axis=1), MASK)
+            )
+        return clean._join(drafts)
+
+    @classmethod
+    def verify_and_draft(
+        cls,
+        tokens: Array,
+        start: Array | int = 0,
+        anchors: Array | tuple[int, ...] | None = None,
+        block_size: int = 0,
+        count: Array | None = None,
+    ) -> "Layout":
+        """Inference rows behind `start` cached tokens: [tokens ‖ one block of draft slots behind each anchor].
+
+        Everything a sampler does is an instance: decoding (one token, no anchors), a prompt's prefill (anchor = its
+        length), "verify these drafts and draft behind every outcome" (TiDAR, section 3.3: anchors 1 .. block_size) and
+        a second pass seeded with the settled token (one token, anchor 1).
+
+        Args:
+          tokens: int [batch, row], the clean tokens at positions start .. start + row - 1.
+          start: cached tokens before them, int or int [batch]. Must be the cache's length.
+          anchors: for each block, behind how many of `tokens` it starts (1 .. row): static ints, or int [batch, block].
+            None for no blocks. Block a covers positions start + a .. start + a + block_size - 1.
+          block_size: slots a block, static; needed with anchors.
+          count: int [batch], how many of `tokens` are real; the rest are right padding. None for all.
+
+        Raises:
+          ValueError: a static anchor out of range, or anchors without a block_size.
+        """
+        tokens = _as_row(tokens)
+        batch, row = tokens.shape
+        start = jnp.broadcast_to(jnp.asarray(start, jnp.int32), (batch,))[:, None]
+        index = jnp.broadcast_to(jnp.arange(row, dtype=jnp.int32), tokens.shape)
+        real = index < (row if count is None else jnp.asarray(count, jnp.int32)[:, None])
+        position = start + index
+        before_row = jnp.where(start > 0, CONTEXT, START)
+        clean = cls(
+            tokens=tokens,
+            position=position,
+            document=jnp.where(real, 0, PADDING),
+            horizon=position + 1,
+            block=jnp.zeros_like(tokens),
+            predecessor=jnp.where(index == 0, before_row, index - 1),
+            clean_size=row,
+        )
+        if anchors is None:
+            return clean
+        _check_block_size(block_size)
+        if isinstance(anchors, (tuple, list)):
+            bad = [a for a in anchors if not 1 <= a <= row]
+            if bad:
+                raise ValueError(f"anchors: got {bad[0]}, may be in 1 .. {row} (the clean tokens of the row)")
+        anchors = jnp.broadcast_to(jnp.asarray(anchors, jnp.int32), (batch, np.shape(anchors)[-1]))
+        return clean._join(
+            _draft_slots(
+                horizon=start + anchors,
+                document=jnp.zeros_like(anchors),
+                before=anchors - 1,
+                clean_size=row,
+                block_size=block_size,
+            )
+        )
+
+    def _join(self, drafts: "Layout") -> "Layout":
+        joined = jax.tree.map(
+            lambda a, b: jnp.concatenate([a, b], axis=1),
+            self.replace(clean_size=0, block_size=0),
+            drafts.replace(clean_size=0, block_size=0),
+        )
+        return joined.replace(clean_size=self.clean_size, block_size=drafts.block_size)
+
+    # --- targets and pictures -----------------------------------------------------------------------------------------
+
+    def clean_targets(self) -> tuple[Array, Array]:
+        """Next-token targets of the clean slots: (ids, has_target), int32 and bool [batch, clean_size].
+
+        The last token of a document and padding have none.
+        """
+        clean = self.clean_rows()
+        following = jnp.concatenate([clean.document[:, 1:], jnp.full_like(clean.document[:, :1], PADDING)], axis=1)
+        has = (clean.document != PADDING) & (following == clean.document)
+        ids = jnp.concatenate([clean.tokens[:, 1:], clean.tokens[:, :1]], axis=1)
+        return jnp.where(has, ids, 0), has
+
+    def draft_targets(self, offset: Array | int = 0) -> tuple[Array, Array]:
+        """Same-position targets of the draft slots of a `tidar` row: (ids, has_target) [batch, blocks * block_size].
+
+        A slot has one iff it is MASK and its position exists in its document; so nothing is asked of slots beyond the
+        document's end, of revealed slots and of padding.
+
+        Args:
+          offset: what `tidar` was given.
+        """
+        clean, drafts = self.clean_rows(), self.draft_rows()
+        slot_row = _grid(clean.tokens.shape[0], self.clean_size, self.block_size, offset)
+        source = jnp.minimum(slot_row, self.clean_size - 1)
+        has = (slot_row < self.clean_size) & (drafts.document != PADDING) & (drafts.tokens == MASK)
+        has &= jnp.take_along_axis(clean.document, source, axis=1) == drafts.document
+        return jnp.where(has, jnp.take_along_axis(clean.tokens, source, axis=1), 0), has
+
+    def render(self, row: int = 0, window: int | None = None) -> str:
+        """Who sees whom, as text: one line a query, '#' clean key, 'o' same-block key, '.' hidden. Not jit-able."""
+        seen = np.asarray(self.visibility(window)[row])
+        block = np.asarray(self.block[row])
+        tokens, position = np.asarray(self.tokens[row]), np.asarray(self.position[row])
+        lines = []
+        for i in range(len(tokens)):
+            marks = "".join(("." if not s else "#" if b == 0 else "o") for s, b in zip(seen[i], block, strict=True))
+            name = "MASK" if tokens[i] == MASK else str(tokens[i])
+            lines.append(f"{name:>7} @{position[i]:<4} {marks}")
+        return "\n".join(lines)
+
+
+def _draft_slots(horizon: Array, document: Array, before: Array, clean_size: int, block_size: int) -> Layout:
+    """Whole blocks of MASK; arguments int32 [batch, block]; `before` is the first slots' predecessor."""
+    num_blocks = horizon.shape[1]
+    slot = jnp.arange(num_blocks * block_size, dtype=jnp.int32)
+    first_slot = slot % block_size == 0
+
+    def spread(x: Array) -> Array:
+        return jnp.repeat(x, block_size, axis=1, total_repeat_length=num_blocks * block_size)
+
+    position = _slots(horizon, block_size)
+    return Layout(
+        tokens=jnp.full_like(position, MASK),
+        position=position,
+        document=spread(document),
+        horizon=spread(horizon),
+        block=jnp.broadcast_to(slot // block_size + 1, position.shape),
+        predecessor=jnp.where(first_slot, spread(before), clean_size + slot - 1),
+        clean_size=0,
+        block_size=block_size,
+    )
+
+
+def _grid(batch: int, row: int, block_size: int, offset: Array | int) -> Array:
+    """The row index each draft slot of a `tidar` row stands for, int32 [batch, slots]; may run past the row's end."""
+    offset = jnp.broadcast_to(jnp.asarray(offset, jnp.int32), (batch,))
+    num_blocks = -(-row // block_size)
+    return _slots(offset[:, None] + block_size * jnp.arange(num_blocks, dtype=jnp.int32), block_size)
+
+
+def _slots(first: Array, block_size: int) -> Array:
+    """int32 [batch, block] -> [batch, block * block_size], counting up from each first."""
+    slots = first[:, :, None] + jnp.arange(block_size, dtype=jnp.int32)
+    return slots.reshape(first.shape[0], -1)
+
+
+def _as_row(tokens: Array) -> Array:
+    tokens = jnp.asarray(tokens, jnp.int32)
+    if tokens.ndim != 2:
+        raise ValueError(f"tokens: got shape {tokens.shape}, may be [batch, row]")
+    return tokens
+
+
+def _check_block_size(block_size: int) -> None:
+    if not isinstance(block_size, (int, np.integer)) or block_size < 1:
+        raise ValueError(f"block_size: got {block_size!r}, may be an integer of at least 1")
+
+
+def _documents(tokens: Array, valid: Array | None, document: Array | None) -> Array:
+    for name, value in (("valid", valid), ("document", document)):
+        if value is not None and jnp.shape(value) != tokens.shape:
+            raise ValueError(f"{name}: got shape {jnp.shape(value)}, may be tokens' shape {tokens.shape}")
+    document = jnp.zeros_like(tokens) if document is None else jnp.asarray(document, jnp.int32)
+    return document if valid is None else jnp.where(jnp.asarray(valid, bool), document, PADDING)
+
+
+def _positions(document: Array) -> tuple[Array, Array]:
+    """Position in the document, and whether a token starts one: int32 and bool [batch, row]."""
+    starts = jnp.concatenate(
+        [jnp.ones_like(document[:, :1], dtype=bool), document[:, 1:] != document[:, :-1]], axis=1
+    )
+    row = jnp.arange(document.shape[1], dtype=jnp.int32)
+    start_row = jax.lax.cummax(jnp.where(starts, row, 0), axis=1)
+    return row - start_row, starts

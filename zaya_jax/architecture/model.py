@@ -1,0 +1,188 @@
+"""The ZAYA1 model: embedding, scanned layers, head. It reads a `Layout` and has no modes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax import struct
+
+from zaya_jax.architecture.cache import Cache
+from zaya_jax.architecture.cca import CCA
+from zaya_jax.architecture.config import SLIDING_ATTENTION, ZayaConfig
+from zaya_jax.architecture.layers import Linear, ResidualScaling, RMSNorm, inverse_frequencies
+from zaya_jax.architecture.layout import MASK, Layout
+from zaya_jax.architecture.moe import BALANCING, MixtureOfExperts
+
+Array = jax.Array
+
+
+@struct.dataclass
+class ZayaOutput:
+    """What a forward pass returns."""
+
+    logits: Array  # [batch, row, vocab], in the compute dtype
+    cache: Cache | None  # pending: `commit` it before the next forward
+    load: Array  # int32 [layer, 2, num_experts + 1]: tokens per expert, clean slots and draft slots
+
+
+@struct.dataclass
+class LayerPast:
+    """One layer's share of the cache; keys and values stay in the whole stack, which is updated in place."""
+
+    key: Array  # [layer, batch, capacity, kv_head, head_dim]
+    value: Array
+    layer: Array  # int32 []
+    length: Array  # int32 [batch]
+    conv: Array  # [batch, conv_history (+ pending), conv_channels]
+    delayed: Array  # [batch, 1 (+ pending), delayed_dim]
+
+    @property
+    def capacity(self) -> int:
+        return self.key.shape[2]
+
+    def write(self, key: Array, value: Array) -> "LayerPast":
+        """Puts the row's clean keys and values at slots length, length + 1, ..."""
+        batch, rows = key.shape[:2]
+        slot = self.length[:, None] + jnp.arange(rows, dtype=jnp.int32)
+        at = (self.layer, jnp.arange(batch)[:, None], slot)
+        # "drop": a slot beyond capacity must never clamp onto a valid one; callers size the cache (`init_cache`).
+        return self.replace(
+            key=self.key.at[at].set(key, mode="drop", unique_indices=True),
+            value=self.value.at[at].set(value, mode="drop", unique_indices=True),
+        )
+
+    def read(self) -> tuple[Array, Array]:
+        """This layer's keys and values, [batch, capacity, kv_head, head_dim]."""
+        return self.key[self.layer], self.value[self.layer]
+
+
+class DecoderLayer(nn.Module):
+    """CCA and mixture of experts, each on the normed stream and added back through learned scales."""
+
+    config: ZayaConfig
+
+    @nn.compact
+    def __call__(self, carry, per_layer, layout: Layout):
+        """carry: (stream, router state, key stack, value stack); per_layer: this layer's constants and cache columns."""
+        cfg = self.config
+        stream, state, key, value = carry
+        dtype, param_dtype = jnp.dtype(cfg.dtype), jnp.dtype(cfg.param_dtype)
+        past = None
+        if per_layer["conv"] is not None:
+            past = LayerPast(
+                key, value, per_layer["layer"], per_layer["length"], per_layer["conv"], per_layer["delayed"]
+            )
+
+        x = RMSNorm(cfg.rms_norm_eps, dtype, param_dtype, name="input_layernorm")(stream)
+        branch, past = CCA(cfg, name="self_attn")(x, layout, per_layer["window"], per_layer["frequencies"], past)
+        stream = ResidualScaling(param_dtype, name="post_attention_residual_scale")(branch, stream)
+
+        x = RMSNorm(cfg.rms_norm_eps, dtype, param_dtype, name="post_attention_layernorm")(stream)
+        branch, state, load = MixtureOfExperts(cfg, name="mlp")(x, layout, state, per_layer["router_states_scale"])
+        stream = ResidualScaling(param_dtype, name="post_mlp_residual_scale")(branch, stream)
+
+        if past is None:
+            return (stream, state, None, None), (None, None, load)
+        return (stream, state, past.key, past.value), (past.conv, past.delayed, load)
+
+
+class Zaya(nn.Module):
+    """`Zaya(config).apply(variables, layout)` -> ZayaOutput.
+
+    Variables: "params" (layers stacked along a leading axis) and "balancing" (the router's balancing biases).
+    """
+
+    config: ZayaConfig
+
+    def setup(self) -> None:
+        cfg = self.config
+        dtype, param_dtype = jnp.dtype(cfg.dtype), jnp.dtype(cfg.param_dtype)
+        width = (cfg.hidden_size,)
+        normal = nn.initializers.normal(cfg.initializer_range)
+        self.embed_tokens = self.param("embed_tokens", normal, (cfg.vocab_size, *width), param_dtype)
+        self.input_scale = self.param("input_hidden_states_scale", nn.initializers.ones, width, param_dtype)
+        self.input_bias = self.param("input_hidden_states_bias", nn.initializers.zeros, width, param_dtype)
+        # The first layer has no state to scale, hence one row fewer than layers; it stands here, not in the scan.
+        self.router_states_scale = self.param(
+            "router_states_scale",
+            nn.initializers.ones,
+            (cfg.num_hidden_layers - 1, cfg.router_hidden_size),
+            param_dtype,
+        )
+        layer = nn.remat(DecoderLayer, prevent_cse=False) if cfg.remat else DecoderLayer
+        self.layers = nn.scan(
+            layer,
+            variable_axes={"params": 0, BALANCING: 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast),
+            length=cfg.num_hidden_layers,
+        )(cfg)
+        self.norm = RMSNorm(cfg.rms_norm_eps, dtype, param_dtype)
+        if not cfg.tie_word_embeddings:
+            self.lm_head = Linear(cfg.vocab_size, False, cfg.initializer_range, dtype, param_dtype)
+        if cfg.lm_head_bias:
+            self.lm_head_bias = self.param("lm_head_bias", nn.initializers.zeros, (cfg.vocab_size,), param_dtype)
+
+    def __call__(self, layout: Layout, cache: Cache | None = None) -> ZayaOutput:
+        """Logits for every row of the layout.
+
+        Args:
+          layout: see `Layout`; with a cache, built with start = cache.length.
+          cache: the committed past, or None.
+        """
+        hidden, cache, load = self.backbone(layout, cache)
+        return ZayaOutput(self.head(hidden), cache, load)
+
+    def embed(self, tokens: Array) -> Array:
+        """Token ids (MASK included) -> the residual stream [batch, row, hidden_size]."""
+        cfg = self.config
+        ids = jnp.where(tokens == MASK, cfg.mask_token_id, tokens)
+        h = self.embed_tokens.astype(cfg.dtype)[ids]
+        h = (h + self.input_bias.astype(cfg.dtype)) * self.input_scale.astype(cfg.dtype)
+        return h.astype(cfg.stream_dtype)
+
+    def backbone(
+        self, layout: Layout, cache: Cache | None = None, stream: Array | None = None
+    ) -> tuple[Array, Cache | None, Array]:
+        """Everything but the head: (normed hidden states [batch, row, hidden_size], pending cache, load).
+
+        Args:
+          stream: embedded tokens to use instead of the layout's (Jacobians, soft prompts).
+        """
+        cfg = self.config
+        stream = self.embed(layout.tokens) if stream is None else stream
+        state = jnp.zeros((*layout.tokens.shape, cfg.router_hidden_size), cfg.dtype)
+        key, value = (None, None) if cache is None else (cache.key, cache.value)
+        carry = (stream, state, key, value)
+        (stream, *_, key, value), (conv, delayed, load) = self.layers(carry, self._per_layer(cache), layout)
+        if cache is not None:
+            cache = Cache(key, value, conv, delayed, cache.length)
+        return self.norm(stream), cache, load
+
+    def head(self, hidden: Array) -> Array:
+        """Hidden states [..., hidden_size] -> logits [..., vocab]. Call it for the rows somebody reads."""
+        if self.config.tie_word_embeddings:
+            logits = hidden @ self.embed_tokens.astype(hidden.dtype).T
+        else:
+            logits = self.lm_head(hidden)
+        return logits + self.lm_head_bias.astype(logits.dtype) if self.config.lm_head_bias else logits
+
+    def _per_layer(self, cache: Cache | None) -> dict:
+        """What differs from layer to layer, stacked along the scanned axis."""
+        cfg = self.config
+        layers = cfg.num_hidden_layers
+        sliding = np.array([kind == SLIDING_ATTENTION for kind in cfg.layer_types])
+        unlimited = np.iinfo(np.int32).max
+        full, local = (inverse_frequencies(t, cfg.rotary_dim) for t in (cfg.rope_theta, cfg.sliding_rope_theta))
+        first = jnp.zeros((1, cfg.router_hidden_size), self.router_states_scale.dtype)
+        return {
+            "layer": jnp.arange(layers, dtype=jnp.int32),
+            "length": None if cache is None else jnp.broadcast_to(cache.length, (layers, *cache.length.shape)),
+            "conv": None if cache is None else cache.conv,
+            "delayed": None if cache is None else cache.delayed,
+            "window": jnp.asarray(np.where(sliding, cfg.sliding_window or 0, unlimited), jnp.int32)
+            if sliding.any()
+            else None,
+            "frequencies": jnp.where(sliding[:, None], local, full),
+            "router_states_scale": jnp.concatenate([first, self.router_states_scale]),
+        }

@@ -1,0 +1,87 @@
+"""ZAYA1's router and mixture of experts (zaya1.md section 1)."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from zaya_jax.architecture.config import ZayaConfig
+from zaya_jax.architecture.experts import dispatch
+from zaya_jax.architecture.layers import Linear, RMSNorm
+from zaya_jax.architecture.layout import PADDING, Layout
+
+Array = jax.Array
+BALANCING = "balancing"  # the variable collection of the balancing biases: state, not parameters
+
+
+class Router(nn.Module):
+    """Top-1 choice over experts + skip, from a state that is carried along depth (never along the text)."""
+
+    config: ZayaConfig
+
+    @nn.compact
+    def __call__(self, x: Array, state: Array, state_scale: Array) -> tuple[Array, Array, Array]:
+        """x [token, hidden], the previous layer's state [token, router] -> (probability, choice, new state).
+
+        The state keeps its gradient across layers. The balancing biases choose and never weigh: the weight is the
+        chosen class's softmax probability over all classes, not renormalised.
+        """
+        cfg = self.config
+        classes, width = cfg.num_experts + 1, cfg.router_hidden_size
+
+        def linear(name: str, features: int, use_bias: bool) -> Linear:
+            return Linear(
+                features, use_bias, cfg.initializer_range, jnp.dtype(cfg.dtype), jnp.dtype(cfg.param_dtype), name=name
+            )
+
+        state = linear("down_proj", width, True)(x) + state * state_scale.astype(state.dtype)
+        h = RMSNorm(cfg.rms_norm_eps, jnp.dtype(cfg.dtype), jnp.dtype(cfg.param_dtype), name="norm")(state)
+        h = jax.nn.gelu(linear("fc1", width, True)(h), approximate=False)
+        h = jax.nn.gelu(linear("fc2", width, True)(h), approximate=False)
+        logits = linear("out_proj", classes, False)(h)
+        probability = jax.nn.softmax(logits.astype(cfg.stream_dtype), axis=-1)
+        biases = self.variable(BALANCING, "biases", init_balancing_biases, classes)
+        choice = jnp.argmax(jax.lax.stop_gradient(probability) + biases.value, axis=-1).astype(jnp.int32)
+        return jnp.take_along_axis(probability, choice[:, None], axis=1)[:, 0], choice, state
+
+
+class MixtureOfExperts(nn.Module):
+    """Router, experts and the skip expert."""
+
+    config: ZayaConfig
+
+    @nn.compact
+    def __call__(self, x: Array, layout: Layout, state: Array, state_scale: Array) -> tuple[Array, Array, Array]:
+        """x [batch, row, hidden], state [batch, row, router] -> (output, new state, load int32 [2, classes])."""
+        cfg = self.config
+        shape = x.shape
+        x = x.reshape(-1, shape[-1])
+        probability, choice, state = Router(cfg, name="gate")(x, state.reshape(x.shape[0], -1), state_scale)
+
+        def weights(name: str, *shape: int) -> Array:
+            init = nn.initializers.normal(cfg.initializer_range)
+            return self.param(name, init, shape, jnp.dtype(cfg.param_dtype)).astype(cfg.dtype)
+
+        hidden, inner = shape[-1], cfg.moe_intermediate_size
+        gate_up = weights("gate_up_proj", cfg.num_experts, hidden, 2 * inner)
+        down = weights("down_proj", cfg.num_experts, inner, hidden)
+        out = dispatch(cfg.expert_backend, x, choice, gate_up, down)
+        if cfg.skip_expert == "identity":
+            out = jnp.where((choice == cfg.num_experts)[:, None], x, out)
+        out = out * probability[:, None].astype(out.dtype)
+        return out.reshape(shape), state.reshape(*shape[:2], -1), expert_load(choice.reshape(shape[:2]), layout, cfg)
+
+
+def init_balancing_biases(classes: int) -> Array:
+    """0 for experts, -1 for skip: p_skip - 1 <= 0, so skip loses as soon as any expert's bias is positive."""
+    return jnp.zeros((classes,), jnp.float32).at[-1].set(-1.0)
+
+
+def expert_load(choice: Array, layout: Layout, config: ZayaConfig) -> Array:
+    """How many tokens chose each class, int32 [2, classes]: clean slots, then draft slots; padding counts nowhere.
+
+    Apart, because all draft slots share one embedding and would hide or be hidden by the clean tokens' balance.
+    """
+    classes = jnp.arange(config.num_experts + 1, dtype=choice.dtype)
+    real = layout.document != PADDING
+    kinds = jnp.stack([real & (layout.block == 0), real & (layout.block != 0)])
+    return jnp.einsum("kbn,bnc->kc", kinds.astype(jnp.int32), (choice[..., None] == classes).astype(jnp.int32))
