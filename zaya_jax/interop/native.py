@@ -1,0 +1,74 @@
+"""Our own checkpoints, for reading: the newest step's weights without the optimizer that Training keeps beside them."""
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from orbax.checkpoint import v1 as ocp
+
+from zaya_jax.architecture import Layout, Zaya, ZayaConfig
+from zaya_jax.architecture.moe import BALANCING
+
+MODEL_FILE = "zaya_config.json"  # beside the numbered steps: what a reader needs to know of the model
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be written or read; the message is one line that names the path."""
+
+
+def write_model_file(directory: Path | str, config: ZayaConfig) -> None:
+    """Puts the model's configuration beside its steps."""
+    path = Path(directory)
+    path.mkdir(parents=True, exist_ok=True)
+    (path / MODEL_FILE).write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+
+
+def load_native(directory: Path | str) -> tuple[ZayaConfig, dict]:
+    """Configuration and variables of the newest step of one of our checkpoint directories.
+
+    Raises:
+      CheckpointError: no configuration, no whole step, or files that do not fit it or are damaged.
+    """
+    directory = Path(directory).absolute()
+    try:
+        config = ZayaConfig(**json.loads((directory / MODEL_FILE).read_text()))
+    except (OSError, TypeError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {directory / MODEL_FILE}: cannot be read: {one_line(error)}") from error
+    with ocp.training.Checkpointer(directory) as steps:
+        newest = steps.latest
+    if newest is None:
+        raise CheckpointError(f"checkpoint {directory}: no whole step in it")
+    path = directory / str(newest.step)
+    layout = Layout.causal(jnp.zeros((1, 2), jnp.int32))
+    abstract = jax.eval_shape(lambda key: Zaya(config).init(key, layout), jax.random.key(0))
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract)
+    return config, read_tree(path, {"params": wanted["params"], BALANCING: wanted[BALANCING]})
+
+
+def read_tree(path: Path, abstract):
+    """Reads the leaves of `abstract` out of a step that may hold more (an optimizer's, say).
+
+    Raises:
+      CheckpointError: as `load_native`.
+    """
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    # Orbax logs a page of traceback beside what it raises; the one line below says it.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    try:
+        with context:
+            return ocp.load(path, abstract)
+    except Exception as error:
+        # Orbax and TensorStore raise many types here; to a user all mean that this checkpoint does not fit.
+        raise CheckpointError(f"checkpoint {path}: cannot be read: {one_line(error)}") from error
+    finally:
+        logging.getLogger("absl").setLevel(logging.WARNING)
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message on one line of bounded length."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

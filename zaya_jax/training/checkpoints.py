@@ -1,0 +1,61 @@
+"""Checkpoints on disk: the one place that talks to Orbax (v1 API).
+
+A checkpoint directory holds numbered steps. Each step is written beside its final name and renamed when whole, so an
+interrupted save leaves the one before it loadable; the data position and anything else that is plain JSON travels in the
+step's metadata.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from zaya_jax.interop.native import CheckpointError, one_line
+
+
+class Checkpoints:
+    """The steps of one training phase."""
+
+    def __init__(self, directory: Path | str, keep: int = 2):
+        self.directory = Path(directory).absolute()
+        policy = ocp.training.preservation_policies.LatestN(keep)
+        self._orbax = ocp.training.Checkpointer(self.directory, preservation_policy=policy, cleanup_tmp_directories=True)
+
+    @property
+    def latest(self) -> int | None:
+        """The newest whole step, or None."""
+        newest = self._orbax.latest
+        return None if newest is None else newest.step
+
+    def save(self, step: int, state: Any, extra: dict[str, Any]) -> None:
+        """Writes a pytree of arrays and a JSON-able dict; returns when both are on disk.
+
+        Raises:
+          CheckpointError: the disk refuses (full, read-only); the steps before stay as they were.
+        """
+        try:
+            self._orbax.save(step, state, custom_metadata=extra, overwrite=True)
+        except Exception as error:
+            # Orbax and TensorStore raise many types here (OSError, ValueError, their own); all mean one thing to a user.
+            raise CheckpointError(f"checkpoint {self.directory}/{step}: cannot be written: {one_line(error)}") from error
+
+    def load(self, state: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
+        """Reads a step (the newest by default) into the shapes, dtypes and shardings of `state`.
+
+        Raises:
+          CheckpointError: no such step, or one that does not fit or cannot be read.
+        """
+        step = self.latest if step is None else step
+        if step is None:
+            raise CheckpointError(f"checkpoint {self.directory}: no whole step in it")
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+        try:
+            loaded = self._orbax.load(step, abstract)
+            extra = self._orbax.metadata(step).custom_metadata
+        except Exception as error:
+            raise CheckpointError(f"checkpoint {self.directory}/{step}: cannot be read: {one_line(error)}") from error
+        return loaded, extra
+
+    def close(self) -> None:
+        self._orbax.close()

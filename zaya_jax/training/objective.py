@@ -1,0 +1,123 @@
+"""What is trained: next tokens, and for TiDAR also whole blocks of masks in the same forward pass."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from zaya_jax.architecture import Layout, Zaya
+
+Array = jax.Array
+LOGITS_AT_ONCE = 2**26  # logits that exist at once: 256 MiB in float32
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """A training objective.
+
+    Attributes:
+      kind: "autoregressive" (next token) or "tidar" ([alpha * CE_AR + CE_diff] / (1 + alpha); arXiv 2511.08923, eq. 3).
+      block_size: slots a draft block (tidar).
+      alpha: weight of the autoregressive loss (tidar).
+      masking: "full" (every draft slot is MASK, as at inference) or "random" (each block reveals a uniformly drawn share
+        of its slots, which then have no loss: the ablation of TiDAR's table 4).
+    """
+
+    kind: str = "tidar"
+    block_size: int = 8
+    alpha: float = 1.0
+    masking: str = "full"
+
+    def __post_init__(self) -> None:
+        def require(ok: bool, field: str, may_be: str) -> None:
+            if not ok:
+                raise ValueError(f"Objective.{field}: got {getattr(self, field)!r}, may be {may_be}")
+
+        require(self.kind in ("autoregressive", "tidar"), "kind", "'autoregressive' or 'tidar'")
+        require(isinstance(self.block_size, int) and self.block_size >= 1, "block_size", "an integer of at least 1")
+        require(isinstance(self.alpha, (int, float)) and self.alpha >= 0, "alpha", "a number of at least 0")
+        require(self.masking in ("full", "random"), "masking", "'full' or 'random'")
+
+    def draw(self, key: Array, batch: int, row: int) -> dict[str, Array]:
+        """The random part of a step for the whole batch, so that it does not depend on how the batch is sharded.
+
+        Returns:
+          {} or {"offset": int32 [batch], "reveal": bool [batch, row]}: see `Layout.tidar`.
+        """
+        if self.kind == "autoregressive":
+            return {}
+        offset_key, rate_key, reveal_key = jax.random.split(key, 3)
+        drawn = {"offset": jax.random.randint(offset_key, (batch,), 0, self.block_size)}
+        if self.masking == "random":
+            blocks = row // self.block_size + 2
+            rate = jax.random.uniform(rate_key, (batch, blocks))
+            grid = (jnp.arange(row) - drawn["offset"][:, None]) // self.block_size + 1
+            rate = jnp.take_along_axis(rate, grid, axis=1)
+            drawn["reveal"] = jax.random.uniform(reveal_key, (batch, row)) < rate
+        return drawn
+
+    def layout(self, batch: dict[str, Array], drawn: dict[str, Array]) -> Layout:
+        """The rows to run: batch has tokens and document, int32 [batch, row] (document: PADDING on padding)."""
+        if self.kind == "autoregressive":
+            return Layout.causal(batch["tokens"], document=batch["document"])
+        return Layout.tidar(batch["tokens"], self.block_size, document=batch["document"], **drawn)
+
+    def sums(self, model: Zaya, variables, batch: dict[str, Array], drawn: dict[str, Array]) -> dict[str, Array]:
+        """Runs the model; everything returned is a sum over tokens, so that shards add up.
+
+        Returns:
+          ar_nll, ar_count (float32 []); load (int32 [layer, 2, classes]); for tidar also draft_nll, draft_correct,
+          draft_count, each float32 [block_size], by slot.
+        """
+        layout = self.layout(batch, drawn)
+        hidden, _, load = model.apply(variables, layout, method="backbone")
+        nll, _ = cross_entropy(model, variables, hidden[:, : layout.clean_size], *layout.clean_targets())
+        has = layout.clean_targets()[1]
+        out = {"ar_nll": nll.sum(), "ar_count": has.sum().astype(jnp.float32), "load": load}
+        if self.kind == "tidar":
+            ids, has = layout.draft_targets(drawn["offset"])
+            nll, correct = cross_entropy(model, variables, hidden[:, layout.clean_size :], ids, has)
+            by_slot = {"draft_nll": nll, "draft_correct": correct, "draft_count": has}
+            for name, value in by_slot.items():
+                out[name] = value.reshape(-1, self.block_size).sum(0).astype(jnp.float32)
+        return out
+
+    def loss(self, sums: dict[str, Array], counts: dict[str, Array]) -> Array:
+        """The loss from (possibly one shard's) sums and the whole batch's counts."""
+        ar = sums["ar_nll"] / jnp.maximum(counts["ar_count"], 1)
+        if self.kind == "autoregressive":
+            return ar
+        draft = sums["draft_nll"].sum() / jnp.maximum(counts["draft_count"].sum(), 1)
+        return (self.alpha * ar + draft) / (1 + self.alpha)
+
+
+def cross_entropy(model: Zaya, variables, hidden: Array, ids: Array, has: Array) -> tuple[Array, Array]:
+    """Negative log-likelihood in float32 and whether the likeliest token is right, both 0 where `has` is False.
+
+    Logits exist for at most LOGITS_AT_ONCE entries at a time, in the backward pass too: a row of ZAYA1-8B's vocabulary
+    would otherwise take 8.6 GB (tidar.md section 1).
+
+    Args:
+      hidden: [batch, row, hidden_size].
+      ids, has: int32 and bool [batch, row].
+    """
+
+    def chunk(hidden: Array, ids: Array) -> tuple[Array, Array]:
+        logits = model.apply(variables, hidden, method="head").astype(jnp.float32)
+        target = jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]
+        nll = jax.nn.logsumexp(logits, axis=-1) - target
+        return nll, target >= logits.max(-1)
+
+    flat_hidden, flat_ids = hidden.reshape(-1, hidden.shape[-1]), ids.reshape(-1)
+    rows = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
+    if flat_ids.shape[0] <= rows:
+        nll, right = chunk(flat_hidden, flat_ids)
+    else:
+        padding = -flat_ids.shape[0] % rows
+        pieces = (
+            jnp.pad(flat_hidden, ((0, padding), (0, 0))).reshape(-1, rows, hidden.shape[-1]),
+            jnp.pad(flat_ids, (0, padding)).reshape(-1, rows),
+        )
+        nll, right = jax.lax.map(jax.checkpoint(lambda piece: chunk(*piece)), pieces)
+        nll, right = (x.reshape(-1)[: flat_ids.shape[0]] for x in (nll, right))
+    return jnp.where(has, nll.reshape(ids.shape), 0), right.reshape(ids.shape) & has
