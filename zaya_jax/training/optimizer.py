@@ -1,6 +1,7 @@
 """Optimizers, schedules and the router's balancing controller."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -36,24 +37,31 @@ class OptimizerConfig:
             require(getattr(self, field) >= 0, field, "a number of at least 0")
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """The optimizer of a phase of `steps` steps."""
+def schedule(config: OptimizerConfig, step: int, steps: int) -> float:
+    """Share of the peak rate at 0-based `step` of `steps`: linear warm-up, then cosine to `final_learning_rate`.
 
-    def schedule(peak: float) -> optax.Schedule:
-        warmup = min(config.warmup_steps, max(1, steps // 2))
-        return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(steps, warmup + 1), peak * config.final_learning_rate)
+    A number that is fed to the compiled step, not part of it: phases of other lengths compile nothing.
+    """
+    warmup = min(config.warmup_steps, steps // 2)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(1, steps - warmup)
+    return config.final_learning_rate + (1 - config.final_learning_rate) * 0.5 * (1 + math.cos(math.pi * progress))
 
+
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+    """The rule at its peak rate; the caller scales its updates by `schedule` (weight decay included, as optax does)."""
     if config.name == "adamw":
         rule = optax.adamw(
-            schedule(config.learning_rate), b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mask=matrices
+            config.learning_rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mask=matrices
         )
     else:
         rule = optax.contrib.muon(
-            schedule(config.learning_rate),
+            config.learning_rate,
             weight_decay=config.weight_decay,
             adam_b1=config.b1,
             adam_b2=config.b2,
-            adam_learning_rate=schedule(config.adam_learning_rate or config.learning_rate),
+            adam_learning_rate=config.adam_learning_rate or config.learning_rate,
             muon_weight_dimension_numbers=_muon_axes,
             consistent_rms=0.2,  # updates of AdamW's size, so that its rates carry over (arXiv 2502.16982)
         )

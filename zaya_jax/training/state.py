@@ -1,5 +1,6 @@
 """The training state and one training step."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -38,37 +39,39 @@ def init_variables(model: Zaya, seed: int) -> dict:
     return jax.jit(model.init)(jax.random.key(seed), layout)
 
 
-def init_state(variables: dict, optimizer: OptimizerConfig, steps: int, seed: int) -> TrainState:
+def init_state(variables: dict, optimizer: OptimizerConfig, seed: int) -> TrainState:
     """The state at the start of a phase: given variables, fresh optimizer."""
     params, balancing = variables["params"], variables[BALANCING]
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         balancing=balancing,
-        opt_state=make_optimizer(optimizer, steps).init(params),
+        opt_state=make_optimizer(optimizer).init(params),
         balancing_opt_state=optax.adam(1.0).init(balancing),
         rng=jax.random.key_data(jax.random.key(seed)),
     )
 
 
+@functools.lru_cache(maxsize=8)  # phases that share all four (pretraining and its control, say) compile once
 def make_train_step(
-    model: Zaya, objective: Objective, optimizer: OptimizerConfig, steps: int, mesh: Mesh | None = None
-) -> Callable[[TrainState, dict[str, Array]], tuple[TrainState, dict[str, Array]]]:
-    """A jitted (state, batch) -> (state, metrics); the old state's buffers are given away.
+    model: Zaya, objective: Objective, optimizer: OptimizerConfig, mesh: Mesh | None = None
+) -> Callable[[TrainState, dict[str, Array], float], tuple[TrainState, dict[str, Array]]]:
+    """A jitted (state, batch, share of the peak rate) -> (state, metrics); the old state's buffers are given away.
 
     Args:
       mesh: with an axis "data", the batch is split along it; None for one device. The random draws are made for the
         whole batch before it is split, so the numbers differ between device counts by rounding alone.
     """
-    rule = make_optimizer(optimizer, steps)
+    rule = make_optimizer(optimizer)
     balancing_rule = optax.adam(optimizer.balancing_rate)
     gradients = _gradients(model, objective, mesh)
 
-    def train_step(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, dict[str, Array]]:
+    def train_step(state: TrainState, batch: dict[str, Array], rate: Array) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         drawn = objective.draw(key, *batch["tokens"].shape)
         grads, sums = gradients(state.params, state.balancing, batch, drawn)
         updates, opt_state = rule.update(grads, state.opt_state, state.params)
+        updates = jax.tree.map(lambda update: update * rate, updates)
         error = balancing_error(sums["load"])
         error = jax.tree.map(lambda leaf: error.astype(leaf.dtype), state.balancing)
         nudge, balancing_opt_state = balancing_rule.update(error, state.balancing_opt_state)
