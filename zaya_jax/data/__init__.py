@@ -1,0 +1,1 @@
+"""Data: text corpora, tokenizers, verifiable task families, and the pipelines that pack them."""

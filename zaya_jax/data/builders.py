@@ -1,0 +1,323 @@
+"""Text corpora as tfds builders that write ArrayRecord, without TensorFlow and without network.
+
+`prepare_text` is the door: it prepares a corpus once and opens one split for random access. The
+prepared directory's name holds a hash of every byte that was read, so changed files are prepared
+again and stale data is never reused. A document (a file, or a line of a .jsonl) belongs to train,
+validation or test, 96/2/2, by a hash of its text.
+"""
+
+import fcntl
+import glob
+import json
+import platform
+import shutil
+import sysconfig
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+from absl import logging
+
+from zaya_jax.data.splits import SPLITS, require_split, split_of
+
+SPLIT_PERCENTS = (96, 2, 2)
+PROSE_SUFFIXES = (".txt", ".md", ".rst", ".tex")
+CODE_SUFFIXES = (
+    ".py",
+    ".pyi",
+    ".c",
+    ".h",
+    ".cc",
+    ".cpp",
+    ".cu",
+    ".rs",
+    ".go",
+    ".java",
+    ".js",
+    ".sh",
+)
+TEXT_SUFFIXES = frozenset({*PROSE_SUFFIXES, *CODE_SUFFIXES, ".jsonl"})  # Read from directories.
+TEST_DIRECTORIES = frozenset({"test", "tests", "idle_test"})
+INSTALLED_DIRECTORIES = frozenset({"site-packages", "dist-packages", "__pycache__"})
+
+Document = tuple[str, str]  # (name, text)
+
+
+class _TextBuilder(tfds.core.GeneratorBasedBuilder):
+    """Documents in, ArrayRecord out; subclasses say which documents there are."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    pkg_dir_path = Path(__file__).parent  # tfds cannot infer it outside its own package tree.
+    skip_registering = True
+
+    def __init__(self, *, fingerprint: str, **kwargs: Any):
+        """`fingerprint` names the tfds config, hence the directory of the prepared data."""
+        config = tfds.core.BuilderConfig(name=fingerprint, version=self.VERSION)
+        super().__init__(config=config, file_format="array_record", **kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {"text": tfds.features.Text(), "name": tfds.features.Text()}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict]]]:
+        del dl_manager  # Everything is local.
+        texts = (text for _, text in self.documents() if text.strip())
+        held = {split_of(text.encode("utf-8"), SPLIT_PERCENTS) for text in texts}
+        if not held:
+            raise ValueError(f"source: {self.name} is empty: it holds no text")
+        # tfds refuses to write a split without examples; prepare_text reports a missing one.
+        return {split: self._generate_examples(split) for split in SPLITS if split in held}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[str, dict[str, str]]]:
+        # Equal texts hash to the same split, so looking for duplicates inside one is enough.
+        seen: set[str] = set()
+        for name, text in self.documents():
+            data = text.encode("utf-8")
+            digest = blake2b(data, digest_size=16).hexdigest()
+            if digest in seen or not text.strip() or split_of(data, SPLIT_PERCENTS) != split:
+                continue
+            seen.add(digest)
+            yield digest, {"text": text, "name": name}
+
+    def documents(self) -> Iterator[Document]:
+        """All (name, text) pairs in a fixed order, duplicates included."""
+        raise NotImplementedError
+
+
+class StdlibCode(_TextBuilder):
+    """The *.py files of the running interpreter's standard library."""
+
+    skip_registering = False
+
+    def __init__(
+        self, *, include_tests: bool = False, root: str | Path | None = None, **kwargs: Any
+    ):
+        """`root` replaces the interpreter's own library; `include_tests` adds its test suites."""
+        self._root = Path(root) if root is not None else Path(sysconfig.get_path("stdlib"))
+        if not self._root.is_dir():
+            raise FileNotFoundError(f"stdlib: no such directory: {self._root}")
+        excluded = INSTALLED_DIRECTORIES | (frozenset() if include_tests else TEST_DIRECTORIES)
+        contents = dict(_decodable_files(self._root, excluded))
+        self._files = list(contents)
+        tests = "-tests" if include_tests else ""
+        python = f"{platform.python_implementation()}-{platform.python_version()}".lower()
+        fingerprint = _fingerprint(contents.items())
+        super().__init__(fingerprint=f"{python}{tests}-{fingerprint}", **kwargs)
+
+    def documents(self) -> Iterator[Document]:
+        """(path inside the library, text) of every file that is valid UTF-8."""
+        for name in self._files:
+            path = self._root / name
+            yield name, _decode(path, _read(path))
+
+
+class LocalText(_TextBuilder):
+    """Text files, and .jsonl files with one document a line, from files, directories or globs."""
+
+    skip_registering = False
+
+    def __init__(self, *, paths: Sequence[str | Path], key: str = "text", **kwargs: Any):
+        """`key` is the field of a .jsonl line that holds its text.
+
+        Raises FileNotFoundError for a path that names nothing, ValueError for an unreadable file.
+        """
+        self._files = _resolve(paths)
+        self._key = key
+        contents = ((str(path), _read(path)) for path in self._files)
+        super().__init__(fingerprint=f"{_fingerprint(contents, salt=key)}", **kwargs)
+
+    def documents(self) -> Iterator[Document]:
+        """(path, text) of each text file and (path:line, text) of each .jsonl line."""
+        for path in self._files:
+            data = _read(path)
+            if path.suffix.lower() == ".jsonl":
+                yield from _jsonl_documents(path, data, self._key)
+            else:
+                yield str(path), _decode(path, data)
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """One prepared split: `source[i]` is {"text": str, "name": str}."""
+
+    records: Any  # What tfds opens: a sequence of {"text": bytes, "name": bytes}.
+    directory: Path  # Of the prepared data.
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, str]:
+        return {key: value.decode("utf-8") for key, value in self.records[index].items()}
+
+
+def prepare_text(
+    source: str | Sequence[str | Path] | Mapping[str, Any], data_dir: str | Path, split: str
+) -> TextSource:
+    """Opens a split of a text corpus, preparing it under `data_dir` if that was not yet done.
+
+    Args:
+      source: "stdlib", "stdlib+tests", a list of local paths (files, directories, globs), or a
+        dict {"paths": [...], "key": field of the .jsonl lines (default "text")}.
+      data_dir: where prepared corpora are kept; made if need be.
+      split: "train", "validation" or "test".
+
+    Returns:
+      A random-access sequence of {"text": str, "name": str}.
+
+    Raises:
+      ValueError: unknown source or split, malformed file, empty corpus or split.
+      FileNotFoundError: a path that names no file.
+    """
+    require_split(split)
+    builder = _make_builder(source, Path(data_dir).expanduser())
+    _prepare(builder)
+    counts = {name: info.num_examples for name, info in builder.info.splits.items()}
+    if not counts.get(split):
+        raise ValueError(
+            f"split: {split!r} of {_describe(source)} holds no document (documents: {counts}); "
+            "a document is a file or a .jsonl line: give more of them"
+        )
+    return TextSource(builder.as_data_source(split), Path(builder.data_dir))
+
+
+def _make_builder(source: Any, data_dir: Path) -> _TextBuilder:
+    if source in ("stdlib", "stdlib+tests"):
+        return StdlibCode(include_tests=source == "stdlib+tests", data_dir=data_dir)
+    if isinstance(source, Mapping):
+        unknown = sorted(set(source) - {"paths", "key"})
+        if unknown or "paths" not in source:
+            raise ValueError(f"source: got fields {sorted(source)}, must be paths and maybe key")
+        return LocalText(**source, data_dir=data_dir)
+    if isinstance(source, Sequence) and not isinstance(source, str):
+        return LocalText(paths=source, data_dir=data_dir)
+    raise ValueError(
+        f'source: got {source!r}, must be "stdlib", "stdlib+tests", a list of paths or a dict '
+        "with paths and maybe key"
+    )
+
+
+def _prepare(builder: _TextBuilder) -> None:
+    """Prepares `builder`'s data unless it is there; all of it appears at once or not at all."""
+    target = Path(builder.data_dir)
+    if target.exists():
+        builder.info.read_from_directory(target)  # It may have come after `builder` was made.
+        return
+    config_dir = target.parent
+    config_dir.parent.mkdir(parents=True, exist_ok=True)
+    with open(config_dir.parent / ".lock", "w") as lock:
+        # The kernel drops the lock of a killed process, so whoever holds it may sweep up what an
+        # earlier one left; other processes of a multi-process run wait here and find it done.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if target.exists():
+            builder.info.read_from_directory(target)
+            return
+        shutil.rmtree(config_dir, ignore_errors=True)
+        try:
+            # tfds writes to a temporary directory, renames it at the end, removes it on failure.
+            with tempfile.TemporaryDirectory() as unused:  # tfds makes one for downloads.
+                builder.download_and_prepare(download_dir=unused, file_format="array_record")
+        except BaseException:
+            shutil.rmtree(config_dir, ignore_errors=True)
+            raise
+
+
+def _describe(source: Any) -> str:
+    text = repr(source)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _fingerprint(contents: Iterable[tuple[str, bytes]], salt: str = "") -> str:
+    """A hash of all (name, bytes) pairs, in order."""
+    digest = blake2b(salt.encode("utf-8"), digest_size=8)
+    for name, data in contents:
+        digest.update(f"\0{name}\0{len(data)}\0".encode("utf-8", "surrogateescape"))
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def _resolve(paths: Sequence[str | Path]) -> list[Path]:
+    """The sorted, distinct files that `paths` name."""
+    if isinstance(paths, str | Path) or not paths:
+        raise ValueError(f"paths: got {paths!r}, must be a list of files, directories or globs")
+    files: set[Path] = set()
+    for entry in paths:
+        text = str(Path(entry).expanduser())
+        # A path that exists is taken literally, even with a "[" in its name.
+        matches = [text] if Path(text).exists() else glob.glob(text, recursive=True)
+        if not matches:
+            raise FileNotFoundError(f"paths: {text} is no file, directory or matching glob")
+        for match in map(Path, matches):
+            files.update(_text_files(match) if match.is_dir() else [match.resolve()])
+    if not files:
+        raise ValueError(
+            f"paths: {_describe(list(map(str, paths)))} hold no text file ({' '.join(sorted(TEXT_SUFFIXES))})"
+        )
+    return sorted(files)
+
+
+def _text_files(directory: Path) -> list[Path]:
+    """Files of a known suffix below `directory`, hidden ones (such as .git) left out."""
+    root = directory.resolve()
+    return [
+        path
+        for path in root.rglob("*")
+        if path.suffix.lower() in TEXT_SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(root).parts)
+        and path.is_file()
+    ]
+
+
+def _decodable_files(root: Path, excluded: frozenset[str]) -> Iterator[tuple[str, bytes]]:
+    """(relative path, bytes) of the UTF-8 *.py files outside directories named in `excluded`."""
+    skipped = 0
+    for path in sorted(root.rglob("*.py")):
+        if excluded.intersection(path.relative_to(root).parts[:-1]):
+            continue
+        try:
+            data = path.read_bytes()
+            data.decode("utf-8")
+        except (OSError, UnicodeDecodeError):
+            skipped += 1
+            continue
+        yield str(path.relative_to(root)), data
+    if skipped:
+        logging.warning("stdlib: skipped %d unreadable or non-UTF-8 files", skipped)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"paths: cannot read {path}: {error.strerror}") from error
+
+
+def _decode(path: Path, data: bytes) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"paths: {path} is not UTF-8 (byte {error.start})") from error
+
+
+def _jsonl_documents(path: Path, data: bytes, key: str) -> Iterator[Document]:
+    # split("\n"), not splitlines(): JSON strings may hold U+2028 and its like as they are.
+    for number, line in enumerate(_decode(path, data).split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where}: not JSON: {error.msg} at column {error.colno}") from error
+        text = record.get(key) if isinstance(record, dict) else None
+        if not isinstance(text, str):
+            message = f"{where}: must be an object whose field {key!r} is a string"
+            raise ValueError(message)  # noqa: TRY004 (the file is malformed, not the call)
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{where}: field {key!r} holds a lone surrogate") from error
+        yield where, text

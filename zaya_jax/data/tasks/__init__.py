@@ -1,0 +1,24 @@
+"""Verifiable task families: problems whose answers a program can check."""
+
+from dataclasses import fields
+from typing import Any
+
+from zaya_jax.data.tasks.addition import Addition
+from zaya_jax.data.tasks.base import Problem, Task, TaskSource
+from zaya_jax.data.tasks.countdown import Countdown
+from zaya_jax.data.tasks.list_programs import ListPrograms
+
+TASKS: dict[str, type[Task]] = {task.name: task for task in (Addition, Countdown, ListPrograms)}
+
+__all__ = ["TASKS", "Problem", "Task", "TaskSource", "make_task"]
+
+
+def make_task(name: str, **options: Any) -> Task:
+    """The task called `name`. ValueError for an unknown name or option, or a value out of range."""
+    if name not in TASKS:
+        raise ValueError(f"task: got {name!r}, must be one of {', '.join(TASKS)}")
+    known = [field.name for field in fields(TASKS[name])]
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        raise ValueError(f"task {name}: got option {unknown[0]!r}, may be {', '.join(known)}")
+    return TASKS[name](**options)
