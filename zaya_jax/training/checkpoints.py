@@ -57,5 +57,8 @@ class Checkpoints:
             raise CheckpointError(f"checkpoint {self.directory}/{step}: cannot be read: {one_line(error)}") from error
         return loaded, extra
 
-    def close(self) -> None:
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._orbax.close()

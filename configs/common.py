@@ -1,0 +1,50 @@
+"""What config files share: the colon argument and the skeleton of a run."""
+
+import dataclasses
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from zaya_jax.architecture import preset
+from zaya_jax.training.objective import Objective
+from zaya_jax.training.optimizer import OptimizerConfig
+
+
+def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
+    """`--config=file.py:fast,block_size=4` -> the defaults with those values; a bare name means True.
+
+    Raises:
+      ValueError: a name that has no default, or a value of another type.
+    """
+    values = ConfigDict(defaults)
+    for item in filter(None, (arg or "").split(",")):
+        name, _, text = item.partition("=")
+        if name not in defaults:
+            raise ValueError(f"config argument {name!r}: unknown, may be one of {sorted(defaults)}")
+        kind = type(defaults[name])
+        try:
+            values[name] = (text or "true").lower() in ("true", "1") if kind is bool else kind(text)
+        except ValueError:
+            raise ValueError(f"config argument {name}: got {text!r}, may be a {kind.__name__}") from None
+    return values
+
+
+def model(name: str, **changes: Any) -> ConfigDict:
+    """Every field of a preset, so that each can be overridden by --config.model.FIELD."""
+    return ConfigDict(dataclasses.asdict(preset(name, **changes)))
+
+
+def phase(steps: int, objective: Objective, optimizer: OptimizerConfig, **rest: Any) -> ConfigDict:
+    """A training stage: see `zaya_jax.training.loop.Phase`."""
+    return ConfigDict(
+        {
+            "steps": steps,
+            "batch_size": 16,
+            "log_every": 10,
+            "evaluate_every": 100,
+            "save_every": 200,
+            "objective": dataclasses.asdict(objective),
+            "optimizer": dataclasses.asdict(optimizer),
+            **rest,
+        }
+    )

@@ -1,0 +1,54 @@
+"""Quickstart: a 0.37M-parameter ZAYA1 on real text and worked additions, AR -> TiDAR, sampled three ways. A toy.
+
+Command:   python -m experiments.run --config=configs/quickstart.py --workdir=runs/quickstart
+Arguments: :fast (seconds, only to see every stage run), :block_size=4, :preset=zaya1_1m, :alpha=0.5, :masking=random
+Hardware:  2 CPU cores, under 4 GiB
+Time and result: see README.md and results/quickstart/ (made by this file).
+
+The text is this interpreter's own standard library; the task is addition with every column worked out, whose test pairs
+never occur in training. `control` trains the pretrained model on for the same clean tokens with the AR loss alone: what
+conversion costs is measured against it.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common import model, parse_arg, phase
+from zaya_jax.training.objective import Objective
+from zaya_jax.training.optimizer import OptimizerConfig
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    arg = parse_arg(arg, fast=False, block_size=8, preset="zaya1_300k", alpha=1.0, masking="full")
+    c = ConfigDict()
+    c.name = "quickstart"
+    c.seed = 0
+    c.cpu_devices = 1  # data-parallel CPU devices; 2 threads on 1 device measured faster than 1 thread on each of 2
+    c.tokenizer = "bytes"  # or the path of a trained tokenizer.json
+    c.model = model(arg.preset)
+
+    c.data = ConfigDict()
+    c.data.row_length = 128
+    # weight: share of training rows. Sources: {"text": "stdlib" or [paths]} or {"task": name, "options": {...}}.
+    c.data.mixture = (
+        ConfigDict({"task": "addition", "options": ConfigDict({"digits": 3}), "weight": 0.7}),
+        ConfigDict({"text": "stdlib", "weight": 0.3}),
+    )
+    c.data.task_documents = 200_000  # an epoch of a task source
+    c.data.validation_batches = 8
+
+    optimizer = OptimizerConfig(learning_rate=3e-3)
+    steps = (20, 20) if arg.fast else (900, 1000)
+    c.pretrain = phase(steps[0], Objective("autoregressive"), optimizer)
+    draft = Objective("tidar", block_size=arg.block_size, alpha=arg.alpha, masking=arg.masking)
+    c.convert = phase(steps[1], draft, optimizer)
+    c.control = phase(steps[1], Objective("autoregressive"), optimizer)
+
+    c.evaluate = ConfigDict()
+    c.evaluate.task = "addition"  # a task of the mixture
+    c.evaluate.prompts = 16 if arg.fast else 512
+    c.evaluate.batch = 16 if arg.fast else 64
+    c.evaluate.max_new_tokens = 64
+    c.evaluate.temperatures = (0.0, 1.0)
+    c.evaluate.beta = 0.5
+    c.evaluate.seed = 1_000
+    return c

@@ -1,0 +1,46 @@
+"""The command line shared by the doors: absl flags, one-line errors."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags
+
+# What a user's mistake raises. Anything else is our bug and keeps its traceback.
+USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, FloatingPointError)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses flags and runs `main`; a user's mistake becomes one line on stderr and exit status 2."""
+
+    def guarded(argv: Sequence[str]) -> None:
+        if len(argv) > 1:
+            fail(f"argument {argv[1]!r}: unexpected, may be flags only (--help lists them)")
+        try:
+            main()
+        except USER_ERRORS as error:
+            fail(str(error))
+        except KeyboardInterrupt:
+            fail("interrupted; the same command goes on from the last checkpoint", status=130)
+
+    app.run(guarded, flags_parser=_parse)
+
+
+def fail(message: str, status: int = 2) -> None:
+    """Ends the program with one line."""
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    raise SystemExit(status)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    if any(arg in ("--help", "-h", "-help", "--helpshort") for arg in argv[1:]):
+        print(sys.modules["__main__"].__doc__)
+        print(flags.FLAGS.main_module_help())
+        raise SystemExit(0)
+    try:
+        return flags.FLAGS(list(argv))
+    except flags.Error as error:
+        fail(str(error))
+    except (AttributeError, KeyError, TypeError, ValueError, OSError, ImportError, SyntaxError) as error:
+        # ml_collections reads the config file and applies overrides here; it raises these for unknown keys and types.
+        fail(f"--config: {error}")
+    return []

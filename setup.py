@@ -1,0 +1,52 @@
+"""Package definition. Lower bounds are what the tests ran with on Python 3.11; a bound with a reason says it."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+JAX = "0.10.1"  # jax 0.10 is the last line for Python 3.11; jax.set_mesh and shard_map at top level need it
+
+setup(
+    name="zaya_jax",
+    version="0.1.0",
+    description="ZAYA1 in JAX, turned into a block-diffusion model that drafts and verifies in one forward pass",
+    long_description=(Path(__file__).parent / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["zaya_jax*", "experiments*", "configs*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        f"jax>={JAX}",
+        "flax>=0.12.8",  # linen; runs without deprecation warnings on jax 0.10-0.12
+        "optax>=0.2.8",  # contrib.muon with consistent_rms
+        "orbax-checkpoint>=0.12.8",  # the v1 API this project uses
+        "ml-collections>=1.1.0",
+        "absl-py>=2.1",
+        "numpy>=2.0",
+        "safetensors>=0.6",
+        "tokenizers>=0.22",
+        "tensorflow-datasets>=4.9.9",  # imports without TensorFlow since 4.9
+        "array_record>=0.8.1",
+        "grain>=0.2.15",
+        "importlib_resources>=6.0",  # tensorflow-datasets needs it and does not say so
+        "matplotlib>=3.9",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "cuda": [f"jax[cuda12]>={JAX}"],
+        "rocm": [f"jax[rocm7-local]>={JAX}"],  # ROCm 7 itself comes from AMD's installer or container
+        "test": [
+            "pytest>=9.0",
+            "hypothesis>=6.140",
+            "flatbuffers>=25.2",  # jax.export's serialize needs it and jax does not require it
+            "ruff>=0.17,<0.18",  # the formatter's style changes between minor versions
+            "pyrefly>=1.4,<2",
+            "nbclient>=0.10",
+            "ipykernel>=6.29",
+            "jupytext>=1.17",
+        ],
+        "notebooks": ["jupyterlab>=4.3", "jupytext>=1.17"],
+        # The oracle: expected logits were made with exactly these.
+        "parity": ["torch==2.13.0", "transformers==5.23.0"],
+    },
+)

@@ -1,0 +1,1 @@
+"""Measuring: likelihood, task accuracy under each sampler, and what a forward costs."""
