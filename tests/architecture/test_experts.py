@@ -1,0 +1,65 @@
+"""The three dispatches compute one thing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zaya_jax.architecture.experts import BACKENDS, block_padded, dense, dispatch, gather
+
+
+def loop(x, choice, gate_up, down):
+    """One token at a time, in numpy."""
+    out = np.zeros_like(x)
+    for t, e in enumerate(choice):
+        if e < len(gate_up):
+            gate, up = np.split(x[t] @ gate_up[e], 2)
+            out[t] = (gate / (1 + np.exp(-gate)) * up) @ down[e]
+    return out
+
+
+def inputs(tokens, experts, seed=0, hidden=6, inner=5):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((tokens, hidden))
+    choice = rng.integers(0, experts + 1, tokens).astype(np.int32)  # the last class is skip
+    return x, choice, rng.standard_normal((experts, hidden, 2 * inner)), rng.standard_normal((experts, inner, hidden))
+
+
+@given(st.integers(1, 70), st.integers(1, 9), st.integers(0, 10))
+def test_every_backend_is_the_loop(tokens, experts, seed):
+    with jax.enable_x64(True):
+        args = inputs(tokens, experts, seed)
+        expected = loop(*args)
+        for f in (dense, block_padded, gather):
+            np.testing.assert_allclose(f(*map(jnp.asarray, args)), expected, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("collapse", [0, 3, 4])
+def test_any_imbalance_is_dropless(collapse, x64):
+    """All tokens on one expert, the last expert, or skip."""
+    x, choice, gate_up, down = inputs(200, 4)
+    choice[:] = collapse
+    np.testing.assert_allclose(block_padded(x, jnp.asarray(choice), gate_up, down), loop(x, choice, gate_up, down), atol=1e-11)
+
+
+def test_gradients_agree(x64):
+    args = inputs(90, 8)
+
+    def gradient(f):
+        def loss(x, gate_up, down):
+            return (f(x, jnp.asarray(args[1]), gate_up, down) ** 3).sum()
+
+        return jax.grad(loss, argnums=(0, 1, 2))(args[0], args[2], args[3])
+
+    expected = gradient(dense)
+    for f in (block_padded, gather):
+        for got, want in zip(gradient(f), expected, strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-9)
+
+
+def test_auto_picks_by_token_count(x64):
+    for tokens in (3, 40):
+        args = [jnp.asarray(a) for a in inputs(tokens, 4)]
+        np.testing.assert_allclose(dispatch("auto", *args), BACKENDS["dense"](*args), atol=1e-11)

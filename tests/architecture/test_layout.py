@@ -1,0 +1,159 @@
+"""The Layout's fields against their definition, written out slowly."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zaya_jax.architecture import CONTEXT, MASK, PADDING, START, Layout
+
+
+@st.composite
+def packed_rows(draw):
+    """A row of up to 14 slots: left padding, documents, right padding."""
+    lengths = draw(st.lists(st.integers(1, 6), min_size=1, max_size=3))
+    left, right = draw(st.integers(0, 3)), draw(st.integers(0, 3))
+    document = [PADDING] * left + [d for d, n in enumerate(lengths) for _ in range(n)] + [PADDING] * right
+    return np.array([document], np.int32)
+
+
+def slow_visibility(layout: Layout, row: int, window=None) -> np.ndarray:
+    """design.md's sentence, one pair at a time."""
+    f = {name: np.asarray(getattr(layout, name)[row]) for name in ("position", "document", "horizon", "block")}
+    size = len(f["position"])
+    out = np.zeros((size, size), bool)
+    for q in range(size):
+        for k in range(size):
+            clean = f["block"][k] == 0 and f["position"][k] < f["horizon"][q]
+            mutual = f["block"][k] == f["block"][q] != 0
+            near = window is None or f["position"][q] - f["position"][k] < window
+            out[q, k] = f["document"][q] == f["document"][k] and (clean or mutual) and near
+    return out
+
+
+@given(packed_rows(), st.integers(1, 5), st.integers(0, 4), st.sampled_from([None, 1, 3]))
+def test_tidar_rows_obey_the_definition(document, block_size, offset, window):
+    offset %= block_size
+    size = document.shape[1]
+    tokens = np.arange(100, 100 + size)[None]
+    layout = Layout.tidar(tokens, block_size, offset, document=document)
+    blocks = -(-size // block_size)
+    assert layout.tokens.shape == (1, size + blocks * block_size)
+    np.testing.assert_array_equal(layout.visibility(window)[0], slow_visibility(layout, 0, window))
+
+    doc = document[0]
+    start = {i: max(j for j in range(i + 1) if j == 0 or doc[j] != doc[j - 1]) for i in range(size)}
+    for i in range(size):
+        assert layout.position[0, i] == i - start[i]
+        assert layout.horizon[0, i] == i - start[i] + 1
+        assert layout.predecessor[0, i] == (START if i == start[i] else i - 1)
+        assert layout.block[0, i] == 0
+    targets, has = (np.asarray(x)[0] for x in layout.draft_targets(offset))
+    for b in range(blocks):
+        first = offset + b * block_size
+        for t in range(block_size):
+            slot = size + b * block_size + t
+            assert layout.tokens[0, slot] == MASK
+            assert layout.block[0, slot] == b + 1
+            if t:
+                assert layout.predecessor[0, slot] == slot - 1
+            if first >= size:
+                assert layout.document[0, slot] == PADDING
+                assert not has[slot - size]
+                continue
+            assert layout.document[0, slot] == doc[first]
+            assert layout.position[0, slot] == first - start[first] + t
+            assert layout.horizon[0, slot] == first - start[first]
+            if t == 0:
+                assert layout.predecessor[0, slot] == (START if first == start[first] else first - 1)
+            in_document = first + t < size and doc[first + t] == doc[first] != PADDING
+            assert has[slot - size] == in_document
+            if in_document:
+                assert targets[slot - size] == tokens[0, first + t]
+
+
+@given(packed_rows())
+def test_next_token_targets(document):
+    tokens = np.arange(50, 50 + document.shape[1])[None]
+    ids, has = (np.asarray(x)[0] for x in Layout.causal(tokens, document=document).clean_targets())
+    doc = document[0]
+    for i in range(len(doc)):
+        expected = i + 1 < len(doc) and doc[i + 1] == doc[i] != PADDING
+        assert has[i] == expected
+        if expected:
+            assert ids[i] == tokens[0, i + 1]
+
+
+def test_valid_marks_padding_left_or_right():
+    tokens = np.arange(8).reshape(2, 4)
+    valid = np.array([[False, False, True, True], [True, True, True, False]])
+    layout = Layout.causal(tokens, valid)
+    np.testing.assert_array_equal(layout.document, [[PADDING, PADDING, 0, 0], [0, 0, 0, PADDING]])
+    np.testing.assert_array_equal(layout.position[0, 2:], [0, 1])
+    np.testing.assert_array_equal(layout.predecessor[:, 2], [START, 1])
+
+
+def test_verify_and_draft_fields():
+    layout = Layout.verify_and_draft(jnp.array([[5, 6, 7]] * 2), jnp.array([0, 4]), (1, 3), 2)
+    np.testing.assert_array_equal(layout.tokens[1], [5, 6, 7, MASK, MASK, MASK, MASK])
+    np.testing.assert_array_equal(layout.position[1], [4, 5, 6, 5, 6, 7, 8])
+    np.testing.assert_array_equal(layout.horizon[1], [5, 6, 7, 5, 5, 7, 7])
+    np.testing.assert_array_equal(layout.block[1], [0, 0, 0, 1, 1, 2, 2])
+    np.testing.assert_array_equal(layout.predecessor[1], [CONTEXT, 0, 1, 0, 3, 2, 5])
+    assert layout.predecessor[0, 0] == START
+    # S rows never see a block, no block sees another, block j sees tokens 1 .. j (tidar.md section 2.1)
+    seen = np.asarray(layout.visibility()[0])
+    assert seen.tolist() == slow_visibility(layout, 0).tolist()
+    assert not seen[:3, 3:].any()
+    assert not seen[3:5, 5:].any()
+    np.testing.assert_array_equal(seen[3, :3], [True, False, False])
+    np.testing.assert_array_equal(seen[5, :3], [True, True, True])
+
+
+def test_revealed_slots_show_their_token_and_have_no_target():
+    tokens = np.arange(10, 18)[None]
+    reveal = np.zeros((1, 8), bool)
+    reveal[0, [1, 6]] = True
+    layout = Layout.tidar(tokens, 4, 1, reveal=reveal)
+    drafts = np.asarray(layout.draft_rows().tokens[0])
+    np.testing.assert_array_equal(drafts, [11, MASK, MASK, MASK, MASK, 16, MASK, MASK])
+    has = np.asarray(layout.draft_targets(1)[1][0])
+    np.testing.assert_array_equal(has, [False, True, True, True, True, False, True, False])
+
+
+def test_constructors_are_jittable_with_traced_offsets_and_anchors():
+    tokens = jnp.arange(12).reshape(2, 6)
+    eager = Layout.tidar(tokens, 2, jnp.array([0, 1]))
+    jitted = jax.jit(Layout.tidar.__func__, static_argnums=(0, 2))(Layout, tokens, 2, jnp.array([0, 1]))
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), eager, jitted))
+    traced = Layout.verify_and_draft(tokens, 0, jnp.array([[2], [6]]), 3, jnp.array([2, 6]))
+    np.testing.assert_array_equal(traced.position[:, 6], [2, 6])
+    np.testing.assert_array_equal(traced.predecessor[:, 6], [1, 5])
+
+
+@pytest.mark.parametrize(
+    ("call", "names"),
+    [
+        (lambda: Layout.tidar(np.zeros((1, 4)), 0), "block_size: got 0"),
+        (lambda: Layout.tidar(np.zeros((1, 4)), 2, 2), "offset: got 2"),
+        (lambda: Layout.causal(np.zeros(4)), "tokens: got shape"),
+        (lambda: Layout.causal(np.zeros((1, 4)), np.ones((1, 3))), "valid: got shape"),
+        (lambda: Layout.verify_and_draft(np.zeros((1, 4)), 0, (5,), 2), "anchors: got 5"),
+        (lambda: Layout.verify_and_draft(np.zeros((1, 4)), 0, (1,)), "block_size: got 0"),
+    ],
+)
+def test_bad_arguments_are_named(call, names):
+    with pytest.raises(ValueError, match=names):
+        call()
+
+
+def test_render_shows_who_sees_whom():
+    picture = Layout.tidar(np.array([[7, 8]]), 2).render().splitlines()
+    assert picture == [
+        "      7 @0    #...",
+        "      8 @1    ##..",
+        "   MASK @0    ..oo",
+        "   MASK @1    ..oo",
+    ]

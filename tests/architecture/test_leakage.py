@@ -1,0 +1,124 @@
+"""Contract 3: nothing leaks. Jacobians are zero exactly where visibility and succession say so."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.helpers import random_variables, small_config
+from zaya_jax.architecture import START, Layout, Zaya
+
+ROW = 9
+
+
+def reach(layout: Layout, config) -> np.ndarray:
+    """Which inputs each row's output depends on, by following the two rules: bool [row, row].
+
+    In one layer a row reaches, of every key it attends to, the key's value (its token and its predecessor's delayed half)
+    and, if there is more than one key to weigh, the keys' and its own convolution history. Layers compose.
+    """
+    before = np.asarray(layout.predecessor[0])
+    seen = np.asarray(layout.visibility()[0])
+    size = len(before)
+
+    def history(row: int, steps: int) -> set[int]:
+        found = {row}
+        for _ in range(steps):
+            row = before[row]
+            if row == START:
+                break
+            found.add(int(row))
+        return found
+
+    one = np.zeros((size, size), bool)
+    for q in range(size):
+        keys = np.flatnonzero(seen[q])
+        parts = [{q}] + [history(int(k), 1) for k in keys]
+        if len(keys) > 1:
+            parts += [history(int(r), config.conv_history) for r in (q, *keys)]
+        one[q, list(set.union(*parts))] = True
+    total = np.eye(size, dtype=bool)
+    for _ in range(config.num_hidden_layers):
+        total = one.astype(int) @ total.astype(int) > 0
+    return total
+
+
+@functools.cache
+def jacobian_of(times: tuple[int, int], block_size: int):
+    """A compiled (layout, stream) -> |d hidden / d stream| summed over channels, [row, row]."""
+    with jax.enable_x64(True):
+        config = small_config(
+            cca_time0=times[0], cca_time1=times[1], hidden_size=8, num_hidden_layers=2, dtype="float64", param_dtype="float64"
+        )
+        model, variables = Zaya(config), random_variables(config, seed=3)
+
+    @jax.jit
+    def jacobian(layout, stream):
+        def hidden(stream):
+            return model.apply(variables, layout, None, stream, method="backbone")[0]
+
+        return jnp.abs(jax.jacfwd(hidden)(stream)).sum((0, 2, 3, 5))
+
+    return config, jacobian
+
+
+@st.composite
+def documents(draw):
+    cuts = sorted(draw(st.sets(st.integers(1, ROW - 1), max_size=3)))
+    ids = np.zeros(ROW, np.int32)
+    for cut in cuts:
+        ids[cut:] += 1
+    if draw(st.booleans()):
+        ids[: cuts[0] if cuts else 1] = -1  # the first piece is left padding
+    return ids[None]
+
+
+@settings(max_examples=25)
+@given(documents(), st.sampled_from([2, 3]), st.integers(0, 2), st.sampled_from([(2, 2), (3, 1), (1, 3)]))
+def test_jacobian_is_zero_exactly_where_the_rules_say_so(document, block_size, offset, times):
+    config, jacobian = jacobian_of(times, block_size)
+    with jax.enable_x64(True):
+        layout = Layout.tidar(np.zeros((1, ROW), np.int32), block_size, offset % block_size, document=document)
+        size = layout.tokens.shape[1]
+        stream = jnp.asarray(np.random.default_rng(0).standard_normal((1, size, config.hidden_size)))
+        found = np.asarray(jacobian(layout, stream))
+    expected = reach(layout, config)
+    assert found[~expected].max(initial=0) == 0, "an output depends on a token that it must not see"
+    assert found[expected].min() > 0, "an output does not depend on a token that it should see"
+
+
+def test_a_flat_convolution_would_be_caught(monkeypatch, x64):
+    """The negative control: with the row index for succession, the clean half stays right and every draft leaks."""
+    import zaya_jax.architecture.cca as cca
+
+    config = small_config(hidden_size=8, dtype="float64", param_dtype="float64")
+    layout = Layout.tidar(np.zeros((1, ROW), np.int32), 3)
+    flat = layout.replace(predecessor=jnp.arange(layout.tokens.shape[1])[None] - 1)
+    stream = jnp.asarray(np.random.default_rng(0).standard_normal((1, layout.tokens.shape[1], 8)))
+    model, variables = Zaya(config), random_variables(config, seed=3)
+    original = cca.history_columns
+    monkeypatch.setattr(cca, "history_columns", lambda layout, context: original(flat, context))
+
+    def hidden(stream):
+        return model.apply(variables, layout, None, stream, method="backbone")[0]
+
+    found = np.asarray(jnp.abs(jax.jacfwd(hidden)(stream)).sum((0, 2, 3, 5)))
+    leaks = (found > 0) & ~reach(layout, config)
+    assert not leaks[:ROW].any()
+    assert leaks[ROW:].any()
+
+
+@pytest.mark.parametrize("backend", ["dense", "block_padded", "gather"])
+def test_no_row_depends_on_its_batch_neighbours(backend, x64):
+    """Dropless dispatch: changing one row of the batch leaves the other bit for bit alone."""
+    config = small_config(expert_backend=backend, dtype="float64", param_dtype="float64")
+    model, variables = Zaya(config), random_variables(config)
+    tokens = np.random.default_rng(0).integers(0, 17, (3, 8))
+    other = tokens.copy()
+    other[1:] = (other[1:] + 5) % 17
+    run = jax.jit(lambda tokens: model.apply(variables, Layout.tidar(tokens, 4)).logits)
+    np.testing.assert_allclose(run(tokens)[0], run(other)[0], rtol=0, atol=1e-13)

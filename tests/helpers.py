@@ -1,0 +1,28 @@
+"""Small models with every parameter random, shared by the tests."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zaya_jax.architecture import Layout, Zaya, ZayaConfig, preset
+
+
+def small_config(**changes) -> ZayaConfig:
+    """Two layers, two KV heads, four experts; everything a model of ours has, small enough to enumerate."""
+    base = dict(vocab_size=17, hidden_size=16, head_dim=4, moe_intermediate_size=8, router_hidden_size=8)
+    special = dict(bos_token_id=None, eos_token_id=None, pad_token_id=None)
+    return preset("tiny", **{**base, **special, **changes})
+
+
+def random_variables(config: ZayaConfig, seed: int = 0, scale: float = 0.35) -> dict:
+    """Variables in which no parameter is at its initial value, so that no term can hide."""
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    fresh = jax.jit(Zaya(config).init)(jax.random.key(seed), Layout.causal(tokens))
+    leaves, tree = jax.tree.flatten(fresh)
+    rng = np.random.default_rng(seed)
+    noisy = [x + scale * rng.standard_normal(x.shape).astype(x.dtype) for x in leaves]
+    return jax.tree.unflatten(tree, [jnp.asarray(x) for x in noisy])
+
+
+def random_tokens(config: ZayaConfig, *shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, config.vocab_size, shape).astype(np.int32)

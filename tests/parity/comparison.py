@@ -1,0 +1,45 @@
+"""Our logits beside transformers', shared by the fixture tests and the live tests."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zaya_jax.architecture import Layout, Zaya, ZayaConfig, init_cache
+
+TOLERANCE = 2e-4  # of the logits' std: the contract (design.md, section 3)
+
+
+@functools.lru_cache(maxsize=4)
+def compiled(config: ZayaConfig):
+    """A jitted forward pass (variables, layout, cache) -> ZayaOutput; one per config, shared by its tests."""
+    return jax.jit(Zaya(config).apply)
+
+
+def logits(config: ZayaConfig, variables, tokens: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
+    """One pass over whole rows, float32 [batch, row, vocab]."""
+    with jax.default_matmul_precision("highest"):
+        layout = Layout.causal(jnp.asarray(tokens), None if valid is None else jnp.asarray(valid))
+        return np.asarray(compiled(config)(variables, layout).logits)
+
+
+def cached_logits(config: ZayaConfig, variables, tokens: np.ndarray, chunks: tuple[int, ...]) -> np.ndarray:
+    """The same rows, fed in chunks through the cache."""
+    assert sum(chunks) == tokens.shape[1], (chunks, tokens.shape)
+    batch, row = tokens.shape
+    cache, out, start = init_cache(config, batch, row), [], 0
+    with jax.default_matmul_precision("highest"):
+        for size in chunks:
+            layout = Layout.verify_and_draft(jnp.asarray(tokens[:, start : start + size]), start=cache.length)
+            result = compiled(config)(variables, layout, cache)
+            cache = result.cache.commit(jnp.full((batch,), size, jnp.int32))
+            out.append(np.asarray(result.logits))
+            start += size
+    return np.concatenate(out, axis=1)
+
+
+def deviation(got: np.ndarray, expected: np.ndarray, valid: np.ndarray) -> float:
+    """max |got - expected| on real positions, relative to the expected logits' std there."""
+    real = valid.astype(bool)
+    return float(np.abs(got[real] - expected[real]).max() / expected[real].std())

@@ -1,0 +1,199 @@
+"""transformers' `config.json` of a ZAYA model <-> our `ZayaConfig`.
+
+A field that is missing has transformers' default, which is ours too: transformers leaves defaults out of what it saves.
+What this code cannot compute exactly is refused, never ignored.
+"""
+
+from typing import Any
+
+from zaya_jax.architecture import ZayaConfig
+from zaya_jax.architecture.config import FULL_ATTENTION, SLIDING_ATTENTION
+
+OURS = "zaya_jax"  # the key our own fields stand under; transformers keeps it and makes nothing of it
+
+_INT = ("an integer", lambda x: isinstance(x, int) and not isinstance(x, bool))
+_NUMBER = ("a number above 0", lambda x: isinstance(x, (int, float)) and not isinstance(x, bool) and x > 0)
+_BOOL = ("true or false", lambda x: isinstance(x, bool))
+_TOKEN = ("a token id or null", lambda x: x is None or _INT[1](x))
+# Fields with the same name and meaning on both sides, and what config.json may hold there.
+SHARED = {
+    "vocab_size": _INT,
+    "hidden_size": _INT,
+    "num_hidden_layers": _INT,
+    "num_attention_heads": _INT,
+    "num_key_value_heads": _INT,
+    "head_dim": _INT,
+    "moe_intermediate_size": _INT,
+    "num_experts": _INT,
+    "router_hidden_size": _INT,
+    "cca_time0": _INT,
+    "cca_time1": _INT,
+    "rms_norm_eps": _NUMBER,
+    "sliding_window": ("an integer or null", lambda x: x is None or _INT[1](x)),
+    "max_position_embeddings": _INT,
+    "tie_word_embeddings": _BOOL,
+    "attention_bias": _BOOL,
+    "lm_head_bias": _BOOL,
+    "initializer_range": _NUMBER,
+    "bos_token_id": _TOKEN,
+    "eos_token_id": _TOKEN,
+    "pad_token_id": _TOKEN,
+}
+# Fields that would change the forward pass and that we compute in one way only.
+ONLY = {
+    "model_type": "zaya",
+    "hidden_act": "silu",
+    "num_experts_per_tok": 1,
+    "attention_dropout": 0,
+    "quantization_config": None,
+}
+DTYPES = ("float32", "bfloat16")  # dtypes we store and read
+# What transformers has no word for.
+EXTRA = (
+    "mask_token_id", "skip_expert", "dtype", "param_dtype", "expert_backend", "attention_backend", "query_chunk", "remat",
+)  # fmt: skip
+_ROPE_DEFAULTS = {FULL_ATTENTION: 5_000_000.0, SLIDING_ATTENTION: 10_000.0}
+
+
+def config_from_huggingface(values: dict[str, Any]) -> ZayaConfig:
+    """Reads the dict of a `config.json`.
+
+    Args:
+      values: as transformers 5.23.0 writes it. Also read: the flat `rope_theta` and `partial_rotary_factor` of older
+        files, `torch_dtype`, and the stray `rope_parameters.rope_type` of the released ZAYA1-8B. Keys that do not touch
+        the forward pass are ignored.
+
+    Returns:
+      A ZayaConfig. `dtype` and `param_dtype` are the file's dtype (float32 where it names none).
+
+    Raises:
+      ValueError: one line naming the field, what it got and what it may be.
+    """
+    _require(isinstance(values, dict), "the whole file", values, "a JSON object")
+    for name, only in ONLY.items():
+        _require(values.get(name, only) == only, name, values.get(name), f"{only!r}, the only one supported")
+    fields = {}
+    for name, (may_be, accepts) in SHARED.items():
+        if name in values:
+            value = _single(values[name]) if name == "eos_token_id" else values[name]
+            _require(accepts(value), name, value, may_be)
+            fields[name] = value
+    layers = fields.get("num_hidden_layers", ZayaConfig.num_hidden_layers)
+    fields["layer_types"] = _layer_types(values.get("layer_types"), layers)
+    fields.update(_rope(values, set(fields["layer_types"])))
+    dtype = values.get("dtype") or values.get("torch_dtype") or "float32"
+    _require(dtype in DTYPES, "dtype", dtype, f"one of {DTYPES}")
+    fields.update(dtype=dtype, param_dtype=dtype)
+    fields.update(_extra(values.get(OURS, {})))
+    return ZayaConfig(**fields)
+
+
+def config_to_huggingface(config: ZayaConfig) -> dict[str, Any]:
+    """The `config.json` transformers 5.23.0 loads; `config_from_huggingface` of it is `config` again.
+
+    transformers computes a skipped token's expert output as zero: a config with skip_expert="identity" loads there but
+    computes something else. That field, the mask token and how we compute stand under "zaya_jax".
+
+    Raises:
+      ValueError: a param_dtype that no checkpoint of ours stores.
+    """
+    _require(config.param_dtype in DTYPES, "param_dtype", config.param_dtype, f"one of {DTYPES}", "ZayaConfig")
+    thetas = {FULL_ATTENTION: config.rope_theta, SLIDING_ATTENTION: config.sliding_rope_theta}
+    return {
+        "architectures": ["ZayaForCausalLM"],
+        "model_type": "zaya",
+        "dtype": config.param_dtype,
+        **{name: getattr(config, name) for name in SHARED},
+        "hidden_act": "silu",
+        "num_experts_per_tok": 1,
+        "layer_types": list(config.layer_types),
+        "rope_parameters": {
+            kind: {
+                "rope_type": "default",
+                "rope_theta": theta,
+                "partial_rotary_factor": config.partial_rotary_factor,
+            }
+            for kind, theta in thetas.items()
+        },
+        OURS: {name: getattr(config, name) for name in EXTRA},
+    }
+
+
+def _require(condition: bool, field: str, got: Any, may_be: str, where: str = "config.json") -> None:
+    if not condition:
+        raise ValueError(f"{where}: {field}: got {got!r}, may be {may_be}")
+
+
+def _single(token: Any) -> Any:
+    """transformers allows a list of end tokens; we have one."""
+    return token[0] if isinstance(token, list) and len(token) == 1 else token
+
+
+def _layer_types(kinds: Any, layers: int) -> tuple[str, ...]:
+    if kinds is None:
+        return (FULL_ATTENTION,) * layers
+    allowed = (FULL_ATTENTION, SLIDING_ATTENTION)
+    _require(isinstance(kinds, list), "layer_types", kinds, f"null or a list of {allowed}")
+    for kind in kinds:
+        _require(kind in allowed, "layer_types", kind, f"one of {allowed}")
+    return tuple(kinds)
+
+
+def _rope(values: dict[str, Any], used: set[str]) -> dict[str, float]:
+    """rope_theta, sliding_rope_theta and partial_rotary_factor."""
+    nested = _rope_by_kind(values, used)
+    for kind in sorted(used):
+        _require(isinstance(nested.get(kind), dict), f"rope_parameters.{kind}", nested.get(kind), "an object")
+    thetas, shares = dict(_ROPE_DEFAULTS), {}
+    for kind, parameters in nested.items():
+        # transformers reads the entries of kinds that occur; one that does not may hold anything
+        where = f"rope_parameters.{kind}"
+        if kind not in used and not isinstance(parameters, dict):
+            continue
+        theta, share = parameters.get("rope_theta"), parameters.get("partial_rotary_factor", 1.0)
+        if kind in used:
+            rope_type = parameters.get("rope_type", "default")
+            _require(rope_type == "default", f"{where}.rope_type", rope_type, "'default', the only one supported")
+            _require(_NUMBER[1](theta), f"{where}.rope_theta", theta, _NUMBER[0])
+            _require(_NUMBER[1](share), f"{where}.partial_rotary_factor", share, _NUMBER[0])
+            shares[kind] = float(share)
+        thetas[kind] = float(theta) if _NUMBER[1](theta) else thetas[kind]
+    factors = set(shares.values())
+    _require(len(factors) == 1, "rope_parameters.*.partial_rotary_factor", shares, "the same for both layer types")
+    return {
+        "rope_theta": thetas[FULL_ATTENTION],
+        "sliding_rope_theta": thetas[SLIDING_ATTENTION],
+        "partial_rotary_factor": factors.pop(),
+    }
+
+
+def _rope_by_kind(values: dict[str, Any], used: set[str]) -> dict[str, Any]:
+    """rope_parameters by layer type, from whichever form the file has."""
+    parameters = values.get("rope_parameters")
+    _require(parameters is None or isinstance(parameters, dict), "rope_parameters", parameters, "null or an object")
+    parameters = parameters or {}
+    kinds = {kind: parameters[kind] for kind in _ROPE_DEFAULTS if kind in parameters}
+    scaling = values.get("rope_scaling") or {}
+    for name, rope_type in (
+        ("rope_parameters.rope_type", parameters.get("rope_type", "default")),
+        ("rope_scaling", scaling.get("rope_type", scaling.get("type")) if isinstance(scaling, dict) else scaling),
+    ):
+        _require(rope_type in (None, "default"), name, rope_type, "'default', the only one supported")
+    if kinds:
+        return kinds
+    older = {name: values.get(name) for name in ("rope_theta", "partial_rotary_factor")}
+    flat = {name: value for name, value in {**older, **parameters}.items() if value is not None}
+    if "rope_theta" in flat:
+        may_be = f"given by layer type (rope_parameters.{SLIDING_ATTENTION}.rope_theta) when there are sliding layers"
+        _require(SLIDING_ATTENTION not in used, "rope_theta", flat["rope_theta"], may_be)
+    share = flat.get("partial_rotary_factor", 0.5)
+    kinds = {kind: {"rope_theta": theta, "partial_rotary_factor": share} for kind, theta in _ROPE_DEFAULTS.items()}
+    kinds[FULL_ATTENTION]["rope_theta"] = flat.get("rope_theta", _ROPE_DEFAULTS[FULL_ATTENTION])
+    return kinds
+
+
+def _extra(ours: Any) -> dict[str, Any]:
+    _require(isinstance(ours, dict), OURS, ours, "an object")
+    for name in ours:
+        _require(name in EXTRA, OURS, name, f"an object with the keys {EXTRA}")
+    return ours
