@@ -2,8 +2,10 @@
 
 import os
 
-# Two CPU devices, so that data parallelism is tested; before anything starts JAX.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+# Before anything starts JAX: two CPU devices, so that data parallelism is tested; and cheap compilation, since these
+# programs are compiled once and run for milliseconds. (Speed is measured by experiments.bench, never here.)
+FLAGS = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 
 import jax
 import pytest

@@ -12,11 +12,14 @@ from zaya_jax.architecture import CONTEXT, MASK, PADDING, START, Layout
 
 @st.composite
 def packed_rows(draw):
-    """A row of up to 14 slots: left padding, documents, right padding."""
-    lengths = draw(st.lists(st.integers(1, 6), min_size=1, max_size=3))
-    left, right = draw(st.integers(0, 3)), draw(st.integers(0, 3))
-    document = [PADDING] * left + [d for d, n in enumerate(lengths) for _ in range(n)] + [PADDING] * right
-    return np.array([document], np.int32)
+    """A row of 11 slots (one shape: eager jax compiles per shape): left padding, documents, right padding."""
+    cuts = sorted(draw(st.sets(st.integers(1, 10), max_size=4)))
+    document = np.searchsorted(cuts, np.arange(11), side="right")
+    if cuts and draw(st.booleans()):
+        document[: cuts[0]] = PADDING
+    if cuts and draw(st.booleans()):
+        document[cuts[-1] :] = PADDING
+    return document[None].astype(np.int32)
 
 
 def slow_visibility(layout: Layout, row: int, window=None) -> np.ndarray:
@@ -33,7 +36,7 @@ def slow_visibility(layout: Layout, row: int, window=None) -> np.ndarray:
     return out
 
 
-@given(packed_rows(), st.integers(1, 5), st.integers(0, 4), st.sampled_from([None, 1, 3]))
+@given(packed_rows(), st.sampled_from([1, 3, 4]), st.integers(0, 3), st.sampled_from([None, 1, 3]))
 def test_tidar_rows_obey_the_definition(document, block_size, offset, window):
     offset %= block_size
     size = document.shape[1]

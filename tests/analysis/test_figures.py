@@ -1,0 +1,89 @@
+"""Figures are drawn, are not blank, and say what they show; partial runs give fewer of them."""
+
+import numpy as np
+import pytest
+from conftest import result_rows
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+from zaya_jax.analysis.layout_plot import CLEAN, HIDDEN, OWN, draw_visibility
+from zaya_jax.analysis.plots import CAPTIONS, FIGURES, draw_figures
+from zaya_jax.analysis.results import load_run
+from zaya_jax.analysis.training_plots import clean_tokens
+from zaya_jax.architecture import Layout
+
+
+def texts(figure: Figure) -> str:
+    return " ".join(t.get_text() for t in figure.findobj(lambda artist: hasattr(artist, "get_text")))
+
+
+def test_all_figures_are_written_and_not_blank(make_run, tmp_path):
+    paths = draw_figures(load_run(make_run()), tmp_path / "figures")
+    assert [path.stem for path in paths] == list(FIGURES) == list(CAPTIONS)
+    for path in paths:
+        pixels = imread(path)[..., :3]
+        assert pixels.shape[0] > 400
+        assert pixels.shape[1] > 1000
+        assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20
+        assert (pixels.min(axis=2) < 0.9).mean() > 0.02
+
+
+def test_tokens_per_forward_are_never_shown_alone(make_run):
+    figure = FIGURES["tokens_per_forward"](load_run(make_run()))
+    shown = texts(figure)
+    for word in (
+        "3.14",
+        "72",
+        "0.31",
+        "88.1%",
+        "temperature 0",
+        "temperature 1",
+        "block size 8",
+        "batch 64",
+        "toy run",
+    ):
+        assert word in shown
+    assert len(figure.axes) == 4
+
+
+def test_cost_names_free_and_break_even(make_run):
+    shown = texts(FIGURES["forward_cost"](load_run(make_run())))
+    assert "free" in shown
+    assert "cost = T = 3.14 (lossless, temperature 0, block size 8)" in shown
+    assert "13.7x" in shown
+
+
+def test_a_sweep_gets_a_bar_for_each_block_size(make_run):
+    rows = result_rows()
+    more = [
+        r | {"block_size": 4, "tokens_per_forward": 2.2}
+        for r in rows
+        if r["kind"] == "sampling" and r["block_size"] == 8
+    ]
+    shown = texts(FIGURES["tokens_per_forward"](load_run(make_run(results=rows + more))))
+    assert "lossless · block size 4" in shown
+    assert "lossless · block size 8" in shown
+
+
+def test_convert_and_control_start_where_pretraining_ended(make_run):
+    x, unit = clean_tokens(load_run(make_run()))
+    assert unit == "million clean token slots"
+    assert x("convert", 0) == x("control", 0) == x("pretrain", 900) == pytest.approx(900 * 16 * 128 / 1e6)
+
+
+def test_layout_picture_paints_the_rule():
+    axes = Figure().subplots()
+    layout = Layout.tidar(np.zeros((1, 4), np.int32), 2)
+    draw_visibility(axes, layout)
+    painted = np.asarray(axes.images[0].get_array())
+    marks = {".": HIDDEN, "#": CLEAN, "o": OWN}
+    rendered = [[marks[c] for c in line.split()[-1]] for line in layout.render().splitlines()]
+    np.testing.assert_array_equal(painted, rendered)
+
+
+@pytest.mark.parametrize("stages", [(), ("pretrain",), ("pretrain", "convert"), ("convert",)])
+def test_partial_runs_give_fewer_figures(make_run, tmp_path, stages):
+    run = load_run(make_run(stages=stages, results=[], samples=[]))
+    drawn = {name for name, draw in FIGURES.items() if draw(run) is not None}
+    expected = {"layout"} | ({"training_curves", "expert_load"} if stages else set())
+    assert drawn == expected | ({"draft_accuracy"} if "convert" in stages else set())
