@@ -47,7 +47,7 @@ def test_sliding_layers_see_no_more_than_their_window():
 
 
 def test_forward_flops_agree_with_xla_on_one_layer():
-    """One layer, so that a scan's body counts once; every expert computed, so that XLA's count is E times ours there."""
+    """One layer, so that a scan's body counts once; every expert computed, so XLA's count is E times ours there."""
     config = preset("tiny", num_hidden_layers=1, expert_backend="dense", attention_backend="dense")
     rows = 32
     model, layout = Zaya(config), Layout.causal(jnp.zeros((1, rows), jnp.int32))

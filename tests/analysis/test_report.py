@@ -5,8 +5,8 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from conftest import CONFIG, ENVIRONMENT, result_rows
 
+from tests.analysis.made_up_run import CONFIG, ENVIRONMENT, result_rows
 from zaya_jax.analysis.report import write_report
 from zaya_jax.analysis.results import load_run
 

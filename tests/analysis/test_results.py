@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from conftest import CONFIG, result_rows
 
+from tests.analysis.made_up_run import CONFIG, result_rows
 from zaya_jax.analysis.results import RESULT_COLUMNS, load_run, read_results, wilson, write_results
 
 

@@ -1,0 +1,273 @@
+"""report.html: one page a person can open and understand, every number read from the run's own files."""
+
+import base64
+import json
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from zaya_jax.analysis import style
+from zaya_jax.analysis.page import facts, folded, page, table
+from zaya_jax.analysis.plots import CAPTIONS
+from zaya_jax.analysis.results import STAGES, Row, Run
+from zaya_jax.analysis.verdict import hardware, relative_loss, verdict
+
+GLOSSARY = {
+    "T (tokens per forward)": (
+        "Tokens committed, the stop token included, over forward passes of unfinished rows; the prefill counts as one "
+        "forward. Autoregressive decoding has T = 1. T depends on temperature, block size and anchors."
+    ),
+    "block size": "Slots of a draft block (B). A forward verifies up to B tokens and yields between 1 and B.",
+    "rows per forward": (
+        "Token rows one forward computes for a sequence: 1 when autoregressive, B (B + 1) when a block is drafted "
+        "behind every possible outcome."
+    ),
+    "anchors": (
+        "Behind which numbers of accepted tokens a next block is drafted; all = behind every one of 1 .. B. Fewer "
+        "anchors mean fewer rows and somewhat fewer tokens per forward, never another distribution."
+    ),
+    "wall-clock ratio": "The arm's tokens per second over autoregressive's at the same temperature; below 1 is slower.",
+    "lossless": (
+        "Drafts are verified so that the output has exactly the autoregressive distribution; at temperature 0, exactly "
+        "its tokens."
+    ),
+    "mix_stale": (
+        "The target mixes the verifier's logits with those that drew the tested draft (weight beta). It accepts more "
+        "and is not the autoregressive distribution: read it with its accuracy."
+    ),
+    "control": (
+        "The pretrained model, trained on for the same clean tokens as convert with the autoregressive loss alone."
+    ),
+    "AR loss, bits per byte": (
+        "How well held-out text is predicted: nats per token, and for natural text bits per byte."
+    ),
+}
+
+
+def write_report(run: Run, figures: Sequence[Path | str], path: Path | str) -> Path:
+    """Writes a self-contained page; parts whose data are missing are left out and named.
+
+    Args:
+      run: from `load_run`.
+      figures: PNG files (`draw_figures`), embedded in this order.
+      path: where the page goes; written at once or not at all.
+
+    Raises:
+      FileNotFoundError: a figure that is not there.
+    """
+    path = Path(path)
+    sections = [
+        f"<h1>{escape(run.name)}: drafting and verifying in one forward pass</h1>",
+        f'<p class="quiet">{escape(_subtitle(run))}</p>',
+        _box(run),
+        _what_was_run(run),
+        _sampling_table(run),
+        _likelihood_table(run),
+        _figures(figures),
+        _samples(run),
+        f"<h2>Words</h2>{facts(GLOSSARY.items(), kind='glossary')}",
+        _raw(run),
+    ]
+    swap = path.with_name(path.name + ".partial")
+    swap.write_text(page(f"{run.name}: report", sections), encoding="utf-8")
+    swap.replace(path)
+    return path
+
+
+def _subtitle(run: Run) -> str:
+    commit = str(run.environment.get("git_commit") or "")
+    parts = (
+        "toy run" if style.is_toy(run) else "",
+        str(run.environment.get("date", ""))[:10],
+        hardware(run),
+        f"commit {commit[:10]}{'+changes' if commit.endswith('+changes') else ''}" if commit else "",
+    )
+    return " · ".join(part for part in parts if part)
+
+
+def _box(run: Run) -> str:
+    sentences = "".join(f"<p>{escape(text)}</p>" for text in verdict(run))
+    missing = run.missing()
+    note = f'<p class="quiet">Not in this run: {escape("; ".join(missing))}.</p>' if missing else ""
+    return f'<div class="box">{sentences}{note}</div>'
+
+
+def _what_was_run(run: Run) -> str:
+    config, env, model = run.config, run.environment, run.model
+    items = []
+    if model:
+        size = f"{style.parameters(run):,} parameters, {model.num_hidden_layers} layers, {model.hidden_size} wide"
+        items.append(("Model", f"ZAYA1 architecture, {size}, {model.num_experts} experts (one a token)"))
+    if mixture := config.get("data", {}).get("mixture"):
+        row_length = config["data"].get("row_length", "?")
+        items.append(("Data", f"{', '.join(map(_ingredient, mixture))}; rows of {row_length} tokens"))
+    items += [(stage.capitalize(), _stage(run, stage)) for stage in STAGES if stage in config]
+    items.append(("Tokenizer, seed", f"{config.get('tokenizer', '?')}, {config.get('seed', '?')}"))
+    items.append(("Hardware", f"{hardware(run)}; jax {env.get('jax', '?')} on {env.get('device', '?')}"))
+    if seconds := env.get("seconds"):
+        items.append(("Wall time", ", ".join(f"{stage} {_duration(s)}" for stage, s in seconds.items())))
+    return f"<h2>What was run</h2>{facts(items)}"
+
+
+def _ingredient(item: dict[str, Any]) -> str:
+    name = f"task {item['task']}" if "task" in item else f"text {item.get('text', '?')}"
+    return f"{name} (weight {item.get('weight', 1):g})"
+
+
+def _stage(run: Run, stage: str) -> str:
+    section = run.config[stage]
+    objective = section.get("objective", {})
+    tidar = objective.get("kind") == "tidar"
+    what = f"next tokens and draft blocks of {objective.get('block_size', '?')}" if tidar else "next tokens"
+    alpha = f" (AR weight {objective['alpha']:g})" if tidar and "alpha" in objective else ""
+    return f"{section.get('steps', '?')} steps of {section.get('batch_size', '?')} rows: {what}{alpha}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+
+
+def _sampling_table(run: Run) -> str:
+    rows = run.rows("sampling")
+    if not rows:
+        return ""
+    names = dict(zip(map(id, rows), style.series_labels(rows), strict=True))
+    rows = sorted(rows, key=lambda r: r["temperature"] or 0)
+    head = (
+        "temperature", "arm", "tokens per forward (T)", "rows per forward", "wall-clock ratio", "tokens / s",
+        "accuracy", "95% interval", "same tokens as greedy AR",
+    )  # fmt: skip
+    body = [
+        (
+            style.number(r["temperature"]), names[id(r)], _fixed(r["tokens_per_forward"], 2),
+            style.number(r["rows_per_forward"]), _fixed(r["speedup"], 2, "x"),
+            style.number(r["tokens_per_second"]), style.percent(r["accuracy"]), _interval(r),
+            style.percent(r["identical_to_autoregressive"]),
+        )
+        for r in rows
+    ]  # fmt: skip
+    return f"<h2>Sampling</h2>{table(head, body, words=2, group=True)}<p class='quiet'>{escape(_conditions(rows))}</p>"
+
+
+def _fixed(value: float | None, digits: int, unit: str = "") -> str:
+    return "–" if value is None else f"{value:.{digits}f}{unit}"
+
+
+def _interval(row: Row) -> str:
+    if row["accuracy_low"] is None or row["accuracy_high"] is None:
+        return "–"
+    return f"{100 * row['accuracy_low']:.1f} – {100 * row['accuracy_high']:.1f}%"
+
+
+def _conditions(rows: list[Row]) -> str:
+    """What the table must be read with: task, block size, anchors, batch, prompts, seed."""
+    drafting = [r for r in rows if r["arm"] != "autoregressive"] or rows
+    parts = []
+    for column in ("source", "model", "block_size", "anchors", "beta", "batch", "prompts", "seed"):
+        values = sorted({r[column] for r in drafting if r[column] is not None}, key=str)
+        texts = [f"{v:g}" if isinstance(v, float) else v for v in values]
+        parts += [f"{column.replace('_', ' ')} {' / '.join(texts)}"] if texts else []
+    return f"Measured with: {', '.join(parts)}. A wall-clock ratio below 1 is slower than autoregressive decoding."
+
+
+def _likelihood_table(run: Run) -> str:
+    rows = run.rows("likelihood")
+    if not rows:
+        return ""
+    rank = {stage: i for i, stage in enumerate(STAGES)}
+    order = list(dict.fromkeys(r["source"] for r in rows))
+    rows = sorted(rows, key=lambda r: (order.index(r["source"]), rank.get(r["model"], len(rank))))
+    head = (
+        "held-out source",
+        "model",
+        "AR loss (nats/token)",
+        "bits per byte",
+        "draft loss",
+        "AR loss against control",
+    )
+    body = []
+    for r in rows:
+        change = relative_loss(run, r["source"]) if r["model"] == "convert" else None
+        losses = (r["ar_loss"], r["bits_per_byte"], r["draft_loss"])
+        cells = [_fixed(value, 4) for value in losses]
+        body.append((r["source"] or "–", r["model"] or "–", *cells, "" if change is None else f"{100 * change:+.2f}%"))
+    note = (
+        "Control is the fair comparison for convert: same start, same further tokens, next-token loss alone. One seed."
+    )
+    return f"<h2>Likelihood</h2>{table(head, body, words=2, group=True)}<p class='quiet'>{note}</p>"
+
+
+def _figures(figures: Sequence[Path | str]) -> str:
+    parts = []
+    for figure in map(Path, figures):
+        if not figure.exists():
+            raise FileNotFoundError(f"{figure}: no such file, should be a PNG that draw_figures wrote")
+        data = base64.b64encode(figure.read_bytes()).decode()
+        caption = escape(CAPTIONS.get(figure.stem, figure.stem))
+        image = f'<img src="data:image/png;base64,{data}" alt="{caption}">'
+        parts.append(f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
+    return f"<h2>Figures</h2>{''.join(parts)}" if parts else ""
+
+
+def _samples(run: Run) -> str:
+    """Every kept completion by prompt, so that the arms stand together; the first prompt is open."""
+    if not run.samples:
+        return ""
+    prompts = list(dict.fromkeys(s["prompt"] for s in run.samples))
+    block = f"; block size {run.block_size}" if run.block_size else ""
+    legend = (
+        '<div class="text"><span class="prompt">prompt</span><span class="run a">one forward</span>'
+        '<span class="run b">the next</span><span class="run a">and the next</span></div>'
+        '<p class="quiet">Each coloured run is what one forward pass yielded. '
+        "· is a space, ↵ a line end, → a tab, ∅ a token without text (a stop token, say)"
+        f"{escape(block)}.</p>"
+    )
+    parts = []
+    for i, prompt in enumerate(prompts):
+        shown = "".join(_sample(s) for s in run.samples if s["prompt"] == prompt)
+        parts.append(folded(f"prompt {i + 1}: {_short(prompt)}", f'<div class="grid">{shown}</div>', opened=i == 0))
+    return f"<h2>Samples</h2>{legend}{''.join(parts)}"
+
+
+def _short(prompt: str, size: int = 60) -> str:
+    line = " ".join(prompt.split())
+    return line if len(line) <= size else line[: size - 1] + "…"
+
+
+def _sample(sample: dict[str, Any]) -> str:
+    pieces, forwards = sample["pieces"], len(sample["accepted"])
+    tokens = f"{len(pieces)} tokens in {forwards} forwards (T = {len(pieces) / max(1, forwards):.2f})"
+    correct = sample.get("correct")
+    words = {True: ' · <span class="right">right</span>', False: ' · <span class="wrong">wrong</span>'}.get(correct, "")
+    head = f"<b>{escape(sample['arm'])}</b>, temperature {sample['temperature']:g} · {tokens}{words}"
+    runs, at = [], 0
+    for i, count in enumerate(sample["accepted"]):
+        text = "".join(_piece(piece) for piece in pieces[at : at + count])
+        runs.append(f'<span class="run {"ab"[i % 2]}">{text}</span>')
+        at += count
+    prompt = f'<span class="prompt">{_visible(sample["prompt"])}</span>'
+    return f'<div class="sample"><div class="head">{head}</div><div class="text">{prompt}{"".join(runs)}</div></div>'
+
+
+def _piece(piece: str) -> str:
+    return _visible(piece) if piece else '<span class="blank">∅</span>'
+
+
+def _visible(text: str) -> str:
+    """Escaped, with whitespace one can see."""
+    marks = {
+        " ": '<span class="blank">·</span>',
+        "\n": '<span class="blank">↵</span>\n',
+        "\t": '<span class="blank">→</span>\t',
+    }
+    return "".join(marks.get(character) or escape(character) for character in text)
+
+
+def _raw(run: Run) -> str:
+    parts = []
+    for name, value in (("config.json", run.config), ("environment.json", run.environment)):
+        if value:
+            text = escape(json.dumps(value, indent=2, ensure_ascii=False))
+            parts.append(folded(name, f'<div class="text">{text}</div>'))
+    return f"<h2>Config and environment</h2>{''.join(parts)}"

@@ -1,0 +1,273 @@
+"""A run's files in and out: results.csv is one tidy table, everything else is JSON."""
+
+import csv
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from zaya_jax.architecture import ZayaConfig, preset
+from zaya_jax.training.metrics import read_metrics
+
+Row = dict[str, Any]  # a line of results.csv: text, float, or None where the column does not apply
+
+KINDS = ("sampling", "likelihood", "cost")
+STAGES = ("pretrain", "convert", "control")
+SECTIONS = ("model", "data", "evaluate", *STAGES)  # of config.json, each an object
+ARMS = ("autoregressive", "lossless", "mix_stale")
+TEXT_COLUMNS = ("kind", "model", "source", "arm", "anchors", "hardware")
+RESULT_COLUMNS = (
+    "kind", "model", "source", "arm", "temperature", "beta", "block_size", "anchors", "batch", "prompts", "seed",
+    "accuracy", "accuracy_low", "accuracy_high", "tokens", "forwards", "tokens_per_forward", "rows_per_forward",
+    "seconds", "tokens_per_second", "speedup", "identical_to_autoregressive", "ar_loss", "bits_per_byte", "draft_loss",
+    "rows", "milliseconds", "cost_ratio", "hardware",
+)  # fmt: skip
+TOY_LIMIT = 100_000_000  # parameters below which a run is called a toy run
+METRICS, RESULTS, SAMPLES, ENVIRONMENT = "metrics.jsonl", "results.csv", "samples.jsonl", "environment.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run directory, read. Files that are not there (an unfinished run) are empty; `missing` names them."""
+
+    directory: Path
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    results: list[Row]
+    samples: list[dict[str, Any]]
+    absent_files: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return str(self.config.get("name", self.directory.name))
+
+    @property
+    def model(self) -> ZayaConfig | None:
+        """The model's shape from config.json (a preset's name, or every field); None where there is none.
+
+        Raises:
+          ValueError: a field that makes no ZayaConfig.
+        """
+        fields = self.config.get("model")
+        if not fields:
+            return None
+        fields = dict(fields)
+        if fields.get("layer_types") is not None:
+            fields["layer_types"] = tuple(fields["layer_types"])
+        try:
+            return preset(fields.pop("preset"), **fields) if "preset" in fields else ZayaConfig(**fields)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{self.directory / 'config.json'}: model: {error}") from None
+
+    @property
+    def block_size(self) -> int | None:
+        """Slots a draft block in the convert stage."""
+        return self.config.get("convert", {}).get("objective", {}).get("block_size")
+
+    def rows(self, kind: str, **equal: Any) -> list[Row]:
+        """Lines of results.csv of a kind, with the given cells."""
+        return [r for r in self.results if r["kind"] == kind and all(r[k] == v for k, v in equal.items())]
+
+    def stage(self, name: str, key: str) -> list[dict[str, Any]]:
+        """Lines of metrics.jsonl of a stage ("convert", "convert/validation") that have `key`, by step."""
+        return sorted((m for m in self.metrics if m["stage"] == name and key in m), key=lambda m: m["step"])
+
+    def sources(self) -> list[str]:
+        """Names of the validation sources, in the order they were written."""
+        keys = (key for m in self.metrics if m["stage"].endswith("/validation") for key in m)
+        return list(dict.fromkeys(key.rpartition("/")[0] for key in keys if key.endswith("/ar_loss")))
+
+    def missing(self) -> list[str]:
+        """What a whole run would have and this one lacks, in words."""
+        lacks = [f"{name} (no such file)" for name in self.absent_files]
+        if METRICS not in self.absent_files:
+            stages = {m["stage"] for m in self.metrics}
+            lacks += [f"stage {name} (not in {METRICS})" for name in STAGES if name not in stages]
+        if RESULTS in self.absent_files:
+            return lacks
+        lacks += [f"{kind} rows (none in {RESULTS})" for kind in KINDS if not self.rows(kind)]
+        sampling = self.rows("sampling")
+        for temperature in sorted({r["temperature"] for r in sampling if r["temperature"] is not None}):
+            arms = {r["arm"] for r in sampling if r["temperature"] == temperature}
+            lacks += [f"arm {arm} at temperature {temperature:g}" for arm in ARMS if arm not in arms]
+        return lacks
+
+
+def load_run(directory: Path | str) -> Run:
+    """Reads a run directory. config.json must be there; an unfinished run may lack the other files.
+
+    Raises:
+      FileNotFoundError: no such directory, or no config.json in it.
+      ValueError: a file that is not what it should be; one line with the file and the field.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise FileNotFoundError(f"{directory}: no such directory, should be a run's workdir")
+    if not (directory / "config.json").exists():
+        raise FileNotFoundError(f"{directory / 'config.json'}: no such file, should be the config of a run")
+    readers = {ENVIRONMENT: _read_object, METRICS: _read_metrics, RESULTS: read_results, SAMPLES: _read_samples}
+    read = {name: reader(directory / name) for name, reader in readers.items() if (directory / name).exists()}
+    config = _read_object(directory / "config.json")
+    _require(config, {name: dict for name in SECTIONS if name in config}, str(directory / "config.json"))
+    return Run(
+        directory=directory,
+        config=config,
+        environment=read.get(ENVIRONMENT, {}),
+        metrics=read.get(METRICS, []),
+        results=read.get(RESULTS, []),
+        samples=read.get(SAMPLES, []),
+        absent_files=tuple(name for name in readers if name not in read),
+    )
+
+
+def write_results(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes results.csv at once or not at all; absent and None cells are blank, lists are joined by spaces.
+
+    Raises:
+      ValueError: a row with an unknown column or kind, or a cell that is no finite number where one belongs.
+    """
+    path, rows = Path(path), list(rows)
+    lines = [[_cell(row, column, f"{path.name} row {i}") for column in RESULT_COLUMNS] for i, row in enumerate(rows)]
+    for i, row in enumerate(rows):
+        _check_columns(row, f"{path.name} row {i}", complete=False)
+    swap = path.with_name(path.name + ".partial")
+    with swap.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(RESULT_COLUMNS)
+        writer.writerows(lines)
+    swap.replace(path)
+
+
+def read_results(path: Path | str) -> list[Row]:
+    """Reads results.csv: numbers become floats, blank cells None.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: an unknown or missing column, an unknown kind, a cell that is no number; says file and line.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file, should be a results table (CSV)")
+    try:
+        with path.open(newline="") as file:
+            table = list(csv.reader(file, strict=True))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a CSV table ({error}), should be what write_results writes") from None
+    header = table[0] if table else []
+    _check_columns(header, str(path), complete=True)
+    rows = []
+    for number, line in enumerate(table[1:], start=2):
+        if len(line) != len(header):
+            raise ValueError(f"{path} line {number}: got {len(line)} cells, should be {len(header)}")
+        texts = dict(zip(header, line, strict=True))
+        rows.append({column: _parse(texts[column], column, f"{path} line {number}") for column in RESULT_COLUMNS})
+    return rows
+
+
+def wilson(successes: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's score interval of a share (95% by default): (low, high) in [0, 1].
+
+    Raises:
+      ValueError: total < 1, or successes outside 0 .. total.
+    """
+    if total < 1 or not 0 <= successes <= total:
+        raise ValueError(f"successes, total: got {successes}, {total}, may be 0 <= successes <= total, total >= 1")
+    share = successes / total
+    centre = share + z * z / (2 * total)
+    spread = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    scale = 1 + z * z / total
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
+def _check_columns(columns: Iterable[str], where: str, complete: bool) -> None:
+    columns = list(columns)
+    unknown = [c for c in columns if c not in RESULT_COLUMNS]
+    if unknown:
+        raise ValueError(f"{where}: column {unknown[0]!r} is unknown, should be one of {', '.join(RESULT_COLUMNS)}")
+    lacking = [c for c in RESULT_COLUMNS if c not in columns]
+    if complete and lacking:
+        raise ValueError(f"{where}: column {lacking[0]!r} is missing, should be in the header line")
+
+
+def _cell(row: Mapping[str, Any], column: str, where: str) -> str:
+    """One cell as text, checked by reading it back."""
+    value = row.get(column)
+    if isinstance(value, (list, tuple)):
+        value = " ".join(map(str, value))
+    text = "" if value is None else str(value)
+    _parse(text, column, where)
+    return text
+
+
+def _parse(text: str, column: str, where: str) -> str | float | None:
+    if column == "kind" and text not in KINDS:
+        raise ValueError(f"{where}: kind: got {text!r}, should be one of {KINDS}")
+    if text == "":
+        return None
+    if column in TEXT_COLUMNS:
+        return text
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{where}: {column}: got {text!r}, should be a finite number or blank")
+    return number
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text ({error.reason}), should be JSON") from None
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON ({error}), should be one JSON object") from None
+    _require(value, {}, str(path))
+    return value
+
+
+def _read_metrics(path: Path) -> list[dict[str, Any]]:
+    written, lines = len(_read_text(path).splitlines()), read_metrics(path)
+    if written - len(lines) > 1:  # a crash cuts the last line short; nothing cuts one in the middle
+        raise ValueError(f"{path} line {len(lines) + 1}: not JSON, should be one JSON object a line")
+    for number, line in enumerate(lines, start=1):
+        _require(line, {"stage": str, "step": int}, f"{path} line {number}")
+    return lines
+
+
+def _read_samples(path: Path) -> list[dict[str, Any]]:
+    fields = {"arm": str, "temperature": (int, float), "prompt": str, "pieces": list, "accepted": list}
+    samples = []
+    for number, text in enumerate(_read_text(path).splitlines(), start=1):
+        where = f"{path} line {number}"
+        try:
+            sample = json.loads(text)
+        except json.JSONDecodeError:
+            raise ValueError(f"{where}: not JSON, should be one JSON object a line") from None
+        _require(sample, fields, where)
+        if not all(isinstance(n, int) for n in sample["accepted"]) or sum(sample["accepted"]) != len(sample["pieces"]):
+            raise ValueError(f"{where}: accepted: should be integers that sum to len(pieces) = {len(sample['pieces'])}")
+        samples.append(sample)
+    return samples
+
+
+def _require(line: Any, fields: Mapping[str, Any], where: str) -> None:
+    """Refuses what is not an object with these fields of these types."""
+
+    def expect(value: Any, kind: Any, what: str) -> None:
+        names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+        ok = isinstance(value, kind) and not isinstance(value, bool)
+        if not ok:
+            raise ValueError(f"{what}: got {value!r:.60}, should be {names}")
+
+    expect(line, dict, where)
+    for field, kind in fields.items():
+        expect(line.get(field), kind, f"{where}: {field}")
