@@ -18,9 +18,9 @@ NEW = 18
 
 
 @functools.cache
-def model_of(seed: int = 0, **changes):
+def model_of(seed: int = 0, scale: float = 0.35, **changes):
     config = small_config(**changes)
-    return Zaya(config), random_variables(config, seed)
+    return Zaya(config), random_variables(config, seed, scale)
 
 
 def prompts_of(model, lengths=(3, 9, 1, 6)):
@@ -53,16 +53,20 @@ def test_the_loop_is_the_slow_twin(sampler):
         assert got.tokens[row] == reference_generate(model, variables, prompt, sampler, NEW, key)
 
 
-@pytest.mark.parametrize("changes", [{}, dict(cca_time0=3, cca_time1=3), dict(num_key_value_heads=1, num_experts=16)])
-def test_greedy_lossless_is_greedy_autoregression(changes):
+@pytest.mark.parametrize(
+    ("seed", "changes"), [(3, {}), (3, dict(cca_time0=3, cca_time1=3)), (0, dict(num_key_value_heads=1, num_experts=16))]
+)
+def test_greedy_lossless_is_greedy_autoregression(seed, changes):
     """Contract 4, float32, and both are the argmax of the plain forward pass."""
-    model, variables = model_of(5, **changes)
+    model, variables = model_of(seed, 0.6, **changes)
     prompts = prompts_of(model, (3, 9, 1, 6, 12, 2))
     plain = generate(model, variables, prompts, SamplerConfig("autoregressive", temperature=0.0), 40)
     for anchors in ("all", (1,), (2, 5)):
         fast = generate(model, variables, prompts, SamplerConfig("single_pass", 5, anchors, temperature=0.0), 40)
         assert fast.tokens == plain.tokens
-        assert fast.forwards.sum() < plain.forwards.sum()  # something was accepted
+        if anchors == "all":
+            assert plain.forwards.sum() / 4 < fast.forwards.sum() < plain.forwards.sum()  # some accepted, some rejected
+    assert len(set(sum(plain.tokens, []))) >= 6  # not one token for ever
     run = jax.jit(model.apply)
     for prompt, tokens in zip(prompts, plain.tokens, strict=True):
         text = np.zeros((1, 64), np.int32)

@@ -68,7 +68,9 @@ def compiled(plan: Plan):
     @jax.jit
     def start(tokens, count, cache, knobs, forced):
         proposal, cache, log_settled = prefill(model, variables, tokens, count, cache, plan, knobs, forced)
-        return proposal, cache, log_settled, draft_log_probability(proposal, knobs)
+        obeyed = proposal.block[:, 0] == forced.settled  # not, if the law gives the forced token probability 0
+        log_settled = jnp.where(obeyed, log_settled, -jnp.inf)
+        return proposal, cache, log_settled + draft_log_probability(proposal, knobs, forced)
 
     @jax.jit
     def go(proposal, cache, knobs, forced):
@@ -78,15 +80,15 @@ def compiled(plan: Plan):
         log_reject = jnp.log1p(-jnp.exp(verdict.log_accept))
         log_survival = jnp.where(tested, jnp.where(forced.accept, verdict.log_accept, log_reject), 0).sum(1)
         law = jax.nn.log_softmax(verdict.log_settle)
-        log_settled = jnp.take_along_axis(law, verdict.settled[:, None], 1)[:, 0]
-        log_weight = log_survival + log_settled + draft_log_probability(proposal, knobs)
+        log_settled = jnp.take_along_axis(law, forced.settled[:, None], 1)[:, 0]
+        log_weight = log_survival + log_settled + draft_log_probability(proposal, knobs, forced)
         return proposal, cache, verdict.produced, verdict.accepted, log_weight
 
-    def draft_log_probability(proposal, knobs):
+    def draft_log_probability(proposal, knobs, forced):
         law = log_law(proposal.logits, knobs.draft_temperature)
-        drawn = jnp.take_along_axis(law, proposal.block[:, 1:, None], 2)[..., 0]
+        drawn = jnp.take_along_axis(law, forced.drafts[..., None], 2)[..., 0]
         # A slot nobody drew from is enumerated once, as token 0.
-        return jnp.where(proposal.drafted, drawn, jnp.where(proposal.block[:, 1:] == 0, 0.0, -jnp.inf)).sum(1)
+        return jnp.where(proposal.drafted, drawn, jnp.where(forced.drafts == 0, 0.0, -jnp.inf)).sum(1)
 
     return start, go
 
@@ -136,9 +138,9 @@ def sampler_distribution(plan: Plan, knobs: Knobs, rows) -> np.ndarray:
     forced = Forced(settled, drafts, np.zeros((len(first), SIZE - 1), bool))
     cache = init_cache(model.config, len(first), width + NEW + 2 * SIZE + SIZE)
     count = np.array([len(rows[r]) for r in which])
-    proposal, cache, log_settled, log_drafts = jax.device_get(start(tokens[which], count, cache, knobs, forced))
+    proposal, cache, log_weight = jax.device_get(start(tokens[which], count, cache, knobs, forced))
     emitted = [(int(r), int(s)) for r, s in zip(which, settled, strict=True)]
-    emitted, weight, pair = merge(emitted, np.exp(log_settled + log_drafts), (proposal, cache))
+    emitted, weight, pair = merge(emitted, np.exp(log_weight), (proposal, cache))
 
     every = outcomes()
     while emitted:

@@ -1,0 +1,165 @@
+"""The run door from the outside: a whole run, a killed one, and a user's mistakes."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments import settings
+from tests.experiments import tiny
+from zaya_jax import load_pretrained
+from zaya_jax.analysis.results import read_results
+from zaya_jax.training.metrics import read_metrics
+
+ROOT = Path(__file__).parents[2]
+CONFIG = "--config=tests/experiments/tiny.py"
+
+
+def start(*args, **options) -> subprocess.Popen:
+    command = [sys.executable, "-m", "experiments.run", *args]
+    return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
+
+
+def finish(*args) -> tuple[int, str]:
+    process = start(*args)
+    output, _ = process.communicate(timeout=600)
+    return process.returncode, output
+
+
+def numbers(workdir: Path) -> list[dict]:
+    return [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in read_metrics(workdir / "metrics.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("run") / "whole"
+    status, output = finish(CONFIG, f"--workdir={workdir}")
+    assert status == 0, output
+    return workdir
+
+
+def test_a_run_leaves_what_it_promises(whole):
+    names = {p.name for p in whole.iterdir()}
+    assert names >= {
+        "config.json", "environment.json", "metrics.jsonl", "checkpoints", "results.csv", "samples.jsonl", "figures",
+        "report.html",
+    }  # fmt: skip
+    assert len(list((whole / "figures").glob("*.png"))) >= 6
+    rows = read_results(whole / "results.csv")
+    sampling = [r for r in rows if r["kind"] == "sampling"]
+    assert {(r["arm"], r["temperature"]) for r in sampling} == {
+        (arm, t) for arm in ("autoregressive", "lossless", "mix_stale") for t in (0.0, 1.0)
+    }
+    greedy = {r["arm"]: r for r in sampling if r["temperature"] == 0}
+    assert greedy["lossless"]["identical_to_autoregressive"] == 1
+    assert greedy["lossless"]["accuracy"] == greedy["autoregressive"]["accuracy"]
+    assert all(r["tokens_per_forward"] == 1 for r in sampling if r["arm"] == "autoregressive")
+    assert {r["rows"] for r in rows if r["kind"] == "cost"} == {1, 8, 16, 24, 72}
+    likelihood = {(r["model"], r["source"]): r for r in rows if r["kind"] == "likelihood"}
+    assert set(likelihood) == {(m, s) for m in ("pretrain", "convert", "control") for s in ("addition", "stdlib")}
+    assert likelihood["convert", "stdlib"]["bits_per_byte"] > 0
+    config, variables = load_pretrained(whole / "checkpoints" / "convert")
+    assert config.vocab_size == variables["params"]["embed_tokens"].shape[0] == 260
+    environment = json.loads((whole / "environment.json").read_text())
+    assert set(environment["seconds"]) == {"data", "pretrain", "convert", "control", "evaluate", "figures"}
+
+
+def test_a_run_killed_in_conversion_goes_on_to_the_same_numbers(whole, tmp_path):
+    workdir = tmp_path / "killed"
+    process = start(CONFIG, f"--workdir={workdir}", start_new_session=True)
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None:
+        path = workdir / "metrics.jsonl"
+        if path.exists() and any(m["stage"] == "convert" and m["step"] >= 3 for m in read_metrics(path)):
+            break
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (workdir / "results.csv").exists()
+    status, output = finish(CONFIG, f"--workdir={workdir}")
+    assert status == 0, output
+    assert numbers(workdir) == numbers(whole)
+    kept = ("kind", "model", "source", "arm", "temperature", "accuracy", "tokens", "forwards", "ar_loss", "draft_loss")
+    for a, b in zip(read_results(workdir / "results.csv"), read_results(whole / "results.csv"), strict=True):
+        assert {k: a[k] for k in kept} == {k: b[k] for k in kept}
+
+
+def test_a_finished_run_is_skipped_and_another_config_is_refused(whole):
+    before = (whole / "results.csv").stat().st_mtime_ns
+    status, output = finish(CONFIG, f"--workdir={whole}")
+    assert status == 0, output
+    assert (whole / "results.csv").stat().st_mtime_ns == before
+    status, output = finish(CONFIG, f"--workdir={whole}", "--config.convert.objective.alpha=0.5")
+    assert status == 2
+    assert output.strip().splitlines()[-1] == (
+        f"error: --workdir {whole}: holds a run whose config differs in convert.objective.alpha (1.0 there, 0.5 now); "
+        "choose another"
+    )
+
+
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        (["--config.convert.stepz=4"], "error: --config: .*stepz"),
+        (["--config.convert.steps=many"], "error: .*steps.*many"),
+        (["--config.convert.objective.block_size=0"], "error: convert.objective: Objective.block_size: got 0"),
+        (["--confg=x"], "error: Unknown command line flag 'confg'"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_one_line(args, line, tmp_path):
+    status, output = finish(CONFIG, f"--workdir={tmp_path / 'w'}", *args)
+    assert status == 2
+    assert re.search(line, output.strip().splitlines()[-1]), output
+    assert "Traceback" not in output
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda c: c.model.update(hidden_size=0), "model: ZayaConfig.hidden_size: got 0"),
+        (lambda c: c.model.update(num_key_value_heads=3), "num_attention_heads: got 4, may be a multiple"),
+        (lambda c: c.model.update(mask_token_id=260), "mask_token_id: got 260, may be in"),
+        (lambda c: c.model.update(vocab_size=100, mask_token_id=99), "model.vocab_size: got 100"),
+        (lambda c: c.data.update(row_length=5000), "data.row_length: got 5000"),
+        (lambda c: c.data.update(row_length=0), "data.row_length: got 0"),
+        (lambda c: c.pretrain.update(steps=0), "pretrain.steps: got 0"),
+        (lambda c: c.pretrain.optimizer.update(learning_rate=-1.0), "OptimizerConfig.learning_rate: got -1"),
+        (lambda c: c.evaluate.update(task="poetry"), "evaluate.task: got 'poetry'"),
+        (lambda c: c.evaluate.update(temperatures=(-1.0,)), "SamplerConfig.temperature: got -1"),
+        (lambda c: c.evaluate.update(beta=2.0), "SamplerConfig.beta: got 2"),
+        (lambda c: c.data.mixture[0].update(weight=0.0), r"data.mixture\[0\].weight: got 0"),
+        (lambda c: c.data.mixture[0].update(task="poetry"), "poetry"),
+        (lambda c: c.data.mixture[0].options.update(digits=0), "digits"),
+        (lambda c: c.update(tokenizer="/nowhere.json"), "/nowhere.json"),
+    ],
+)
+def test_bad_configs_are_refused_before_anything_runs(change, line):
+    config = tiny.get_config()
+    with config.unlocked():
+        change(config)
+    with pytest.raises((ValueError, FileNotFoundError), match=line) as error:
+        settings.read(config)
+    assert "\n" not in str(error.value)
+
+
+def test_unreadable_data_is_named(tmp_path):
+    config = tiny.get_config()
+    with config.unlocked():
+        config.data.mixture[1].text = [str(tmp_path / "missing.txt")]
+    source = settings.read(config).mixture[1]
+    with pytest.raises(FileNotFoundError, match=r"missing\.txt"):
+        source.open("train", tmp_path, 10, 0)
+
+
+def test_help_says_what_a_user_needs():
+    status, output = finish("--help")
+    assert status == 0
+    for words in ("python -m experiments.run --config=", "--workdir", "report.html", "Interrupt it at any moment"):
+        assert words in output

@@ -1,0 +1,16 @@
+"""A run of seconds, for tests of the doors."""
+
+from ml_collections import ConfigDict
+
+from configs import quickstart
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    c = quickstart.get_config("fast,preset=tiny,block_size=4")
+    c.data.row_length = 48
+    c.data.task_documents = 400
+    c.data.validation_batches = 1
+    for name in ("pretrain", "convert", "control"):
+        c[name].update(steps=6, batch_size=4, log_every=1, evaluate_every=4, save_every=2)
+    c.evaluate.update(prompts=6, batch=4, max_new_tokens=16)
+    return c

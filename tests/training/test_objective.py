@@ -1,0 +1,195 @@
+"""Losses, targets and router balance against their definitions."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.helpers import random_tokens, random_variables, small_config
+from zaya_jax.architecture import MASK, Layout, Zaya
+from zaya_jax.training import objective as objective_module
+from zaya_jax.training.objective import Objective
+from zaya_jax.training.optimizer import OptimizerConfig, balancing_error, schedule
+from zaya_jax.training.state import init_state, make_train_step, summarise
+
+DOCUMENT = np.array([[0] * 5 + [1] * 6 + [-1], [0] * 12, [-1] * 12])
+
+
+@functools.cache
+def setup():
+    config = small_config()
+    return Zaya(config), random_variables(config), {
+        "tokens": jnp.asarray(random_tokens(config, 3, 12)), "document": jnp.asarray(DOCUMENT)
+    }  # fmt: skip
+
+
+def naive_losses(model, variables, batch, block_size, offset):
+    """Mean CE of next tokens and of draft slots, one term at a time; no loss on padding or across documents."""
+    layout = Layout.tidar(batch["tokens"], block_size, offset, document=batch["document"])
+    law = np.asarray(jax.nn.log_softmax(model.apply(variables, layout).logits))
+    tokens, ar, draft = np.asarray(batch["tokens"]), [], []
+    for r, row in enumerate(DOCUMENT):
+        for i in range(11):
+            if row[i] == row[i + 1] != -1:
+                ar.append(-law[r, i, tokens[r, i + 1]])
+        for slot in range(law.shape[1] - 12):
+            first = offset[r] + slot // block_size * block_size
+            i = first + slot % block_size
+            if i < 12 and row[i] == row[first] != -1:
+                draft.append(-law[r, 12 + slot, tokens[r, i]])
+    return np.mean(ar), np.mean(draft)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.3])
+def test_tidar_loss_is_the_papers(alpha):
+    model, variables, batch = setup()
+    objective = Objective("tidar", 4, alpha)
+    drawn = {"offset": jnp.array([0, 3, 1])}
+    sums = objective.sums(model, variables, batch, drawn)
+    ar, draft = naive_losses(model, variables, batch, 4, [0, 3, 1])
+    metrics = summarise(sums)
+    np.testing.assert_allclose(metrics["ar_loss"], ar, rtol=1e-5)
+    np.testing.assert_allclose(metrics["draft_loss"], draft, rtol=1e-5)
+    np.testing.assert_allclose(objective.loss(sums, sums), (alpha * ar + draft) / (1 + alpha), rtol=1e-5)
+    assert sums["draft_count"].shape == (4,)
+    plain = Objective("autoregressive")
+    np.testing.assert_allclose(plain.loss(*[plain.sums(model, variables, batch, {})] * 2), ar, rtol=1e-5)
+
+
+def test_padding_rows_change_nothing():
+    """A batch with a whole row of padding has the loss and the expert load of the batch without it."""
+    model, variables, batch = setup()
+    objective, offset = Objective("tidar", 4), jnp.array([0, 3, 1])
+    whole = objective.sums(model, variables, batch, {"offset": offset})
+    part = objective.sums(model, variables, jax.tree.map(lambda x: x[:2], batch), {"offset": offset[:2]})
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), whole, part)
+
+
+def test_chunked_cross_entropy_is_the_whole(monkeypatch):
+    model, variables, batch = setup()
+    objective, drawn = Objective("tidar", 4), {"offset": jnp.array([0, 3, 1])}
+
+    def loss(params):
+        sums = objective.sums(model, {**variables, "params": params}, batch, drawn)
+        return objective.loss(sums, sums)
+
+    whole = jax.value_and_grad(loss)(variables["params"])
+    monkeypatch.setattr(objective_module, "LOGITS_AT_ONCE", 7 * model.config.vocab_size)
+    pieces = jax.value_and_grad(loss)(variables["params"])
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), whole, pieces)
+
+
+def test_offsets_are_uniform_and_random_masking_reveals_a_uniform_share():
+    objective = Objective("tidar", 4, masking="random")
+    drawn = objective.draw(jax.random.key(0), 4000, 16)
+    counts = np.bincount(drawn["offset"], minlength=4)
+    assert counts.size == 4 and counts.min() > 850
+    layout = objective.layout({"tokens": jnp.ones((4000, 16), jnp.int32), "document": jnp.zeros((4000, 16), jnp.int32)}, drawn)
+    hidden = np.asarray(layout.blocks().tokens == MASK)[:, 1].sum(1)  # a block that lies inside the row
+    # a share drawn uniformly makes every number of hidden slots equally likely
+    assert np.bincount(hidden, minlength=5).min() > 4000 / 5 * 0.85
+    _, has = layout.draft_targets(drawn["offset"])
+    assert not np.asarray(has & (layout.draft_rows().tokens != MASK)).any()
+    assert Objective("tidar", 4).draw(jax.random.key(0), 2, 16).keys() == {"offset"}
+
+
+def test_clean_and_draft_rows_balance_apart():
+    """A collapse of the few draft rows is not hidden behind many balanced clean rows."""
+    load = jnp.array([[[100, 100, 100, 100, 0], [8, 0, 0, 0, 0]]])
+    np.testing.assert_allclose(balancing_error(load)[0], [0.375, -0.125, -0.125, -0.125, 0], atol=1e-6)
+    clean_only = jnp.array([[[300, 100, 0, 0, 0], [0, 0, 0, 0, 0]]])
+    np.testing.assert_allclose(balancing_error(clean_only)[0], [0.5, 0, -0.25, -0.25, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_step_learns_balances_and_leaves_skip_alone(name):
+    model, variables, batch = setup()
+    optimizer = OptimizerConfig(name=name, learning_rate=0.01, balancing_rate=0.05)
+    step = make_train_step(model, Objective("tidar", 4), optimizer)
+    state = jax.tree.map(jnp.copy, init_state(variables, optimizer, 0))
+    before = jax.device_get(state.balancing)
+    losses = []
+    for _ in range(12):
+        state, metrics = step(state, batch, 1.0)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < losses[0] - 0.3
+    biases = jax.tree.leaves(state.balancing)[0]
+    np.testing.assert_array_equal(biases[:, -1], jax.tree.leaves(before)[0][:, -1])
+    assert np.abs(biases - jax.tree.leaves(before)[0])[:, :-1].max() > 0.01
+    assert int(state.step) == 12
+
+
+def test_balancing_alone_evens_out_a_collapsed_router():
+    model, variables, batch = setup()
+    biased = jax.tree.map(lambda b: b.at[:, 0].add(0.5), variables["balancing"])
+    optimizer = OptimizerConfig(learning_rate=1e-9, balancing_rate=0.02)
+    step = make_train_step(model, Objective("tidar", 4), optimizer)
+    state = jax.tree.map(jnp.copy, init_state({**variables, "balancing": biased}, optimizer, 0))
+    loads = []
+    for _ in range(40):
+        state, metrics = step(state, batch, 1.0)
+        loads.append((float(metrics["expert_load_clean"]), float(metrics["expert_load_draft"])))
+    assert loads[0][0] > 0.9
+    assert loads[-1][0] < 0.75 * loads[0][0]
+
+
+def test_two_devices_give_the_numbers_of_one():
+    """Data parallelism: the same draws, the same sums, gradients equal up to rounding."""
+    from zaya_jax.parallel import data_mesh, replicated, split_batch
+
+    model, variables, _ = setup()
+    batch = {"tokens": random_tokens(model.config, 4, 12), "document": np.zeros((4, 12), np.int32)}
+    optimizer, objective = OptimizerConfig(), Objective("tidar", 4, masking="random")
+    results = []
+    for mesh in (None, data_mesh(4)):
+        state = jax.tree.map(jnp.copy, init_state(variables, optimizer, 0))
+        data = batch
+        if mesh is not None:
+            assert mesh.size == 2
+            state, data = jax.device_put(state, replicated(mesh)), jax.device_put(batch, split_batch(mesh))
+        step = make_train_step(model, objective, optimizer, mesh)
+        for _ in range(3):
+            state, metrics = step(state, data, 1.0)
+        results.append(jax.device_get((metrics, state.params)))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-3, atol=2e-5), *results)
+    assert data_mesh(3) is None
+
+
+def test_bfloat16_compute_keeps_float32_masters():
+    model, variables, batch = setup()
+    low = Zaya(model.config.replace(dtype="bfloat16"))
+    optimizer, objective = OptimizerConfig(), Objective("tidar", 4)
+    losses = []
+    for m in (model, low):
+        state = jax.tree.map(jnp.copy, init_state(variables, optimizer, 0))
+        state, metrics = make_train_step(m, objective, optimizer)(state, batch, 1.0)
+        losses.append(float(metrics["loss"]))
+        assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
+    assert 0 < abs(losses[0] - losses[1]) < 0.05 * losses[0]
+
+
+def test_schedule_warms_up_and_decays():
+    config = OptimizerConfig(warmup_steps=10, final_learning_rate=0.1)
+    shares = [schedule(config, step, 100) for step in range(101)]
+    assert shares[:3] == pytest.approx([1 / 11, 2 / 11, 3 / 11])
+    assert max(shares) == pytest.approx(1.0) == shares[10]
+    assert shares[100] == pytest.approx(0.1)
+    assert all(a >= b for a, b in zip(shares[10:], shares[11:], strict=False))
+
+
+@pytest.mark.parametrize(
+    ("kind", "kwargs", "names"),
+    [
+        (Objective, dict(block_size=0), "Objective.block_size: got 0"),
+        (Objective, dict(kind="bert"), "Objective.kind: got 'bert'"),
+        (Objective, dict(alpha=-1), "Objective.alpha"),
+        (Objective, dict(masking="some"), "Objective.masking"),
+        (OptimizerConfig, dict(name="sgd"), "OptimizerConfig.name: got 'sgd'"),
+        (OptimizerConfig, dict(learning_rate=0), "OptimizerConfig.learning_rate: got 0"),
+    ],
+)
+def test_bad_settings_name_the_field(kind, kwargs, names):
+    with pytest.raises(ValueError, match=names):
+        kind(**kwargs)

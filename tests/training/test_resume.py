@@ -1,0 +1,186 @@
+"""Contract 7: a killed run resumes to the same numbers; a checkpoint is whole or not there."""
+
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.helpers import small_config
+from zaya_jax import load_pretrained
+from zaya_jax.architecture import Zaya
+from zaya_jax.data.pipeline import make_train_iterator
+from zaya_jax.data.tasks import TaskSource, make_task
+from zaya_jax.data.tokenizers import ByteTokenizer
+from zaya_jax.interop.native import CheckpointError, load_native, write_model_file
+from zaya_jax.parallel import data_mesh
+from zaya_jax.training.checkpoints import Checkpoints
+from zaya_jax.training.loop import Phase, train
+from zaya_jax.training.metrics import MetricWriter, read_metrics
+from zaya_jax.training.objective import Objective
+from zaya_jax.training.optimizer import OptimizerConfig
+from zaya_jax.training.state import init_state, init_variables
+
+CONFIG = small_config(vocab_size=260)
+PHASE = Phase("convert", Objective("tidar", 4, masking="random"), OptimizerConfig(), steps=7, log_every=1, save_every=2)
+
+
+class Killed(Exception):
+    pass
+
+
+class Dying:
+    """A data iterator that fails at its n-th batch."""
+
+    def __init__(self, batches, after):
+        self.batches, self.left = batches, after
+
+    def __next__(self):
+        if self.left == 0:
+            raise Killed
+        self.left -= 1
+        return next(self.batches)
+
+    def get_state(self):
+        return self.batches.get_state()
+
+    def set_state(self, state):
+        self.batches.set_state(state)
+
+
+def batches():
+    mixture = [(TaskSource(make_task("addition"), "train", 0, 500), 1.0)]
+    return make_train_iterator(mixture, ByteTokenizer(), 32, 4, seed=3)
+
+
+def run(directory, after=10**9, mesh=None):
+    model = Zaya(CONFIG)
+    write_model_file(directory / "steps", CONFIG)
+    with Checkpoints(directory / "steps") as checkpoints:
+        writer = MetricWriter(directory / "metrics.jsonl")
+        return train(model, init_variables(model, 0), PHASE, Dying(batches(), after), checkpoints, writer, mesh=mesh)
+
+
+def numbers(directory):
+    """Everything in metrics.jsonl but the clock."""
+    return [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in read_metrics(directory / "metrics.jsonl")]
+
+
+def equal(a, b):
+    return jax.tree.all(jax.tree.map(lambda x, y: bool(np.array_equal(x, y)), a, b))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("whole")
+    return directory, run(directory)
+
+
+@pytest.mark.parametrize("after", [1, 4, 5])
+def test_a_killed_run_resumes_to_bit_identical_numbers(whole, tmp_path, after):
+    with pytest.raises(Killed):
+        run(tmp_path, after)
+    state = run(tmp_path)
+    assert equal(state, whole[1])
+    assert numbers(tmp_path) == numbers(whole[0])
+    assert [line["step"] for line in numbers(tmp_path)] == list(range(1, 8))
+
+
+def test_a_finished_phase_changes_nothing(whole, tmp_path):
+    shutil.copytree(whole[0], tmp_path / "copy")
+    assert equal(run(tmp_path / "copy", after=0), whole[1])
+    assert numbers(tmp_path / "copy") == numbers(whole[0])
+
+
+def test_resume_on_fewer_devices(whole, tmp_path):
+    """Two devices, killed, then one: the same numbers up to the order of sums."""
+    with pytest.raises(Killed):
+        run(tmp_path, 5, data_mesh(4))
+    state = run(tmp_path)
+    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(whole[1].params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-2, atol=2e-4)
+
+
+def test_load_pretrained_reads_the_newest_step_without_the_optimizer(whole):
+    config, variables = load_pretrained(whole[0] / "steps")
+    assert config == CONFIG
+    assert equal(variables, whole[1].variables)
+
+
+def test_an_interrupted_save_leaves_the_previous_step(whole, tmp_path):
+    """A save that died half-way is a folder without its final name; it is not a step, and it is swept away."""
+    shutil.copytree(whole[0] / "steps", tmp_path / "steps")
+    half = tmp_path / "steps" / "8.orbax-checkpoint-tmp-1"
+    shutil.copytree(tmp_path / "steps" / "7", half)
+    (half / "commit_success.txt").unlink(missing_ok=True)
+    assert equal(load_native(tmp_path / "steps")[1], whole[1].variables)
+    with Checkpoints(tmp_path / "steps") as checkpoints:
+        assert checkpoints.latest == 7
+
+
+@pytest.mark.parametrize("damage", ["truncate", "remove"])
+def test_damaged_files_are_named_in_one_line(whole, tmp_path, damage):
+    shutil.copytree(whole[0] / "steps", tmp_path / "steps")
+    files = [p for p in (tmp_path / "steps" / "7").rglob("*") if p.is_file() and p.stat().st_size > 500]
+    assert files
+    for path in files:
+        path.unlink() if damage == "remove" else os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(CheckpointError, match=r"^checkpoint .*steps/7: cannot be read: ") as error:
+        load_native(tmp_path / "steps")
+    assert "\n" not in str(error.value)
+
+
+def test_missing_checkpoints_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="not a folder"):
+        load_pretrained(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="holds neither config.json"):
+        load_pretrained(tmp_path)
+    write_model_file(tmp_path, CONFIG)
+    with pytest.raises(CheckpointError, match="no whole step"):
+        load_pretrained(tmp_path)
+
+
+FULL_DISK = """
+    import resource, sys
+    import jax.numpy as jnp
+    from zaya_jax.interop.native import CheckpointError
+    from zaya_jax.training.checkpoints import Checkpoints
+
+    big = {"x": jnp.arange(2_000_000, dtype=jnp.float32) * 1.1}
+    with Checkpoints(sys.argv[1]) as checkpoints:
+        checkpoints.save(1, big, {"data": 1})
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # the disk is full
+        try:
+            checkpoints.save(2, big, {"data": 2})
+        except CheckpointError as error:
+            print("REFUSED", error)
+    with Checkpoints(sys.argv[1]) as checkpoints:
+        loaded, extra = checkpoints.load(big)
+        print("STILL", checkpoints.latest, extra, bool((loaded["x"] == big["x"]).all()))
+"""
+
+
+def test_a_full_disk_is_one_line_and_the_previous_step_stays(tmp_path):
+    code = textwrap.dedent(FULL_DISK)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "steps")], capture_output=True, text=True, timeout=120, check=False
+    )
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith(f"REFUSED checkpoint {tmp_path}/steps/2: cannot be written: "), done.stderr
+    assert lines[1] == "STILL 1 {'data': 1} True"
+
+
+def test_non_finite_losses_stop_the_run(tmp_path):
+    with pytest.raises(FloatingPointError, match="convert step 3: ar_loss is nan"):
+        MetricWriter(tmp_path / "m.jsonl").write("convert", 3, {"ar_loss": np.float32("nan")})
+
+
+def test_the_state_is_a_pytree_of_arrays():
+    state = init_state(init_variables(Zaya(CONFIG), 0), OptimizerConfig(), 5)
+    assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(state))
+    assert state.rng.dtype == jnp.uint32
