@@ -18,7 +18,7 @@ from zaya_jax.training.optimizer import OptimizerConfig
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    arg = parse_arg(arg, fast=False, block_size=8, preset="zaya1_300k", alpha=1.0, masking="full")
+    arg = parse_arg(arg, fast=False, block_size=8, preset="zaya1_300k", alpha=4.0, masking="full")
     c = ConfigDict()
     c.name = "quickstart"
     c.seed = 0
@@ -37,7 +37,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.data.validation_batches = 8
 
     optimizer = OptimizerConfig(learning_rate=3e-3)
-    steps = (20, 20) if arg.fast else (900, 1000)
+    steps = (20, 20) if arg.fast else (900, 600)
     c.pretrain = phase(steps[0], Objective("autoregressive"), optimizer)
     draft = Objective("tidar", block_size=arg.block_size, alpha=arg.alpha, masking=arg.masking)
     c.convert = phase(steps[1], draft, optimizer)

@@ -46,7 +46,9 @@ def main() -> None:
     model = Zaya(config)
     numbers: dict = {"hardware": environment.hardware(), "environment": environment.describe()}
     numbers["train_step"] = train_step_ratio(_PRESET.value, _REPEATS.value)
-    show("TiDAR train step / AR train step, per clean token", numbers["train_step"], "tidar", "autoregressive", "<= 2.3")
+    show(
+        "TiDAR train step / AR train step, per clean token", numbers["train_step"], "tidar", "autoregressive", "<= 2.3"
+    )
     numbers["experts"] = expert_ratio(_REPEATS.value)
     show("dense experts / block-padded experts, 1024 tokens", numbers["experts"], "dense", "block_padded", ">= 4")
     numbers["rows"] = {}
@@ -54,7 +56,9 @@ def main() -> None:
         cost = forward_cost(model, variables, batch=batch, repeats=_REPEATS.value)
         numbers["rows"][batch] = {rows: {"milliseconds": ms, "ratio": ms / cost[1]} for rows, ms in cost.items()}
         curve = ", ".join(f"{rows}: {ms / cost[1]:.2f}x" for rows, ms in cost.items())
-        print(f"one forward by rows, over the one-row AR forward, batch {batch} ({cost[1]:.3f} ms): {curve}", flush=True)
+        print(
+            f"one forward by rows, over the one-row AR forward, batch {batch} ({cost[1]:.3f} ms): {curve}", flush=True
+        )
     numbers["lossless"] = [
         lossless_ratio(model, variables, batch, temperature, anchors, min(5, _REPEATS.value))
         for batch in (1, 8)
@@ -64,7 +68,9 @@ def main() -> None:
     for row in numbers["lossless"]:
         print(
             "lossless over AR wall-clock: batch {batch}, temperature {temperature:g}, block 8, anchors {anchors}: "
-            "speedup {speedup:.2f} at {tokens_per_forward:.2f} tokens and {rows_per_forward} rows a forward".format(**row)
+            "speedup {speedup:.2f} at {tokens_per_forward:.2f} tokens and {rows_per_forward} rows a forward".format(
+                **row
+            )
         )
     if _OUTPUT.value:
         Path(_OUTPUT.value).write_text(json.dumps(numbers, indent=2) + "\n")
@@ -73,7 +79,8 @@ def main() -> None:
 def show(title: str, numbers: dict, over: str, under: str, goal: str) -> None:
     """One line for a ratio of two medians."""
     print(
-        f"{title}: {numbers['ratio']:.2f} (goal {goal}; medians {numbers[over]:.1f} and {numbers[under]:.1f} ms)", flush=True
+        f"{title}: {numbers['ratio']:.2f} (goal {goal}; medians {numbers[over]:.1f} and {numbers[under]:.1f} ms)",
+        flush=True,
     )
 
 
@@ -109,7 +116,14 @@ def train_step_ratio(name: str, repeats: int, batch: int = 16, row: int = 128) -
         return call
 
     out = medians({kind: runner(kind) for kind in ("autoregressive", "tidar")}, repeats, "train step")
-    return {**out, "ratio": out["tidar"] / out["autoregressive"], "preset": name, "batch": batch, "row": row, "block_size": 8}
+    return {
+        **out,
+        "ratio": out["tidar"] / out["autoregressive"],
+        "preset": name,
+        "batch": batch,
+        "row": row,
+        "block_size": 8,
+    }
 
 
 def expert_ratio(repeats: int, tokens: int = 1024, experts: int = 16, width: int = 256) -> dict:

@@ -3,7 +3,8 @@
 import sys
 from collections.abc import Callable, Sequence
 
-from absl import app, flags
+import tensorflow_datasets as tfds
+from absl import app, flags, logging
 
 # What a user's mistake raises. Anything else is our bug and keeps its traceback.
 USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, FloatingPointError)
@@ -22,6 +23,10 @@ def run(main: Callable[[], None]) -> None:
         except KeyboardInterrupt:
             fail("interrupted; the same command goes on from the last checkpoint", status=130)
 
+    # Orbax, tfds and JAX log every probe and file; a user's terminal shows progress bars and our own lines.
+    logging.set_verbosity(logging.FATAL)
+    logging.set_stderrthreshold(logging.FATAL)
+    tfds.disable_progress_bar()
     app.run(guarded, flags_parser=_parse)
 
 

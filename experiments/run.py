@@ -11,10 +11,8 @@ report.html. Interrupt it at any moment: the same command goes on from the last 
 import functools
 import itertools
 import json
-import time
 from pathlib import Path
 
-import jax
 from absl import flags
 from ml_collections import config_flags
 
@@ -33,7 +31,6 @@ from zaya_jax.parallel import data_mesh, use_cpu_devices
 from zaya_jax.training.checkpoints import Checkpoints
 from zaya_jax.training.loop import train
 from zaya_jax.training.metrics import MetricWriter
-from zaya_jax.training.objective import Objective
 from zaya_jax.training.state import init_variables, make_eval_step
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with an optional :argument.", lock_config=True)

@@ -71,13 +71,17 @@ def read(config: ConfigDict) -> Settings:
     tokenizer = load_tokenizer(config.tokenizer)
     model = _build(ZayaConfig, config.model, "model")
     if tokenizer.vocab_size > model.vocab_size:
-        raise ValueError(f"model.vocab_size: got {model.vocab_size}, may be at least the tokenizer's {tokenizer.vocab_size}")
+        raise ValueError(
+            f"model.vocab_size: got {model.vocab_size}, may be at least the tokenizer's {tokenizer.vocab_size}"
+        )
     mixture = tuple(_source(item, i) for i, item in enumerate(config.data.mixture))
     tasks = {source.name: source.task for source in mixture if source.task is not None}
     task = tasks.get(config.evaluate.task)
     if task is None:
         raise ValueError(f"evaluate.task: got {config.evaluate.task!r}, may be a task of data.mixture: {sorted(tasks)}")
-    phases = {name: _phase(name, config[name], config.seed) for name in ("pretrain", "convert", "control") if name in config}
+    phases = {
+        name: _phase(name, config[name], config.seed) for name in ("pretrain", "convert", "control") if name in config
+    }
     for name in ("row_length", "task_documents", "validation_batches"):
         _positive(f"data.{name}", config.data[name])
     for name in ("prompts", "batch", "max_new_tokens"):

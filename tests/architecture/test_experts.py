@@ -41,7 +41,9 @@ def test_any_imbalance_is_dropless(collapse, x64):
     """All tokens on one expert, the last expert, or skip."""
     x, choice, gate_up, down = inputs(200, 4)
     choice[:] = collapse
-    np.testing.assert_allclose(block_padded(x, jnp.asarray(choice), gate_up, down), loop(x, choice, gate_up, down), atol=1e-11)
+    np.testing.assert_allclose(
+        block_padded(x, jnp.asarray(choice), gate_up, down), loop(x, choice, gate_up, down), atol=1e-11
+    )
 
 
 def test_gradients_agree(x64):

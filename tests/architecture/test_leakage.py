@@ -52,7 +52,12 @@ def jacobian_of(times: tuple[int, int], block_size: int):
     """A compiled (layout, stream) -> |d hidden / d stream| summed over channels, [row, row]."""
     with jax.enable_x64(True):
         config = small_config(
-            cca_time0=times[0], cca_time1=times[1], hidden_size=8, num_hidden_layers=2, dtype="float64", param_dtype="float64"
+            cca_time0=times[0],
+            cca_time1=times[1],
+            hidden_size=8,
+            num_hidden_layers=2,
+            dtype="float64",
+            param_dtype="float64",
         )
         model, variables = Zaya(config), random_variables(config, seed=3)
 

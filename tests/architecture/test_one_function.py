@@ -107,7 +107,9 @@ def test_rejected_rows_leave_no_trace(name, x64):
         cache = init_cache(config, 1, 20)
         cache = logits_of(name, Layout.verify_and_draft(tokens[:, :5], 0), cache).cache.commit(jnp.array([5]))
         mixed = np.concatenate([tokens[:, 5 : 5 + k], wrong[:, k:]], axis=1)
-        cache = logits_of(name, Layout.verify_and_draft(mixed, cache.length, (1,), 4), cache).cache.commit(jnp.array([k]))
+        cache = logits_of(name, Layout.verify_and_draft(mixed, cache.length, (1,), 4), cache).cache.commit(
+            jnp.array([k])
+        )
         rest = logits_of(name, Layout.verify_and_draft(tokens[:, 5 + k : 9 + k], cache.length), cache).logits
         assert_close(rest[:, : 7 - k], expected[:, 5 + k : min(12, 9 + k)][:, : 7 - k])
 

@@ -174,9 +174,7 @@ def test_stdlib_without_tests_or_installed_packages(tmp_path, caplog):
     (tmp_path / "lib" / "latin.py").write_bytes(b"# caf\xe9\n")
 
     def names(include_tests):
-        builder = StdlibCode(
-            include_tests=include_tests, root=tmp_path / "lib", data_dir=tmp_path / "data"
-        )
+        builder = StdlibCode(include_tests=include_tests, root=tmp_path / "lib", data_dir=tmp_path / "data")
         return [name for name, _ in builder.documents()], builder.data_dir
 
     plain, plain_dir = names(False)
@@ -229,9 +227,7 @@ def test_a_killed_preparation_is_swept_up_by_the_next(tmp_path):
         builders.prepare_text([sys.argv[1]], sys.argv[2], "train")
     """
     command = [sys.executable, "-c", textwrap.dedent(code), str(path), str(tmp_path / "data")]
-    with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as child:
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
         while "half" not in child.stdout.readline():
             assert child.poll() is None
         os.kill(child.pid, signal.SIGKILL)

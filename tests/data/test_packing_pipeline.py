@@ -87,9 +87,7 @@ def test_eval_is_one_complete_pass_with_padding_at_the_end(row_length, batch_siz
     first = list(batches)
     assert all(batch["tokens"].shape == (batch_size, row_length) for batch in first)
     found = counted(d for batch in first for d in documents_of(batch))
-    assert found == counted(
-        p for i in range(count) for p in pieces_of(texts[i]["text"], row_length)
-    )
+    assert found == counted(p for i in range(count) for p in pieces_of(texts[i]["text"], row_length))
     assert all(same(a, b) for a, b in zip(first, batches, strict=True))
 
 
@@ -128,10 +126,7 @@ def test_documents_are_drawn_from_the_whole_source_in_a_new_order_each_epoch():
 
 def test_shards_are_disjoint_and_complete():
     texts = Texts(f"{i:03d}:" + "x" * 11 for i in range(128))
-    shards = [
-        make_train_iterator([(texts, 1.0)], TOKENIZER, 16, 4, 0, shard_index=i, shard_count=2)
-        for i in range(2)
-    ]
+    shards = [make_train_iterator([(texts, 1.0)], TOKENIZER, 16, 4, 0, shard_index=i, shard_count=2) for i in range(2)]
     for _ in range(2):
         found = [set(first_documents(shard, 64)) for shard in shards]
         assert not found[0] & found[1]

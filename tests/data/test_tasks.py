@@ -133,9 +133,7 @@ def test_hold_outs_follow_the_instance_not_its_spelling():
     addition = {
         split: {
             tuple(sorted(problem.prompt.rstrip("=").split("+")))
-            for problem in (
-                make_task("addition", digits=2).problem(split, i, 0) for i in range(3000)
-            )
+            for problem in (make_task("addition", digits=2).problem(split, i, 0) for i in range(3000))
         }
         for split in SPLITS
     }
@@ -186,9 +184,7 @@ def test_split_index_and_seed_all_matter(name):
 
 def test_addition_shows_its_columns():
     task = make_task("addition")
-    problem = next(
-        p for p in (task.problem("train", i, 0) for i in range(9999)) if len(p.prompt) == 7
-    )
+    problem = next(p for p in (task.problem("train", i, 0) for i in range(9999)) if len(p.prompt) == 7)
     a, b = map(int, problem.prompt.rstrip("=").split("+"))
     assert problem.solution.endswith(f":{a + b}\n")
     carry, total = 0, 0
@@ -206,9 +202,7 @@ def test_addition_shows_its_columns():
 
 def test_countdown_accepts_any_legal_way_and_only_those():
     task = make_task("countdown")
-    problem = next(
-        p for p in (task.problem("train", i, 0) for i in range(99999)) if p.answer[0] == (2, 3, 4)
-    )
+    problem = next(p for p in (task.problem("train", i, 0) for i in range(99999)) if p.answer[0] == (2, 3, 4))
     cases = {24: ("2*3*4", "4*(2*3)"), 14: ("2+3*4",), 10: ("2*3+4",), 20: ("(2+3)*4",)}
     for target, answers in cases.items():
         posed = type(problem)("", "", "", ((2, 3, 4), target))
@@ -233,9 +227,7 @@ NUMBERS = st.deferred(
     lambda: (
         st.integers(-3, 9).map(str)
         | st.just("v")
-        | st.builds(
-            "({}{}{})".format, NUMBERS, st.sampled_from(["+", "-", "*", "%", "//"]), NUMBERS
-        )
+        | st.builds("({}{}{})".format, NUMBERS, st.sampled_from(["+", "-", "*", "%", "//"]), NUMBERS)
         | st.builds("{}({})".format, st.sampled_from(["sum", "len", "min", "max"]), LISTS)
         | st.builds("abs({})".format, NUMBERS)
         | st.builds("{}[{}]".format, LISTS, NUMBERS)

@@ -33,7 +33,9 @@ def finish(*args) -> tuple[int, str]:
 
 
 def numbers(workdir: Path) -> list[dict]:
-    return [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in read_metrics(workdir / "metrics.jsonl")]
+    return [
+        {k: v for k, v in line.items() if k != "tokens_per_second"} for line in read_metrics(workdir / "metrics.jsonl")
+    ]
 
 
 @pytest.fixture(scope="module")

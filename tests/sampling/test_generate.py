@@ -54,7 +54,8 @@ def test_the_loop_is_the_slow_twin(sampler):
 
 
 @pytest.mark.parametrize(
-    ("seed", "changes"), [(3, {}), (3, dict(cca_time0=3, cca_time1=3)), (0, dict(num_key_value_heads=1, num_experts=16))]
+    ("seed", "changes"),
+    [(3, {}), (3, dict(cca_time0=3, cca_time1=3)), (0, dict(num_key_value_heads=1, num_experts=16))],
 )
 def test_greedy_lossless_is_greedy_autoregression(seed, changes):
     """Contract 4, float32, and both are the argmax of the plain forward pass."""
@@ -131,7 +132,13 @@ def test_run_time_values_compile_nothing():
     before = run_loop._cache_size()
     for temperature, draft, beta, new, seed, stop in [(0.0, None, 0.1, 5, 3, ()), (2.0, 0.0, 0.9, 32, 4, (1, 2, 3))]:
         sampler = SamplerConfig(
-            "single_pass", 4, target="mix_stale", beta=beta, temperature=temperature, draft_temperature=draft, stop_tokens=stop
+            "single_pass",
+            4,
+            target="mix_stale",
+            beta=beta,
+            temperature=temperature,
+            draft_temperature=draft,
+            stop_tokens=stop,
         )
         generate(model, variables, [p + [1, 2] for p in prompts], sampler, new, seed=seed)
     assert run_loop._cache_size() == before

@@ -133,7 +133,12 @@ def sampler_distribution(plan: Plan, knobs: Knobs, rows) -> np.ndarray:
     total = np.zeros((len(rows), VOCAB**NEW))
     width = max(map(len, rows))
     tokens = np.array([list(p) + [0] * (width - len(p)) for p in rows])
-    first = [(r, s, d) for r in range(len(rows)) for s in range(VOCAB) for d in itertools.product(range(VOCAB), repeat=SIZE - 1)]
+    first = [
+        (r, s, d)
+        for r in range(len(rows))
+        for s in range(VOCAB)
+        for d in itertools.product(range(VOCAB), repeat=SIZE - 1)
+    ]
     which, settled, drafts = (np.array(x) for x in zip(*first, strict=True))
     forced = Forced(settled, drafts, np.zeros((len(first), SIZE - 1), bool))
     cache = init_cache(model.config, len(first), width + NEW + 2 * SIZE + SIZE)

@@ -86,7 +86,9 @@ def test_offsets_are_uniform_and_random_masking_reveals_a_uniform_share():
     drawn = objective.draw(jax.random.key(0), 4000, 16)
     counts = np.bincount(drawn["offset"], minlength=4)
     assert counts.size == 4 and counts.min() > 850
-    layout = objective.layout({"tokens": jnp.ones((4000, 16), jnp.int32), "document": jnp.zeros((4000, 16), jnp.int32)}, drawn)
+    layout = objective.layout(
+        {"tokens": jnp.ones((4000, 16), jnp.int32), "document": jnp.zeros((4000, 16), jnp.int32)}, drawn
+    )
     hidden = np.asarray(layout.blocks().tokens == MASK)[:, 1].sum(1)  # a block that lies inside the row
     # a share drawn uniformly makes every number of hidden slots equally likely
     assert np.bincount(hidden, minlength=5).min() > 4000 / 5 * 0.85

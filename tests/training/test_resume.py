@@ -68,7 +68,10 @@ def run(directory, after=10**9, mesh=None):
 
 def numbers(directory):
     """Everything in metrics.jsonl but the clock."""
-    return [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in read_metrics(directory / "metrics.jsonl")]
+    return [
+        {k: v for k, v in line.items() if k != "tokens_per_second"}
+        for line in read_metrics(directory / "metrics.jsonl")
+    ]
 
 
 def equal(a, b):

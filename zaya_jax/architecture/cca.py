@@ -154,9 +154,7 @@ class CCA(nn.Module):
             kernel = self.param(
                 f"{name}_kernel", nn.initializers.normal(cfg.initializer_range), shape, jnp.dtype(cfg.param_dtype)
             )
-            bias = self.param(
-                f"{name}_bias", nn.initializers.zeros, (cfg.conv_channels,), jnp.dtype(cfg.param_dtype)
-            )
+            bias = self.param(f"{name}_bias", nn.initializers.zeros, (cfg.conv_channels,), jnp.dtype(cfg.param_dtype))
             params.append((kernel.astype(columns.dtype), bias.astype(columns.dtype)))
         return convolve_along_text(columns, before, *params, heads=heads)
 

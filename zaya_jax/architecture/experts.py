@@ -44,8 +44,8 @@ def block_padded(x: Array, choice: Array, gate_up: Array, down: Array) -> Array:
     size = _block_rows(tokens, experts)
     num_blocks = (tokens + experts * (size - 1)) // size  # sum over experts of ceil(count / size) is never above this
     slot, block_expert = _block_slots(choice, experts, size, num_blocks)
-    source = jnp.full((num_blocks * size,), tokens, jnp.int32).at[slot].set(
-        jnp.arange(tokens, dtype=jnp.int32), mode="drop"
+    source = (
+        jnp.full((num_blocks * size,), tokens, jnp.int32).at[slot].set(jnp.arange(tokens, dtype=jnp.int32), mode="drop")
     )
     padded = jnp.concatenate([x, jnp.zeros_like(x[:1])])[source].reshape(num_blocks, size, -1)
     out = swiglu(padded, gate_up[block_expert], down[block_expert]).reshape(num_blocks * size, -1)
@@ -63,9 +63,7 @@ def _block_rows(tokens: int, experts: int) -> int:
 def _block_slots(choice: Array, experts: int, size: int, num_blocks: int) -> tuple[Array, Array]:
     """Each token's slot in the blocks (num_blocks * size for skip), and each block's expert."""
     chosen = (choice[:, None] == jnp.arange(experts, dtype=choice.dtype)).astype(jnp.int32)  # [token, expert]
-    rank = jnp.take_along_axis(
-        jnp.cumsum(chosen, axis=0), jnp.minimum(choice, experts - 1)[:, None], axis=1
-    )[:, 0] - 1
+    rank = jnp.take_along_axis(jnp.cumsum(chosen, axis=0), jnp.minimum(choice, experts - 1)[:, None], axis=1)[:, 0] - 1
     last_block = jnp.cumsum(-(-chosen.sum(axis=0) // size))  # exclusive end of each expert's blocks
     first_block = jnp.concatenate([jnp.zeros((1,), last_block.dtype), last_block[:-1]])
     slot = first_block[jnp.minimum(choice, experts - 1)] * size + rank

@@ -203,9 +203,7 @@ class Layout:
             source = jnp.minimum(slot_row, row - 1)
             shown = jnp.take_along_axis(reveal, source, axis=1) & (slot_row < row)
             shown &= jnp.take_along_axis(clean.document, source, axis=1) == drafts.document
-            drafts = drafts.replace(
-                tokens=jnp.where(shown, jnp.take_along_axis(clean.tokens, source, axis=1), MASK)
-            )
+            drafts = drafts.replace(tokens=jnp.where(shown, jnp.take_along_axis(clean.tokens, source, axis=1), MASK))
         return clean._join(drafts)
 
     @classmethod
@@ -375,9 +373,7 @@ def _documents(tokens: Array, valid: Array | None, document: Array | None) -> Ar
 
 def _positions(document: Array) -> tuple[Array, Array]:
     """Position in the document, and whether a token starts one: int32 and bool [batch, row]."""
-    starts = jnp.concatenate(
-        [jnp.ones_like(document[:, :1], dtype=bool), document[:, 1:] != document[:, :-1]], axis=1
-    )
+    starts = jnp.concatenate([jnp.ones_like(document[:, :1], dtype=bool), document[:, 1:] != document[:, :-1]], axis=1)
     row = jnp.arange(document.shape[1], dtype=jnp.int32)
     start_row = jax.lax.cummax(jnp.where(starts, row, 0), axis=1)
     return row - start_row, starts

@@ -93,9 +93,7 @@ class StdlibCode(_TextBuilder):
 
     skip_registering = False
 
-    def __init__(
-        self, *, include_tests: bool = False, root: str | Path | None = None, **kwargs: Any
-    ):
+    def __init__(self, *, include_tests: bool = False, root: str | Path | None = None, **kwargs: Any):
         """`root` replaces the interpreter's own library; `include_tests` adds its test suites."""
         self._root = Path(root) if root is not None else Path(sysconfig.get_path("stdlib"))
         if not self._root.is_dir():
@@ -195,8 +193,7 @@ def _make_builder(source: Any, data_dir: Path) -> _TextBuilder:
     if isinstance(source, Sequence) and not isinstance(source, str):
         return LocalText(paths=source, data_dir=data_dir)
     raise ValueError(
-        f'source: got {source!r}, must be "stdlib", "stdlib+tests", a list of paths or a dict '
-        "with paths and maybe key"
+        f'source: got {source!r}, must be "stdlib", "stdlib+tests", a list of paths or a dict with paths and maybe key'
     )
 
 
@@ -315,7 +312,7 @@ def _jsonl_documents(path: Path, data: bytes, key: str) -> Iterator[Document]:
         text = record.get(key) if isinstance(record, dict) else None
         if not isinstance(text, str):
             message = f"{where}: must be an object whose field {key!r} is a string"
-            raise ValueError(message)  # noqa: TRY004 (the file is malformed, not the call)
+            raise ValueError(message)
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:

@@ -119,9 +119,7 @@ def eval_batches(
     return rows.batch(batch_size, drop_remainder=False).map(fill_up)
 
 
-def pack(
-    documents: Iterable[Sequence[int]], row_length: int, pad_id: int
-) -> tuple[np.ndarray, np.ndarray]:
+def pack(documents: Iterable[Sequence[int]], row_length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
     """First-fit packing of documents, cut to pieces of at most `row_length`, into rows.
 
     Returns:

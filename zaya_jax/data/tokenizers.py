@@ -67,7 +67,7 @@ class _SpecialsLast:
     def _ordinary(self, ids: Sequence[int]) -> list[int]:
         """`ids` without the special tokens; ValueError if one is outside the vocabulary."""
         values = [int(i) for i in ids]
-        if values and not (0 <= min(values) and max(values) < self.vocab_size):
+        if values and not (min(values) >= 0 and max(values) < self.vocab_size):
             wrong = min(values) if min(values) < 0 else max(values)
             raise ValueError(f"ids: got {wrong}, must be in [0, {self.vocab_size})")
         return [i for i in values if i < self.bos_id]
@@ -167,9 +167,7 @@ def load_tokenizer(spec: str | Path) -> Tokenizer:
     if spec == "bytes":
         return ByteTokenizer()
     if not Path(spec).is_file():
-        raise FileNotFoundError(
-            f'tokenizer: got {str(spec)!r}, must be "bytes" or the path of a saved tokenizer json'
-        )
+        raise FileNotFoundError(f'tokenizer: got {str(spec)!r}, must be "bytes" or the path of a saved tokenizer json')
     return BPETokenizer.load(spec)
 
 

@@ -49,7 +49,9 @@ class Outcome:
             "temperature": sampler.temperature,
             "beta": sampler.beta if sampler.target != "autoregressive" else None,
             "block_size": sampler.rows_verified,
-            "anchors": (sampler.anchors if sampler.anchors == "all" else list(sampler.anchors)) if speculative else None,
+            "anchors": (sampler.anchors if sampler.anchors == "all" else list(sampler.anchors))
+            if speculative
+            else None,
             "batch": batch,
             "prompts": len(self.tokens),
             "seed": seed,

@@ -104,4 +104,6 @@ def _one_of(field: str, got: object, allowed: tuple[str, ...]) -> None:
 
 def _number(field: str, got: object, low: float, high: float = float("inf")) -> None:
     if isinstance(got, bool) or not isinstance(got, (int, float)) or not low <= got <= high or got == float("inf"):
-        _fail(field, got, f"a finite number of at least {low}" + (f" and at most {high}" if high < float("inf") else ""))
+        _fail(
+            field, got, f"a finite number of at least {low}" + (f" and at most {high}" if high < float("inf") else "")
+        )

@@ -137,7 +137,7 @@ def _record(state: _State, produced: Array, log_target: Array, amount: Array, st
     """Appends what a forward yielded (the first `amount` of `produced`), up to a stop token or the limit."""
     index = jnp.arange(produced.shape[1], dtype=jnp.int32)
     is_stop = (produced[..., None] == stop).any(-1) & (index < amount[:, None])
-    until_stop = jnp.where(is_stop.any(1), jnp.argmax(is_stop, axis=1) + 1, amount)
+    until_stop = jnp.where(is_stop.any(1), jnp.argmax(is_stop, axis=1).astype(jnp.int32) + 1, amount)
     new = jnp.minimum(jnp.minimum(amount, until_stop), limit - state.count)
     new = jnp.where(state.done, 0, new)
     stopped = (is_stop & (index < new[:, None])).any(1)

@@ -84,7 +84,9 @@ def prefill(model: Zaya, variables, tokens: Array, count: Array, cache: Cache, p
     return proposal, cache, jnp.take_along_axis(law, settled[:, None], axis=1)[:, 0]
 
 
-def step(model: Zaya, variables, proposal: Proposal, cache: Cache, active: Array, plan: Plan, knobs: Knobs, noise: Noise):
+def step(
+    model: Zaya, variables, proposal: Proposal, cache: Cache, active: Array, plan: Plan, knobs: Knobs, noise: Noise
+):
     """Verifies a proposal and draws the next one, in one forward pass.
 
     Args:
@@ -130,7 +132,7 @@ def _verify(proposal: Proposal, log_p: Array, log_q: Array, length: Array, noise
     log_u = noise.log_uniform(Purpose.ACCEPT, position, log_p.dtype)
     log_accept = jnp.where(proposal.drafted, log_acceptance(log_p[:, :-1], log_q, drafts), -jnp.inf)
     survives = (log_u <= log_accept) & proposal.drafted
-    accepted = 1 + jnp.cumprod(survives.astype(jnp.int32), axis=1).sum(axis=1)
+    accepted = 1 + jnp.cumprod(survives, axis=1, dtype=jnp.int32).sum(axis=1, dtype=jnp.int32)
 
     # Behind the whole block nothing was drafted: q = 0 there, and the residual is p itself.
     log_q_after = jnp.concatenate([log_q, jnp.full((batch, 1, vocab), -jnp.inf, log_q.dtype)], axis=1)

@@ -20,7 +20,10 @@ class Checkpoints:
     def __init__(self, directory: Path | str, keep: int = 2):
         self.directory = Path(directory).absolute()
         policy = ocp.training.preservation_policies.LatestN(keep)
-        self._orbax = ocp.training.Checkpointer(self.directory, preservation_policy=policy, cleanup_tmp_directories=True)
+        self._failed = False
+        self._orbax = ocp.training.Checkpointer(
+            self.directory, preservation_policy=policy, cleanup_tmp_directories=True
+        )
 
     @property
     def latest(self) -> int | None:
@@ -38,7 +41,10 @@ class Checkpoints:
             self._orbax.save(step, state, custom_metadata=extra, overwrite=True)
         except Exception as error:
             # Orbax and TensorStore raise many types here (OSError, ValueError, their own); all mean one thing to a user.
-            raise CheckpointError(f"checkpoint {self.directory}/{step}: cannot be written: {one_line(error)}") from error
+            self._failed = True
+            raise CheckpointError(
+                f"checkpoint {self.directory}/{step}: cannot be written: {one_line(error)}"
+            ) from error
 
     def load(self, state: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
         """Reads a step (the newest by default) into the shapes, dtypes and shardings of `state`.
@@ -61,4 +67,8 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._orbax.close()
+        try:
+            self._orbax.close()
+        except Exception:
+            if not self._failed:  # closing raises a failed save once more; `save` has said it
+                raise

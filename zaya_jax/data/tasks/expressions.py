@@ -85,11 +85,7 @@ def run_list_program(program: ast.expr, x: list[int]) -> list[int]:
 
 
 def _parse(text: str, alphabet: re.Pattern[str]) -> ast.expr:
-    if (
-        len(text) > MAX_CHARACTERS
-        or not alphabet.fullmatch(text)
-        or _NUMBER_THEN_LETTER.search(text)
-    ):
+    if len(text) > MAX_CHARACTERS or not alphabet.fullmatch(text) or _NUMBER_THEN_LETTER.search(text):
         raise Refused("expression: too long, or a character that is not allowed")
     try:
         return ast.parse(text, mode="eval").body
@@ -128,9 +124,7 @@ class _ListEvaluator:
                 return -_bounded(self.evaluate(operand, scope))
             case ast.BinOp():
                 return self._binary(node, scope)
-            case ast.Compare(left=left, ops=[comparison], comparators=[right]) if (
-                type(comparison) in _COMPARE
-            ):
+            case ast.Compare(left=left, ops=[comparison], comparators=[right]) if type(comparison) in _COMPARE:
                 a, b = self.evaluate(left, scope), self.evaluate(right, scope)
                 return _COMPARE[type(comparison)](_bounded(a), _bounded(b))
             case ast.Call(func=ast.Name(id=name), args=[argument], keywords=[]):
@@ -171,8 +165,7 @@ class _ListEvaluator:
 
     def _slice(self, part: ast.Slice, scope: Mapping[str, Any]) -> slice:
         ends = [
-            None if end is None else _bounded(self.evaluate(end, scope))
-            for end in (part.lower, part.upper, part.step)
+            None if end is None else _bounded(self.evaluate(end, scope)) for end in (part.lower, part.upper, part.step)
         ]
         if ends[2] == 0:
             raise Refused("expression: slice step zero")
@@ -184,9 +177,7 @@ class _ListEvaluator:
             raise Refused("expression: index out of range")
         return values[position]
 
-    def _comprehension(
-        self, element: ast.expr, loop: ast.comprehension, scope: Mapping[str, Any]
-    ) -> list[int]:
+    def _comprehension(self, element: ast.expr, loop: ast.comprehension, scope: Mapping[str, Any]) -> list[int]:
         if not isinstance(loop.target, ast.Name) or loop.is_async:
             raise Refused("expression: only `for name in ...` loops are allowed")
         results = []

@@ -78,8 +78,7 @@ class ListPrograms(Task):
 
     def _program(self, rng: random.Random) -> tuple[str, Callable[[list[int]], list[int]]]:
         chosen = [
-            OPERATIONS[int(rng.random() * len(OPERATIONS))]
-            for _ in range(1 + int(rng.random() * self.max_operations))
+            OPERATIONS[int(rng.random() * len(OPERATIONS))] for _ in range(1 + int(rng.random() * self.max_operations))
         ]
         text = "x"
         for template, _ in chosen:
