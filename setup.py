@@ -37,7 +37,8 @@ setup(
         "rocm": [f"jax[rocm7-local]>={JAX}"],  # ROCm 7 itself comes from AMD's installer or container
         "test": [
             "pytest>=9.0",
-            "hypothesis>=6.140",
+            "pytest-xdist>=3.6",
+        "hypothesis>=6.140",
             "flatbuffers>=25.2",  # jax.export's serialize needs it and jax does not require it
             "ruff>=0.17,<0.18",  # the formatter's style changes between minor versions
             "pyrefly>=1.4,<2",

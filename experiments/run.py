@@ -51,7 +51,8 @@ def main() -> None:
 def run_stages(setup: settings.Settings, workdir: Path) -> None:
     """All stages in order."""
     batch = setup.batch_sizes["convert"]
-    print(describe(setup.model, batch, setup.row_length, tidar=True), flush=True)
+    block_size = setup.phases["convert"].objective.block_size
+    print(describe(setup.model, batch, setup.row_length, tidar=True, block_size=block_size), flush=True)
     with environment.timed(workdir, "data"):
         sources = [open_source(setup, workdir, source, "train") for source in setup.mixture]
     model = Zaya(setup.model)
