@@ -18,13 +18,13 @@ from zaya_jax.training.optimizer import OptimizerConfig
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    arg = parse_arg(arg, fast=False, block_size=8, preset="zaya1_300k", alpha=4.0, masking="full")
+    chosen = parse_arg(arg, fast=False, block_size=8, preset="zaya1_300k", alpha=4.0, masking="full")
     c = ConfigDict()
     c.name = "quickstart"
     c.seed = 0
     c.cpu_devices = 1  # data-parallel CPU devices; 2 threads on 1 device measured faster than 1 thread on each of 2
     c.tokenizer = "bytes"  # or the path of a trained tokenizer.json
-    c.model = model(arg.preset)
+    c.model = model(chosen.preset)
 
     c.data = ConfigDict()
     c.data.row_length = 128
@@ -37,16 +37,16 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.data.validation_batches = 8
 
     optimizer = OptimizerConfig(learning_rate=3e-3)
-    steps = (20, 20) if arg.fast else (900, 600)
+    steps = (20, 20) if chosen.fast else (900, 600)
     c.pretrain = phase(steps[0], Objective("autoregressive"), optimizer)
-    draft = Objective("tidar", block_size=arg.block_size, alpha=arg.alpha, masking=arg.masking)
+    draft = Objective("tidar", block_size=chosen.block_size, alpha=chosen.alpha, masking=chosen.masking)
     c.convert = phase(steps[1], draft, optimizer)
     c.control = phase(steps[1], Objective("autoregressive"), optimizer)
 
     c.evaluate = ConfigDict()
     c.evaluate.task = "addition"  # a task of the mixture
-    c.evaluate.prompts = 16 if arg.fast else 512
-    c.evaluate.batch = 16 if arg.fast else 64
+    c.evaluate.prompts = 16 if chosen.fast else 512
+    c.evaluate.batch = 16 if chosen.fast else 64
     c.evaluate.max_new_tokens = 64
     c.evaluate.temperatures = (0.0, 1.0)
     c.evaluate.beta = 0.5

@@ -2,10 +2,11 @@
 
     python -m experiments.bench [--checkpoint=DIR] [--output=FILE.json]
 
-Four questions: what a TiDAR training step costs over an autoregressive one; what block-padded experts save over the dense
-twin; what a forward costs against its rows; and what lossless drafting does to the clock, against the best autoregressive
-decoding (experts gathered per token). Both sides of a ratio are timed in turn, so that a busy machine disturbs them alike.
-The last question needs a trained model: by default the quickstart's, which is committed under results/quickstart/model.
+Four questions: what a TiDAR training step costs over an autoregressive one; what block-padded experts save over the
+dense twin; what a forward costs against its rows; and what lossless drafting does to the clock, against the best
+autoregressive decoding (experts gathered per token). Both sides of a ratio are timed in turn, so that a busy machine
+disturbs them alike. The last question needs a trained model: by default the quickstart's, which is committed under
+results/quickstart/model.
 """
 
 import functools
@@ -106,7 +107,8 @@ def train_step_ratio(name: str, repeats: int, batch: int = 16, row: int = 128) -
     optimizer = OptimizerConfig()
 
     def runner(kind: str) -> Callable[[], object]:
-        step = make_train_step(model, Objective(kind, block_size=8), optimizer)
+        # flax modules are hashable; its dataclass_transform (eq without frozen) does not say so
+        step = make_train_step(model, Objective(kind, block_size=8), optimizer)  # pyrefly: ignore[bad-argument-type]
         held = [jax.tree.map(jnp.copy, init_state(init_variables(model, 0), optimizer, 0))]
 
         def call() -> object:
@@ -134,10 +136,12 @@ def expert_ratio(repeats: int, tokens: int = 1024, experts: int = 16, width: int
     gate_up = jax.random.normal(keys[2], (experts, width, 2 * width)) / 16
     down = jax.random.normal(keys[3], (experts, width, width)) / 16
 
-    def gradient(f):
+    def gradient(f) -> Callable[..., object]:
         return jax.jit(jax.grad(lambda x, a, b: (f(x, choice, a, b) ** 2).sum(), argnums=(0, 1, 2)))
 
-    sides = {f.__name__: functools.partial(gradient(f), x, gate_up, down) for f in (dense, block_padded)}
+    sides: dict[str, Callable[[], object]] = {
+        f.__name__: functools.partial(gradient(f), x, gate_up, down) for f in (dense, block_padded)
+    }
     out = medians(sides, repeats, "experts")
     return {**out, "ratio": out["dense"] / out["block_padded"], "tokens": tokens, "experts": experts, "width": width}
 

@@ -3,8 +3,8 @@
     python -m experiments.run --config=configs/quickstart.py --workdir=runs/quickstart
     python -m experiments.run --config=configs/quickstart.py:fast,block_size=4 --config.convert.objective.alpha=0.5
 
-What follows the colon changes several fields at once (see the config file); --config.FIELD=VALUE changes one. The workdir
-then holds config.json, environment.json, metrics.jsonl, checkpoints/, results.csv, samples.jsonl, figures/ and
+What follows the colon changes several fields at once (see the config file); --config.FIELD=VALUE changes one. The
+workdir then holds config.json, environment.json, metrics.jsonl, checkpoints/, results.csv, samples.jsonl, figures/ and
 report.html. Interrupt it at any moment: the same command goes on from the last checkpoint, to the same numbers.
 """
 
@@ -20,7 +20,7 @@ from experiments import cli, environment, settings
 from zaya_jax.analysis.flops import describe
 from zaya_jax.analysis.plots import draw_figures
 from zaya_jax.analysis.report import write_report
-from zaya_jax.analysis.results import load_run, write_results
+from zaya_jax.analysis.results import Row, load_run, write_results
 from zaya_jax.architecture import Zaya
 from zaya_jax.data.pipeline import eval_batches, make_train_iterator
 from zaya_jax.evaluation.cost import forward_cost
@@ -82,7 +82,8 @@ def run_phase(setup, workdir: Path, model: Zaya, name: str, parent: str | None, 
         else:
             variables = load_native(workdir / "checkpoints" / parent)[1]
         mixture = list(zip(sources, [source.weight for source in setup.mixture], strict=True))
-        # A stage's own seed: conversion and its control read the same data, which pretraining has not seen in that order.
+        # A stage's own seed: conversion and its control read the same data, which pretraining has not seen in that
+        # order.
         seed = setup.seed + (0 if parent is None else 1)
         batches = make_train_iterator(mixture, setup.tokenizer, setup.row_length, setup.batch_sizes[name], seed)
         eval_step = make_eval_step(model, phase.objective)
@@ -110,14 +111,14 @@ def validate(setup: settings.Settings, workdir: Path, eval_step, variables: dict
 def evaluate(setup: settings.Settings, workdir: Path, model: Zaya) -> None:
     """Writes samples.jsonl, then results.csv (whose presence says that the stage is finished)."""
     hardware = environment.hardware()
-    rows = []
+    rows: list[Row] = []
     for name, phase in setup.phases.items():
         variables = load_native(workdir / "checkpoints" / name)[1]
         # One objective for all, so that one compiled program measures all.
         eval_step = make_eval_step(model, setup.phases["convert"].objective)
         measured = validate(setup, workdir, eval_step, variables)
         for source in setup.mixture:
-            row = {"kind": "likelihood", "model": name, "source": source.name, "hardware": hardware}
+            row: Row = {"kind": "likelihood", "model": name, "source": source.name, "hardware": hardware}
             kept = ["ar_loss", "bits_per_byte"] + ["draft_loss"] * (phase.objective.kind == "tidar")
             row |= {key: float(measured[f"{source.name}/{key}"]) for key in kept if f"{source.name}/{key}" in measured}
             rows.append(row)

@@ -113,8 +113,8 @@ def read(config: ConfigDict) -> Settings:
 
 
 def _arms(evaluate: ConfigDict, block_size: int, tokenizer: Tokenizer) -> tuple[Arm, ...]:
-    common = {"block_size": block_size, "stop_tokens": (tokenizer.eos_id,)}
-    kinds = {
+    common: dict[str, Any] = {"block_size": block_size, "stop_tokens": (tokenizer.eos_id,)}
+    kinds: dict[str, dict[str, Any]] = {
         "autoregressive": {"mode": "autoregressive"},
         "lossless": {"mode": "single_pass"},
         "mix_stale": {"mode": "single_pass", "target": "mix_stale", "beta": evaluate.beta},
@@ -136,7 +136,8 @@ def _source(item: ConfigDict, index: int) -> MixtureSource:
         got = sorted(unknown)[0] if unknown else sorted(item)
         raise ValueError(f"{where}: got {got!r}, may be {{task, options, weight}} or {{text, weight}}")
     if "task" in item:
-        return MixtureSource(item.task, weight, make_task(item.task, **item.get("options", {})), None)
+        options = item.options if "options" in item else {}
+        return MixtureSource(item.task, weight, make_task(item.task, **options), None)
     text = item.text.to_dict() if isinstance(item.text, ConfigDict) else item.text
     return MixtureSource(text if isinstance(text, str) else "text", weight, None, text)
 

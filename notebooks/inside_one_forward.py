@@ -11,9 +11,9 @@
 # %% [markdown]
 # # Inside one forward
 #
-# A TiDAR forward verifies a block of drafts and drafts the next block behind every possible outcome. This notebook loads the
-# quickstart's committed model (a toy: 0.37M parameters, worked additions) and looks inside. Run it from `notebooks/` or the
-# repository's root; it takes under a minute on two CPU cores.
+# A TiDAR forward verifies a block of drafts and drafts the next block behind every possible outcome. This notebook
+# loads the quickstart's committed model (a toy: 0.37M parameters, worked additions) and looks inside. Run it from
+# `notebooks/` or the repository's root; it takes under a minute on two CPU cores.
 
 # %%
 from pathlib import Path
@@ -29,8 +29,9 @@ model = Zaya(config)
 
 # %% [markdown]
 # ## Who sees whom
-# `#` a clean key, `o` a slot of the same block, `.` hidden. Left of each row: the token and its position in the text. First a
-# training row (every position drafted, grid offset 1), then an inference row: two tokens to verify, a block behind each.
+# `#` a clean key, `o` a slot of the same block, `.` hidden. Left of each row: the token and its position in the text.
+# First a training row (every position drafted, grid offset 1), then an inference row: two tokens to verify, a block
+# behind each.
 
 # %%
 print(Layout.tidar([list(b"1+2=")], block_size=3, offset=1).render())
@@ -59,26 +60,29 @@ for name, sampler in samplers.items():
 
 # %% [markdown]
 # ## Tokens per forward against temperature
-# Lossless at every temperature: drafts are accepted with probability min(1, p/q), and what is settled after a rejection comes
-# from the residual. Temperature is a run-time value, so the whole sweep compiles once.
+# Lossless at every temperature: drafts are accepted with probability min(1, p/q), and what is settled after a rejection
+# comes from the residual. Temperature is a run-time value, so the whole sweep compiles once.
 
 # %%
-prompts = [list(f"{a}+{b}=".encode()) for a, b in [(12, 7), (305, 98), (64, 640), (999, 1), (58, 471), (7, 7), (820, 93), (5, 555)]]
+pairs = [(12, 7), (305, 98), (64, 640), (999, 1), (58, 471), (7, 7), (820, 93), (5, 555)]
+prompts = [list(f"{a}+{b}=".encode()) for a, b in pairs]
 temperatures = [0.0, 0.5, 1.0, 1.5]
-rates = [
-    generate(model, variables, prompts, SamplerConfig("single_pass", 8, temperature=t, stop_tokens=[257]), 64).tokens_per_forward
-    for t in temperatures
-]
+rates = []
+for temperature in temperatures:
+    sampler = SamplerConfig("single_pass", 8, temperature=temperature, stop_tokens=[257])
+    rates.append(generate(model, variables, prompts, sampler, max_new_tokens=64).tokens_per_forward)
 figure, axis = plt.subplots(figsize=(5, 3))
 axis.plot(temperatures, rates, marker="o")
-axis.set(xlabel="temperature", ylabel="tokens per forward", title="8 prompts, block size 8, all anchors (toy model)", ylim=(0, 8))
+axis.set(xlabel="temperature", ylabel="tokens per forward", ylim=(0, 8))
+axis.set_title("8 prompts, block size 8, all anchors (toy model)", fontsize=9)
 figure.tight_layout()
 
 # %% [markdown]
 # ## What it costs on the CPU that made the committed run
-# One forward's time against its rows (batch 1). Drafting pays where the curve lies below the tokens that a forward yields.
+# One forward's time against its rows (batch 1). Drafting pays where the curve lies below the tokens a forward yields.
 
 # %%
 for row in read_results(root / "results" / "quickstart" / "results.csv"):
     if row["kind"] == "cost":
-        print(f"{row['rows']:>3g} rows: {row['milliseconds']:.3f} ms, {row['cost_ratio']:.2f}x one row ({row['hardware']})")
+        ratio = f"{row['cost_ratio']:.2f}x one row"
+        print(f"{row['rows']:>3g} rows: {row['milliseconds']:.3f} ms, {ratio} ({row['hardware']})")

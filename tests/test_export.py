@@ -1,4 +1,7 @@
-"""Lowering: the train step and the whole generation export for CPU, CUDA and ROCm, and run on CPU to the same numbers."""
+"""Lowering: the train step and the whole generation export for CPU, CUDA and ROCm.
+
+Both run on CPU to the same numbers.
+"""
 
 import jax
 import jax.numpy as jnp

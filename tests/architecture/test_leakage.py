@@ -18,8 +18,8 @@ ROW = 9
 def reach(layout: Layout, config) -> np.ndarray:
     """Which inputs each row's output depends on, by following the two rules: bool [row, row].
 
-    In one layer a row reaches, of every key it attends to, the key's value (its token and its predecessor's delayed half)
-    and, if there is more than one key to weigh, the keys' and its own convolution history. Layers compose.
+    In one layer a row reaches, of every key it attends to, the key's value (its token and its predecessor's delayed
+    half) and, if there is more than one key to weigh, the keys' and its own convolution history. Layers compose.
     """
     before = np.asarray(layout.predecessor[0])
     seen = np.asarray(layout.visibility()[0])

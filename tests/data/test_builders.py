@@ -128,9 +128,13 @@ def test_a_process_that_waited_for_another_finds_the_data(tmp_path):
 def test_bad_jsonl_is_one_clear_line_and_leaves_nothing(tmp_path, content, message):
     path = tmp_path / "a.jsonl"
     path.write_text(content)
-    with pytest.raises(ValueError, match=message) as error:
+
+    def prepare_both():
         for split in ("test", "train"):
             prepare_text([path], tmp_path / "data", split)
+
+    with pytest.raises(ValueError, match=message) as error:
+        prepare_both()
     assert "\n" not in str(error.value)
     assert not temporary_leftovers(tmp_path / "data")
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
 from experiments import settings
 from tests.experiments import tiny
@@ -100,7 +101,7 @@ def test_a_finished_run_is_skipped_and_another_config_is_refused(whole):
     status, output = finish(CONFIG, f"--workdir={whole}", "--config.convert.objective.alpha=0.5")
     assert status == 2
     assert output.strip().splitlines()[-1] == (
-        f"error: --workdir {whole}: holds a run whose config differs in convert.objective.alpha (1.0 there, 0.5 now); "
+        f"error: --workdir {whole}: holds a run whose config differs in convert.objective.alpha (4.0 there, 0.5 now); "
         "choose another"
     )
 
@@ -154,7 +155,7 @@ def test_bad_configs_are_refused_before_anything_runs(change, line):
 def test_unreadable_data_is_named(tmp_path):
     config = tiny.get_config()
     with config.unlocked():
-        config.data.mixture[1].text = [str(tmp_path / "missing.txt")]
+        config.data.mixture = (config.data.mixture[0], ConfigDict({"text": [str(tmp_path / "missing.txt")]}))
     source = settings.read(config).mixture[1]
     with pytest.raises(FileNotFoundError, match=r"missing\.txt"):
         source.open("train", tmp_path, 10, 0)

@@ -105,7 +105,9 @@ REFUSED = {
         }},
         "config.json: rope_parameters.*.partial_rotary_factor: got .* may be the same for both layer types",
     ),
-    "flat and sliding": ({**SLIDING, "rope_theta": 1.0}, "config.json: rope_theta: got 1.0, may be given by layer type"),
+    "flat and sliding": (
+        {**SLIDING, "rope_theta": 1.0}, "config.json: rope_theta: got 1.0, may be given by layer type",
+    ),
     "rope list": ({"rope_parameters": [1]}, r"config.json: rope_parameters: got \[1\]"),
     "ours": ({"zaya_jax": {"colour": "red"}}, "config.json: zaya_jax: got 'colour'"),
     "ours list": ({"zaya_jax": [1]}, r"config.json: zaya_jax: got \[1\], may be an object"),

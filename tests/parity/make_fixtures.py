@@ -5,8 +5,8 @@ Needs torch and transformers 5.23.0 (the `parity` extra); the tests that read th
     python tests/parity/make_fixtures.py
 
 Each case becomes a directory in Hugging Face's layout plus expected.npz: tokens int32 [batch, row], valid bool
-[batch, row], logits float32 [batch, row, vocab] and, where transformers' cached decoding is defined, cached_logits of the
-same row fed in chunks. Every parameter and buffer is random, so that nothing passes by being zero or one; seeds are
+[batch, row], logits float32 [batch, row, vocab] and, where transformers' cached decoding is defined, cached_logits of
+the same row fed in chunks. Every parameter and buffer is random, so that nothing passes by being zero or one; seeds are
 checked for spread-out expert choices with margins far above rounding, so that no comparison hangs on a near tie.
 """
 

@@ -41,8 +41,8 @@ def test_a_new_model_agrees_and_comes_back(name, tmp_path):
 def reload(directory):
     """from_pretrained, with nothing missing and nothing left over.
 
-    5.23.0 resets every router's skip bias to -1 here, whatever the file holds (`ZayaPreTrainedModel._init_weights` assigns
-    it past its own guard), so a reloaded model is compared with a reloaded one.
+    5.23.0 resets every router's skip bias to -1 here, whatever the file holds (`ZayaPreTrainedModel._init_weights`
+    assigns it past its own guard), so a reloaded model is compared with a reloaded one.
     """
     model, report = transformers.ZayaForCausalLM.from_pretrained(
         directory, attn_implementation="eager", dtype="auto", output_loading_info=True

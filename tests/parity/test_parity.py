@@ -1,4 +1,7 @@
-"""Contract 1: a checkpoint in Hugging Face's layout gives transformers' logits. Needs no torch: see make_fixtures.py."""
+"""Contract 1: a checkpoint in Hugging Face's layout gives transformers' logits.
+
+Needs no torch: see make_fixtures.py.
+"""
 
 import jax.numpy as jnp
 import make_fixtures

@@ -1,8 +1,8 @@
 """Contract 4: the output distribution, enumerated whole, is the AR model's.
 
 The enumeration runs the sampler's own `prefill` and `step`. Instead of random numbers it forces every outcome in turn
-(which draft, accepted or not, which settled token) and multiplies the probabilities that the step itself says it used. So
-what is summed is the law of the very code that `generate` loops over, cache and batching included.
+(which draft, accepted or not, which settled token) and multiplies the probabilities that the step itself says it used.
+So what is summed is the law of the very code that `generate` loops over, cache and batching included.
 """
 
 import functools
@@ -114,7 +114,7 @@ def repeat_rows(tree, index):
 
 def merge(emitted, weight, pair):
     """Adds up states that have emitted the same and will go on the same."""
-    proposal, cache = pair
+    proposal, _ = pair
     keys = {}
     for i, w in enumerate(weight):
         if w > 0:

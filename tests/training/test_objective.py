@@ -1,6 +1,7 @@
 """Losses, targets and router balance against their definitions."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -178,7 +179,7 @@ def test_schedule_warms_up_and_decays():
     assert shares[:3] == pytest.approx([1 / 11, 2 / 11, 3 / 11])
     assert max(shares) == pytest.approx(1.0) == shares[10]
     assert shares[100] == pytest.approx(0.1)
-    assert all(a >= b for a, b in zip(shares[10:], shares[11:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(shares[10:]))
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,7 @@ def test_damaged_files_are_named_in_one_line(whole, tmp_path, damage):
 def test_missing_checkpoints_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="not a folder"):
         load_pretrained(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="holds neither config.json"):
+    with pytest.raises(FileNotFoundError, match=r"holds neither config\.json"):
         load_pretrained(tmp_path)
     write_model_file(tmp_path, CONFIG)
     with pytest.raises(CheckpointError, match="no whole step"):

@@ -106,7 +106,7 @@ def forward_flops(config: ZayaConfig, rows: int, context: float, head_rows: int 
       head_rows: rows whose logits are computed; None for all.
     """
     c = config
-    windows = [c.sliding_window if "sliding" in kind else None for kind in c.layer_types]
+    windows = [c.sliding_window if "sliding" in kind else None for kind in c.layer_kinds]
     seen = sum(context if window is None else min(context, window) for window in windows)
     layer_rows = 2 * rows * c.num_hidden_layers
     return Flops(

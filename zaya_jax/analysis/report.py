@@ -238,8 +238,11 @@ def _short(prompt: str, size: int = 60) -> str:
 def _sample(sample: dict[str, Any]) -> str:
     pieces, forwards = sample["pieces"], len(sample["accepted"])
     tokens = f"{len(pieces)} tokens in {forwards} forwards (T = {len(pieces) / max(1, forwards):.2f})"
-    correct = sample.get("correct")
-    words = {True: ' · <span class="right">right</span>', False: ' · <span class="wrong">wrong</span>'}.get(correct, "")
+    marks: dict[bool | None, str] = {
+        True: ' · <span class="right">right</span>',
+        False: ' · <span class="wrong">wrong</span>',
+    }
+    words = marks.get(sample.get("correct"), "")
     head = f"<b>{escape(sample['arm'])}</b>, temperature {sample['temperature']:g} · {tokens}{words}"
     runs, at = [], 0
     for i, count in enumerate(sample["accepted"]):

@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,12 @@ def load_run(directory: Path | str) -> Run:
         raise FileNotFoundError(f"{directory}: no such directory, should be a run's workdir")
     if not (directory / "config.json").exists():
         raise FileNotFoundError(f"{directory / 'config.json'}: no such file, should be the config of a run")
-    readers = {ENVIRONMENT: _read_object, METRICS: _read_metrics, RESULTS: read_results, SAMPLES: _read_samples}
+    readers: dict[str, Callable[[Path], Any]] = {
+        ENVIRONMENT: _read_object,
+        METRICS: _read_metrics,
+        RESULTS: read_results,
+        SAMPLES: _read_samples,
+    }
     read = {name: reader(directory / name) for name, reader in readers.items() if (directory / name).exists()}
     config = _read_object(directory / "config.json")
     _require(config, {name: dict for name in SECTIONS if name in config}, str(directory / "config.json"))

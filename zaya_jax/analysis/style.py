@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
@@ -35,7 +36,7 @@ def new_figure(title: str, footer: str, width: float = 9.5, height: float = 4.2)
     return figure
 
 
-def tidy(axes: Axes, title: str = "", x: str = "", y: str = "", grid: str = "y") -> Axes:
+def tidy(axes: Axes, title: str = "", x: str = "", y: str = "", grid: Literal["x", "y", "both", ""] = "y") -> Axes:
     """Names the axes and takes away what is not data; `grid` is "x", "y", "both" or ""."""
     axes.set_title(title, loc="left", fontsize=10, color=INK)
     axes.set_xlabel(x, fontsize=9, color=QUIET)

@@ -28,7 +28,10 @@ def sampling_table(rows: list[Row]) -> str:
 
 def likelihood_table(rows: list[Row]) -> str:
     """AR loss of every stage, and of convert against control: rows of kind "likelihood"."""
-    lines = ["| held-out source | pretrained | converted | AR-only control | converted vs control |", "|---|---|---|---|---|"]
+    lines = [
+        "| held-out source | pretrained | converted | AR-only control | converted vs control |",
+        "|---|---|---|---|---|",
+    ]
     loss = {(r["source"], r["model"]): r["ar_loss"] for r in rows if r["kind"] == "likelihood"}
     for source in dict.fromkeys(source for source, _ in loss):
         before, after, control = (loss[source, model] for model in ("pretrain", "convert", "control"))

@@ -124,8 +124,10 @@ def _loss_handles(run: Run) -> list[Line2D]:
     stages = [stage for stage in STAGES if run.stage(stage, "ar_loss")]
     lines = [Line2D([], [], color=style.STAGE_COLOURS[stage], linewidth=2, label=stage) for stage in stages]
     shapes = zip(run.sources(), style.MARKERS, strict=False)
-    look = {"color": style.INK, "linestyle": "none", "markersize": 5}
-    return [*lines, *(Line2D([], [], marker=m, **look, label=f"{source}, validation") for source, m in shapes)]
+    return lines + [
+        Line2D([], [], marker=m, color=style.INK, linestyle="none", markersize=5, label=f"{source}, validation")
+        for source, m in shapes
+    ]
 
 
 def _final_accuracy(run: Run) -> dict[str, list[float]]:

@@ -7,6 +7,7 @@ both parts share one softmax. For a TiDAR training row of 2N slots that is 2N·N
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from zaya_jax.architecture.layout import Keys, Layout, visible
 
@@ -47,7 +48,7 @@ def attend(
 
 def attend_dense(query: Array, key: Array, value: Array, layout: Layout, window: Array | None) -> Array:
     """The slow twin of `attend` for a row without cache: the row x row mask, spelled out."""
-    batch, row, heads, dim = query.shape
+    heads, dim = query.shape[2:]
     groups = heads // key.shape[2]
     key, value = (jnp.repeat(x, groups, axis=2) for x in (key, value))
     scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) * dim**-0.5
@@ -156,6 +157,6 @@ def _wide(scores: Array) -> Array:
     return scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
 
 
-def _lowest(scores: Array) -> Array:
+def _lowest(scores: Array) -> np.floating:
     """Finite, so that a padding row that sees nothing stays finite; exp(lowest - top) is exactly 0."""
     return jnp.finfo(_wide(scores).dtype).min

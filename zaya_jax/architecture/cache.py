@@ -1,9 +1,9 @@
 """What decoding keeps of the tokens already committed (zaya1.md section 3).
 
 Keys and values are final the moment they are written. The convolutions and the delayed value also need the newest few
-tokens' raw projections; a forward pass therefore returns the cache *pending*, with the raw columns of every clean row it
-saw, and `commit` keeps those behind the accepted ones. Rolling back is not advancing `length`: slots at or beyond it are
-nobody's (their document is PADDING) and the next forward overwrites them.
+tokens' raw projections; a forward pass therefore returns the cache *pending*, with the raw columns of every clean row
+it saw, and `commit` keeps those behind the accepted ones. Rolling back is not advancing `length`: slots at or beyond it
+are nobody's (their document is PADDING) and the next forward overwrites them.
 """
 
 import jax
@@ -16,8 +16,7 @@ from zaya_jax.architecture.layout import PADDING, Keys
 Array = jax.Array
 
 
-@struct.dataclass
-class Cache:
+class Cache(struct.PyTreeNode):
     """State of all layers for a batch of rows; slot s of a row holds the token at position s.
 
     With nothing pending, pending = 0; a forward over n clean rows leaves pending = n until `commit`.

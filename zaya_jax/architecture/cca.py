@@ -1,8 +1,8 @@
 """Compressed convolutional attention (arXiv 2510.04476; zaya1.md section 1) over a `Layout`.
 
-CCA looks backward in time twice: two short convolutions mix each token's queries and keys with those of the tokens before
-it, and half of the values are the previous token's. Both follow succession (`Layout.predecessor`). A convolution over the
-row as it lies in memory would leave the clean half of [clean ‖ blocks] perfect and ruin every draft.
+CCA looks backward in time twice: two short convolutions mix each token's queries and keys with those of the tokens
+before it, and half of the values are the previous token's. Both follow succession (`Layout.predecessor`). A convolution
+over the row as it lies in memory would leave the clean half of [clean ‖ blocks] perfect and ruin every draft.
 """
 
 import jax
@@ -75,7 +75,7 @@ def convolve_along_text(columns: Array, before: Array, depthwise, grouped, heads
         jnp.einsum("bnhi,hio->bnho", x.reshape(split.shape), kernel[-1 - age])
         for age, x in enumerate(taps(mixed, kernel.shape[0]))
     )
-    return out.reshape(mixed.shape) + bias
+    return jnp.reshape(out, mixed.shape) + bias
 
 
 class CCA(nn.Module):

@@ -5,7 +5,7 @@ Field names follow transformers' `ZayaConfig` (5.23.0) wherever the two mean the
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax.numpy as jnp
 
@@ -97,13 +97,13 @@ class ZayaConfig:
             f"in [0, {self.vocab_size})",
         )
         _require(
-            len(self.layer_types) == self.num_hidden_layers
-            and set(self.layer_types) <= {FULL_ATTENTION, SLIDING_ATTENTION},
+            len(self.layer_kinds) == self.num_hidden_layers
+            and set(self.layer_kinds) <= {FULL_ATTENTION, SLIDING_ATTENTION},
             "layer_types",
-            self.layer_types,
+            self.layer_kinds,
             f"num_hidden_layers ({self.num_hidden_layers}) of {FULL_ATTENTION!r} or {SLIDING_ATTENTION!r}",
         )
-        if SLIDING_ATTENTION in self.layer_types:
+        if SLIDING_ATTENTION in self.layer_kinds:
             window = self.sliding_window
             _require(_is_int(window) and window >= 1, "sliding_window", window, "an integer of at least 1")
         choices = {
@@ -115,6 +115,12 @@ class ZayaConfig:
         }
         for name, allowed in choices.items():
             _require(getattr(self, name) in allowed, name, getattr(self, name), f"one of {allowed}")
+
+    @property
+    def layer_kinds(self) -> tuple[str, ...]:
+        """`layer_types` as it is after construction: never None, one for each layer."""
+        assert self.layer_types is not None
+        return self.layer_types
 
     @property
     def rotary_dim(self) -> int:
@@ -145,12 +151,12 @@ class ZayaConfig:
         """A copy with `changes`; layer_types and mask_token_id follow the sizes unless they are given."""
         if "vocab_size" in changes and self.mask_token_id == self.vocab_size - 1:
             changes.setdefault("mask_token_id", None)
-        if "num_hidden_layers" in changes and set(self.layer_types) == {FULL_ATTENTION}:
+        if "num_hidden_layers" in changes and set(self.layer_kinds) == {FULL_ATTENTION}:
             changes.setdefault("layer_types", None)
         return dataclasses.replace(self, **changes)
 
 
-def _is_int(value: Any) -> bool:
+def _is_int(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 

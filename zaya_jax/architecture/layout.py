@@ -65,19 +65,18 @@ def visible(query: "Layout", key: Keys, window: Array | int | None = None) -> Ar
     return allowed
 
 
-@struct.dataclass
-class Layout:
+class Layout(struct.PyTreeNode):
     """A row of tokens and where each stands in its text. Every array int32 [batch, row].
 
-    | field       | meaning                                     | clean token at i | draft slot i of block b               |
-    |-------------|---------------------------------------------|------------------|---------------------------------------|
-    | tokens      | ids; MASK for draft slots                   | x_i              | MASK (x_i where revealed)             |
-    | position    | logical position: rotary angle, window      | i                | i                                     |
-    | document    | packed document; PADDING is its own value   | d                | d                                     |
-    | horizon     | sees its document's clean positions < this  | i + 1            | first position of block b             |
-    | block       | 0 = clean; equal ids see each other         | 0                | unique id of the block                |
-    | predecessor | row index of the token before it in the     | i - 1            | the slot before; for a first slot the |
-    |             | text, or START, or CONTEXT (the cache)      |                  | clean token just before the block     |
+    | field       | meaning                                    | clean token at i | draft slot i of block b           |
+    |-------------|--------------------------------------------|------------------|-----------------------------------|
+    | tokens      | ids; MASK for draft slots                  | x_i              | MASK (x_i where revealed)         |
+    | position    | logical position: rotary angle, window     | i                | i                                 |
+    | document    | packed document; PADDING is its own value  | d                | d                                 |
+    | horizon     | sees its document's clean positions < this | i + 1            | first position of block b         |
+    | block       | 0 = clean; equal ids see each other        | 0                | unique id of the block            |
+    | predecessor | row index of the token before it in the    | i - 1            | slot before; for a first slot the |
+    |             | text, or START, or CONTEXT (the cache)     |                  | clean token just before the block |
 
     `clean_size` (static) says how many leading slots are clean; the rest are whole blocks of `block_size` (static).
     Build one with `causal`, `tidar` or `verify_and_draft`; all are pure and jit-able with static sizes.

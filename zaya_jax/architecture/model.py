@@ -16,8 +16,7 @@ from zaya_jax.architecture.moe import BALANCING, MixtureOfExperts
 Array = jax.Array
 
 
-@struct.dataclass
-class ZayaOutput:
+class ZayaOutput(struct.PyTreeNode):
     """What a forward pass returns."""
 
     logits: Array  # [batch, row, vocab], in the compute dtype
@@ -25,8 +24,7 @@ class ZayaOutput:
     load: Array  # int32 [layer, 2, num_experts + 1]: tokens per expert, clean slots and draft slots
 
 
-@struct.dataclass
-class LayerPast:
+class LayerPast(struct.PyTreeNode):
     """One layer's share of the cache; keys and values stay in the whole stack, which is updated in place."""
 
     key: Array  # [layer, batch, capacity, kv_head, head_dim]
@@ -62,8 +60,11 @@ class DecoderLayer(nn.Module):
     config: ZayaConfig
 
     @nn.compact
-    def __call__(self, carry, per_layer, layout: Layout):
-        """carry: (stream, router state, key stack, value stack); per_layer: this layer's constants and cache columns."""
+    def __call__(self, carry, per_layer, layout: Layout) -> tuple[tuple, tuple]:
+        """One layer, as `nn.scan` calls it.
+
+        carry: (stream, router state, key stack, value stack); per_layer: this layer's constants and cache columns.
+        """
         cfg = self.config
         stream, state, key, value = carry
         dtype, param_dtype = jnp.dtype(cfg.dtype), jnp.dtype(cfg.param_dtype)
@@ -136,6 +137,7 @@ class Zaya(nn.Module):
     def embed(self, tokens: Array) -> Array:
         """Token ids (MASK included) -> the residual stream [batch, row, hidden_size]."""
         cfg = self.config
+        assert cfg.mask_token_id is not None  # ZayaConfig fills it in
         ids = jnp.where(tokens == MASK, cfg.mask_token_id, tokens)
         h = self.embed_tokens.astype(cfg.dtype)[ids]
         h = (h + self.input_bias.astype(cfg.dtype)) * self.input_scale.astype(cfg.dtype)
@@ -171,7 +173,7 @@ class Zaya(nn.Module):
         """What differs from layer to layer, stacked along the scanned axis."""
         cfg = self.config
         layers = cfg.num_hidden_layers
-        sliding = np.array([kind == SLIDING_ATTENTION for kind in cfg.layer_types])
+        sliding = np.array([kind == SLIDING_ATTENTION for kind in cfg.layer_kinds])
         unlimited = np.iinfo(np.int32).max
         full, local = (inverse_frequencies(t, cfg.rotary_dim) for t in (cfg.rope_theta, cfg.sliding_rope_theta))
         first = jnp.zeros((1, cfg.router_hidden_size), self.router_states_scale.dtype)

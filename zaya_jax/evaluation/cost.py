@@ -54,7 +54,8 @@ def _prepare(model: Zaya, variables: dict, plan: Plan, batch: int, context: int,
     @jax.jit
     def loop(variables, proposal, cache, keys):
         def body(_, carry):
-            proposal, cache, _ = step(model, variables, *carry, idle, plan, knobs, KeyedNoise(keys))
+            proposal, cache = carry
+            proposal, cache, _ = step(model, variables, proposal, cache, idle, plan, knobs, KeyedNoise(keys))
             return proposal, cache
 
         return jax.lax.fori_loop(0, steps, body, (proposal, cache))

@@ -50,7 +50,8 @@ ONLY = {
 DTYPES = ("float32", "bfloat16")  # dtypes we store and read
 # What transformers has no word for.
 EXTRA = (
-    "mask_token_id", "skip_expert", "dtype", "param_dtype", "expert_backend", "attention_backend", "query_chunk", "remat",
+    "mask_token_id", "skip_expert", "dtype", "param_dtype", "expert_backend", "attention_backend", "query_chunk",
+    "remat",
 )  # fmt: skip
 _ROPE_DEFAULTS = {FULL_ATTENTION: 5_000_000.0, SLIDING_ATTENTION: 10_000.0}
 
@@ -106,7 +107,7 @@ def config_to_huggingface(config: ZayaConfig) -> dict[str, Any]:
         **{name: getattr(config, name) for name in SHARED},
         "hidden_act": "silu",
         "num_experts_per_tok": 1,
-        "layer_types": list(config.layer_types),
+        "layer_types": list(config.layer_kinds),
         "rope_parameters": {
             kind: {
                 "rope_type": "default",
@@ -150,7 +151,8 @@ def _rope(values: dict[str, Any], used: set[str]) -> dict[str, float]:
         where = f"rope_parameters.{kind}"
         if kind not in used and not isinstance(parameters, dict):
             continue
-        theta, share = parameters.get("rope_theta"), parameters.get("partial_rotary_factor", 1.0)
+        theta: Any = parameters.get("rope_theta")
+        share: Any = parameters.get("partial_rotary_factor", 1.0)
         if kind in used:
             rope_type = parameters.get("rope_type", "default")
             _require(rope_type == "default", f"{where}.rope_type", rope_type, "'default', the only one supported")

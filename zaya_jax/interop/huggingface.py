@@ -1,7 +1,7 @@
 """ZAYA1 checkpoints in Hugging Face's layout: a directory with config.json and safetensors, in and out.
 
-Reading and writing of files is safetensors'; which tensor is which is `names.entries`. Everything that can be wrong with
-a file is found from its header, before any weight is read.
+Reading and writing of files is safetensors'; which tensor is which is `names.entries`. Everything that can be wrong
+with a file is found from its header, before any weight is read.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import pathlib
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax.numpy as jnp
 import ml_dtypes
@@ -37,8 +37,8 @@ Place = Callable[[Path, np.ndarray], Any]
 def load_huggingface(directory: Directory, place: Place | None = None) -> tuple[ZayaConfig, Variables]:
     """Reads a ZAYA1 checkpoint that transformers (5.23.0) or `save_huggingface` wrote.
 
-    Each tensor is read once, and one stacked array is built at a time, so host memory peaks at the weights placed so far
-    plus one stack.
+    Each tensor is read once, and one stacked array is built at a time, so host memory peaks at the weights placed so
+    far plus one stack.
 
     Args:
       directory: holds config.json and model.safetensors, or model.safetensors.index.json and its shards.
@@ -52,7 +52,8 @@ def load_huggingface(directory: Directory, place: Place | None = None) -> tuple[
     Raises:
       FileNotFoundError: a file is missing; names it.
       ValueError: one line naming the file and the field or tensor that is wrong: malformed JSON, an unsupported config,
-        a truncated or corrupt file, a missing, unexpected or wrongly shaped tensor, a tied head that is not the embedding.
+        a truncated or corrupt file, a missing, unexpected or wrongly shaped tensor, a tied head that is not the
+        embedding.
     """
     directory = pathlib.Path(directory)
     config_path = directory / CONFIG_FILE
@@ -237,7 +238,7 @@ def _stack(tensors: _Tensors, entry: Entry, config: ZayaConfig, shapes: Mapping[
 
 def _check_variables(config: ZayaConfig, variables: Mapping[str, Any]) -> dict[Path, Any]:
     """The variables by path, of the config's shapes and dtypes."""
-    arrays = traverse_util.flatten_dict({name: dict(tree) for name, tree in variables.items()})
+    arrays = cast(dict[Path, Any], traverse_util.flatten_dict({name: dict(tree) for name, tree in variables.items()}))
     expected = abstract_variables(config)
     for path in sorted(set(arrays) ^ set(expected)):
         state = "missing" if path in expected else "unexpected in this config's model"

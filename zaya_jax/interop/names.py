@@ -7,7 +7,7 @@ stands, what theirs is called, and how one lies in terms of the other. Names and
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -124,7 +124,7 @@ def abstract_variables(config: ZayaConfig) -> dict[Path, jax.ShapeDtypeStruct]:
         jax.eval_shape(lambda: jax.random.key(0)),
         jax.ShapeDtypeStruct((1, 1), jnp.int32),
     )
-    return traverse_util.flatten_dict(variables)
+    return cast(dict[Path, jax.ShapeDtypeStruct], traverse_util.flatten_dict(variables))
 
 
 def abstract_tensors(config: ZayaConfig) -> dict[str, tuple[tuple[int, ...], np.dtype]]:

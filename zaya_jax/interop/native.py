@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 from pathlib import Path
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,7 @@ def load_native(directory: Path | str) -> tuple[ZayaConfig, dict]:
         config = ZayaConfig(**json.loads((directory / MODEL_FILE).read_text()))
     except (OSError, TypeError, ValueError) as error:
         raise CheckpointError(f"checkpoint {directory / MODEL_FILE}: cannot be read: {one_line(error)}") from error
-    with ocp.training.Checkpointer(directory) as steps:
+    with ocp.training.Checkpointer(str(directory)) as steps:
         newest = steps.latest
     if newest is None:
         raise CheckpointError(f"checkpoint {directory}: no whole step in it")
@@ -49,7 +50,7 @@ def load_native(directory: Path | str) -> tuple[ZayaConfig, dict]:
     return config, read_tree(path, {"params": wanted["params"], BALANCING: wanted[BALANCING]})
 
 
-def read_tree(path: Path, abstract):
+def read_tree(path: Path, abstract) -> dict:
     """Reads the leaves of `abstract` out of a step that may hold more (an optimizer's, say).
 
     Raises:
@@ -61,7 +62,7 @@ def read_tree(path: Path, abstract):
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         with context:
-            return ocp.load(path, abstract)
+            return cast(dict, ocp.load(str(path), abstract))
     except Exception as error:
         # Orbax and TensorStore raise many types here; to a user all mean that this checkpoint does not fit.
         raise CheckpointError(f"checkpoint {path}: cannot be read: {one_line(error)}") from error

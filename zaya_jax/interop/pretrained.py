@@ -11,7 +11,8 @@ def load_pretrained(directory: Path | str) -> tuple[ZayaConfig, dict]:
     """Reads a Hugging Face ZAYA folder (config.json and safetensors, sharded or not) or one of ours.
 
     Args:
-      directory: a Hugging Face folder, or a stage's checkpoints (`WORKDIR/checkpoints/STAGE`), whose newest step is read.
+      directory: a Hugging Face folder, or a stage's checkpoints (`WORKDIR/checkpoints/STAGE`), whose newest step is
+        read.
 
     Returns:
       (config, variables) for `Zaya(config).apply(variables, layout)`.

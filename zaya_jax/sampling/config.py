@@ -15,8 +15,8 @@ class SamplerConfig:
       mode: "autoregressive" (one token a forward) or "single_pass" (draft a block and verify it in one forward).
       block_size: tokens verified a forward, of which block_size - 1 are drafts (TiDAR's B).
       anchors: behind which accept lengths (1 .. block_size) a next block is drafted: "all", or a list of them. Where an
-        accept length has none, the nearest lower anchor's remaining slots are used; that costs tokens per forward, never
-        exactness.
+        accept length has none, the nearest lower anchor's remaining slots are used; that costs tokens per forward,
+        never exactness.
       target: whose distribution is sampled.
         "autoregressive" (also "lossless"): exactly the AR law.
         "mix_stale": at a position whose draft is tested, softmax of (1 - beta) * AR logits + beta * the logits that

@@ -22,8 +22,8 @@ BUCKET = 32  # prompt widths and output lengths are rounded up to this, so that 
 class Generation:
     """What `generate` returns, one entry a prompt.
 
-    Every forward counts, the prefill too (it yields the first token), so autoregressive decoding has exactly 1 token per
-    forward and sum(accepted[i]) = len(tokens[i]) always.
+    Every forward counts, the prefill too (it yields the first token), so autoregressive decoding has exactly 1 token
+    per forward and sum(accepted[i]) = len(tokens[i]) always.
     """
 
     tokens: list[list[int]]  # without the prompt; a stop token is kept as the last one
@@ -42,8 +42,7 @@ class Generation:
         return sum(len(t) for t in self.tokens) / max(1, int(self.forwards.sum()))
 
 
-@struct.dataclass
-class _State:
+class _State(struct.PyTreeNode):
     proposal: Proposal
     cache: Cache
     tokens: Array  # int32 [batch, buffer]
@@ -72,7 +71,8 @@ def generate(
       seed: one int, or one for each prompt; equal seeds give equal tokens whatever stands beside a row in the batch.
 
     Raises:
-      ValueError: an empty or too long prompt, a token out of range, or max_new_tokens below 1; checked before compiling.
+      ValueError: an empty or too long prompt, a token out of range, or max_new_tokens below 1; checked before
+        compiling.
     """
     _check(model, prompts, sampler, max_new_tokens)
     plan = Plan(sampler.rows_verified, sampler.anchor_list, sampler.target)
@@ -108,7 +108,8 @@ def run_loop(
     """Prefill and all steps. `limit` (traced) is at most `buffer` (static)."""
     batch, width = tokens.shape
     noise = KeyedNoise(keys)
-    # Two blocks of slack: a forward writes a block beyond the committed tokens, and the last commit may end past `limit`.
+    # Two blocks of slack: a forward writes a block beyond the committed tokens, and the last commit may end past
+    # `limit`.
     cache = init_cache(model.config, batch, width + buffer + 2 * plan.block_size)
     proposal, cache, log_target = prefill(model, variables, tokens, lengths, cache, plan, knobs, noise)
     state = _State(

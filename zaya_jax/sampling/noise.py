@@ -1,8 +1,8 @@
 """Where a sampler's randomness comes from.
 
 Every random number belongs to (row's key, absolute position, purpose). So a row's tokens depend neither on the rows
-beside it nor on how many forwards it took to get there. A position's draft may be drawn again by a later forward, but it
-is tested at most once and settled at most once, so no number decides two things.
+beside it nor on how many forwards it took to get there. A position's draft may be drawn again by a later forward, but
+it is tested at most once and settled at most once, so no number decides two things.
 """
 
 import enum
@@ -34,8 +34,7 @@ class Noise(Protocol):
         ...
 
 
-@struct.dataclass
-class KeyedNoise:
+class KeyedNoise(struct.PyTreeNode):
     """The real thing: one key per row."""
 
     keys: Array  # key array [batch]

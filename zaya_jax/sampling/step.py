@@ -1,11 +1,11 @@
 """One sampling step: verify the block, settle the next token, draw the next block. One forward pass.
 
-State between steps (tidar.md section 2.2): L tokens are committed in the cache; `block[0]` is settled (its law was known a
-step earlier) and `block[1:]` are drafts of the positions after it, drawn from stored logits. Autoregressive decoding is the
-same step with a block of one and nothing drafted.
+State between steps (tidar.md section 2.2): L tokens are committed in the cache; `block[0]` is settled (its law was
+known a step earlier) and `block[1:]` are drafts of the positions after it, drawn from stored logits. Autoregressive
+decoding is the same step with a block of one and nothing drafted.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from zaya_jax.sampling.laws import draw, log_acceptance, log_law, log_residual, 
 from zaya_jax.sampling.noise import Noise, Purpose
 
 Array = jax.Array
+Pass = tuple[Array, Cache, Array]  # what `Zaya.backbone` returns when it is given a cache
 
 
 class Plan(NamedTuple):
@@ -35,8 +36,7 @@ class Knobs(NamedTuple):
     beta: Array
 
 
-@struct.dataclass
-class Proposal:
+class Proposal(struct.PyTreeNode):
     """The block a step will verify."""
 
     block: Array  # int32 [batch, block_size]: settled token, then drafts
@@ -69,7 +69,7 @@ def prefill(model: Zaya, variables, tokens: Array, count: Array, cache: Cache, p
     """
     anchors = count[:, None] if plan.anchors else None
     layout = Layout.verify_and_draft(tokens, cache.length, anchors, plan.block_size, count)
-    hidden, cache, _ = model.apply(variables, layout, cache, method="backbone")
+    hidden, cache, _ = cast(Pass, model.apply(variables, layout, cache, method="backbone"))
     cache = cache.commit(count)
     last = jnp.take_along_axis(hidden, (count - 1)[:, None, None], axis=1)
     logits = _head(model, variables, last)[:, 0]
@@ -97,7 +97,7 @@ def step(
     """
     size = plan.block_size
     layout = Layout.verify_and_draft(proposal.block, cache.length, plan.anchors or None, size)
-    hidden, pending, _ = model.apply(variables, layout, cache, method="backbone")
+    hidden, pending, _ = cast(Pass, model.apply(variables, layout, cache, method="backbone"))
     log_p, log_q = _laws(model, variables, hidden, proposal, plan, knobs)
     verdict = _verify(proposal, log_p, log_q, cache.length, noise)
     cache = pending.commit(jnp.where(active, verdict.accepted, 0))
@@ -109,7 +109,11 @@ def step(
 
 
 def _laws(model, variables, hidden, proposal: Proposal, plan: Plan, knobs: Knobs) -> tuple[Array, Array]:
-    """Target laws after each block token [batch, block_size, vocab], and the drafts' laws [batch, block_size - 1, vocab]."""
+    """The target's and the drafts' laws.
+
+    Returns:
+      (after each block token [batch, block_size, vocab], of each draft [batch, block_size - 1, vocab]).
+    """
     size = plan.block_size
     logits = _head(model, variables, hidden[:, :size])
     drafted = proposal.drafted[..., None]
@@ -178,4 +182,4 @@ def _propose(model, variables, settled, slots, drafted, length, knobs: Knobs, no
 
 
 def _head(model: Zaya, variables, hidden: Array) -> Array:
-    return model.apply(variables, hidden, method="head")
+    return cast(Array, model.apply(variables, hidden, method="head"))

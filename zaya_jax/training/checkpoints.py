@@ -1,12 +1,12 @@
 """Checkpoints on disk: the one place that talks to Orbax (v1 API).
 
 A checkpoint directory holds numbered steps. Each step is written beside its final name and renamed when whole, so an
-interrupted save leaves the one before it loadable; the data position and anything else that is plain JSON travels in the
-step's metadata.
+interrupted save leaves the one before it loadable; the data position and anything else that is plain JSON travels in
+the step's metadata.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 from orbax.checkpoint import v1 as ocp
@@ -22,7 +22,9 @@ class Checkpoints:
         policy = ocp.training.preservation_policies.LatestN(keep)
         self._failed = False
         self._orbax = ocp.training.Checkpointer(
-            self.directory, preservation_policy=policy, cleanup_tmp_directories=True
+            str(self.directory),
+            preservation_policy=policy,  # pyrefly: ignore[bad-argument-type] (Orbax's own policy misses its protocol)
+            cleanup_tmp_directories=True,
         )
 
     @property
@@ -40,7 +42,8 @@ class Checkpoints:
         try:
             self._orbax.save(step, state, custom_metadata=extra, overwrite=True)
         except Exception as error:
-            # Orbax and TensorStore raise many types here (OSError, ValueError, their own); all mean one thing to a user.
+            # Orbax and TensorStore raise many types here (OSError, ValueError, their own); all mean one thing to a
+            # user.
             self._failed = True
             raise CheckpointError(
                 f"checkpoint {self.directory}/{step}: cannot be written: {one_line(error)}"
@@ -58,7 +61,7 @@ class Checkpoints:
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
         try:
             loaded = self._orbax.load(step, abstract)
-            extra = self._orbax.metadata(step).custom_metadata
+            extra = cast(dict[str, Any], self._orbax.metadata(step).custom_metadata)  # what `save` was given
         except Exception as error:
             raise CheckpointError(f"checkpoint {self.directory}/{step}: cannot be read: {one_line(error)}") from error
         return loaded, extra

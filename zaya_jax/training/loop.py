@@ -89,7 +89,8 @@ def train(
     state = jax.tree.map(jnp.copy, state)
     done = int(state.step)
     writer.rewind(phase.name, done)
-    train_step = make_train_step(model, phase.objective, phase.optimizer, mesh)
+    # flax modules are hashable; its dataclass_transform (eq without frozen) does not say so
+    train_step = make_train_step(model, phase.objective, phase.optimizer, mesh)  # pyrefly: ignore[bad-argument-type]
 
     bar = tqdm(total=phase.steps, initial=done, desc=phase.name, unit="step", dynamic_ncols=True)
     clock, since = time.perf_counter(), done

@@ -1,6 +1,7 @@
 """What is trained: next tokens, and for TiDAR also whole blocks of masks in the same forward pass."""
 
 import dataclasses
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +20,8 @@ class Objective:
       kind: "autoregressive" (next token) or "tidar" ([alpha * CE_AR + CE_diff] / (1 + alpha); arXiv 2511.08923, eq. 3).
       block_size: slots a draft block (tidar).
       alpha: weight of the autoregressive loss (tidar).
-      masking: "full" (every draft slot is MASK, as at inference) or "random" (each block reveals a uniformly drawn share
-        of its slots, which then have no loss: the ablation of TiDAR's table 4).
+      masking: "full" (every draft slot is MASK, as at inference) or "random" (each block reveals a uniformly drawn
+        share of its slots, which then have no loss: the ablation of TiDAR's table 4).
     """
 
     kind: str = "tidar"
@@ -70,7 +71,7 @@ class Objective:
           draft_count, each float32 [block_size], by slot.
         """
         layout = self.layout(batch, drawn)
-        hidden, _, load = model.apply(variables, layout, method="backbone")
+        hidden, _, load = cast(tuple[Array, None, Array], model.apply(variables, layout, method="backbone"))
         nll, _ = cross_entropy(model, variables, hidden[:, : layout.clean_size], *layout.clean_targets())
         has = layout.clean_targets()[1]
         out = {"ar_nll": nll.sum(), "ar_count": has.sum().astype(jnp.float32), "load": load}
@@ -103,7 +104,7 @@ def cross_entropy(model: Zaya, variables, hidden: Array, ids: Array, has: Array)
     """
 
     def chunk(hidden: Array, ids: Array) -> tuple[Array, Array]:
-        logits = model.apply(variables, hidden, method="head").astype(jnp.float32)
+        logits = cast(Array, model.apply(variables, hidden, method="head")).astype(jnp.float32)
         target = jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]
         nll = jax.nn.logsumexp(logits, axis=-1) - target
         return nll, target >= logits.max(-1)

@@ -69,7 +69,10 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def matrices(params):
-    """True for projections and experts (what weight decay and Muon act on), False for vectors, convolutions, embedding."""
+    """True for projections and experts (what weight decay and Muon act on), else False.
+
+    False are vectors, convolutions and the embedding.
+    """
 
     def is_matrix(path, _) -> bool:
         name = path[-1].key

@@ -17,8 +17,7 @@ from zaya_jax.training.optimizer import OptimizerConfig, balancing_error, make_o
 Array = jax.Array
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """All that a run needs to go on, but for the data position; a pytree of arrays."""
 
     step: Array  # int32 []
@@ -75,7 +74,7 @@ def make_train_step(
         error = balancing_error(sums["load"])
         error = jax.tree.map(lambda leaf: error.astype(leaf.dtype), state.balancing)
         nudge, balancing_opt_state = balancing_rule.update(error, state.balancing_opt_state)
-        metrics = {"loss": objective.loss(sums, sums), "grad_norm": optax.global_norm(grads), **summarise(sums)}
+        metrics = {"loss": objective.loss(sums, sums), "grad_norm": optax.tree.norm(grads), **summarise(sums)}
         state = state.replace(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
