@@ -38,7 +38,7 @@ setup(
         "test": [
             "pytest>=9.0",
             "pytest-xdist>=3.6",
-        "hypothesis>=6.140",
+            "hypothesis>=6.140",
             "flatbuffers>=25.2",  # jax.export's serialize needs it and jax does not require it
             "ruff>=0.17,<0.18",  # the formatter's style changes between minor versions
             "pyrefly>=1.4,<2",

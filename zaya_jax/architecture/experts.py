@@ -49,8 +49,23 @@ def block_padded(x: Array, choice: Array, gate_up: Array, down: Array) -> Array:
         jnp.full((num_blocks * size,), tokens, jnp.int32).at[slot].set(jnp.arange(tokens, dtype=jnp.int32), mode="drop")
     )
     padded = jnp.concatenate([x, jnp.zeros_like(x[:1])])[source].reshape(num_blocks, size, -1)
-    out = swiglu(padded, gate_up[block_expert], down[block_expert]).reshape(num_blocks * size, -1)
+    gate_up, down = (_of_blocks(weights, block_expert) for weights in (gate_up, down))
+    out = swiglu(padded, gate_up, down).reshape(num_blocks * size, -1)
     return out.at[slot].get(mode="fill", fill_value=0)
+
+
+def _of_blocks(weights: Array, block_expert: Array) -> Array:
+    """weights[block_expert], [block, in, out], whose gradient adds up blocks by a matrix product.
+
+    The gather's own transpose is a scatter-add of whole weight matrices, which XLA runs one by one on CPU: it took as
+    long as all of the backward pass's products together.
+    """
+
+    def add_up(block_expert: Array, gradient: Array) -> Array:
+        mine = jax.nn.one_hot(block_expert, weights.shape[0], axis=0, dtype=gradient.dtype)
+        return jnp.einsum("eb,bio->eio", mine, jax.lax.optimization_barrier(gradient))
+
+    return jax.custom_derivatives.linear_call(lambda index, w: w[index], add_up, block_expert, weights)
 
 
 def _block_rows(tokens: int, experts: int) -> int:
