@@ -30,8 +30,12 @@ def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
 
 
 def model(name: str, **changes: Any) -> ConfigDict:
-    """Every field of a preset, so that each can be overridden by --config.model.FIELD."""
-    return ConfigDict(dataclasses.asdict(preset(name, **changes)))
+    """Every field of a preset, so that each can be overridden by --config.model.FIELD.
+
+    What follows from other fields stays None unless `changes` gives it, so that it follows their overrides too.
+    """
+    fields = dataclasses.asdict(preset(name, **changes))
+    return ConfigDict({**fields, "mask_token_id": None, "layer_types": None, **changes})
 
 
 def phase(steps: int, objective: Objective, optimizer: OptimizerConfig, **rest: Any) -> ConfigDict:

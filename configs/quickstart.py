@@ -22,7 +22,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c = ConfigDict()
     c.name = "quickstart"
     c.seed = 0
-    c.cpu_devices = 1  # data-parallel CPU devices; 2 threads on 1 device measured faster than 1 thread on each of 2
+    c.cpu_devices = 1  # devices the CPU is split into; batches are laid over them
     c.tokenizer = "bytes"  # or the path of a trained tokenizer.json
     c.model = model(chosen.preset)
 

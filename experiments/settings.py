@@ -7,7 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from zaya_jax.architecture import ZayaConfig
-from zaya_jax.data.builders import prepare_text
+from zaya_jax.data.builders import check_text, prepare_text
 from zaya_jax.data.pipeline import Source
 from zaya_jax.data.tasks import Task, TaskSource, make_task
 from zaya_jax.data.tokenizers import Tokenizer, load_tokenizer
@@ -74,6 +74,11 @@ def read(config: ConfigDict) -> Settings:
         raise ValueError(
             f"model.vocab_size: got {model.vocab_size}, may be at least the tokenizer's {tokenizer.vocab_size}"
         )
+    if model.mask_token_id != tokenizer.mask_id and model.mask_token_id < tokenizer.vocab_size:
+        raise ValueError(
+            f"model.mask_token_id: got {model.mask_token_id}, may be an id the tokenizer never gives: "
+            f"{tokenizer.mask_id}, or {tokenizer.vocab_size} and above"
+        )
     mixture = tuple(_source(item, i) for i, item in enumerate(config.data.mixture))
     tasks = {source.name: source.task for source in mixture if source.task is not None}
     task = tasks.get(config.evaluate.task)
@@ -139,6 +144,7 @@ def _source(item: ConfigDict, index: int) -> MixtureSource:
         options = item.options if "options" in item else {}
         return MixtureSource(item.task, weight, make_task(item.task, **options), None)
     text = item.text.to_dict() if isinstance(item.text, ConfigDict) else item.text
+    check_text(text)
     return MixtureSource(text if isinstance(text, str) else "text", weight, None, text)
 
 

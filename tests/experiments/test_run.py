@@ -130,6 +130,10 @@ def test_mistakes_on_the_command_line_are_one_line(args, line, tmp_path):
         (lambda c: c.model.update(num_key_value_heads=3), "num_attention_heads: got 4, may be a multiple"),
         (lambda c: c.model.update(mask_token_id=260), "mask_token_id: got 260, may be in"),
         (lambda c: c.model.update(vocab_size=100, mask_token_id=99), "model.vocab_size: got 100"),
+        (
+            lambda c: c.model.update(mask_token_id=7),
+            "model.mask_token_id: got 7, may be an id",
+        ),
         (lambda c: c.data.update(row_length=5000), "data.row_length: got 5000"),
         (lambda c: c.data.update(row_length=0), "data.row_length: got 0"),
         (lambda c: c.pretrain.update(steps=0), "pretrain.steps: got 0"),
@@ -156,9 +160,8 @@ def test_unreadable_data_is_named(tmp_path):
     config = tiny.get_config()
     with config.unlocked():
         config.data.mixture = (config.data.mixture[0], ConfigDict({"text": [str(tmp_path / "missing.txt")]}))
-    source = settings.read(config).mixture[1]
     with pytest.raises(FileNotFoundError, match=r"missing\.txt"):
-        source.open("train", tmp_path, 10, 0)
+        settings.read(config)
 
 
 def test_help_says_what_a_user_needs():

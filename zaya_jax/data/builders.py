@@ -9,6 +9,7 @@ validation or test, 96/2/2, by a hash of its text.
 import fcntl
 import glob
 import json
+import os
 import platform
 import shutil
 import sysconfig
@@ -182,16 +183,33 @@ def prepare_text(
     return TextSource(builder.as_data_source(split), Path(builder.data_dir))
 
 
+def check_text(source: Any) -> None:
+    """Raises what `prepare_text` would for a source that is malformed or names no file; reads no file's content."""
+    local = _local_options(source)
+    if local is not None:
+        for path in _resolve(local["paths"]):
+            if not os.access(path, os.R_OK):
+                raise PermissionError(f"paths: {path} cannot be read")
+
+
 def _make_builder(source: Any, data_dir: Path) -> _TextBuilder:
-    if source in ("stdlib", "stdlib+tests"):
+    local = _local_options(source)
+    if local is None:
         return StdlibCode(include_tests=source == "stdlib+tests", data_dir=data_dir)
+    return LocalText(**local, data_dir=data_dir)
+
+
+def _local_options(source: Any) -> dict[str, Any] | None:
+    """LocalText's paths (and key); None for the standard library."""
+    if source in ("stdlib", "stdlib+tests"):
+        return None
     if isinstance(source, Mapping):
         unknown = sorted(set(source) - {"paths", "key"})
         if unknown or "paths" not in source:
             raise ValueError(f"source: got fields {sorted(source)}, must be paths and maybe key")
-        return LocalText(**source, data_dir=data_dir)
+        return dict(source)
     if isinstance(source, Sequence) and not isinstance(source, str):
-        return LocalText(paths=source, data_dir=data_dir)
+        return {"paths": source}
     raise ValueError(
         f'source: got {source!r}, must be "stdlib", "stdlib+tests", a list of paths or a dict with paths and maybe key'
     )

@@ -7,8 +7,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 def use_cpu_devices(count: int) -> None:
     """Splits the CPU into `count` devices; call it before anything else touches JAX.
 
-    Two single-threaded devices beat one two-threaded device: XLA scales by about 1.3 over two CPU threads
-    (prototype.md section 3), data parallelism by more.
+    For data parallelism on one machine, and for testing it; all devices share the cores.
 
     Raises:
       ValueError: count below 1.

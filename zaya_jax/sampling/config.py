@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from numbers import Integral
 
 MODES = ("autoregressive", "single_pass")
 TARGETS = ("autoregressive", "mix_stale", "mix_fresh")
@@ -49,7 +50,7 @@ class SamplerConfig:
         object.__setattr__(self, "stop_tokens", tuple(self.stop_tokens))
         _one_of("mode", self.mode, MODES)
         _one_of("target", self.target, TARGETS)
-        if not isinstance(self.block_size, int) or isinstance(self.block_size, bool) or self.block_size < 1:
+        if not isinstance(self.block_size, Integral) or isinstance(self.block_size, bool) or self.block_size < 1:
             _fail("block_size", self.block_size, "an integer of at least 1")
         self._check_anchors()
         if self.mode == "autoregressive" and self.target != "autoregressive":
@@ -58,7 +59,7 @@ class SamplerConfig:
         _number("temperature", self.temperature, 0)
         if self.draft_temperature is not None:
             _number("draft_temperature", self.draft_temperature, 0)
-        if any(not isinstance(t, int) or isinstance(t, bool) or t < 0 for t in self.stop_tokens):
+        if any(not isinstance(t, Integral) or isinstance(t, bool) or t < 0 for t in self.stop_tokens):
             _fail("stop_tokens", self.stop_tokens, "a sequence of token ids")
 
     def _check_anchors(self) -> None:
@@ -67,7 +68,9 @@ class SamplerConfig:
             return
         allowed = range(1, self.block_size + 1)
         may_be = f"'all' or increasing integers in 1 .. block_size ({self.block_size})"
-        increasing = all(isinstance(a, int) for a in self.anchors) and list(self.anchors) == sorted(set(self.anchors))
+        increasing = all(isinstance(a, Integral) for a in self.anchors) and list(self.anchors) == sorted(
+            set(self.anchors)
+        )
         if not self.anchors or not increasing or any(a not in allowed for a in self.anchors):
             _fail("anchors", self.anchors, may_be)
         if self.target == "mix_fresh" and self.anchors != tuple(allowed):

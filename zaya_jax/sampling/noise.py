@@ -11,6 +11,7 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 Array = jax.Array
@@ -64,8 +65,8 @@ def row_keys(seed: int | Sequence[int], rows: int) -> Array:
     Raises:
       ValueError: a sequence whose length is not `rows`.
     """
-    if isinstance(seed, int):
-        return jax.random.split(jax.random.key(seed), rows)
+    if isinstance(seed, int | np.integer):
+        return jax.random.split(jax.random.key(int(seed)), rows)
     if len(seed) != rows:
         raise ValueError(f"seed: got {len(seed)} seeds, may be one int or one for each of the {rows} prompts")
-    return jnp.stack([jax.random.key(s) for s in seed])
+    return jnp.stack([jax.random.key(int(s)) for s in seed])
