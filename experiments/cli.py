@@ -7,7 +7,7 @@ import tensorflow_datasets as tfds
 from absl import app, flags, logging
 
 # What a user's mistake raises. Anything else is our bug and keeps its traceback.
-USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, FloatingPointError)
+USER_ERRORS = (ValueError, OSError, FloatingPointError)
 
 
 def run(main: Callable[[], None]) -> None:
@@ -44,7 +44,9 @@ def _parse(argv: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(list(argv))
     except flags.Error as error:
-        fail(str(error))
+        # ml_collections wraps what a config file raises in its whole traceback; the last line is the reason.
+        text = str(error)
+        fail(f"--config: {text.strip().splitlines()[-1]}" if "Traceback" in text else text)
     except (AttributeError, KeyError, TypeError, ValueError, OSError, ImportError, SyntaxError) as error:
         # ml_collections reads the config file and applies overrides here; it raises these for unknown keys and types.
         fail(f"--config: {error}")

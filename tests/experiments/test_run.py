@@ -112,12 +112,16 @@ def test_a_finished_run_is_skipped_and_another_config_is_refused(whole):
         (["--config.convert.stepz=4"], "error: --config: .*stepz"),
         (["--config.convert.steps=many"], "error: .*steps.*many"),
         (["--config.convert.objective.block_size=0"], "error: convert.objective: Objective.block_size: got 0"),
+        (["--config=configs/quickstart.py:blocksize=3"], "error: .*'blocksize': unknown, may be one of"),
+        (["--config=configs/nowhere.py"], "error: .*nowhere.py"),
         (["--confg=x"], "error: Unknown command line flag 'confg'"),
     ],
 )
 def test_mistakes_on_the_command_line_are_one_line(args, line, tmp_path):
-    status, output = finish(CONFIG, f"--workdir={tmp_path / 'w'}", *args)
+    config = [] if args[0].startswith("--config=") else [CONFIG]
+    status, output = finish(*config, f"--workdir={tmp_path / 'w'}", *args)
     assert status == 2
+    assert len([text for text in output.splitlines() if text.strip()]) == 1
     assert re.search(line, output.strip().splitlines()[-1]), output
     assert "Traceback" not in output
     assert not (tmp_path / "w").exists()
