@@ -1,5 +1,6 @@
 """Test-wide settings."""
 
+import gc
 import os
 
 # Before anything starts JAX: two CPU devices, so that data parallelism is tested; and cheap compilation, since these
@@ -13,6 +14,14 @@ from hypothesis import settings
 
 settings.register_profile("zaya", deadline=None, max_examples=15, derandomize=True)
 settings.load_profile("zaya")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def free_programs():
+    """Drops a module's compiled programs: thousands of them in one process exhaust its memory maps, and XLA crashes."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

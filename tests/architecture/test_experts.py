@@ -27,13 +27,13 @@ def inputs(tokens, experts, seed=0, hidden=6, inner=5):
     return x, choice, rng.standard_normal((experts, hidden, 2 * inner)), rng.standard_normal((experts, inner, hidden))
 
 
-@given(st.integers(1, 70), st.integers(1, 9), st.integers(0, 10))
+@given(st.sampled_from([1, 7, 33, 70]), st.sampled_from([1, 4, 9]), st.integers(0, 10))
 def test_every_backend_is_the_loop(tokens, experts, seed):
     with jax.enable_x64(True):
         args = inputs(tokens, experts, seed)
         expected = loop(*args)
         for f in (dense, block_padded, gather):
-            np.testing.assert_allclose(f(*map(jnp.asarray, args)), expected, rtol=0, atol=1e-11)
+            np.testing.assert_allclose(jax.jit(f)(*args), expected, rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize("collapse", [0, 3, 4])
