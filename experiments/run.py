@@ -55,13 +55,14 @@ def run_stages(setup: settings.Settings, workdir: Path) -> None:
     print(describe(setup.model, batch, setup.row_length, tidar=True, block_size=block_size), flush=True)
     with environment.timed(workdir, "data"):
         sources = [open_source(setup, workdir, source, "train") for source in setup.mixture]
+        held_out = {source.name: held_out_batches(setup, workdir, source) for source in setup.mixture}
     model = Zaya(setup.model)
     starts_from = {"pretrain": None, "convert": "pretrain", "control": "pretrain"}
     for name in setup.phases:
-        run_phase(setup, workdir, model, name, starts_from[name], sources)
+        run_phase(setup, workdir, model, name, starts_from[name], sources, held_out)
     if not (workdir / "results.csv").exists():
         with environment.timed(workdir, "evaluate"):
-            evaluate(setup, workdir, model)
+            evaluate(setup, workdir, model, held_out)
     with environment.timed(workdir, "figures"):
         run = load_run(workdir)
         figures = draw_figures(run, workdir / "figures")
@@ -69,7 +70,7 @@ def run_stages(setup: settings.Settings, workdir: Path) -> None:
     print(f"done: {workdir / 'report.html'}")
 
 
-def run_phase(setup, workdir: Path, model: Zaya, name: str, parent: str | None, sources) -> None:
+def run_phase(setup, workdir: Path, model: Zaya, name: str, parent: str | None, sources, held_out) -> None:
     """One training stage, unless it is finished."""
     phase = setup.phases[name]
     directory = workdir / "checkpoints" / name
@@ -90,40 +91,44 @@ def run_phase(setup, workdir: Path, model: Zaya, name: str, parent: str | None, 
         with environment.timed(workdir, name):
             train(
                 model, variables, phase, batches, checkpoints, MetricWriter(workdir / "metrics.jsonl"),
-                evaluate=functools.partial(validate, setup, workdir, eval_step),
+                evaluate=functools.partial(validate, setup, held_out, eval_step),
                 mesh=data_mesh(setup.batch_sizes[name]),
             )  # fmt: skip
 
 
-def validate(setup: settings.Settings, workdir: Path, eval_step, variables: dict) -> dict:
+def held_out_batches(setup: settings.Settings, workdir: Path, source: settings.MixtureSource) -> list[dict]:
+    """The validation batches of a source: the same few at every evaluation, so they are read once."""
+    documents = open_source(setup, workdir, source, "validation")
+    batches = eval_batches(documents, setup.tokenizer, setup.row_length, setup.batch_sizes["pretrain"])
+    return list(itertools.islice(batches, setup.validation_batches))
+
+
+def validate(setup: settings.Settings, held_out: dict[str, list[dict]], eval_step, variables: dict) -> dict:
     """Likelihood on the validation split of every source, names prefixed with the source's."""
     out = {}
     for source in setup.mixture:
-        documents = open_source(setup, workdir, source, "validation")
-        batches = eval_batches(documents, setup.tokenizer, setup.row_length, setup.batch_sizes["pretrain"])
-        batches = itertools.islice(batches, setup.validation_batches)
         text_tokenizer = setup.tokenizer if source.task is None else None
-        for name, value in likelihood(eval_step, variables, batches, text_tokenizer).items():
+        for name, value in likelihood(eval_step, variables, held_out[source.name], text_tokenizer).items():
             out[f"{source.name}/{name}"] = value
     return out
 
 
-def evaluate(setup: settings.Settings, workdir: Path, model: Zaya) -> None:
+def evaluate(setup: settings.Settings, workdir: Path, model: Zaya, held_out: dict[str, list[dict]]) -> None:
     """Writes samples.jsonl, then results.csv (whose presence says that the stage is finished)."""
     hardware = environment.hardware()
     rows: list[Row] = []
+    weights = {name: load_native(workdir / "checkpoints" / name)[1] for name in setup.phases}
+    # One objective for all, so that one compiled program measures all.
+    eval_step = make_eval_step(model, setup.phases["convert"].objective)
     for name, phase in setup.phases.items():
-        variables = load_native(workdir / "checkpoints" / name)[1]
-        # One objective for all, so that one compiled program measures all.
-        eval_step = make_eval_step(model, setup.phases["convert"].objective)
-        measured = validate(setup, workdir, eval_step, variables)
+        measured = validate(setup, held_out, eval_step, weights[name])
         for source in setup.mixture:
             row: Row = {"kind": "likelihood", "model": name, "source": source.name, "hardware": hardware}
             kept = ["ar_loss", "bits_per_byte"] + ["draft_loss"] * (phase.objective.kind == "tidar")
             row |= {key: float(measured[f"{source.name}/{key}"]) for key in kept if f"{source.name}/{key}" in measured}
             rows.append(row)
 
-    variables = load_native(workdir / "checkpoints" / "convert")[1]
+    variables = weights["convert"]
     problems = [setup.task.problem("test", i, setup.evaluation_seed) for i in range(setup.prompts)]
     outcomes = [
         run_arm(

@@ -5,7 +5,7 @@ Each takes x [token, hidden], choice int32 [token] in 0 .. num_experts (num_expe
 output [token, hidden], zero for skip. None drops a token or lets one token's result depend on another's.
 
 `dense` is the slow twin: every expert on every token. `block_padded` sorts tokens into blocks of one expert each,
-padded to a static count, and is 7-10 times faster on CPU at 1024 tokens (rocm_and_speed.md section 4;
+padded to a static count, and is 5 times faster on CPU at 1024 tokens (results/bench/cpu.json;
 `jax.lax.ragged_dot` is dense there). `gather` copies each token's expert: best for a handful of rows, where a block
 would be mostly padding.
 """

@@ -2,16 +2,16 @@
 
 import dataclasses
 import json
-import logging
 from pathlib import Path
 from typing import cast
 
 import jax
-import jax.numpy as jnp
+from flax import traverse_util
 from orbax.checkpoint import v1 as ocp
 
-from zaya_jax.architecture import Layout, Zaya, ZayaConfig
+from zaya_jax.architecture import ZayaConfig
 from zaya_jax.architecture.moe import BALANCING
+from zaya_jax.interop.names import abstract_variables
 
 MODEL_FILE = "zaya_config.json"  # beside the numbered steps: what a reader needs to know of the model
 
@@ -43,8 +43,7 @@ def load_native(directory: Path | str) -> tuple[ZayaConfig, dict]:
     if newest is None:
         raise CheckpointError(f"checkpoint {directory}: no whole step in it")
     path = directory / str(newest.step)
-    layout = Layout.causal(jnp.zeros((1, 2), jnp.int32))
-    abstract = jax.eval_shape(lambda key: Zaya(config).init(key, layout), jax.random.key(0))
+    abstract = traverse_util.unflatten_dict(abstract_variables(config))
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract)
     return config, read_tree(path, {"params": wanted["params"], BALANCING: wanted[BALANCING]})
@@ -58,16 +57,12 @@ def read_tree(path: Path, abstract) -> dict:
     """
     context = ocp.Context()
     context.pytree.loading.partial_load = True
-    # Orbax logs a page of traceback beside what it raises; the one line below says it.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         with context:
             return cast(dict, ocp.load(str(path), abstract))
     except Exception as error:
         # Orbax and TensorStore raise many types here; to a user all mean that this checkpoint does not fit.
         raise CheckpointError(f"checkpoint {path}: cannot be read: {one_line(error)}") from error
-    finally:
-        logging.getLogger("absl").setLevel(logging.WARNING)
 
 
 def one_line(error: BaseException) -> str:

@@ -51,7 +51,6 @@ class Verdict(NamedTuple):
     settled: Array  # int32 [batch]: the token after them
     produced: Array  # int32 [batch, block_size]: tokens this forward decided: block[1:accepted], then settled
     log_target: Array  # [batch, block_size]: their log-probabilities under the target
-    log_q: Array  # [batch, block_size - 1, vocab]: the drafts' laws
     log_accept: Array  # [batch, block_size - 1]: log acceptance probability of each draft, were it tested
     log_settle: Array  # [batch, vocab]: the law `settled` was drawn from, not normalised
 
@@ -149,7 +148,7 @@ def _verify(proposal: Proposal, log_p: Array, log_q: Array, length: Array, noise
     shifted = jnp.concatenate([drafts, settled[:, None]], axis=1)
     produced = jnp.where(index == (accepted - 1)[:, None], settled[:, None], shifted)
     log_target = jnp.take_along_axis(log_p, produced[..., None], axis=2)[..., 0]
-    return Verdict(accepted, settled, produced, log_target, log_q, log_accept, law)
+    return Verdict(accepted, settled, produced, log_target, log_accept, law)
 
 
 def _next_slots(accepted: Array, plan: Plan) -> tuple[Array, Array]:
