@@ -11,8 +11,6 @@ results/quickstart/model.
 
 import functools
 import json
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from tqdm import tqdm
 
 from experiments import cli, environment
 from zaya_jax import SamplerConfig, Zaya, generate, load_pretrained, preset
@@ -28,6 +25,7 @@ from zaya_jax.architecture.experts import block_padded, dense
 from zaya_jax.data.tasks import make_task
 from zaya_jax.data.tokenizers import ByteTokenizer
 from zaya_jax.evaluation.cost import forward_cost
+from zaya_jax.evaluation.timing import medians
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
 from zaya_jax.training.state import init_state, init_variables, make_train_step
@@ -83,19 +81,6 @@ def show(title: str, numbers: dict, over: str, under: str, goal: str) -> None:
         f"{title}: {numbers['ratio']:.2f} (goal {goal}; medians {numbers[over]:.1f} and {numbers[under]:.1f} ms)",
         flush=True,
     )
-
-
-def medians(sides: dict[str, Callable[[], object]], repeats: int, label: str) -> dict[str, float]:
-    """Median milliseconds of each call; calls take turns, after one untimed call each to compile."""
-    for call in sides.values():
-        jax.block_until_ready(call())
-    seen: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in tqdm(range(repeats), desc=label, leave=False, dynamic_ncols=True):
-        for name, call in sides.items():
-            clock = time.perf_counter()
-            jax.block_until_ready(call())
-            seen[name].append(1e3 * (time.perf_counter() - clock))
-    return {name: statistics.median(times) for name, times in seen.items()}
 
 
 def train_step_ratio(name: str, repeats: int, batch: int = 16, row: int = 128) -> dict:
