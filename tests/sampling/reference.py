@@ -6,86 +6,148 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zaya_jax.architecture import Layout, Zaya
-from zaya_jax.sampling import SamplerConfig
-from zaya_jax.sampling.laws import draw, log_law, log_residual, mix
+from zaya_jax.architecture import MASK, Layout, Zaya
+from zaya_jax.sampling import SamplerConfig, laws
+from zaya_jax.sampling.decoding import knobs_of, plan_of
+from zaya_jax.sampling.laws import mix
 from zaya_jax.sampling.noise import KeyedNoise, Purpose
 
 WIDTH = 64  # texts are right-padded to this, so that one program serves all
+log_law, log_residual = jax.jit(laws.log_law), jax.jit(laws.log_residual)
 
 
 @functools.cache
 def _logits(model: Zaya):
-    def run(variables, tokens, count, anchors, block_size):
+    def run(variables, tokens, count, anchors, block, block_size):
         layout = Layout.verify_and_draft(tokens, 0, anchors, block_size, count)
+        layout = layout.replace(tokens=jnp.concatenate([tokens, block], axis=1))
         return model.apply(variables, layout).logits[0]
 
     return jax.jit(run, static_argnames="block_size")
 
 
-def reference_generate(model: Zaya, variables, prompt, sampler: SamplerConfig, max_new_tokens: int, key) -> list[int]:
-    """What `generate` must return for one prompt, by the book (tidar.md section 2.2)."""
-    noise = KeyedNoise(key[None])
-    size, temperature = sampler.rows_verified, jnp.float32(sampler.temperature)
-    draft_temperature = temperature if sampler.draft_temperature is None else jnp.float32(sampler.draft_temperature)
-    beta = jnp.float32(sampler.beta)
+@jax.jit
+def _draw(key, purpose, position, law):
+    return jax.lax.switch(
+        purpose, [lambda p=p: KeyedNoise(key[None]).draw(p, position[None], law[None])[0] for p in Purpose]
+    )
 
-    def forward(text: list[int], anchor: int):
+
+@jax.jit
+def _accept(key, position, log_probability):
+    return KeyedNoise(key[None]).accept(position[None], log_probability[None])[0]
+
+
+class Reference:
+    """By the book: tidar.md sections 2.2 and 2.3."""
+
+    def __init__(self, model: Zaya, variables, prompt, sampler: SamplerConfig, key) -> None:
+        self.model, self.variables, self.sampler, self.key = model, variables, sampler, key
+        self.knobs, self.size, self.prompt = knobs_of(sampler), plan_of(sampler).block_size, list(prompt)
+
+    def forward(self, text: list[int], anchor: int, block=None):
         """Logits after each token of the text, and of the block behind its first `anchor` tokens."""
         padded = np.zeros((1, WIDTH), np.int32)
         padded[0, : len(text)] = text
-        out = _logits(model)(variables, padded, np.array([len(text)]), np.array([[anchor]]), block_size=size)
+        block = np.array([[MASK] * self.size if block is None else block], np.int32)
+        args = (self.variables, padded, np.array([len(text)]), np.array([[anchor]]), block)
+        out = np.asarray(_logits(self.model)(*args, block_size=self.size))
         return out[: len(text)], out[WIDTH:]
 
-    def settle(law, position):
-        gumbel = noise.gumbel(Purpose.SETTLE, jnp.array([position]), law.shape, law.dtype)[0]
-        return int(draw(law, gumbel))
+    def draw(self, purpose: Purpose, position: int, law) -> int:
+        return int(_draw(self.key, int(purpose), jnp.int32(position), law))
 
-    def propose(text: list[int], k: int, committed: int):
-        """Drafts behind text (its last k tokens just committed), from the nearest anchor at or below k."""
-        lower = [a for a in sampler.anchor_list if a <= k]
-        if not lower:
-            return []
-        late = k - lower[-1]
-        slots = forward(text, len(text) - late)[1][late + 1 :]
+    def target(self, text: list[int], stale):
+        """The target's law after the text; `stale` drew the draft that is tested there."""
+        plain, block = self.forward(text, len(text))
+        logits = np.array(plain[-1])
+        if self.sampler.target == "mix_stale" and stale is not None:
+            logits = np.array(mix(logits, stale, self.knobs.beta))
+        if self.sampler.target == "mix_fresh":
+            logits = np.array(mix(logits, block[0], self.knobs.beta))
+        penalty = self.sampler.repetition_penalty
+        for token in set(text):  # transformers' rule
+            logits[token] = logits[token] / penalty if logits[token] > 0 else logits[token] * penalty
+        if len(text) - len(self.prompt) < self.sampler.min_new_tokens:
+            logits[list(self.sampler.stop_tokens)] = -np.inf
+        return log_law(jnp.asarray(logits), self.knobs.warp)
+
+    def draft(self, logits, first: int) -> list:
+        """(token, logits, law) for each draft of the positions first, first + 1, ..."""
         drafts = []
-        for i, logits in enumerate(slots):
-            law = log_law(logits, draft_temperature)
-            gumbel = noise.gumbel(Purpose.DRAFT, jnp.array([committed + 1 + i]), law.shape, law.dtype)[0]
-            drafts.append((int(draw(law, gumbel)), logits, law))
+        for i, row in enumerate(logits):
+            law = log_law(jnp.asarray(row), self.knobs.draft_warp)
+            drafts.append((self.draw(Purpose.DRAFT, first + i, law), row, law))
         return drafts
 
-    def target(text: list[int], stale):
-        """The target's law after the text."""
-        plain, block = forward(text, len(text))
-        logits = plain[-1]
-        if sampler.target == "mix_stale" and stale is not None:
-            logits = mix(logits, stale, beta)
-        if sampler.target == "mix_fresh":
-            logits = mix(logits, block[0], beta)
-        return log_law(logits, temperature)
-
-    text = list(prompt)
-    out = [settle(target(text, None), len(text))]
-    # Behind the prompt a block is always drafted, whatever the anchors.
-    drafts = propose(text, sampler.anchor_list[-1], len(text)) if sampler.anchor_list else []
-    while len(out) < max_new_tokens and out[-1] not in sampler.stop_tokens:
-        block = [out[-1]]  # settled
-        law = None
+    def verified(self, text: list[int], drafts: list) -> list[int]:
+        """Accepted drafts and the settled token behind them; the text ends with the token before the drafts."""
+        kept = []
         for token, stale, log_q in drafts:
-            p = target(text + block, stale)
-            log_u = noise.log_uniform(Purpose.ACCEPT, jnp.array([len(text) + len(block)]), p.dtype)[0]
-            if log_u > p[token] - log_q[token]:
-                law = log_residual(p, log_q)
-                break
-            block.append(token)
-        if law is None:  # nothing was rejected: the position behind the block
-            law = target(text + block, None)
-        settled = settle(law, len(text) + len(block))
-        text += block
-        drafts = propose(text, len(block), len(text))
-        for token in block[1:] + [settled]:
+            p = self.target(text + kept, stale)
+            if not bool(_accept(self.key, jnp.int32(len(text) + len(kept)), p[token] - log_q[token])):
+                return [*kept, self.draw(Purpose.SETTLE, len(text) + len(kept), log_residual(p, log_q))]
+            kept.append(token)
+        law = self.target(text + kept, None)
+        return [*kept, self.draw(Purpose.SETTLE, len(text) + len(kept), law)]
+
+    def single_pass(self):
+        anchors = self.sampler.anchor_list
+        text = self.prompt + [self.draw(Purpose.SETTLE, len(self.prompt), self.target(self.prompt, None))]
+        yield text[-1:]
+        # Behind the prompt a block is always drafted, whatever the anchors.
+        slots = self.forward(self.prompt, len(self.prompt))[1][1:] if anchors else []
+        while True:
+            new = self.verified(text, self.draft(slots, len(text)))
+            text += new
+            yield new
+            lower = [a for a in anchors if a <= len(new)]
+            late = len(new) - lower[-1] if lower else self.size
+            # everything before the settled token was in the forward, and the block stands behind the nearest anchor
+            slots = self.forward(text[:-1], len(text) - 1 - late)[1][late + 1 :] if lower else []
+
+    def two_pass(self):
+        text = self.prompt + [self.draw(Purpose.SETTLE, len(self.prompt), self.target(self.prompt, None))]
+        yield text[-1:]
+        while True:
+            yield []  # the drafting forward
+            new = self.verified(text, self.draft(self.forward(text, len(text))[1], len(text)))
+            text += new
+            yield new
+
+    def block_diffusion(self):
+        text, sampler = list(self.prompt), self.sampler
+        while True:
+            block = [MASK] * self.size
+            while MASK in block:
+                logits = self.forward(text, len(text), block)[1]
+                drafts = self.draft_with(logits, len(text))
+                hidden = [i for i in range(self.size) if block[i] == MASK]
+                sure = {i: float(jax.nn.softmax(logits[i])[drafts[i]]) for i in hidden}
+                if sampler.target == "left_to_right":
+                    chosen = hidden[: sampler.reveal]
+                else:
+                    chosen = sorted(hidden, key=lambda i: -sure[i])[: sampler.reveal]
+                    chosen += [i for i in hidden if sure[i] >= sampler.threshold]
+                for i in chosen:
+                    block[i] = drafts[i]
+                yield [] if MASK in block else block
+            text += block
+
+    def draft_with(self, logits, first: int) -> list[int]:
+        laws = [log_law(jnp.asarray(row), self.knobs.warp) for row in logits]
+        return [self.draw(Purpose.DRAFT, first + i, law) for i, law in enumerate(laws)]
+
+
+def reference_generate(model, variables, prompt, sampler: SamplerConfig, max_new_tokens: int, key):
+    """What `generate` must return for one prompt: (tokens, tokens yielded by each forward)."""
+    reference = Reference(model, variables, prompt, sampler, key)
+    mode = "single_pass" if sampler.mode == "autoregressive" else sampler.mode
+    out, accepted = [], []
+    for new in getattr(reference, mode)():
+        accepted.append(0)
+        for token in new:
             out.append(token)
-            if token in sampler.stop_tokens:
-                break
-    return out[:max_new_tokens]
+            accepted[-1] += 1
+            if token in sampler.stop_tokens or len(out) == max_new_tokens:
+                return out, accepted

@@ -11,10 +11,15 @@ from tests.helpers import random_tokens, random_variables, small_config
 from tests.sampling.reference import reference_generate
 from zaya_jax.architecture import Layout, Zaya
 from zaya_jax.sampling import SamplerConfig, generate
-from zaya_jax.sampling.generate import run_loop
+from zaya_jax.sampling.loop import run, start
 from zaya_jax.sampling.noise import row_keys
 
 NEW = 18
+
+
+def programs() -> int:
+    """Compiled programs of the loop so far."""
+    return start._cache_size() + run._cache_size()
 
 
 @functools.cache
@@ -40,6 +45,16 @@ def prompts_of(model, lengths=(3, 9, 1, 6)):
         SamplerConfig("single_pass", 3, (1, 3), target="mix_stale", beta=0.4, temperature=0.0),
         SamplerConfig("single_pass", 3, target="mix_fresh", beta=0.3, temperature=0.8, stop_tokens=(1,)),
         SamplerConfig("single_pass", 1, target="mix_fresh", beta=0.3, temperature=0.8),
+        SamplerConfig("single_pass", 4, temperature=0.9, top_k=5, draft_top_p=0.8, draft_top_k=9),
+        SamplerConfig("single_pass", 4, (1, 3), temperature=1.2, top_p=0.7, min_p=0.05, draft_temperature=0.0),
+        SamplerConfig("single_pass", 4, repetition_penalty=1.4, min_new_tokens=6, stop_tokens=(3, 5, 8)),
+        SamplerConfig("autoregressive", repetition_penalty=1.4, min_new_tokens=6, stop_tokens=(3, 5, 8), top_p=0.9),
+        SamplerConfig("two_pass", 4, temperature=0.9),
+        SamplerConfig("two_pass", 3, temperature=0.0, repetition_penalty=0.8, stop_tokens=(2,)),
+        SamplerConfig("two_pass", 4, target="mix_stale", beta=0.5, temperature=0.8, top_k=6),
+        SamplerConfig("block_diffusion", 4, temperature=0.9, threshold=0.5),
+        SamplerConfig("block_diffusion", 4, temperature=0.0, threshold=1.0, reveal=2, stop_tokens=(3,)),
+        SamplerConfig("block_diffusion", 3, target="left_to_right", temperature=0.7, reveal=2),
     ],
     ids=str,
 )
@@ -50,7 +65,8 @@ def test_the_loop_is_the_slow_twin(sampler):
     got = generate(model, variables, prompts, sampler, NEW, seed=[11, 12, 13, 14])
     for row, prompt in enumerate(prompts):
         key = jax.random.key(11 + row)
-        assert got.tokens[row] == reference_generate(model, variables, prompt, sampler, NEW, key)
+        expected = reference_generate(model, variables, prompt, sampler, NEW, key)
+        assert (got.tokens[row], got.accepted[row]) == expected
 
 
 @pytest.mark.parametrize(
@@ -129,7 +145,7 @@ def test_run_time_values_compile_nothing():
     model, variables = model_of()
     prompts = prompts_of(model)
     generate(model, variables, prompts, SamplerConfig("single_pass", 4, target="mix_stale"), NEW)
-    before = run_loop._cache_size()
+    before = programs()
     for temperature, draft, beta, new, seed, stop in [(0.0, None, 0.1, 5, 3, ()), (2.0, 0.0, 0.9, 32, 4, (1, 2, 3))]:
         sampler = SamplerConfig(
             "single_pass",
@@ -141,7 +157,7 @@ def test_run_time_values_compile_nothing():
             stop_tokens=stop,
         )
         generate(model, variables, [p + [1, 2] for p in prompts], sampler, new, seed=seed)
-    assert run_loop._cache_size() == before
+    assert programs() == before
 
 
 def test_seeds_and_row_keys():
@@ -194,10 +210,10 @@ def test_bad_sampler_configs_name_the_field(kwargs, names):
 )
 def test_bad_prompts_are_refused_before_compiling(prompts, new, names):
     model, variables = model_of()
-    before = run_loop._cache_size()
+    before = programs()
     with pytest.raises(ValueError, match=names):
         generate(model, variables, prompts, SamplerConfig(), new)
-    assert run_loop._cache_size() == before
+    assert programs() == before
 
 
 def test_lossless_is_a_name_for_the_autoregressive_target():

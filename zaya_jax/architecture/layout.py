@@ -223,8 +223,9 @@ class Layout(struct.PyTreeNode):
         Args:
           tokens: int [batch, row], the clean tokens at positions start .. start + row - 1.
           start: cached tokens before them, int or int [batch]. Must be the cache's length.
-          anchors: for each block, behind how many of `tokens` it starts (1 .. row): static ints, or int [batch, block].
-            None for no blocks. Block a covers positions start + a .. start + a + block_size - 1.
+          anchors: for each block, behind how many of `tokens` it starts (0 .. row; 0 is directly behind the cache):
+            static ints, or int [batch, block]. None for no blocks. Block a covers positions start + a ..
+            start + a + block_size - 1.
           block_size: slots a block, static; needed with anchors.
           count: int [batch], how many of `tokens` are real; the rest are right padding. None for all.
 
@@ -251,15 +252,15 @@ class Layout(struct.PyTreeNode):
             return clean
         _check_block_size(block_size)
         if isinstance(anchors, (tuple, list)):
-            bad = [a for a in anchors if not 1 <= a <= row]
+            bad = [a for a in anchors if not 0 <= a <= row]
             if bad:
-                raise ValueError(f"anchors: got {bad[0]}, may be in 1 .. {row} (the clean tokens of the row)")
+                raise ValueError(f"anchors: got {bad[0]}, may be in 0 .. {row} (the clean tokens of the row)")
         anchors = jnp.broadcast_to(jnp.asarray(anchors, jnp.int32), (batch, np.shape(anchors)[-1]))
         return clean._join(
             _draft_slots(
                 horizon=start + anchors,
                 document=jnp.zeros_like(anchors),
-                before=anchors - 1,
+                before=jnp.where(anchors > 0, anchors - 1, before_row),
                 clean_size=row,
                 block_size=block_size,
             )

@@ -43,15 +43,12 @@ class Outcome:
         sampler = self.arm.sampler
         low, high = wilson(sum(self.correct), len(self.correct))
         tokens, forwards = sum(map(len, self.tokens)), sum(map(len, self.accepted))
-        speculative = sampler.mode != "autoregressive"
         return {
             "arm": self.arm.name,
             "temperature": sampler.temperature,
-            "beta": sampler.beta if sampler.target != "autoregressive" else None,
-            "block_size": sampler.rows_verified,
-            "anchors": (sampler.anchors if sampler.anchors == "all" else list(sampler.anchors))
-            if speculative
-            else None,
+            "beta": sampler.beta if sampler.target in ("mix_stale", "mix_fresh") else None,
+            "block_size": 1 if sampler.mode == "autoregressive" else sampler.block_size,
+            "anchors": sampler.anchors if isinstance(sampler.anchors, str) else list(sampler.anchor_list),
             "batch": batch,
             "prompts": len(self.tokens),
             "seed": seed,

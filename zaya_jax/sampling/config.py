@@ -4,18 +4,35 @@ import dataclasses
 from collections.abc import Sequence
 from numbers import Integral
 
-MODES = ("autoregressive", "single_pass")
-TARGETS = ("autoregressive", "mix_stale", "mix_fresh")
+from zaya_jax.sampling.anchors import best_anchors
+
+MODES = ("autoregressive", "single_pass", "two_pass", "block_diffusion", "auto")
+TARGETS = {
+    "autoregressive": ("autoregressive",),
+    "single_pass": ("autoregressive", "mix_stale", "mix_fresh"),
+    "two_pass": ("autoregressive", "mix_stale"),
+    "block_diffusion": ("threshold", "left_to_right"),
+    "auto": ("autoregressive", "mix_stale"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplerConfig:
-    """How to sample. `mode`, `block_size`, `anchors` and `target` are static; the rest are run-time values.
+    """How to sample. The first five fields are static; all others are run-time values and compile nothing.
 
     Attributes:
-      mode: "autoregressive" (one token a forward) or "single_pass" (draft a block and verify it in one forward).
-      block_size: tokens verified a forward, of which block_size - 1 are drafts (TiDAR's B).
-      anchors: behind which accept lengths (1 .. block_size) a next block is drafted: "all", or a list of them. Where an
+      mode: how a forward is spent.
+        "autoregressive": one token a forward.
+        "single_pass": verify a block and draft the next one in the same forward (TiDAR).
+        "two_pass": one forward drafts a block behind the settled token, which the drafts then know, a second one
+          verifies it; a step counts two forwards.
+        "block_diffusion": no verification: a block is unmasked over several forwards (TiDAR's baselines).
+        "auto": the fastest of autoregressive and single_pass on this machine, chosen by measurement
+          (`zaya_jax.sampling.planning`); block_size is then an upper bound.
+      block_size: slots a drafted block has (TiDAR's B). single_pass verifies as many tokens a forward, of which the
+        first is settled already; two_pass verifies block_size drafts.
+      anchors: for single_pass, behind which accept lengths (1 .. block_size) a next block is drafted: "all", a list of
+        them, or a budget: the int K stands for the list of K that yields most tokens under `acceptance`. Where an
         accept length has none, the nearest lower anchor's remaining slots are used; that costs tokens per forward,
         never exactness.
       target: whose distribution is sampled.
@@ -23,11 +40,22 @@ class SamplerConfig:
         "mix_stale": at a position whose draft is tested, softmax of (1 - beta) * AR logits + beta * the logits that
           drew that draft (Zyphra's logit mixing); the AR law where no draft is tested. Depends on where blocks fall.
         "mix_fresh": (1 - beta) * AR logits + beta * the logits of the block that starts at that very position (TiDAR's
-          "trust diffusion"); needs anchors="all".
+          "trust diffusion"); single_pass with anchors="all" only.
+        "threshold", "left_to_right": for block_diffusion: reveal the slots whose token has at least probability
+          `threshold`, and at least the `reveal` most confident ones; or the `reveal` leftmost ones.
+      acceptance: measured acceptance rates of a block's drafts (`acceptance_curve`), for a budget of anchors.
       beta: weight of the draft in the mixing targets, in [0, 1].
       temperature: of the target; 0 is exact greedy.
-      draft_temperature: of the drafts; None follows temperature, 0 drafts the likeliest token. Changes speed only.
+      top_k, top_p, min_p: truncate the target's law, in this order and after temperature, as transformers does; 0, 1
+        and 0 leave it whole.
+      repetition_penalty: divides the positive and multiplies the negative logits of every token the text already holds
+        (transformers' rule, before temperature); 1 is none. Lossless: the drafts' own tokens count as text.
+      draft_temperature: of the drafts; None follows temperature, 0 drafts the likeliest token.
+      draft_top_k, draft_top_p: truncate the drafts' law. These three change speed only.
+      threshold, reveal: see target.
       stop_tokens: ids that end a row (and are kept as its last token).
+      stop_strings: texts that end a row, which is cut behind the token that completes one (needs a tokenizer).
+      min_new_tokens: no stop token is sampled among a row's first min_new_tokens, and no stop string ends it there.
 
     Raises:
       ValueError: naming the field.
@@ -35,69 +63,123 @@ class SamplerConfig:
 
     mode: str = "single_pass"
     block_size: int = 8
-    anchors: str | Sequence[int] = "all"
-    target: str = "autoregressive"
+    anchors: str | int | Sequence[int] = "all"
+    target: str | None = None  # the mode's first
+    acceptance: Sequence[float] | None = None
     beta: float = 0.5
     temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
     draft_temperature: float | None = None
+    draft_top_k: int = 0
+    draft_top_p: float = 1.0
+    threshold: float = 0.9
+    reveal: int = 1
     stop_tokens: Sequence[int] = ()
+    stop_strings: Sequence[str] = ()
+    min_new_tokens: int = 0
 
     def __post_init__(self) -> None:
-        if self.target == "lossless":
-            object.__setattr__(self, "target", "autoregressive")
-        if not isinstance(self.anchors, str):
-            object.__setattr__(self, "anchors", tuple(self.anchors))
-        object.__setattr__(self, "stop_tokens", tuple(self.stop_tokens))
         _one_of("mode", self.mode, MODES)
-        _one_of("target", self.target, TARGETS)
-        if not isinstance(self.block_size, Integral) or isinstance(self.block_size, bool) or self.block_size < 1:
-            _fail("block_size", self.block_size, "an integer of at least 1")
+        target = TARGETS[self.mode][0] if self.target is None else self.target
+        object.__setattr__(self, "target", "autoregressive" if target == "lossless" else target)
+        for name in ("anchors", "acceptance", "stop_tokens", "stop_strings"):
+            value = getattr(self, name)
+            if isinstance(value, Sequence) and not isinstance(value, str):
+                object.__setattr__(self, name, tuple(value))
+        allowed = TARGETS[self.mode]
+        if self.target not in allowed:
+            _fail("target", self.target, f"one of {allowed} when mode is {self.mode!r}")
+        _integer("block_size", self.block_size, 1)
+        self._check_acceptance()
         self._check_anchors()
-        if self.mode == "autoregressive" and self.target != "autoregressive":
-            _fail("target", self.target, "'autoregressive' when mode is 'autoregressive' (nothing is drafted)")
         _number("beta", self.beta, 0, 1)
-        _number("temperature", self.temperature, 0)
-        if self.draft_temperature is not None:
-            _number("draft_temperature", self.draft_temperature, 0)
-        if any(not isinstance(t, Integral) or isinstance(t, bool) or t < 0 for t in self.stop_tokens):
-            _fail("stop_tokens", self.stop_tokens, "a sequence of token ids")
+        for name in ("temperature", "draft_temperature"):
+            if name == "temperature" or self.draft_temperature is not None:
+                _number(name, getattr(self, name), 0)
+        for name in ("top_k", "draft_top_k", "min_new_tokens"):
+            _integer(name, getattr(self, name), 0)
+        for name in ("top_p", "draft_top_p"):
+            _number(name, getattr(self, name), 0, 1, above=True)
+        _number("min_p", self.min_p, 0, 1)
+        _number("repetition_penalty", self.repetition_penalty, 0, above=True)
+        _number("threshold", self.threshold, 0, 1)
+        _integer("reveal", self.reveal, 1)
+        self._check_stops()
+
+    def _check_acceptance(self) -> None:
+        if self.acceptance is None:
+            return
+        if len(self.acceptance) < self.block_size - 1:
+            _fail("acceptance", self.acceptance, f"at least block_size - 1 ({self.block_size - 1}) rates")
+        for rate in self.acceptance:
+            _number("acceptance", rate, 0, 1)
 
     def _check_anchors(self) -> None:
-        if isinstance(self.anchors, str):
-            _one_of("anchors", self.anchors, ("all",))
+        size, anchors = self.block_size, self.anchors
+        if isinstance(anchors, str):
+            _one_of("anchors", anchors, ("all",))
             return
-        allowed = range(1, self.block_size + 1)
-        may_be = f"'all' or increasing integers in 1 .. block_size ({self.block_size})"
-        increasing = all(isinstance(a, Integral) for a in self.anchors) and list(self.anchors) == sorted(
-            set(self.anchors)
-        )
-        if not self.anchors or not increasing or any(a not in allowed for a in self.anchors):
-            _fail("anchors", self.anchors, may_be)
-        if self.target == "mix_fresh" and self.anchors != tuple(allowed):
-            _fail("anchors", self.anchors, "'all' when target is 'mix_fresh' (it reads every block's first slot)")
+        if self.mode != "single_pass":
+            _fail("anchors", anchors, f"'all' when mode is {self.mode!r} (only single_pass drafts behind anchors)")
+        may_be = f"'all', a budget in 1 .. block_size ({size}), or increasing integers in that range"
+        if isinstance(anchors, Integral):
+            if isinstance(anchors, bool) or not 1 <= anchors <= size:
+                _fail("anchors", anchors, may_be)
+            if anchors == size:
+                object.__setattr__(self, "anchors", "all")
+            elif self.acceptance is None:
+                _fail("anchors", anchors, "a budget only beside `acceptance` (measure it: acceptance_curve); else a list")
+            else:
+                object.__setattr__(self, "anchors", best_anchors(self.acceptance, size, int(anchors)))
+        else:
+            increasing = all(_is_integer(a) for a in anchors) and list(anchors) == sorted(set(anchors))
+            if not anchors or not increasing or not 1 <= anchors[0] <= anchors[-1] <= size:
+                _fail("anchors", anchors, may_be)
+        if self.target == "mix_fresh" and len(self.anchor_list) != size:
+            _fail("anchors", anchors, "'all' when target is 'mix_fresh' (it reads every block's first slot)")
 
-    @property
-    def rows_verified(self) -> int:
-        """Clean rows a forward computes for each sequence."""
-        return 1 if self.mode == "autoregressive" else self.block_size
+    def _check_stops(self) -> None:
+        if any(not _is_integer(t) or t < 0 for t in self.stop_tokens):
+            _fail("stop_tokens", self.stop_tokens, "a sequence of token ids")
+        if isinstance(self.stop_strings, str) or any(not isinstance(s, str) or not s for s in self.stop_strings):
+            _fail("stop_strings", self.stop_strings, "a sequence of non-empty strings")
 
     @property
     def anchor_list(self) -> tuple[int, ...]:
-        """Accept lengths behind which a block is drafted."""
-        if self.rows_verified == 1 and self.target != "mix_fresh":
-            return ()  # nothing is ever drafted with one row
+        """Accept lengths behind which a block is drafted; empty where a step does not verify and draft at once."""
+        if self.mode != "single_pass" or (self.block_size == 1 and self.target != "mix_fresh"):
+            return ()  # with a block of one nothing is ever drafted
         if isinstance(self.anchors, str):
             return tuple(range(1, self.block_size + 1))
-        return tuple(self.anchors)
+        assert isinstance(self.anchors, tuple)  # a budget became a list at construction
+        return self.anchors
 
     @property
-    def rows_per_forward(self) -> int:
-        """All rows a forward computes for each sequence."""
-        return self.rows_verified + self.block_size * len(self.anchor_list)
+    def forwards_per_step(self) -> int:
+        """Forward passes a step of the loop makes."""
+        return 2 if self.mode == "two_pass" else 1
+
+    @property
+    def rows_per_forward(self) -> float:
+        """Rows a forward computes for each sequence (the mean of both in two_pass)."""
+        size = self.block_size
+        return {
+            "autoregressive": 1.0,
+            "single_pass": float(size * (1 + len(self.anchor_list))),
+            "two_pass": (1 + size + size) / 2,
+            "block_diffusion": 2.0 * size,
+        }[self.mode]
 
 
 def _fail(field: str, got: object, may_be: str) -> None:
     raise ValueError(f"SamplerConfig.{field}: got {got!r}, may be {may_be}")
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _one_of(field: str, got: object, allowed: tuple[str, ...]) -> None:
@@ -105,8 +187,14 @@ def _one_of(field: str, got: object, allowed: tuple[str, ...]) -> None:
         _fail(field, got, f"one of {allowed}")
 
 
-def _number(field: str, got: object, low: float, high: float = float("inf")) -> None:
-    if isinstance(got, bool) or not isinstance(got, (int, float)) or not low <= got <= high or got == float("inf"):
-        _fail(
-            field, got, f"a finite number of at least {low}" + (f" and at most {high}" if high < float("inf") else "")
-        )
+def _integer(field: str, got: object, low: int) -> None:
+    if not _is_integer(got) or got < low:  # pyrefly: ignore[unsupported-operation]
+        _fail(field, got, f"an integer of at least {low}")
+
+
+def _number(field: str, got: object, low: float, high: float = float("inf"), above: bool = False) -> None:
+    """A finite number in [low, high], or in (low, high] when `above`."""
+    bad = isinstance(got, bool) or not isinstance(got, (int, float)) or not low <= got <= high
+    if bad or got == float("inf") or (above and got == low):
+        least = f"above {low}" if above else f"of at least {low}"
+        _fail(field, got, f"a finite number {least}" + (f" and at most {high}" if high < float("inf") else ""))

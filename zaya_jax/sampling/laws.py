@@ -1,8 +1,10 @@
-"""The arithmetic of speculative sampling: laws, acceptance, residual (arXiv 2211.17192; tidar.md sections 2.2, 5).
+"""The arithmetic of speculative sampling: laws, warping, acceptance, residual (arXiv 2211.17192; tidar.md sections 2, 5).
 
 All of it in at least float32 and in logarithms, from the logits that drew the draft: bfloat16 probabilities make the
 residual useless (tidar.md section 5.8). A law is an array of log-probabilities [..., vocab]; -inf is "never".
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +12,59 @@ import jax.numpy as jnp
 Array = jax.Array
 
 
-def log_law(logits: Array, temperature: Array) -> Array:
-    """log softmax(logits / temperature); at temperature 0, exactly one-hot at the first argmax."""
+class Warp(NamedTuple):
+    """How logits become a law; run-time scalars, in transformers' order."""
+
+    temperature: Array  # 0: one-hot at the first argmax
+    top_k: Array  # int32; 0: all
+    top_p: Array  # 1: all
+    min_p: Array  # 0: all
+
+    @property
+    def truncates(self) -> Array:
+        """bool []: does anything but the temperature change the law?"""
+        return (self.temperature > 0) & ((self.top_k > 0) | (self.top_p < 1) | (self.min_p > 0))
+
+
+def log_law(logits: Array, warp: Warp) -> Array:
+    """log softmax(logits / temperature), truncated by top-k, top-p and min-p and normalised again.
+
+    Which truncations apply is decided at run time; the sort they need is skipped when none does.
+    """
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    warm = jax.nn.log_softmax(logits / jnp.where(temperature > 0, temperature, 1), axis=-1)
+    warm = jax.nn.log_softmax(logits / jnp.where(warp.temperature > 0, warp.temperature, 1), axis=-1)
+    warm = jax.lax.cond(warp.truncates, truncate, _whole, warm, warp)
     best = jnp.argmax(logits, axis=-1, keepdims=True)
     one_hot = jnp.where(jnp.arange(logits.shape[-1]) == best, 0.0, -jnp.inf).astype(logits.dtype)
-    return jnp.where(temperature > 0, warm, one_hot)
+    return jnp.where(warp.temperature > 0, warm, one_hot)
+
+
+def truncate(law: Array, warp: Warp) -> Array:
+    """Top-k, then top-p of what is left, then min-p; tokens as likely as the last one kept are kept too.
+
+    top-p keeps the fewest likeliest tokens whose probability reaches top_p; min-p those with at least min_p times the
+    likeliest one's probability.
+    """
+    vocab = law.shape[-1]
+    ordered = -jnp.sort(-law, axis=-1)
+    k = jnp.where(warp.top_k > 0, jnp.minimum(warp.top_k, vocab), vocab)
+    rank = jnp.arange(vocab)
+    left = jnp.where(rank < k, jnp.exp(ordered), 0)
+    before = jnp.cumsum(left, axis=-1) - left  # probability of the likelier ones
+    nucleus = (rank < k) & ((before < warp.top_p * left.sum(-1, keepdims=True)) | (rank == 0))
+    least = jnp.min(jnp.where(nucleus, ordered, jnp.inf), axis=-1, keepdims=True)
+    least = jnp.maximum(least, ordered[..., :1] + jnp.log(warp.min_p))
+    return jax.nn.log_softmax(jnp.where(law >= least, law, -jnp.inf), axis=-1)
+
+
+def _whole(law: Array, warp: Warp) -> Array:
+    return law
+
+
+def penalise(logits: Array, seen: Array, penalty: Array) -> Array:
+    """Repetition penalty: where `seen` (bool [..., vocab]), positive logits / penalty and negative ones * penalty."""
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
 def mix(autoregressive: Array, draft: Array, beta: Array) -> Array:
@@ -27,9 +75,7 @@ def mix(autoregressive: Array, draft: Array, beta: Array) -> Array:
 
 def log_acceptance(log_p: Array, log_q: Array, token: Array) -> Array:
     """log min(1, p(token) / q(token)), for tokens drawn from q; [...] from laws [..., vocab] and tokens [...]."""
-    at = token[..., None]
-    p, q = (jnp.take_along_axis(x, at, axis=-1)[..., 0] for x in (log_p, log_q))
-    return jnp.minimum(p - q, 0)
+    return jnp.minimum(at_token(log_p, token) - at_token(log_q, token), 0)
 
 
 def log_residual(log_p: Array, log_q: Array) -> Array:
@@ -45,6 +91,6 @@ def log_residual(log_p: Array, log_q: Array) -> Array:
     return jnp.where(empty, log_p, residual)
 
 
-def draw(law: Array, gumbel: Array) -> Array:
-    """A token from an (unnormalised) log law by Gumbel-max; int32 [...]."""
-    return jnp.argmax(law + gumbel, axis=-1).astype(jnp.int32)
+def at_token(law: Array, token: Array) -> Array:
+    """law [..., vocab] at token int [...]: [...]."""
+    return jnp.take_along_axis(law, token[..., None], axis=-1)[..., 0]

@@ -26,12 +26,12 @@ class Purpose(enum.IntEnum):
 class Noise(Protocol):
     """What a sampling step asks for; tests answer with forced outcomes instead."""
 
-    def gumbel(self, purpose: Purpose, position: Array, shape: tuple[int, ...], dtype) -> Array:
-        """Standard Gumbel numbers [*position.shape, *shape]; position int32 [batch, ...]."""
+    def draw(self, purpose: Purpose, position: Array, law: Array) -> Array:
+        """A token, int32 [batch, ...], from each (unnormalised) log law [batch, ..., vocab]; position int32 [batch, ...]."""
         ...
 
-    def log_uniform(self, purpose: Purpose, position: Array, dtype) -> Array:
-        """log u, u uniform in (0, 1), [*position.shape]; never -inf."""
+    def accept(self, position: Array, log_probability: Array) -> Array:
+        """Whether something happens, bool [batch, n], given the log of its probability; position int32 [batch, n]."""
         ...
 
 
@@ -40,12 +40,17 @@ class KeyedNoise(struct.PyTreeNode):
 
     keys: Array  # key array [batch]
 
-    def gumbel(self, purpose: Purpose, position: Array, shape: tuple[int, ...], dtype) -> Array:
-        return self._each(purpose, position, lambda key: jax.random.gumbel(key, shape, dtype))
+    def draw(self, purpose: Purpose, position: Array, law: Array) -> Array:
+        """By Gumbel-max."""
+        noise = self._each(purpose, position, lambda key: jax.random.gumbel(key, law.shape[-1:], law.dtype))
+        return jnp.argmax(law + noise, axis=-1).astype(jnp.int32)
 
-    def log_uniform(self, purpose: Purpose, position: Array, dtype) -> Array:
-        tiny = jnp.finfo(dtype).tiny
-        return self._each(purpose, position, lambda key: jnp.log(jax.random.uniform(key, (), dtype, minval=tiny)))
+    def accept(self, position: Array, log_probability: Array) -> Array:
+        tiny = jnp.finfo(log_probability.dtype).tiny  # u in (0, 1): what has probability 0 never happens
+        uniform = self._each(
+            Purpose.ACCEPT, position, lambda key: jax.random.uniform(key, (), log_probability.dtype, minval=tiny)
+        )
+        return jnp.log(uniform) <= log_probability
 
     def _each(self, purpose: Purpose, position: Array, f) -> Array:
         def row(key: Array, positions: Array) -> Array:

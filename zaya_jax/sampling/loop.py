@@ -1,0 +1,143 @@
+"""The jitted loop around a method: reads prompts, steps until every row has ended, keeps the books."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from zaya_jax.architecture import Cache, Zaya
+from zaya_jax.sampling.block_diffusion import BLOCK_DIFFUSION
+from zaya_jax.sampling.method import Knobs, Method, Outcome, Plan, Progress, Setup
+from zaya_jax.sampling.noise import KeyedNoise
+from zaya_jax.sampling.single_pass import SINGLE_PASS
+from zaya_jax.sampling.two_pass import TWO_PASS
+
+Array = jax.Array
+METHODS: dict[str, Method] = {
+    "autoregressive": SINGLE_PASS,
+    "single_pass": SINGLE_PASS,
+    "two_pass": TWO_PASS,
+    "block_diffusion": BLOCK_DIFFUSION,
+}
+
+
+class State(struct.PyTreeNode):
+    """Everything between two steps; leading axis = rows, but for the cache's."""
+
+    carry: Any  # the method's own
+    cache: Cache
+    progress: Progress
+    tokens: Array  # int32 [rows, buffer]: new tokens
+    log_target: Array  # [rows, buffer]
+    accepted: Array  # int32 [rows, 2 * buffer + slack]: tokens yielded by each forward
+    forwards: Array  # int32 [rows]
+    done: Array  # bool [rows]
+    healthy: Array  # bool [rows]: False once the model gave NaN logits
+
+
+def begin(
+    setup: Setup, tokens: Array, count: Array, cache: Cache, seen: Array, limit: Array, buffer: int, samples: int
+) -> State:
+    """Reads the prompts, once each, and decides every row's first token.
+
+    Args:
+      setup: its noise is for prompts * samples rows.
+      tokens, count: right-padded prompts int32 [prompts, width] and their lengths.
+      cache: what is committed before the prompts; its capacity must hold everything to come and two blocks of slack.
+      seen: bool [prompts, vocab], tokens in each row's text so far, the prompt included.
+      limit: int32 [], tokens after which a row ends; at most `buffer`.
+      samples: rows for each prompt; they share its forward and start from copies of its cache.
+    """
+    plan, method = setup.plan, METHODS[setup.plan.mode]
+    readout, cache = method.read(setup, tokens, count, cache)
+    readout, seen, length = jax.tree.map(lambda x: _repeat(x, samples, 0), (readout, seen, cache.length))
+    cache = jax.tree.map(lambda x: _repeat(x, samples, 1), cache.replace(length=None)).replace(length=length)
+    rows = tokens.shape[0] * samples
+    zeros = jnp.zeros((rows,), jnp.int32)
+    progress = Progress(zeros, seen)
+    outcome, carry = method.begin(setup, readout, cache, progress)
+    state = State(
+        carry=carry,
+        cache=cache,
+        progress=progress,
+        tokens=jnp.zeros((rows, buffer), jnp.int32),
+        log_target=jnp.zeros((rows, buffer), outcome.log_target.dtype),
+        # The slowest methods need two forwards a token, or a block's slots each a forward of its own.
+        accepted=jnp.zeros((rows, 2 * buffer + plan.block_size + 2), jnp.int32),
+        forwards=zeros,
+        done=zeros > 0,
+        healthy=zeros == 0,
+    )
+    return _record(state, outcome, 1, setup.knobs, limit)[0]
+
+
+def advance(setup: Setup, state: State, limit: Array) -> State:
+    """One step of every row that has not ended."""
+    method = METHODS[setup.plan.mode]
+    active = ~state.done
+    outcome, follow = method.step(setup, state.carry, state.cache, active, state.progress)
+    state, kept = _record(state, outcome, 2 if setup.plan.mode == "two_pass" else 1, setup.knobs, limit)
+    carry, cache = follow(active, kept)
+    return state.replace(carry=carry, cache=cache)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "plan", "buffer", "samples"))
+def start(
+    model: Zaya, variables, tokens: Array, count: Array, cache: Cache, seen: Array, keys: Array, limit: Array,
+    knobs: Knobs, *, plan: Plan, buffer: int, samples: int,
+) -> State:  # fmt: skip
+    """`begin`, compiled; keys [prompts * samples]."""
+    setup = Setup(model, variables, plan, knobs, KeyedNoise(keys))
+    return begin(setup, tokens, count, cache, seen, limit, buffer, samples)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "plan"), donate_argnames=("state",))
+def run(
+    model: Zaya, variables, state: State, keys: Array, limit: Array, steps: Array, knobs: Knobs, *, plan: Plan
+) -> State:
+    """Up to `steps` (int32 []) steps, compiled; fewer when every row has ended before."""
+    setup = Setup(model, variables, plan, knobs, KeyedNoise(keys))
+
+    def going(loop: tuple[Array, State]) -> Array:
+        return (loop[0] < steps) & ~jnp.all(loop[1].done)
+
+    def body(loop: tuple[Array, State]) -> tuple[Array, State]:
+        return loop[0] + 1, advance(setup, loop[1], limit)
+
+    return jax.lax.while_loop(going, body, (jnp.int32(0), state))[1]
+
+
+def _repeat(x: Array, times: int, axis: int) -> Array:
+    return jnp.repeat(x, times, axis=axis) if times > 1 else x
+
+
+def _record(state: State, outcome: Outcome, forwards: int, knobs: Knobs, limit: Array) -> tuple[State, Array]:
+    """Appends what a step produced, up to a stop token or the limit: (state, tokens kept int32 [rows])."""
+    produced, count = outcome.produced, state.progress.count
+    rows, buffer = state.tokens.shape
+    index = jnp.arange(produced.shape[1], dtype=jnp.int32)
+    is_stop = (produced[..., None] == knobs.stop).any(-1) & (index < outcome.amount[:, None])
+    until_stop = jnp.where(is_stop.any(1), jnp.argmax(is_stop, axis=1).astype(jnp.int32) + 1, outcome.amount)
+    kept = jnp.minimum(jnp.minimum(outcome.amount, until_stop), limit - count)
+    healthy = outcome.healthy | state.done
+    kept = jnp.where(state.done | ~healthy, 0, kept)
+    stopped = (is_stop & (index < kept[:, None])).any(1)
+
+    row = jnp.arange(rows)
+    keep = index < kept[:, None]
+    at = (row[:, None], jnp.where(keep, count[:, None] + index, buffer))  # slot `buffer` is dropped
+    vocab = state.progress.seen.shape[1]
+    seen = state.progress.seen.at[row[:, None], jnp.where(keep, produced, vocab)].set(True, mode="drop")
+    last_forward = jnp.where(state.done, state.accepted.shape[1], state.forwards + forwards - 1)
+    state = state.replace(
+        progress=Progress(count + kept, seen),
+        tokens=state.tokens.at[at].set(produced, mode="drop"),
+        log_target=state.log_target.at[at].set(outcome.log_target, mode="drop"),
+        accepted=state.accepted.at[row, last_forward].set(kept, mode="drop"),
+        forwards=state.forwards + jnp.where(state.done, 0, forwards),
+        done=state.done | stopped | ~healthy | (count + kept >= limit),
+        healthy=state.healthy & healthy,
+    )
+    return state, kept
