@@ -23,11 +23,12 @@ from zaya_jax.analysis.report import write_report
 from zaya_jax.analysis.results import Row, load_run, write_results
 from zaya_jax.architecture import Zaya
 from zaya_jax.data.pipeline import eval_batches, make_train_iterator
-from zaya_jax.evaluation.cost import forward_cost
 from zaya_jax.evaluation.likelihood import likelihood
 from zaya_jax.evaluation.task_accuracy import Outcome, run_arm
 from zaya_jax.interop.native import load_native, write_model_file
 from zaya_jax.parallel import data_mesh, use_cpu_devices
+from zaya_jax.sampling.cost import AUTOREGRESSIVE, forward_cost, rows_of
+from zaya_jax.sampling.method import Plan
 from zaya_jax.training.checkpoints import Checkpoints
 from zaya_jax.training.loop import train
 from zaya_jax.training.metrics import MetricWriter
@@ -153,8 +154,10 @@ def evaluate(setup: settings.Settings, workdir: Path, model: Zaya, held_out: dic
 
 
 def cost_rows(model: Zaya, variables: dict, hardware: str) -> list[dict]:
-    """The kind=cost rows of results.csv: batch 1, block size 8."""
-    cost = forward_cost(model, variables)
+    """The kind=cost rows of results.csv: one AR row, 8 verified alone, and those with 1, 2 or all 8 blocks drafted."""
+    anchors = ((), (8,), (1, 8), tuple(range(1, 9)))
+    plans = [AUTOREGRESSIVE, *(Plan("single_pass", 8, some, "autoregressive") for some in anchors)]
+    cost = {rows_of(plan): ms for plan, ms in forward_cost(model, variables, plans).items()}
     return [
         {
             "kind": "cost", "model": "convert", "batch": 1, "block_size": 8, "rows": count, "milliseconds": ms,

@@ -9,10 +9,10 @@ import numpy as np
 from jax import export
 
 from tests.helpers import random_tokens, random_variables, small_config
-from zaya_jax.architecture import Zaya
+from zaya_jax.architecture import Zaya, init_cache
 from zaya_jax.sampling import SamplerConfig
-from zaya_jax.sampling.generate import run_loop
-from zaya_jax.sampling.step import Knobs, Plan
+from zaya_jax.sampling.decoding import knobs_of, plan_of
+from zaya_jax.sampling.loop import run, start
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
 from zaya_jax.training.state import init_state, make_train_step
@@ -48,17 +48,18 @@ def test_train_step():
 def test_generation():
     config = small_config()
     model, variables = Zaya(config), random_variables(config)
-    sampler = SamplerConfig("single_pass", 4, target="mix_stale", temperature=0.8)
-    plan = Plan(sampler.rows_verified, sampler.anchor_list, sampler.target)
-    tokens, lengths = jnp.asarray(random_tokens(config, 3, 8)), jnp.array([8, 3, 5])
-    stop, limit, data = jnp.array([2]), jnp.int32(20), jax.random.key_data(jax.random.split(jax.random.key(1), 3))
-    knobs = Knobs(*(jnp.float32(x) for x in (0.8, 0.8, 0.5)))
+    sampler = SamplerConfig("single_pass", 4, target="mix_stale", temperature=0.8, top_p=0.9, stop_tokens=(2,))
+    plan, knobs = plan_of(sampler), knobs_of(sampler)
+    tokens, count = jnp.asarray(random_tokens(config, 3, 8)), jnp.array([8, 3, 5])
+    limit, data = jnp.int32(20), jax.random.key_data(jax.random.split(jax.random.key(1), 6))
+    seen = jnp.zeros((3, config.vocab_size), bool)
 
-    def generation(variables, tokens, lengths, stop, limit, data, knobs):
-        keys = jax.random.wrap_key_data(data)
-        state = run_loop(model, variables, tokens, lengths, stop, limit, keys, knobs, plan=plan, buffer=32)
-        return state.tokens, state.accepted, state.count
+    def generation(variables, tokens, count, seen, data, limit, knobs):
+        keys, cache = jax.random.wrap_key_data(data), init_cache(config, 3, 64)
+        state = start(model, variables, tokens, count, cache, seen, keys, limit, knobs, plan=plan, buffer=32, samples=2)
+        state = run(model, variables, state, keys, limit, jnp.int32(100), knobs, plan=plan)
+        return state.tokens, state.accepted, state.progress.count
 
-    args = (variables, tokens, lengths, stop, limit, data, knobs)
+    args = (variables, tokens, count, seen, data, limit, knobs)
     for a, b in zip(round_trip(generation, *args), generation(*args), strict=True):
         np.testing.assert_array_equal(a, b)

@@ -48,7 +48,11 @@ class Outcome:
             "temperature": sampler.temperature,
             "beta": sampler.beta if sampler.target in ("mix_stale", "mix_fresh") else None,
             "block_size": 1 if sampler.mode == "autoregressive" else sampler.block_size,
-            "anchors": sampler.anchors if isinstance(sampler.anchors, str) else list(sampler.anchor_list),
+            "anchors": None
+            if sampler.mode != "single_pass"
+            else sampler.anchors
+            if isinstance(sampler.anchors, str)
+            else list(sampler.anchor_list),
             "batch": batch,
             "prompts": len(self.tokens),
             "seed": seed,

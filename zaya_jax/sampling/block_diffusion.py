@@ -37,7 +37,9 @@ def begin(setup: Setup, logits: Array, cache: Cache, progress: Progress) -> tupl
     """Reveals the first slots."""
     batch, size, _ = logits.shape
     none = jnp.zeros((batch, size), jnp.int32)
-    empty = Canvas(none, none[:, 0], none + MASK, jnp.zeros((batch, size), jnp.promote_types(logits.dtype, jnp.float32)))
+    empty = Canvas(
+        none, none[:, 0], none + MASK, jnp.zeros((batch, size), jnp.promote_types(logits.dtype, jnp.float32))
+    )
     return _reveal(setup, logits, empty, cache.length)
 
 

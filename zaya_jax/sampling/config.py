@@ -131,7 +131,9 @@ class SamplerConfig:
             if anchors == size:
                 object.__setattr__(self, "anchors", "all")
             elif self.acceptance is None:
-                _fail("anchors", anchors, "a budget only beside `acceptance` (measure it: acceptance_curve); else a list")
+                _fail(
+                    "anchors", anchors, "a budget only beside `acceptance` (measure it: acceptance_curve); else a list"
+                )
             else:
                 object.__setattr__(self, "anchors", best_anchors(self.acceptance, size, int(anchors)))
         else:

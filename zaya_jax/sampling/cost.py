@@ -78,5 +78,3 @@ def _prepare(model: Zaya, variables: Any, plan: Plan, batch: int, context: int, 
         return jax.lax.fori_loop(0, steps, body, (proposal, cache))
 
     return functools.partial(loop, variables, proposal, cache, row_keys(0, batch), knobs_of(SamplerConfig()))
-
-

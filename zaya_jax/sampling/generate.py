@@ -44,9 +44,7 @@ def generate(
       FloatingPointError: the model gave NaN logits.
     """
     if sampler.mode != "auto":
-        return decode(
-            model, variables, prompts, sampler, max_new_tokens, seed, samples, session, tokenizer, streamer
-        )
+        return decode(model, variables, prompts, sampler, max_new_tokens, seed, samples, session, tokenizer, streamer)
     whole = list(prompts) if session is None else [t + list(p) for t, p in zip(session.texts, prompts, strict=True)]
     choice = choose_sampler(model, variables, whole, sampler, max_new_tokens, seed, samples, tokenizer)
     done = decode(

@@ -33,7 +33,9 @@ class Candidate:
     speedup: float  # tokens per second over autoregression's
 
     def __str__(self) -> str:
-        name = f"single_pass, block {self.block_size}, anchors {list(self.anchors)}" if self.anchors else "autoregressive"
+        name = (
+            f"single_pass, block {self.block_size}, anchors {list(self.anchors)}" if self.anchors else "autoregressive"
+        )
         return f"{name}: {self.rows} rows, T {self.tokens:.2f}, {self.speedup:.2f}x"
 
 
@@ -111,7 +113,9 @@ def choose_sampler(
     size = sampler.block_size
     accepted = run(single_pass(size, "all")).accepted
     if all(len(row) <= 2 for row in accepted):
-        return Choice(_settle(sampler, plain), "autoregressive: no row is long enough to measure acceptance", (), (), {})
+        return Choice(
+            _settle(sampler, plain), "autoregressive: no row is long enough to measure acceptance", (), (), {}
+        )
     acceptance = acceptance_curve(accepted, size)
     plans = [AUTOREGRESSIVE, *_probes(acceptance, size)]
     rows = len(prompts) * samples

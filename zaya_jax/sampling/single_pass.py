@@ -13,7 +13,18 @@ from flax import struct
 from zaya_jax.architecture import Cache, Layout
 from zaya_jax.sampling.laws import at_token, mix
 from zaya_jax.sampling.method import (
-    Drafted, Follow, Method, Outcome, Plan, Progress, Setup, draft, is_healthy, mix_stale, target_law, verify,
+    Drafted,
+    Follow,
+    Method,
+    Outcome,
+    Plan,
+    Progress,
+    Setup,
+    draft,
+    is_healthy,
+    mix_stale,
+    target_law,
+    verify,
 )  # fmt: skip
 from zaya_jax.sampling.noise import Purpose
 
@@ -59,14 +70,18 @@ def begin(setup: Setup, readout: tuple[Array, Array], cache: Cache, progress: Pr
     """Settles the first token and draws its drafts."""
     logits, slots = readout
     batch, size = logits.shape[0], setup.plan.block_size
-    law = target_law(setup, logits, jnp.zeros((batch, 0), jnp.int32), progress)[:, 0]
-    settled = setup.noise.draw(Purpose.SETTLE, cache.length, law)
-    outcome = Outcome(
-        settled[:, None], at_token(law, settled)[:, None], jnp.ones((batch,), jnp.int32), is_healthy(logits)
-    )
+    outcome, settled = settle_first(setup, logits, cache, progress)
     exists = jnp.full((batch, size - 1), bool(setup.plan.anchors))
     slots = slots[:, 1:] if setup.plan.anchors else jnp.zeros((batch, size - 1, slots.shape[-1]), slots.dtype)
     return outcome, Proposal(settled, draft(setup, setup.head(slots), exists, cache.length + 1))
+
+
+def settle_first(setup: Setup, logits: Array, cache: Cache, progress: Progress) -> tuple[Outcome, Array]:
+    """The first new token from the target's logits behind the prompt [batch, 1, vocab]."""
+    law = target_law(setup, logits, jnp.zeros((logits.shape[0], 0), jnp.int32), progress)[:, 0]
+    settled = setup.noise.draw(Purpose.SETTLE, cache.length, law)
+    one = jnp.ones_like(settled)
+    return Outcome(settled[:, None], at_token(law, settled)[:, None], one, is_healthy(logits)), settled
 
 
 def step(setup: Setup, proposal: Proposal, cache: Cache, active: Array, progress: Progress) -> tuple[Outcome, Follow]:

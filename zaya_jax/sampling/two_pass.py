@@ -17,8 +17,7 @@ Array = jax.Array
 
 def begin(setup: Setup, readout: tuple[Array, Array], cache: Cache, progress: Progress) -> tuple[Outcome, Array]:
     """Settles the first token."""
-    outcome, proposal = single_pass.begin(setup, readout, cache, progress)
-    return outcome, proposal.settled
+    return single_pass.settle_first(setup, readout[0], cache, progress)
 
 
 def step(setup: Setup, settled: Array, cache: Cache, active: Array, progress: Progress) -> tuple[Outcome, Follow]:

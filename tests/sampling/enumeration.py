@@ -1,0 +1,181 @@
+"""The whole output distribution of a sampler, by forcing every outcome of every draw in turn.
+
+The enumeration runs the loop's own `begin` and `advance`. Instead of random numbers, `Forced` answers each draw (which
+draft, accepted or not, which settled token) with a prescribed outcome and multiplies the probabilities of the very laws
+it was asked to draw from. So what is summed is the law of the code that `generate` runs: cache, batching, stops and all.
+"""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tests.helpers import random_variables, small_config
+from zaya_jax.architecture import Layout, Zaya, init_cache
+from zaya_jax.sampling import SamplerConfig
+from zaya_jax.sampling.decoding import knobs_of, plan_of
+from zaya_jax.sampling.laws import at_token
+from zaya_jax.sampling.loop import State, advance, begin
+from zaya_jax.sampling.method import Plan, Setup
+from zaya_jax.sampling.noise import Purpose
+
+VOCAB, SIZE, NEW = 3, 3, 4
+PROMPTS = ([1, 0, 2, 2], [2])  # two rows of one batch, of different lengths
+BATCH = 1024  # rows the compiled step runs at once
+Law = dict[tuple[int, ...], float]
+
+
+class Forced:
+    """Outcomes instead of noise; sums up the log-probability of what it answered."""
+
+    def __init__(self, settled, drafts, survivors) -> None:
+        self.settled, self.drafts, self.survivors = (x.astype(jnp.int32) for x in (settled, drafts, survivors))
+        self.log_weight = jnp.zeros(settled.shape, jnp.float64)
+
+    def draw(self, purpose, position, law):
+        wanted = self.settled if purpose == Purpose.SETTLE else self.drafts[:, : law.shape[-2]]
+        chosen = at_token(jax.nn.log_softmax(law, axis=-1), wanted)
+        self.log_weight += chosen if purpose == Purpose.SETTLE else chosen.sum(axis=1)
+        return wanted
+
+    def accept(self, position, log_probability):
+        """The first `survivors` drafts live, the next one (if any) dies; those behind it are not tested."""
+        index, survivors = jnp.arange(log_probability.shape[1]), self.survivors[:, None]
+        log_reject = jnp.log1p(-jnp.exp(log_probability))
+        chosen = jnp.where(index < survivors, log_probability, jnp.where(index == survivors, log_reject, 0))
+        self.log_weight += jnp.where(index <= survivors, chosen, 0).sum(axis=1)
+        return index < survivors
+
+
+@functools.cache
+def tiny_model():
+    with jax.enable_x64(True):
+        config = small_config(
+            vocab_size=VOCAB, hidden_size=8, num_hidden_layers=1, num_experts=2, dtype="float64", param_dtype="float64"
+        )
+        return Zaya(config), random_variables(config, seed=2, scale=0.55)
+
+
+@functools.cache
+def logits_behind(text: tuple[int, ...], anchor: int | None = None) -> np.ndarray:
+    """AR logits behind the text [VOCAB], or with an anchor, logits of the block behind its first tokens [SIZE, VOCAB]."""
+    tokens = np.zeros((1, 16), np.int32)
+    tokens[0, : len(text)] = text
+    out = _plain()(tokens, np.array([len(text)]), np.array([[len(text) if anchor is None else anchor]]))
+    return np.asarray(out[len(text) - 1] if anchor is None else out[16:])
+
+
+@functools.cache
+def _plain():
+    model, variables = tiny_model()
+
+    @jax.jit
+    def run(tokens, count, anchors):
+        return model.apply(variables, Layout.verify_and_draft(tokens, 0, anchors, SIZE, count)).logits[0]
+
+    return run
+
+
+@functools.cache
+def _compiled(plan: Plan):
+    """(begin, advance) with forced outcomes; each also returns the outcomes' log-probabilities."""
+    model, variables = tiny_model()
+
+    @jax.jit
+    def first(tokens, count, cache, seen, knobs, outcomes):
+        noise = Forced(*outcomes)
+        setup = Setup(model, variables, plan, knobs, noise)
+        return begin(setup, tokens, count, cache, seen, jnp.int32(NEW), NEW, 1), noise.log_weight
+
+    @jax.jit
+    def go(state, knobs, outcomes):
+        noise = Forced(*outcomes)
+        return advance(Setup(model, variables, plan, knobs, noise), state, jnp.int32(NEW)), noise.log_weight
+
+    return first, go
+
+
+def _take(state: State, index: np.ndarray) -> State:
+    """Rows `index`; in the cache the batch is axis 1, but for length."""
+    cache = state.cache
+    picked = jax.tree.map(lambda x: x[:, index], cache.replace(length=None)).replace(length=cache.length[index])
+    return jax.tree.map(lambda x: x[index], state.replace(cache=None)).replace(cache=picked)
+
+
+def _join(states: list[State]) -> State:
+    lengths = np.concatenate([s.cache.length for s in states])
+    caches = [s.cache.replace(length=None) for s in states]
+    cache = jax.tree.map(lambda *x: np.concatenate(x, 1), *caches).replace(length=lengths)
+    return jax.tree.map(lambda *x: np.concatenate(x), *[s.replace(cache=None) for s in states]).replace(cache=cache)
+
+
+def _merge(prompt: np.ndarray, weight: np.ndarray, state: State):
+    """Adds up rows that have emitted the same and will go on the same."""
+    groups: dict = {}
+    for i in range(len(weight)):
+        text = state.tokens[i, : state.progress.count[i]].tobytes()
+        carry = [np.round(np.asarray(x[i], np.float64), 9) + 0.0 for x in jax.tree.leaves(state.carry)]
+        key = (prompt[i], text, bool(state.done[i]), *(x.tobytes() for x in carry))
+        groups.setdefault(key, []).append(i)
+    index = np.array([members[0] for members in groups.values()])
+    weight = np.array([weight[members].sum() for members in groups.values()])
+    return prompt[index], weight, _take(state, index)
+
+
+def _outcomes(drafts: int) -> list[np.ndarray]:
+    """Every (settled, drafts, survivors) of a step."""
+    every = itertools.product(range(VOCAB), itertools.product(range(VOCAB), repeat=drafts), range(drafts + 1))
+    settled, drafted, survivors = zip(*every, strict=True)
+    return [np.array(settled), np.array(drafted).reshape(len(settled), drafts), np.array(survivors)]
+
+
+def sampler_law(sampler: SamplerConfig) -> list[Law]:
+    """The law of each prompt's continuation (up to NEW tokens or a stop) under the sampler."""
+    plan, knobs = plan_of(sampler), knobs_of(sampler, jnp.float64)
+    drafts = {"autoregressive": 0, "single_pass": SIZE - 1, "two_pass": SIZE}[sampler.mode]
+    model, _ = tiny_model()
+    first, go = _compiled(plan)
+    every = _outcomes(drafts)
+    total: list[Law] = [{} for _ in PROMPTS]
+
+    width = max(map(len, PROMPTS))
+    begins = [x[every[2] == 0] for x in every]  # nothing is tested yet
+    if sampler.mode == "two_pass":
+        begins = [x[(every[2] == 0) & (every[1] == 0).all(1)] for x in every]  # nor drafted
+    prompt = np.repeat(np.arange(len(PROMPTS)), len(begins[0]))
+    tokens = np.array([list(p) + [0] * (width - len(p)) for p in PROMPTS])[prompt]
+    count = np.array([len(p) for p in PROMPTS])[prompt]
+    seen = np.array([[t in p for t in range(VOCAB)] for p in PROMPTS])[prompt]
+    cache = init_cache(model.config, len(prompt), width + NEW + 3 * SIZE)
+    forced = [np.concatenate([x] * len(PROMPTS)) for x in begins]
+    state, log_weight = jax.device_get(first(tokens, count, cache, seen, knobs, forced))
+    prompt, weight, state = _merge(prompt, np.exp(log_weight), state)
+
+    while len(weight):
+        for i in np.flatnonzero(state.done):
+            text = tuple(state.tokens[i, : state.progress.count[i]].tolist())
+            total[prompt[i]][text] = total[prompt[i]].get(text, 0.0) + weight[i]
+        alive = np.flatnonzero(~state.done & (weight > 0))
+        pieces = []
+        each = max(1, BATCH // len(every[0]))
+        for at in range(0, len(alive), each):
+            rows = np.repeat(alive[at : at + each], len(every[0]))
+            forced = [np.concatenate([x] * len(alive[at : at + each])) for x in every]
+            padded = np.resize(np.arange(len(rows)), each * len(every[0]))
+            args = _take(state, rows[padded]), knobs, [x[padded] for x in forced]
+            after, log_weight = jax.device_get(go(*args))
+            new_weight = np.exp(log_weight[: len(rows)]) * weight[rows]
+            keep = np.flatnonzero(new_weight > 0)
+            pieces.append((prompt[rows[keep]], new_weight[keep], _take(after, keep)))
+        if not pieces:
+            break
+        prompts, weights, states = zip(*pieces, strict=True)
+        prompt, weight, state = _merge(np.concatenate(prompts), np.concatenate(weights), _join(list(states)))
+    return total
+
+
+def total_variation(a: list[Law], b: list[Law]) -> float:
+    """The largest over prompts."""
+    return max(sum(abs(x.get(t, 0.0) - y.get(t, 0.0)) for t in {*x, *y}) / 2 for x, y in zip(a, b, strict=True))
