@@ -25,8 +25,8 @@ from absl import flags
 
 from experiments import cli, environment
 from zaya_jax import SamplerConfig, Zaya, ZayaConfig, generate, preset
-from zaya_jax.evaluation.timing import medians
 from zaya_jax.interop import save_huggingface
+from zaya_jax.timing import medians
 from zaya_jax.training.state import init_variables
 
 PROMPT_TOKENS = 32
