@@ -1,8 +1,8 @@
 """The whole output distribution of a sampler, by forcing every outcome of every draw in turn.
 
 The enumeration runs the loop's own `begin` and `advance`. Instead of random numbers, `Forced` answers each draw (which
-draft, accepted or not, which settled token) with a prescribed outcome and multiplies the probabilities of the very laws
-it was asked to draw from. So what is summed is the law of the code that `generate` runs: cache, batching, stops and all.
+draft, accepted or not, which settled token) with a prescribed outcome and multiplies the probabilities of the laws it
+was asked to draw from. So what is summed is the law of the code that `generate` runs: cache, batching, stops and all.
 """
 
 import functools
@@ -60,7 +60,7 @@ def tiny_model():
 
 @functools.cache
 def logits_behind(text: tuple[int, ...], anchor: int | None = None) -> np.ndarray:
-    """AR logits behind the text [VOCAB], or with an anchor, logits of the block behind its first tokens [SIZE, VOCAB]."""
+    """AR logits behind the text [VOCAB]; or with an anchor, of the block behind its first tokens [SIZE, VOCAB]."""
     tokens = np.zeros((1, 16), np.int32)
     tokens[0, : len(text)] = text
     out = _plain()(tokens, np.array([len(text)]), np.array([[len(text) if anchor is None else anchor]]))

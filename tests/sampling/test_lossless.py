@@ -188,7 +188,8 @@ def mix_fresh_law(sampler: SamplerConfig) -> list[Law]:
 @pytest.mark.parametrize(
     "fields",
     [
-        dict(beta=0.5), dict(beta=0.3, draft_temperature=1.6), dict(beta=1.0, anchors=(1, 3)), dict(beta=0.7, anchors=(2,)),
+        dict(beta=0.5), dict(beta=0.3, draft_temperature=1.6), dict(beta=1.0, anchors=(1, 3)),
+        dict(beta=0.7, anchors=(2,)),
         dict(beta=0.6, top_p=0.8, repetition_penalty=1.3, draft_top_k=2), dict(beta=0.5, temperature=0.0),
         dict(beta=0.4, stop_tokens=(1,), min_new_tokens=1),
     ],

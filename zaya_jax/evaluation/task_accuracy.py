@@ -32,7 +32,7 @@ class Outcome:
     accepted: list[list[int]]
     correct: list[bool]
     seconds: float  # of generation, compilation excluded
-    rows_per_forward: int
+    rows_per_forward: float
 
     @property
     def tokens_per_second(self) -> float:

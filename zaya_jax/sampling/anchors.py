@@ -91,8 +91,8 @@ def _long_run(acceptance: Sequence[float], block_size: int, lists: np.ndarray) -
     move = np.zeros((count, size, size))  # lateness -> lateness
     for k in range(size):
         move[np.arange(count), :, late[:, k]] += law[:, k]
-    # Where the chain is after 2 ** 20 lazy steps from a block that is not late. Lazy, so that no period remains; powers,
-    # since without an anchor at 1 "nothing drafted" is never left and the stationary law is not unique.
+    # Where the chain is after 2 ** 20 lazy steps from a block that is not late. Lazy, so that no period remains; and
+    # powers, since without an anchor at 1 "nothing drafted" is never left and the stationary law is not unique.
     after = (move + np.eye(size)) / 2
     for _ in range(20):
         after = after @ after

@@ -105,6 +105,9 @@ class SamplerConfig:
             _number(name, getattr(self, name), 0, 1, above=True)
         _number("min_p", self.min_p, 0, 1)
         _number("repetition_penalty", self.repetition_penalty, 0, above=True)
+        for name, neutral in (("repetition_penalty", 1), ("min_new_tokens", 0)):
+            if self.mode == "block_diffusion" and getattr(self, name) != neutral:
+                _fail(name, getattr(self, name), f"{neutral} when mode is 'block_diffusion' (it draws in any order)")
         _number("threshold", self.threshold, 0, 1)
         _integer("reveal", self.reveal, 1)
         self._check_stops()
@@ -125,17 +128,17 @@ class SamplerConfig:
         if self.mode != "single_pass":
             _fail("anchors", anchors, f"'all' when mode is {self.mode!r} (only single_pass drafts behind anchors)")
         may_be = f"'all', a budget in 1 .. block_size ({size}), or increasing integers in that range"
-        if isinstance(anchors, Integral):
+        if isinstance(anchors, int):
             if isinstance(anchors, bool) or not 1 <= anchors <= size:
                 _fail("anchors", anchors, may_be)
-            if anchors == size:
+            elif anchors == size:
                 object.__setattr__(self, "anchors", "all")
             elif self.acceptance is None:
                 _fail(
-                    "anchors", anchors, "a budget only beside `acceptance` (measure it: acceptance_curve); else a list"
+                    "anchors", anchors, "'all', a list, or a budget beside `acceptance` (acceptance_curve measures it)"
                 )
             else:
-                object.__setattr__(self, "anchors", best_anchors(self.acceptance, size, int(anchors)))
+                object.__setattr__(self, "anchors", best_anchors(self.acceptance, size, anchors))
         else:
             increasing = all(_is_integer(a) for a in anchors) and list(anchors) == sorted(set(anchors))
             if not anchors or not increasing or not 1 <= anchors[0] <= anchors[-1] <= size:
@@ -160,20 +163,12 @@ class SamplerConfig:
         return self.anchors
 
     @property
-    def forwards_per_step(self) -> int:
-        """Forward passes a step of the loop makes."""
-        return 2 if self.mode == "two_pass" else 1
-
-    @property
     def rows_per_forward(self) -> float:
         """Rows a forward computes for each sequence (the mean of both in two_pass)."""
         size = self.block_size
-        return {
-            "autoregressive": 1.0,
-            "single_pass": float(size * (1 + len(self.anchor_list))),
-            "two_pass": (1 + size + size) / 2,
-            "block_diffusion": 2.0 * size,
-        }[self.mode]
+        if self.mode == "single_pass":
+            return size * (1 + len(self.anchor_list))
+        return {"autoregressive": 1, "two_pass": (1 + size + size) / 2, "block_diffusion": 2 * size}[self.mode]
 
 
 def _fail(field: str, got: object, may_be: str) -> None:

@@ -1,7 +1,7 @@
 """What one forward of a sampler costs against its rows: the curve that decides whether drafting can pay."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -53,7 +53,7 @@ def cost_at(cost: Mapping[int, float], rows: float) -> float:
     return float(np.interp(rows, x, y))
 
 
-def _prepare(model: Zaya, variables: Any, plan: Plan, batch: int, context: int, steps: int):
+def _prepare(model: Zaya, variables: Any, plan: Plan, batch: int, context: int, steps: int) -> Callable[[], object]:
     """A call that runs `steps` sampling steps."""
     config = model.config
     cache = init_cache(config, batch, context + 2 * plan.block_size)

@@ -145,7 +145,7 @@ def draft(setup: Setup, logits: Array, exists: Array, first: Array) -> Drafted:
 
 
 def mix_stale(setup: Setup, logits: Array, drafted: Drafted) -> Array:
-    """Target logits [batch, drafts + 1, vocab]: mixed with the draft's own where a draft is tested, else the AR ones."""
+    """Target logits [batch, drafts + 1, vocab]: mixed with the draft's own where one is tested, else the AR ones."""
     tested = mix(logits[:, :-1], drafted.logits, setup.knobs.beta)
     tested = jnp.where(drafted.exists[..., None], tested, logits[:, :-1])
     return jnp.concatenate([tested, logits[:, -1:].astype(tested.dtype)], axis=1)

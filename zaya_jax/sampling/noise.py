@@ -27,7 +27,7 @@ class Noise(Protocol):
     """What a sampling step asks for; tests answer with forced outcomes instead."""
 
     def draw(self, purpose: Purpose, position: Array, law: Array) -> Array:
-        """A token, int32 [batch, ...], from each (unnormalised) log law [batch, ..., vocab]; position int32 [batch, ...]."""
+        """A token from each (unnormalised) log law [batch, ..., vocab]; position and result int32 [batch, ...]."""
         ...
 
     def accept(self, position: Array, log_probability: Array) -> Array:

@@ -1,1 +1,0 @@
-from zaya_jax.timing import medians as medians
