@@ -1,4 +1,4 @@
-"""The three dispatches compute one thing."""
+"""The four dispatches compute one thing."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zaya_jax.architecture.experts import BACKENDS, block_padded, dense, dispatch, gather
+from zaya_jax.architecture.experts import BACKENDS, block_padded, dense, dispatch, dispatch_cached, gather, in_turn
 
 
 def loop(x, choice, gate_up, down):
@@ -27,12 +27,18 @@ def inputs(tokens, experts, seed=0, hidden=6, inner=5):
     return x, choice, rng.standard_normal((experts, hidden, 2 * inner)), rng.standard_normal((experts, inner, hidden))
 
 
+def turn(x, choice, gate_up, down, f=in_turn):
+    """`in_turn` on a stack whose other layer is poison."""
+    stacks = (jnp.stack([jnp.full_like(w, jnp.nan), w]) for w in (gate_up, down))
+    return f(x, choice, *stacks, jnp.int32(1))
+
+
 @given(st.sampled_from([1, 7, 33, 70]), st.sampled_from([1, 4, 9]), st.integers(0, 10))
 def test_every_backend_is_the_loop(tokens, experts, seed):
     with jax.enable_x64(True):
         args = inputs(tokens, experts, seed)
         expected = loop(*args)
-        for f in (dense, block_padded, gather):
+        for f in (dense, block_padded, gather, turn):
             np.testing.assert_allclose(jax.jit(f)(*args), expected, rtol=0, atol=1e-11)
 
 
@@ -41,9 +47,8 @@ def test_any_imbalance_is_dropless(collapse, x64):
     """All tokens on one expert, the last expert, or skip."""
     x, choice, gate_up, down = inputs(200, 4)
     choice[:] = collapse
-    np.testing.assert_allclose(
-        block_padded(x, jnp.asarray(choice), gate_up, down), loop(x, choice, gate_up, down), atol=1e-11
-    )
+    for f in (block_padded, turn):
+        np.testing.assert_allclose(f(x, jnp.asarray(choice), gate_up, down), loop(x, choice, gate_up, down), atol=1e-11)
 
 
 def test_gradients_agree(x64):
@@ -65,3 +70,27 @@ def test_auto_picks_by_token_count(x64):
     for tokens in (3, 40):
         args = [jnp.asarray(a) for a in inputs(tokens, 4)]
         np.testing.assert_allclose(dispatch("auto", *args), BACKENDS["dense"](*args), atol=1e-11)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 300])
+def test_dispatch_with_a_cache(tokens, x64):
+    args = [jnp.asarray(a) for a in inputs(tokens, 4)]
+    np.testing.assert_allclose(turn(*args, f=dispatch_cached), dense(*args), atol=1e-11)
+
+
+def test_experts_nobody_chose_are_not_read(x64):
+    x, choice, gate_up, down = inputs(40, 8)
+    choice = np.where(choice == 5, 2, choice)
+    gate_up[5] = np.nan
+    assert np.isfinite(turn(x, jnp.asarray(choice), gate_up, down)).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_stored_and_compute_dtype_may_differ(dtype):
+    """Parameters stay as they are stored until a block needs them."""
+    x, choice, gate_up, down = (jnp.asarray(a) for a in inputs(20, 4))
+    x, gate_up, down = x.astype(dtype), gate_up.astype(jnp.float32), down.astype(jnp.float32)
+    got = turn(x, choice, gate_up, down)
+    assert got.dtype == x.dtype
+    expected = dense(x, choice, gate_up.astype(dtype), down.astype(dtype)).astype(jnp.float32)
+    np.testing.assert_allclose(got.astype(jnp.float32), expected, rtol=0.05, atol=0.05 if dtype == "bfloat16" else 1e-4)

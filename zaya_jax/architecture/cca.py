@@ -40,11 +40,11 @@ def history_columns(layout: Layout, context: int) -> Array:
 
 
 def _take(x: Array, index: Array) -> Array:
-    return jnp.take_along_axis(x, index[:, :, None], axis=1)
+    return jnp.take_along_axis(x, index[:, :, None], axis=1, mode="promise_in_bounds")
 
 
-def convolve_along_text(columns: Array, before: Array, depthwise, grouped, heads: int) -> Array:
-    """Both of CCA's convolutions along succession.
+def convolve_along_text(columns: Array, before: Array, row: int, depthwise, grouped, heads: int) -> Array:
+    """Both of CCA's convolutions along succession, for the last `row` columns.
 
     They share one left pad of zero *pre-convolution* columns: where the text starts, the second convolution sees the
     first one's bias, not zero (zaya1.md section 1, step 2).
@@ -52,30 +52,26 @@ def convolve_along_text(columns: Array, before: Array, depthwise, grouped, heads
     Args:
       columns: [batch, column, channels], column 0 zero; raw [queries | keys].
       before: int32 [batch, column], see `history_columns`.
+      row: columns that are wanted.
       depthwise: (kernel [taps, channels], bias [channels]); tap -1 meets the token itself.
       grouped: (kernel [taps, head, head_dim, head_dim], bias [channels]).
       heads: groups of the second convolution.
 
     Returns:
-      [batch, column, channels].
+      [batch, row, channels].
     """
-
-    def taps(x: Array, count: int) -> list[Array]:
-        """x at the token itself, at its predecessor, ..."""
-        seen = [x]
-        for _ in range(count - 1):
-            seen.append(_take(seen[-1], before))
-        return seen
-
-    kernel, bias = depthwise
-    mixed = bias + sum(x * kernel[-1 - age] for age, x in enumerate(taps(columns, kernel.shape[0])))
-    kernel, bias = grouped
-    split = mixed.reshape(*mixed.shape[:2], heads, -1)
-    out = sum(
-        jnp.einsum("bnhi,hio->bnho", x.reshape(split.shape), kernel[-1 - age])
-        for age, x in enumerate(taps(mixed, kernel.shape[0]))
-    )
-    return jnp.reshape(out, mixed.shape) + bias
+    (kernel, bias), (head_kernel, head_bias) = depthwise, grouped
+    taps, head_taps = len(kernel), len(head_kernel)
+    # Raw columns of the token itself, of its predecessor, ... The first convolution is then done over for each tap of
+    # the second, which is cheaper than doing it for all columns and gathering its result.
+    seen, at = [columns[:, -row:]], before[:, -row:]
+    for _ in range(taps + head_taps - 2):
+        seen.append(_take(columns, at))
+        at = jnp.take_along_axis(before, at, axis=1, mode="promise_in_bounds")
+    mixed = [bias + sum(seen[late + age] * kernel[-1 - age] for age in range(taps)) for late in range(head_taps)]
+    split = [x.reshape(*x.shape[:2], heads, -1) for x in mixed]
+    out = sum(jnp.einsum("bnhi,hio->bnho", x, head_kernel[-1 - late]) for late, x in enumerate(split))
+    return jnp.reshape(out, mixed[0].shape) + head_bias
 
 
 class CCA(nn.Module):
@@ -84,17 +80,17 @@ class CCA(nn.Module):
     config: ZayaConfig
 
     @nn.compact
-    def __call__(self, x: Array, layout: Layout, window: Array | None, frequencies: Array, past):
+    def __call__(self, x: Array, layout: Layout, window: Array | None, angle: tuple[Array, Array], past):
         """x [batch, row, hidden_size] -> ([batch, row, hidden_size], new past).
 
-        `past` is None (the row is all there is) or a `LayerPast`.
+        `angle` is the `rotation` of the row's positions, `past` None (the row is all there is) or a `LayerPast`.
         """
         cfg = self.config
         conv_past, delayed_past = (None, None) if past is None else (past.conv, past.delayed)
         query, key, pending_conv = self._queries_and_keys(x, layout, conv_past)
         value, pending_delayed = self._values(x, layout, delayed_past)
         query, key = self._normalise(query, key)
-        query, key = (rotate(z, layout.position, frequencies) for z in (query, key))
+        query, key = (rotate(z, angle) for z in (query, key))
 
         clean = layout.clean_size
         own = (key[:, clean:], value[:, clean:])
@@ -133,7 +129,7 @@ class CCA(nn.Module):
             past = raw[:, :0]
         columns = jnp.concatenate([jnp.zeros_like(raw[:, :1]), past, raw], axis=1)
         before = history_columns(layout, past.shape[1])
-        mixed = self._convolutions(columns, before)[:, -row:]
+        mixed = self._convolutions(columns, before, row)
 
         # q-k mean on the raw projections: each query with its key, each key with the mean over its query group.
         q = raw_q.reshape(batch, row, kv_heads, heads // kv_heads, dim)
@@ -142,7 +138,7 @@ class CCA(nn.Module):
         key = mixed[..., heads * dim :].reshape(batch, row, kv_heads, dim) + mean.mean(axis=3)
         return query, key, columns[:, 1 : 1 + past.shape[1] + layout.clean_size]
 
-    def _convolutions(self, columns: Array, before: Array) -> Array:
+    def _convolutions(self, columns: Array, before: Array, row: int) -> Array:
         cfg = self.config
         heads, dim = cfg.num_attention_heads + cfg.num_key_value_heads, cfg.head_dim
         shapes = {
@@ -156,7 +152,7 @@ class CCA(nn.Module):
             )
             bias = self.param(f"{name}_bias", nn.initializers.zeros, (cfg.conv_channels,), jnp.dtype(cfg.param_dtype))
             params.append((kernel.astype(columns.dtype), bias.astype(columns.dtype)))
-        return convolve_along_text(columns, before, *params, heads=heads)
+        return convolve_along_text(columns, before, row, *params, heads=heads)
 
     def _values(self, x: Array, layout: Layout, past: Array | None):
         """[own half | predecessor's half] reshaped to heads: [batch, row, kv_head, head_dim], and pending columns.
@@ -166,11 +162,11 @@ class CCA(nn.Module):
         cfg = self.config
         batch, row, _ = x.shape
         current = self._linear("v_proj_current", cfg.delayed_dim)(x)
-        # One zero row in front: what stands before a document's start is the projection of zero, i.e. the bias.
-        with_start = jnp.concatenate([jnp.zeros_like(x[:, :1]), x], axis=1)
-        projected = self._linear("v_proj_delayed", cfg.delayed_dim)(with_start)
+        delayed = self._linear("v_proj_delayed", cfg.delayed_dim)
+        projected = delayed(x)
+        start = delayed(jnp.zeros_like(x[:, :1]))  # what stands before a document's start: the bias
         past = projected[:, :0] if past is None else past
-        columns = jnp.concatenate([projected[:, :1], past, projected[:, 1:]], axis=1)
+        columns = jnp.concatenate([start, past, projected], axis=1)
         before = history_columns(layout, past.shape[1])[:, -row:]
         value = jnp.concatenate([current, _take(columns, before)], axis=-1)
         value = value.reshape(batch, row, cfg.num_key_value_heads, cfg.head_dim)

@@ -1,4 +1,4 @@
-"""Dropless top-1 expert dispatch: three exact ways to compute the same thing.
+"""Dropless top-1 expert dispatch: four exact ways to compute the same thing.
 
 Each takes x [token, hidden], choice int32 [token] in 0 .. num_experts (num_experts itself = skip), gate_up
 [expert, hidden, 2 * intermediate] (gate first) and down [expert, intermediate, hidden], and returns each token's expert
@@ -7,7 +7,8 @@ output [token, hidden], zero for skip. None drops a token or lets one token's re
 `dense` is the slow twin: every expert on every token. `block_padded` sorts tokens into blocks of one expert each,
 padded to a static count, and is 5 times faster on CPU at 1024 tokens (results/bench/cpu.json;
 `jax.lax.ragged_dot` is dense there). `gather` copies each token's expert: best for a handful of rows, where a block
-would be mostly padding.
+would be mostly padding. `in_turn` makes the same blocks but visits them one after the other; it cannot be
+differentiated and serves forwards with a cache (`dispatch_cached`).
 """
 
 import jax
@@ -41,16 +42,10 @@ def gather(x: Array, choice: Array, gate_up: Array, down: Array) -> Array:
 
 def block_padded(x: Array, choice: Array, gate_up: Array, down: Array) -> Array:
     """Tokens sorted into blocks of one expert each; one batched product over the blocks."""
-    tokens, experts = x.shape[0], gate_up.shape[0]
-    size = _block_rows(tokens, experts)
-    num_blocks = (tokens + experts * (size - 1)) // size  # sum over experts of ceil(count / size) is never above this
-    slot, block_expert = _block_slots(choice, experts, size, num_blocks)
-    source = (
-        jnp.full((num_blocks * size,), tokens, jnp.int32).at[slot].set(jnp.arange(tokens, dtype=jnp.int32), mode="drop")
-    )
-    padded = jnp.concatenate([x, jnp.zeros_like(x[:1])])[source].reshape(num_blocks, size, -1)
+    size = _block_rows(x.shape[0], gate_up.shape[0])
+    padded, slot, block_expert = _into_blocks(x, choice, gate_up.shape[0], size)
     gate_up, down = (_of_blocks(weights, block_expert) for weights in (gate_up, down))
-    out = swiglu(padded, gate_up, down).reshape(num_blocks * size, -1)
+    out = swiglu(padded.reshape(-1, size, x.shape[1]), gate_up, down).reshape(padded.shape)
     return out.at[slot].get(mode="fill", fill_value=0)
 
 
@@ -76,6 +71,22 @@ def _block_rows(tokens: int, experts: int) -> int:
     return size
 
 
+def _into_blocks(x: Array, choice: Array, experts: int, size: int) -> tuple[Array, Array, Array]:
+    """Tokens sorted into blocks of `size` rows of one expert each; blocks without a token come last.
+
+    Returns:
+      (x by slot [num_blocks * size, hidden], zero where there is no token; `_block_slots`).
+    """
+    tokens = x.shape[0]
+    # the sum over experts of ceil(count / size) is never above either
+    num_blocks = min(tokens, (tokens + experts * (size - 1)) // size)
+    slot, block_expert = _block_slots(choice, experts, size, num_blocks)
+    source = (
+        jnp.full((num_blocks * size,), tokens, jnp.int32).at[slot].set(jnp.arange(tokens, dtype=jnp.int32), mode="drop")
+    )
+    return jnp.concatenate([x, jnp.zeros_like(x[:1])])[source], slot, block_expert
+
+
 def _block_slots(choice: Array, experts: int, size: int, num_blocks: int) -> tuple[Array, Array]:
     """Each token's slot in the blocks (num_blocks * size for skip), and each block's expert."""
     chosen = (choice[:, None] == jnp.arange(experts, dtype=choice.dtype)).astype(jnp.int32)  # [token, expert]
@@ -88,6 +99,39 @@ def _block_slots(choice: Array, experts: int, size: int, num_blocks: int) -> tup
     return slot, jnp.minimum(block_expert, experts - 1).astype(jnp.int32)
 
 
+def in_turn(x: Array, choice: Array, gate_up: Array, down: Array, layer: Array | int) -> Array:
+    """`block_padded` as a loop over the blocks that exist, each reading its expert out of all layers' weights.
+
+    Where few tokens meet many experts, reading weights is all the time there is. Here one expert at a time is copied
+    into the processor's cache and multiplied from there; experts that nobody chose are never read. `block_padded`
+    writes a copy of every block's weights to memory, empty blocks' included. The weights stay in the whole stack
+    because a loop's operands must exist: a layer's slice would be copied, all experts of it, before the loop starts.
+
+    Args:
+      gate_up, down: with a leading axis of layers, in the parameters' dtype.
+      layer: which layer to use, int32 [].
+    """
+    experts = gate_up.shape[1]
+    size = _turn_rows(x.shape[0], experts)
+    padded, slot, block_expert = _into_blocks(x, choice, experts, size)
+
+    def one_block(block: Array, rows: Array) -> Array:
+        mine = jax.lax.dynamic_slice_in_dim(rows, block * size, size)
+        out = swiglu(mine, *(weights[layer, block_expert[block]].astype(x.dtype) for weights in (gate_up, down)))
+        return jax.lax.dynamic_update_slice_in_dim(rows, out, block * size, axis=0)  # in place: each is read once
+
+    used = jnp.max(jnp.where(choice < experts, slot // size + 1, 0))
+    return jax.lax.fori_loop(0, used, one_block, padded).at[slot].get(mode="fill", fill_value=0)
+
+
+def _turn_rows(tokens: int, experts: int) -> int:
+    """Rows a block of `in_turn`: an expert's fair share or more, for a second block reads its weights again."""
+    size = 4
+    while size < 64 and 2 * size * experts < 3 * tokens:
+        size *= 2
+    return size
+
+
 BACKENDS = {"dense": dense, "gather": gather, "block_padded": block_padded}
 
 
@@ -96,3 +140,18 @@ def dispatch(backend: str, x: Array, choice: Array, gate_up: Array, down: Array)
     if backend == "auto":
         backend = "gather" if x.shape[0] <= GATHER_LIMIT else "block_padded"
     return BACKENDS[backend](x, choice, gate_up, down)
+
+
+def dispatch_cached(x: Array, choice: Array, gate_up: Array, down: Array, layer: Array) -> Array:
+    """ "auto" for a forward with a cache, which nobody differentiates; weights as `in_turn` takes them.
+
+    A GPU keeps the batched forms: it has the bandwidth for their copies, while a loop of unknown length would make its
+    host wait for every block. One token needs neither.
+    """
+
+    def batched(x: Array, choice: Array, gate_up: Array, down: Array, layer: Array) -> Array:
+        return dispatch("auto", x, choice, *(weights[layer].astype(x.dtype) for weights in (gate_up, down)))
+
+    if x.shape[0] == 1:
+        return batched(x, choice, gate_up, down, layer)
+    return jax.lax.platform_dependent(x, choice, gate_up, down, layer, cpu=in_turn, default=batched)

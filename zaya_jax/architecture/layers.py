@@ -65,16 +65,20 @@ def inverse_frequencies(theta: float, rotary_dim: int) -> Array:
     return 1.0 / theta ** (jnp.arange(0, rotary_dim, 2, dtype=jnp.float32) / rotary_dim)
 
 
-def rotate(x: Array, position: Array, frequencies: Array) -> Array:
+def rotation(position: Array, frequencies: Array) -> tuple[Array, Array]:
+    """Cosine and sine of position [...] times frequencies [rotary_dim // 2], float32 [..., rotary_dim // 2]."""
+    angle = position.astype(jnp.float32)[..., None] * frequencies
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x: Array, angle: tuple[Array, Array]) -> Array:
     """Partial rotary embedding, half-split pairs (i, i + rotary_dim / 2), on the first channels of each head.
 
     Args:
       x: [batch, row, head, head_dim].
-      position: int32 [batch, row].
-      frequencies: float32 [rotary_dim // 2].
+      angle: `rotation` of the positions [batch, row].
     """
-    half = frequencies.shape[0]
-    angle = position.astype(jnp.float32)[:, :, None, None] * frequencies
-    cos, sin = jnp.cos(angle).astype(x.dtype), jnp.sin(angle).astype(x.dtype)
+    half = angle[0].shape[-1]
+    cos, sin = (z[:, :, None].astype(x.dtype) for z in angle)
     first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)

@@ -8,10 +8,10 @@ from flax import struct
 
 from zaya_jax.architecture.cache import Cache
 from zaya_jax.architecture.cca import CCA
-from zaya_jax.architecture.config import SLIDING_ATTENTION, ZayaConfig
-from zaya_jax.architecture.layers import Linear, ResidualScaling, RMSNorm, inverse_frequencies
+from zaya_jax.architecture.config import FULL_ATTENTION, SLIDING_ATTENTION, ZayaConfig
+from zaya_jax.architecture.layers import Linear, ResidualScaling, RMSNorm, inverse_frequencies, rotation
 from zaya_jax.architecture.layout import MASK, Layout
-from zaya_jax.architecture.moe import BALANCING, MixtureOfExperts
+from zaya_jax.architecture.moe import BALANCING, ExpertStack, MixtureOfExperts
 
 Array = jax.Array
 
@@ -60,10 +60,12 @@ class DecoderLayer(nn.Module):
     config: ZayaConfig
 
     @nn.compact
-    def __call__(self, carry, per_layer, layout: Layout) -> tuple[tuple, tuple]:
+    def __call__(self, carry, per_layer, layout: Layout, angles, experts) -> tuple[tuple, tuple]:
         """One layer, as `nn.scan` calls it.
 
-        carry: (stream, router state, key stack, value stack); per_layer: this layer's constants and cache columns.
+        carry: (stream, router state, key stack, value stack); per_layer: this layer's constants and cache columns;
+        angles: the row's `rotation` for each of the model's kinds of layer; experts: all layers' (gate_up, down), or
+        None without a cache.
         """
         cfg = self.config
         stream, state, key, value = carry
@@ -74,12 +76,16 @@ class DecoderLayer(nn.Module):
                 key, value, per_layer["layer"], per_layer["length"], per_layer["conv"], per_layer["delayed"]
             )
 
+        angle = jax.tree.map(lambda x: x[0] if per_layer["kind"] is None else x[per_layer["kind"]], angles)
         x = RMSNorm(cfg.rms_norm_eps, dtype, param_dtype, name="input_layernorm")(stream)
-        branch, past = CCA(cfg, name="self_attn")(x, layout, per_layer["window"], per_layer["frequencies"], past)
+        branch, past = CCA(cfg, name="self_attn")(x, layout, per_layer["window"], angle, past)
         stream = ResidualScaling(param_dtype, name="post_attention_residual_scale")(branch, stream)
 
         x = RMSNorm(cfg.rms_norm_eps, dtype, param_dtype, name="post_attention_layernorm")(stream)
-        branch, state, load = MixtureOfExperts(cfg, name="mlp")(x, layout, state, per_layer["router_states_scale"])
+        stack = None if experts is None else ExpertStack(experts[0], experts[1], per_layer["layer"])
+        branch, state, load = MixtureOfExperts(cfg, name="mlp")(
+            x, layout, state, per_layer["router_states_scale"], stack
+        )
         stream = ResidualScaling(param_dtype, name="post_mlp_residual_scale")(branch, stream)
 
         if past is None:
@@ -115,7 +121,7 @@ class Zaya(nn.Module):
             layer,
             variable_axes={"params": 0, BALANCING: 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast),
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=cfg.num_hidden_layers,
         )(cfg)
         self.norm = RMSNorm(cfg.rms_norm_eps, dtype, param_dtype)
@@ -156,7 +162,13 @@ class Zaya(nn.Module):
         state = jnp.zeros((*layout.tokens.shape, cfg.router_hidden_size), cfg.dtype)
         key, value = (None, None) if cache is None else (cache.key, cache.value)
         carry = (stream, state, key, value)
-        (stream, *_, key, value), (conv, delayed, load) = self.layers(carry, self._per_layer(cache), layout)
+        (stream, *_, key, value), (conv, delayed, load) = self.layers(
+            carry,
+            self._per_layer(cache),
+            layout,
+            self._angles(layout),
+            None if cache is None else self._experts(),
+        )
         if cache is not None:
             cache = Cache(key, value, conv, delayed, cache.length)
         return self.norm(stream), cache, load
@@ -169,13 +181,27 @@ class Zaya(nn.Module):
             logits = self.lm_head(hidden)
         return logits + self.lm_head_bias.astype(logits.dtype) if self.config.lm_head_bias else logits
 
+    def _angles(self, layout: Layout) -> tuple[Array, Array]:
+        """`rotation` of the row by kind of layer, [kind, batch, row, rotary_dim // 2]: computed once for all layers."""
+        cfg = self.config
+        thetas = {FULL_ATTENTION: cfg.rope_theta, SLIDING_ATTENTION: cfg.sliding_rope_theta}
+        kinds = [kind for kind in thetas if kind in cfg.layer_kinds]
+        frequencies = jnp.stack([inverse_frequencies(thetas[kind], cfg.rotary_dim) for kind in kinds])
+        return rotation(layout.position, frequencies[:, None, None])
+
+    def _experts(self) -> tuple[Array, Array] | None:
+        """All layers' (gate_up, down) as they are stored; None while there are none yet (`init`)."""
+        if self.is_initializing():
+            return None
+        experts = self.variables["params"]["layers"]["mlp"]
+        return experts["gate_up_proj"], experts["down_proj"]
+
     def _per_layer(self, cache: Cache | None) -> dict:
         """What differs from layer to layer, stacked along the scanned axis."""
         cfg = self.config
         layers = cfg.num_hidden_layers
         sliding = np.array([kind == SLIDING_ATTENTION for kind in cfg.layer_kinds])
         unlimited = np.iinfo(np.int32).max
-        full, local = (inverse_frequencies(t, cfg.rotary_dim) for t in (cfg.rope_theta, cfg.sliding_rope_theta))
         first = jnp.zeros((1, cfg.router_hidden_size), self.router_states_scale.dtype)
         return {
             "layer": jnp.arange(layers, dtype=jnp.int32),
@@ -185,6 +211,6 @@ class Zaya(nn.Module):
             "window": jnp.asarray(np.where(sliding, cfg.sliding_window or 0, unlimited), jnp.int32)
             if sliding.any()
             else None,
-            "frequencies": jnp.where(sliding[:, None], local, full),
+            "kind": jnp.asarray(sliding, jnp.int32) if sliding.any() and not sliding.all() else None,
             "router_states_scale": jnp.concatenate([first, self.router_states_scale]),
         }

@@ -1,11 +1,13 @@
 """ZAYA1's router and mixture of experts (zaya1.md section 1)."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from zaya_jax.architecture.config import ZayaConfig
-from zaya_jax.architecture.experts import dispatch
+from zaya_jax.architecture.experts import dispatch, dispatch_cached
 from zaya_jax.architecture.layers import Linear, RMSNorm
 from zaya_jax.architecture.layout import PADDING, Layout
 
@@ -44,14 +46,27 @@ class Router(nn.Module):
         return jnp.take_along_axis(probability, choice[:, None], axis=1)[:, 0], choice, state
 
 
+class ExpertStack(NamedTuple):
+    """The same experts as `MixtureOfExperts` holds, but read in place out of all layers' weights (`in_turn`)."""
+
+    gate_up: Array  # [layer, expert, hidden, 2 * intermediate]
+    down: Array  # [layer, expert, intermediate, hidden]
+    layer: Array  # int32 []
+
+
 class MixtureOfExperts(nn.Module):
     """Router, experts and the skip expert."""
 
     config: ZayaConfig
 
     @nn.compact
-    def __call__(self, x: Array, layout: Layout, state: Array, state_scale: Array) -> tuple[Array, Array, Array]:
-        """x [batch, row, hidden], state [batch, row, router] -> (output, new state, load int32 [2, classes])."""
+    def __call__(
+        self, x: Array, layout: Layout, state: Array, state_scale: Array, stack: "ExpertStack | None" = None
+    ) -> tuple[Array, Array, Array]:
+        """x [batch, row, hidden], state [batch, row, router] -> (output, new state, load int32 [2, classes]).
+
+        With a `stack` (a forward with a cache) nothing can be differentiated with respect to it in reverse.
+        """
         cfg = self.config
         shape = x.shape
         x = x.reshape(-1, shape[-1])
@@ -64,7 +79,10 @@ class MixtureOfExperts(nn.Module):
         hidden, inner = shape[-1], cfg.moe_intermediate_size
         gate_up = weights("gate_up_proj", cfg.num_experts, hidden, 2 * inner)
         down = weights("down_proj", cfg.num_experts, inner, hidden)
-        out = dispatch(cfg.expert_backend, x, choice, gate_up, down)
+        if stack is not None and cfg.expert_backend == "auto":
+            out = dispatch_cached(x, choice, *stack)
+        else:
+            out = dispatch(cfg.expert_backend, x, choice, gate_up, down)
         if cfg.skip_expert == "identity":
             out = jnp.where((choice == cfg.num_experts)[:, None], x, out)
         out = out * probability[:, None].astype(out.dtype)
