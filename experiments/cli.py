@@ -42,7 +42,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
         print(flags.FLAGS.main_module_help())
         raise SystemExit(0)
     try:
-        return flags.FLAGS(list(argv))
+        return flags.FLAGS([_underscored(arg) for arg in argv])
     except flags.Error as error:
         # ml_collections wraps what a config file raises in its whole traceback; the last line is the reason.
         text = str(error)
@@ -51,3 +51,9 @@ def _parse(argv: Sequence[str]) -> list[str]:
         # ml_collections reads the config file and applies overrides here; it raises these for unknown keys and types.
         fail(f"--config: {error}")
     return []
+
+
+def _underscored(arg: str) -> str:
+    """--prompts-file=a-b as absl wants it: --prompts_file=a-b."""
+    name, equals, value = arg.partition("=")
+    return name[:2] + name[2:].replace("-", "_") + equals + value if name.startswith("--") else arg

@@ -1,0 +1,397 @@
+"""Continues prompts with a checkpoint: on the terminal, into a file, or as a chat.
+
+    python -m experiments.generate --checkpoint=results/quickstart/model --prompt='123+989=' --temperature=0
+    python -m experiments.generate --checkpoint=DIR --prompts-file=prompts.jsonl --samples=4 --output=rows.jsonl
+    python -m experiments.generate --checkpoint=DIR --chat --mode=auto
+
+A forward that drafts and verifies can yield several tokens: on a terminal the text of each forward has its colour, cyan
+and yellow in turn, the prompt is dim, and while text streams in, drafts that are not verified yet stand dim behind it.
+What the model writes is escaped (a newline and a tab are not), so it cannot command the terminal.
+
+The last line (stderr) says tokens, forward passes (NFE), tokens per forward (T, the prompt's forward included) with the
+settings it depends on, rows a forward computes for each text, and tokens per second.
+
+--output writes one JSON line a row: prompt, index (of the prompt, from 0), sample, seed, text, tokens, accepted (tokens
+of each forward), log_probabilities (nats, under the target), finish, settings (as asked), ran (what measuring settled).
+Row r (prompt index * samples + sample) is drawn with seed + r. The same command goes on where a killed one stopped, to
+the same file; lines made with other settings are refused.
+
+--chat reads a turn a line. There is no chat template: what the model has read is the plain concatenation of all turns
+and answers, nothing between them, and an answer ends at a stop token or --max_new_tokens. /reset forgets everything
+said, /quit or the end of input ends, so does Ctrl-C.
+
+Every field of SamplerConfig is a flag; hyphens and underscores in flag names are the same.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from absl import flags
+from tqdm import tqdm
+
+from experiments import cli, dial
+from experiments.completions import Completions, checked_prompt, read_prompts
+from experiments.meter import Meter
+from zaya_jax import Zaya, load_pretrained
+from zaya_jax.data.tokenizers import Tokenizer, load_tokenizer
+from zaya_jax.interop.native import MODEL_FILE
+from zaya_jax.sampling import Generation, SamplerConfig, Session, Streamer, acceptance_curve, choose_sampler, generate
+from zaya_jax.sampling.decoding import check
+from zaya_jax.sampling.streaming import QUIET, RESET, TerminalStreamer, escape, render
+
+BATCH = 16  # prompts of a file side by side
+PROBES, PROBE_TOKENS = 16, 64  # rows and new tokens that measure the acceptance curve
+PATIENCE = 30.0  # seconds: what took longer is not done again to have its time without compilation
+SETTLED = ("mode", "block_size", "anchors", "target")  # fields that measuring may settle
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """All flags of this door."""
+
+    def text(name: str, words: str) -> None:
+        flags.DEFINE_string(name, None, words, flag_values=values)
+
+    def count(name: str, default: int | None, words: str, low: int = 1) -> None:
+        flags.DEFINE_integer(name, default, words, lower_bound=low, upper_bound=2**31 - 1, flag_values=values)
+
+    text("checkpoint", "Folder of a model: WORKDIR/checkpoints/STAGE or a Hugging Face one.")
+    text("prompt", "One text to go on from.")
+    text("prompts_file", 'A .txt file (one prompt a line) or .jsonl ({"prompt": ...} a line).')
+    flags.DEFINE_boolean("chat", False, "Talk: a turn a line from stdin.", flag_values=values)
+    count("max_new_tokens", 128, "Tokens after which a row (an answer) ends without a stop.")
+    count("seed", 0, "Of the first row; row r has seed + r.", low=0)
+    count("samples", 1, "Continuations of each prompt; they share its first forward.")
+    count("batch", None, f"Prompts side by side, with --prompts-file; default: {BATCH}.")
+    text("output", "FILE.jsonl for the rows, which are then not shown.")
+    text("tokenizer", "bytes, or a tokenizer json. Default: the folder's tokenizer.json, its run's, or \"bytes\".")
+    flags.DEFINE_boolean(
+        "stream", None, "Show text while it is sampled. Default: for one row on a terminal, and in a chat.",
+        flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_enum(
+        "color", "auto", ["auto", "always", "never"], "auto: on a terminal, unless NO_COLOR is set.",
+        flag_values=values,
+    )  # fmt: skip
+    dial.define(values)
+    flags.adopt_module_key_flags(dial, values)  # --help lists them too
+
+
+def main(values: flags.FlagValues) -> None:
+    """Everything behind the parsed flags."""
+    try:
+        check_flags(values)
+        asked = dial.read(values)
+        texts = read_texts(values)
+        config, variables = load_pretrained(values.checkpoint)
+        name, tokenizer = choose_tokenizer(values.tokenizer, Path(values.checkpoint), config.vocab_size)
+        if asked["stop_tokens"] is None:
+            asked["stop_tokens"] = [tokenizer.eos_id]
+        with Meter() as meter:
+            engine = Engine(Zaya(config), variables, tokenizer, asked, values.max_new_tokens, values.samples, meter)
+            if values.chat:
+                chat(engine, screen_of(values), values.seed, values.stream is not False)
+            else:
+                complete(values, engine, texts, settings_of(values, name, asked))
+    except KeyboardInterrupt:
+        print(flush=True)
+        cli.fail("interrupted" + ("; the same command goes on from the last whole batch" if values.output else ""), 130)
+
+
+def check_flags(values: flags.FlagValues) -> None:
+    """Raises ValueError for what is missing or contradicts itself."""
+    if values.checkpoint is None:
+        raise ValueError("--checkpoint: missing, may be a folder")
+    given = [name for name in ("prompt", "prompts_file", "chat") if values[name].value not in (None, False)]
+    if len(given) != 1:
+        got = " and ".join(f"--{name.replace('_', '-')}" for name in given) or "none"
+        raise ValueError(f"got {got}, may be exactly one of --prompt, --prompts-file and --chat")
+    if values.chat and (values.samples != 1 or values.output is not None):
+        name = "--output" if values.output is not None else "--samples"
+        raise ValueError(f"{name}: contradicts --chat, may be given with --prompt or --prompts-file")
+    if values.batch is not None and values.prompts_file is None:
+        raise ValueError("--batch: only with --prompts-file, whose prompts it puts side by side")
+    if values.output is not None and Path(values.output).suffix != ".jsonl":
+        raise ValueError(f"--output: got {values.output}, may be a FILE.jsonl")
+    if values.stream and (values.output is not None or values.samples != 1):
+        name = "--output" if values.output is not None else f"--samples={values.samples}"
+        raise ValueError(f"--stream: contradicts {name}, may be given for one row on the terminal")
+
+
+def read_texts(values: flags.FlagValues) -> list[str]:
+    """The prompts; none for a chat."""
+    if values.chat:
+        return []
+    if values.prompt is not None:
+        return [checked_prompt(values.prompt, "--prompt")]
+    texts = read_prompts(Path(values.prompts_file))
+    if values.stream and len(texts) > 1:
+        raise ValueError(f"--stream: got {len(texts)} prompts, may be given for one row on the terminal")
+    return texts
+
+
+def choose_tokenizer(spec: str | None, checkpoint: Path, vocab_size: int) -> tuple[str, Tokenizer]:
+    """(its name, the tokenizer) that a checkpoint needs, or that `spec` names."""
+    name = spec or tokenizer_of(checkpoint, vocab_size)
+    tokenizer = load_tokenizer(name)
+    if tokenizer.vocab_size > vocab_size:
+        raise ValueError(
+            f"--tokenizer: {name} has {tokenizer.vocab_size} ids, may have at most the model's {vocab_size}"
+        )
+    return name, tokenizer if tokenizer.vocab_size == vocab_size else cast(Tokenizer, Narrower(tokenizer))
+
+
+def tokenizer_of(checkpoint: Path, vocab_size: int) -> str:
+    """What lies beside the weights, or what the run that made them was configured with, or bytes."""
+    if (checkpoint / "tokenizer.json").is_file():
+        return str(checkpoint / "tokenizer.json")
+    config = checkpoint.absolute().parent.parent / "config.json"
+    if (checkpoint / MODEL_FILE).exists() and config.is_file():
+        name = json.loads(config.read_text()).get("tokenizer")
+        if isinstance(name, str):
+            return name
+    if vocab_size == load_tokenizer("bytes").vocab_size:
+        return "bytes"
+    raise ValueError(f"--tokenizer: missing, may be a tokenizer json (the model has {vocab_size} ids)")
+
+
+class Narrower:
+    """A tokenizer for a model that has more ids than it: those are no text."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode([i for i in ids if i < self._tokenizer.vocab_size])
+
+
+def settings_of(values: flags.FlagValues, tokenizer: str, asked: dict[str, Any]) -> dict[str, Any]:
+    """What makes a row what it is, for the output file."""
+    run = {name: values[name].value for name in ("max_new_tokens", "seed", "samples")}
+    return {"checkpoint": str(Path(values.checkpoint)), "tokenizer": tokenizer, **run, **asked}
+
+
+@dataclasses.dataclass
+class Engine:
+    """A model, and the sampler that is settled before its first use."""
+
+    model: Zaya
+    variables: Any
+    tokenizer: Tokenizer
+    asked: dict[str, Any]
+    max_new_tokens: int
+    samples: int
+    meter: Meter
+    sampler: SamplerConfig | None = None  # as it runs
+
+    def check(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Raises ValueError for what `generate` would refuse."""
+        sampler = dial.provisional(self.asked)
+        check(self.model, prompts, prompts, sampler, self.max_new_tokens, self.samples, None, self.tokenizer)
+
+    def settle(self, probes: Sequence[Sequence[int]], first: Sequence[Sequence[int]], seeds: Sequence[int]) -> None:
+        """Measures what is left to measurement: the anchors of a budget on `probes`, mode auto on the first batch."""
+        if dial.wants_acceptance(self.asked):
+            self.sampler = self._with_budget(probes[:PROBES], seeds[0])
+        elif self.asked["mode"] == "auto":
+            asked = SamplerConfig(**self.asked)
+            choice = choose_sampler(
+                self.model, self.variables, first, asked, self.max_new_tokens, seeds, self.samples, self.tokenizer
+            )
+            print(f"auto: {choice.reason}", file=sys.stderr)
+            self.sampler = choice.sampler
+        else:
+            self.sampler = SamplerConfig(**self.asked)
+
+    def _with_budget(self, probes: Sequence[Sequence[int]], seed: int) -> SamplerConfig:
+        new, budget = min(self.max_new_tokens, PROBE_TOKENS), self.asked["anchors"]
+        fewest = min(self.asked["min_new_tokens"], new)
+        sampler = SamplerConfig(**self.asked | {"anchors": "all", "min_new_tokens": fewest})
+        samples = 1 if sampler.temperature == 0 else max(1, PROBES // len(probes))  # greedy ones would be all the same
+        measured = generate(
+            self.model, self.variables, probes, sampler, new, seed, samples=samples, tokenizer=self.tokenizer
+        )
+        try:
+            curve = acceptance_curve(measured.accepted, sampler.block_size)
+        except ValueError:
+            raise ValueError(
+                f"--anchors: got {budget} (a budget) and texts that end too soon to measure acceptance; may be a list"
+            ) from None
+        settled = SamplerConfig(**self.asked | {"acceptance": curve})
+        rates = ", ".join(f"{rate:.2f}" for rate in curve)
+        print(f"acceptance of slots 1 .. {len(curve)}: {rates}; anchors {list(settled.anchor_list)}", file=sys.stderr)
+        return settled
+
+    def run(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], session: Session | None = None,
+        streamer: Streamer | None = None, again: bool = False,
+    ) -> Generation:  # fmt: skip
+        """One batch, metered."""
+        assert self.sampler is not None  # `settle`
+
+        def call(streamer: Streamer | None) -> Generation:
+            return generate(
+                self.model, self.variables, prompts, self.sampler, self.max_new_tokens, seeds, samples=self.samples,
+                session=session, tokenizer=self.tokenizer, streamer=streamer,
+            )  # fmt: skip
+
+        try:
+            return self.meter.count(call, streamer, again)
+        finally:
+            if streamer is not None:
+                streamer.end()
+
+
+@dataclasses.dataclass(frozen=True)
+class Screen:
+    """Standard output."""
+
+    colour: bool
+    columns: int | None  # of a terminal
+
+    def write(self, text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    def streamer(self, tokenizer: Tokenizer) -> TerminalStreamer:
+        return TerminalStreamer(tokenizer, self.write, self.colour, self.columns)
+
+    def row(self, title: str, prompt: str, text: str) -> None:
+        """A finished row; text is rendered already."""
+        quiet: Callable[[str], str] = (lambda text: f"{QUIET}{text}{RESET}" if text else "") if self.colour else str
+        self.write(quiet(title) + quiet(escape(prompt)) + text + "\n")
+
+
+def screen_of(values: flags.FlagValues) -> Screen:
+    terminal = sys.stdout.isatty()
+    colour = values.color == "always" or (values.color == "auto" and terminal and not os.environ.get("NO_COLOR"))
+    return Screen(colour, shutil.get_terminal_size().columns if terminal else None)
+
+
+def complete(values: flags.FlagValues, engine: Engine, texts: list[str], settings: dict[str, Any]) -> None:
+    """Continues every prompt, batch by batch."""
+    prompts, samples = [engine.tokenizer.encode(text) for text in texts], values.samples
+    engine.check(prompts)
+    output = None if values.output is None else Completions(Path(values.output), texts, samples, settings)
+    size = values.batch or BATCH
+    batches = [range(at, min(at + size, len(prompts))) for at in range(0, len(prompts), size)]
+    if output is not None:
+        batches = [part for part in batches if output.missing(part)]
+        if not batches:
+            print(f"nothing to do: {values.output} holds all {len(output.done)} rows", file=sys.stderr)
+            return
+
+    def inputs(part: range) -> tuple[list[list[int]], list[int]]:
+        rows = range(part.start * samples, part.stop * samples)
+        return [prompts[i] for i in part], [values.seed + row for row in rows]
+
+    if output is not None and output.ran is not None:
+        engine.sampler = SamplerConfig(**engine.asked | output.ran)
+    else:
+        engine.settle(prompts, *inputs(batches[0]))
+    screen = screen_of(values)
+    alone = len(texts) == samples == 1 and output is None
+    if alone and (values.stream or (values.stream is None and screen.columns is not None)):
+        streamer = screen.streamer(engine.tokenizer)
+        streamer.prompt(texts[0])
+        engine.run(*inputs(batches[0]), streamer=streamer)
+        screen.write("\n")
+    else:
+        bar = tqdm(batches, desc="generate", unit="batch", dynamic_ncols=True, disable=output is None)
+        for part in bar:
+            generation = engine.run(*inputs(part))
+            bar.set_postfix_str(f"T {engine.meter.tokens_per_forward:.2f}, {engine.meter.speed}", refresh=False)
+            if output is None:
+                show(engine, texts, part, generation, screen)
+            else:
+                keep(engine, texts, part, generation, output, values.seed)
+        if not engine.meter.timed_tokens and engine.meter.seconds < PATIENCE:
+            engine.run(*inputs(batches[-1]), again=True)
+    assert engine.sampler is not None
+    width = f"batch {min(size, len(texts))}" + (f" x {samples} samples" if samples > 1 else "")
+    print(engine.meter.line(engine.sampler, width), file=sys.stderr)
+
+
+def show(engine: Engine, texts: list[str], part: range, generation: Generation, screen: Screen) -> None:
+    """A batch's rows on the terminal."""
+    rows = [(index, sample) for index in part for sample in range(engine.samples)]
+    for (index, sample), tokens, accepted in zip(rows, generation.tokens, generation.accepted, strict=True):
+        title = f"# prompt {index + 1}" + (f", sample {sample + 1}" if engine.samples > 1 else "") + "\n"
+        text = render(engine.tokenizer, tokens, accepted, screen.colour)
+        screen.row(title if len(texts) * engine.samples > 1 else "", texts[index], text)
+
+
+def keep(
+    engine: Engine, texts: list[str], part: range, generation: Generation, output: Completions, seed: int
+) -> None:  # fmt: skip
+    """A batch's rows in the file, but for those that it holds already."""
+    lines = []
+    for index, sample in output.missing(part):
+        row = (index - part.start) * engine.samples + sample
+        tokens = generation.tokens[row]
+        lines.append(
+            {
+                "prompt": texts[index], "index": index, "sample": sample,
+                "seed": seed + index * engine.samples + sample, "text": engine.tokenizer.decode(tokens),
+                "tokens": tokens, "accepted": generation.accepted[row],
+                "log_probabilities": generation.log_probabilities[row], "finish": generation.finish[row],
+            }
+        )  # fmt: skip
+    output.add(lines, {name: getattr(generation.sampler, name) for name in SETTLED})
+
+
+def chat(engine: Engine, screen: Screen, seed: int, stream: bool) -> None:
+    """Answers every line; one seed for all turns, so that turns are the same as one concatenated prompt."""
+    engine.check([[engine.tokenizer.eos_id]])
+    session: Session | None = None
+    for line in turns():
+        if line == "/quit":
+            break
+        if line == "/reset":
+            session = None
+            continue
+        try:
+            prompt = [engine.tokenizer.encode(checked_prompt(line, "this turn"))]
+            if engine.sampler is None:
+                engine.check(prompt)
+                engine.settle(prompt, prompt, [seed])
+            streamer = screen.streamer(engine.tokenizer) if stream else None
+            generation = engine.run(prompt, [seed], session, streamer)
+        except ValueError as error:  # a turn too long, say: what was said before still stands
+            print(f"error: {error}", file=sys.stderr)
+            continue
+        session = generation.session
+        shown = "" if stream else render(engine.tokenizer, generation.tokens[0], generation.accepted[0], screen.colour)
+        screen.write(shown + "\n")
+    if engine.sampler is not None:
+        print(engine.meter.line(engine.sampler, "batch 1"), file=sys.stderr)
+
+
+def turns() -> Iterator[str]:
+    """Lines of stdin that are not empty, asked for with a prompt on a terminal."""
+    asks = sys.stdin.isatty()
+    ask = functools.partial(input, "> ") if asks else sys.stdin.readline
+    while True:
+        try:
+            line = ask()
+        except EOFError:
+            print()  # the terminal's cursor stands behind "> "
+            return
+        if not asks and not line:
+            return
+        if line := line.removesuffix("\n"):
+            yield line
+
+
+if __name__ == "__main__":
+    define_flags(flags.FLAGS)
+    cli.run(lambda: main(flags.FLAGS))

@@ -1,0 +1,111 @@
+"""What generating cost: tokens, forwards and the clock, with compilation kept out of it."""
+
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+
+import jax
+
+from zaya_jax.sampling import Generation, SamplerConfig, Streamer
+
+COMPILED = "/jax/core/compile/backend_compile_duration"  # the event JAX reports behind every XLA compilation
+
+
+class Meter:
+    """Adds up generations. Use it as a context: it listens for compilations, whose time is no sampler's.
+
+    A generation counts towards tokens per second if nothing was compiled in it; of a streamed one, every step in which
+    nothing was.
+    """
+
+    def __init__(self) -> None:
+        self.tokens = self.forwards = self.compilations = 0
+        self.seconds = 0.0  # of everything
+        self.timed_tokens, self.timed_seconds = 0, 0.0  # without compilation
+
+    def __enter__(self) -> "Meter":
+        jax.monitoring.register_event_duration_secs_listener(self._hear)
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        jax.monitoring.unregister_event_duration_listener(self._hear)
+
+    def _hear(self, event: str, duration_secs: float, **details: str | int) -> None:
+        self.compilations += event == COMPILED
+
+    def count(
+        self, call: Callable[[Streamer | None], Generation], streamer: Streamer | None = None, again: bool = False
+    ) -> Generation:
+        """Calls, with the streamer if there is one.
+
+        Args:
+          call: generates, and streams to what it is given.
+          streamer: what is shown meanwhile.
+          again: the same was counted before: only the clock matters.
+        """
+        pulse = None if streamer is None else _Pulse(streamer, self)
+        compiled, clock = self.compilations, time.perf_counter()
+        generation = call(pulse)
+        seconds = time.perf_counter() - clock
+        tokens = sum(map(len, generation.tokens))
+        if not again:
+            self.tokens += tokens
+            self.forwards += int(generation.forwards.sum())
+            self.seconds += seconds
+        if pulse is None and compiled == self.compilations:
+            self.timed_tokens += tokens
+            self.timed_seconds += seconds
+        return generation
+
+    @property
+    def tokens_per_forward(self) -> float:
+        return self.tokens / max(1, self.forwards)
+
+    @property
+    def speed(self) -> str:
+        """Tokens per second, and what they include."""
+        if self.timed_tokens:
+            return f"{self.timed_tokens / self.timed_seconds:.1f} tokens/s, compilation excluded"
+        return f"{self.tokens / max(self.seconds, 1e-9):.1f} tokens/s, compilation included"
+
+    def line(self, sampler: SamplerConfig, rows: str) -> str:
+        """The closing line.
+
+        Args:
+          sampler: as it ran.
+          rows: the batch, in words.
+        """
+        s = sampler
+        parts = [s.mode]
+        if s.mode != "autoregressive":
+            parts.append(f"block {s.block_size}")
+        if s.mode == "single_pass":
+            parts.append(f"anchors {s.anchors if isinstance(s.anchors, str) else ','.join(map(str, s.anchor_list))}")
+        if s.target != "autoregressive":
+            parts.append(f"target {s.target}" + (f" (beta {s.beta:g})" if "mix" in str(s.target) else ""))
+        return (
+            f"{self.tokens} tokens in {self.forwards} forwards (NFE): T {self.tokens_per_forward:.2f} at temperature "
+            f"{s.temperature:g}, {', '.join(parts)}, {rows}; {s.rows_per_forward:g} rows a forward; {self.speed}"
+        )
+
+
+class _Pulse:
+    """Passes a stream on and times its steps, but for those in which something was compiled."""
+
+    def __init__(self, streamer: Streamer, meter: Meter) -> None:
+        self._streamer, self._meter = streamer, meter
+        self._clock, self._compilations = time.perf_counter(), meter.compilations
+
+    def put(self, tokens: Sequence[list[int]]) -> None:
+        now, meter = time.perf_counter(), self._meter
+        if meter.compilations == self._compilations:
+            meter.timed_tokens += sum(map(len, tokens))
+            meter.timed_seconds += now - self._clock
+        self._clock, self._compilations = now, meter.compilations
+        self._streamer.put(list(tokens))
+
+    def put_draft(self, tokens: list[list[int]]) -> None:
+        self._streamer.put_draft(tokens)
+
+    def end(self) -> None:
+        self._streamer.end()
