@@ -1,0 +1,152 @@
+"""The cost model: acceptance, anchors, candidates; and what "auto" does with it."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.sampling.test_generate import model_of, prompts_of
+from zaya_jax.sampling import SamplerConfig, acceptance_curve, best_anchors, choose_sampler, expected_tokens, generate
+from zaya_jax.sampling.cost import cost_at
+from zaya_jax.sampling.planning import candidates
+
+RATES = st.lists(st.floats(0.05, 0.95), min_size=5, max_size=5)
+
+
+def simulated_tokens(acceptance, block_size, anchors, steps=20_000, seed=0) -> float:
+    """Tokens per forward by playing the chain out."""
+    rng = np.random.default_rng(seed)
+    late, total = 0, 0
+    for _ in range(steps):
+        k = 1
+        while late + k < block_size and rng.random() < acceptance[late + k - 1]:
+            k += 1
+        total += k
+        lower = [a for a in anchors if a <= k]
+        late = k - lower[-1] if lower else block_size - 1
+    return total / steps
+
+
+@settings(max_examples=10, deadline=None)
+@given(RATES, st.sets(st.integers(2, 6)))
+def test_expected_tokens_is_what_the_chain_does(rates, rest):
+    anchors = sorted({1, *rest})
+    assert expected_tokens(rates, 6, anchors) == pytest.approx(simulated_tokens(rates, 6, anchors), rel=0.03)
+
+
+@given(st.floats(0, 0.99), st.integers(2, 16))
+def test_all_anchors_at_a_flat_rate_is_the_closed_form(rate, size):
+    """T = (1 - a^B) / (1 - a), tidar.md section 2.2."""
+    flat = [rate] * (size - 1)
+    assert expected_tokens(flat, size, range(1, size + 1)) == pytest.approx((1 - rate**size) / (1 - rate), rel=1e-6)
+    assert expected_tokens(flat, size, ()) == 1
+
+
+@pytest.mark.parametrize(
+    ("rate", "budget", "published"),
+    [(0.787, 1, 4.34), (0.787, 3, 4.54), (0.89, 1, 6.16), (0.89, 3, 7.30), (0.89, 5, 7.50)],
+)
+def test_budgets_reach_the_estimates_of_the_specification(rate, budget, published):
+    """tidar.md section 3, block 16, flat acceptance."""
+    flat = [rate] * 15
+    assert expected_tokens(flat, 16, best_anchors(flat, 16, budget)) == pytest.approx(published, abs=0.006)
+
+
+@settings(max_examples=15, deadline=None)
+@given(RATES, st.integers(1, 5))
+def test_best_anchors_are_the_best(rates, budget):
+    best = best_anchors(rates, 6, budget)
+    every = max(expected_tokens(rates, 6, list(some)) for some in itertools.combinations(range(1, 7), budget))
+    assert expected_tokens(rates, 6, best) == pytest.approx(every, rel=1e-9)
+
+
+def test_one_by_one_where_there_are_too_many_lists(monkeypatch):
+    flat = [0.85] * 15
+    exact = expected_tokens(flat, 16, best_anchors(flat, 16, 4))
+    monkeypatch.setattr("zaya_jax.sampling.anchors.EXACT_LIMIT", 10)
+    greedy = best_anchors(flat, 16, 4)
+    assert greedy[0] == 1 and len(set(greedy)) == 4
+    assert exact * 0.99 < expected_tokens(flat, 16, greedy) <= exact
+
+
+def test_acceptance_is_counted_where_it_was_tested():
+    # the prefill's 1 and the last forward, which a stop may have cut, say nothing
+    accepted = [[1, 3, 1, 2, 3, 3], [1, 1, 1]]
+    curve = acceptance_curve(accepted, 4)  # counted: 3, 1, 2, 3, 1
+    assert curve == pytest.approx((3 / 5, 2 / 3, 0))
+    assert acceptance_curve([[1, 1, 1, 2]], 4) == (0, 0, 0)
+    with pytest.raises(ValueError, match="longer generations"):
+        acceptance_curve([[1, 2]], 4)
+
+
+def test_measured_acceptance_predicts_measured_tokens():
+    """The chain against the sampler itself: the rate of all anchors foretells the T of fewer, on one model."""
+    model, variables = model_of(0, 0.35)
+    prompts = prompts_of(model) * 16
+    run = lambda anchors: generate(  # noqa: E731
+        model, variables, prompts, SamplerConfig("single_pass", 4, anchors, temperature=0.7), 60, seed=3
+    )
+    everywhere = run("all")
+    curve = acceptance_curve(everywhere.accepted, 4)
+    assert expected_tokens(curve, 4, (1, 2, 3, 4)) == pytest.approx(everywhere.tokens_per_forward, rel=0.05)
+    assert expected_tokens(curve, 4, (1,)) == pytest.approx(run((1,)).tokens_per_forward, rel=0.1)
+
+
+def test_a_budget_becomes_a_list():
+    flat = (0.8,) * 7
+    assert SamplerConfig(anchors=2, acceptance=flat).anchor_list == best_anchors(flat, 8, 2)
+    assert SamplerConfig(anchors=8).anchors == "all"
+    assert SamplerConfig(anchors=3, acceptance=flat).rows_per_forward == 8 * 4
+
+
+def test_cost_is_interpolated_and_goes_on():
+    cost = {1: 1.0, 8: 2.0, 72: 10.0}
+    assert [cost_at(cost, r) for r in (1, 8, 40, 72, 136)] == pytest.approx([1, 2, 6, 10, 18])
+    assert cost_at({4: 3.0}, 100) == 3.0
+
+
+def test_candidates_prefer_what_is_cheap_for_its_tokens():
+    rates = (0.8,) * 7
+    free = candidates(rates, {1: 1.0, 72: 1.0}, 8)[0]  # rows cost nothing: all anchors of the largest block
+    assert (free.block_size, free.anchors) == (8, tuple(range(1, 9)))
+    dear = candidates(rates, {1: 1.0, 72: 72.0}, 8)[0]  # every row costs as much: nothing but autoregression
+    assert dear.anchors == () and dear.speedup == 1.0
+    between = candidates(rates, {1: 1.0, 4: 1.2, 16: 2.0, 72: 12.0}, 8)[0]
+    assert 1 < between.rows < 72 and between.speedup == pytest.approx(
+        expected_tokens(rates, between.block_size, between.anchors)
+        / cost_at({1: 1.0, 4: 1.2, 16: 2.0, 72: 12.0}, between.rows)
+    )
+    with pytest.raises(ValueError, match="include 1"):
+        candidates(rates, {8: 1.0}, 8)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_auto_takes_what_wins_the_race(fast, monkeypatch):
+    """The clock is replaced, so that both verdicts can be had on any machine; the rest is real."""
+    model, variables = model_of()
+
+    def clock(calls, repeats, label):
+        for call in calls.values():
+            call()
+        cheap = 1.0 if fast else 50.0
+        return {name: 1.0 if i == 0 else cheap for i, name in enumerate(calls)}
+
+    monkeypatch.setattr("zaya_jax.sampling.planning.medians", clock)
+    monkeypatch.setattr("zaya_jax.sampling.cost.medians", clock)
+    sampler = SamplerConfig("auto", 4, temperature=0.8, top_k=9, stop_tokens=(2,))
+    prompts = prompts_of(model)
+    choice = choose_sampler(model, variables, prompts, sampler, 40, seed=1, repeats=1)
+    assert choice.sampler.mode == ("single_pass" if fast else "autoregressive")
+    assert ("won the race" in choice.reason) if fast else ("not predicted to pay" in choice.reason)
+    assert (choice.sampler.top_k, choice.sampler.stop_tokens) == (9, (2,))
+    got = generate(model, variables, prompts, sampler, 40, seed=1)
+    assert got.sampler.mode == choice.sampler.mode and got.reason
+    assert got.tokens == generate(model, variables, prompts, got.sampler, 40, seed=1).tokens
+
+
+def test_auto_with_nothing_to_draft_says_so():
+    model, variables = model_of()
+    got = generate(model, variables, [[1, 2]], SamplerConfig("auto", 1), 8)
+    assert got.sampler.mode == "autoregressive" and "nothing to draft" in got.reason
