@@ -9,6 +9,8 @@
 3. anchors: acceptance, and for each budget K of anchors T, rows, clock over AR and accuracy, batch by batch.
 4. strategies: every mode and target on the same prompts and seeds: T, rows, accuracy, clock.
 5. auto: what mode="auto" chooses for several prompt sets and why, and its clock over AR.
+6. predicted: what the cost model would choose on GPUs that are not here, from their published peaks and the acceptance
+   measured here: a bound, nothing was run there.
 
 The trained model is that of configs/samplers.py (block 16, bytes, `addition`; committed). On a GPU, a model of a size
 that matters is trained and measured by one line (the same on a CPU with --config.model... smaller, as the tests do):
@@ -29,6 +31,7 @@ from experiments import cli, environment
 from zaya_jax import SamplerConfig, Zaya, generate, load_pretrained, preset
 from zaya_jax.analysis.flops import parameter_count
 from zaya_jax.analysis.results import wilson
+from zaya_jax.analysis.roofline import HARDWARE, forward_seconds
 from zaya_jax.data.tasks import make_task
 from zaya_jax.data.tasks.base import Problem
 from zaya_jax.data.tokenizers import ByteTokenizer
@@ -37,6 +40,7 @@ from zaya_jax.evaluation.task_accuracy import Arm, run_arm
 from zaya_jax.sampling import acceptance_curve, choose_sampler
 from zaya_jax.sampling.cost import AUTOREGRESSIVE, forward_cost
 from zaya_jax.sampling.method import Plan
+from zaya_jax.sampling.planning import candidates
 from zaya_jax.timing import medians
 from zaya_jax.training.state import init_variables
 
@@ -50,7 +54,7 @@ _BATCHES = flags.DEFINE_list("batches", ["1", "8"], "Prompts decoded together.")
 _PROMPTS = flags.DEFINE_integer("prompts", 256, "Test problems for T and accuracy; an eighth of them for clocks.", 8)
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Timed calls of each side of a ratio.", lower_bound=1)
 _NEW_TOKENS = flags.DEFINE_integer("new_tokens", 64, "Tokens a row may grow by.", lower_bound=8)
-_SECTIONS = ("rows", "context", "anchors", "strategies", "auto")
+_SECTIONS = ("rows", "context", "anchors", "strategies", "auto", "predicted")
 _ONLY = flags.DEFINE_list("only", list(_SECTIONS), f"Sections to run, of {', '.join(_SECTIONS)}.")
 
 
@@ -98,6 +102,7 @@ def main() -> None:
         "anchors": anchors_section,
         "strategies": strategies_section,
         "auto": auto_section,
+        "predicted": predicted_section,
     }
     for name in _ONLY.value:
         numbers[name] = sections[name](bench)
@@ -284,6 +289,23 @@ def auto_section(bench: Bench) -> list[dict]:
                     f"auto, {name}, batch {batch}, temperature {temperature:g}: {row['clock_over_ar']:.2f} of AR's "
                     f"speed at T {row['tokens_per_forward']:.2f}; {choice.reason}"
                 )
+    return out
+
+
+def predicted_section(bench: Bench) -> list[dict]:
+    """The cost model's choice for ZAYA1-8B on other hardware, if its drafts survived like this model's do here."""
+    sampler = bench.sampler("single_pass", 1.0)
+    generation = generate(bench.model, bench.variables, bench.prompts, sampler, bench.new_tokens, 1)
+    acceptance = acceptance_curve(generation.accepted, bench.block_size)
+    config, out = preset("zaya1_8b"), []
+    for name, hardware in HARDWARE.items():
+        for batch in bench.batches:
+            shapes = [1, *range(2, bench.block_size * (bench.block_size + 1) + 1)]
+            cost = {n: 1e3 * forward_seconds(config, hardware, n, batch, head_rows=min(n, 32)) for n in shapes}
+            best = candidates(acceptance, cost, bench.block_size)[0]
+            row = {"hardware": name, "batch": batch, "context": 4096, "run": False, **dataclasses.asdict(best)}
+            out.append({**row, "autoregressive_cost": cost[1]})
+            say(f"predicted, not run: zaya1_8b on {name}, batch {batch}, context 4096: {best}")
     return out
 
 

@@ -13,17 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from zaya_jax.analysis.flops import parameter_count
+from zaya_jax.analysis.roofline import experts_touched
 from zaya_jax.architecture import Layout, Zaya, ZayaConfig, init_cache
 from zaya_jax.sampling.cost import AUTOREGRESSIVE, forward_cost, rows_of
 from zaya_jax.sampling.method import Plan
 from zaya_jax.timing import medians
 
 Array = jax.Array
-
-
-def experts_touched(experts: int, tokens: int) -> float:
-    """Distinct experts among `tokens` uniform top-1 choices, expected (tidar.md section 3)."""
-    return experts * (1 - (1 - 1 / experts) ** tokens)
 
 
 def gemm_cost(
