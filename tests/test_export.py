@@ -9,7 +9,7 @@ import numpy as np
 from jax import export
 
 from tests.helpers import random_tokens, random_variables, small_config
-from zaya_jax.architecture import Zaya, init_cache
+from zaya_jax.architecture import Zaya
 from zaya_jax.sampling import SamplerConfig
 from zaya_jax.sampling.decoding import knobs_of, plan_of
 from zaya_jax.sampling.loop import run, start
@@ -55,8 +55,9 @@ def test_generation():
     seen = jnp.zeros((3, config.vocab_size), bool)
 
     def generation(variables, tokens, count, seen, data, limit, knobs):
-        keys, cache = jax.random.wrap_key_data(data), init_cache(config, 3, 64)
-        state = start(model, variables, tokens, count, cache, seen, keys, limit, knobs, plan=plan, buffer=32, samples=2)
+        keys = jax.random.wrap_key_data(data)
+        sizes = dict(plan=plan, buffer=32, samples=2, capacity=64)
+        state = start(model, variables, tokens, count, None, seen, keys, limit, knobs, **sizes)
         state = run(model, variables, state, keys, limit, jnp.int32(100), knobs, plan=plan)
         return state.tokens, state.accepted, state.progress.count
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.helpers import random_variables, small_config
-from zaya_jax.architecture import Layout, Zaya, init_cache
+from zaya_jax.architecture import Layout, Zaya
 from zaya_jax.sampling import SamplerConfig
 from zaya_jax.sampling.decoding import knobs_of, plan_of
 from zaya_jax.sampling.laws import at_token
@@ -34,7 +34,7 @@ class Forced:
         self.settled, self.drafts, self.survivors = (x.astype(jnp.int32) for x in (settled, drafts, survivors))
         self.log_weight = jnp.zeros(settled.shape, jnp.float64)
 
-    def draw(self, purpose, position, law):
+    def draw(self, purpose, position, law, warm):
         wanted = self.settled if purpose == Purpose.SETTLE else self.drafts[:, : law.shape[-2]]
         chosen = at_token(jax.nn.log_softmax(law, axis=-1), wanted)
         self.log_weight += chosen if purpose == Purpose.SETTLE else chosen.sum(axis=1)
@@ -84,10 +84,11 @@ def _compiled(plan: Plan):
     model, variables = tiny_model()
 
     @jax.jit
-    def first(tokens, count, cache, seen, knobs, outcomes):
+    def first(tokens, count, seen, knobs, outcomes):
         noise = Forced(*outcomes)
         setup = Setup(model, variables, plan, knobs, noise)
-        return begin(setup, tokens, count, cache, seen, jnp.int32(NEW), NEW, 1), noise.log_weight
+        capacity = tokens.shape[1] + NEW + 3 * SIZE
+        return begin(setup, tokens, count, None, seen, jnp.int32(NEW), NEW, 1, capacity), noise.log_weight
 
     @jax.jit
     def go(state, knobs, outcomes):
@@ -133,9 +134,8 @@ def _outcomes(drafts: int) -> list[np.ndarray]:
 
 def sampler_law(sampler: SamplerConfig) -> list[Law]:
     """The law of each prompt's continuation (up to NEW tokens or a stop) under the sampler."""
-    plan, knobs = plan_of(sampler), knobs_of(sampler, jnp.float64)
+    plan, knobs = plan_of(sampler), knobs_of(sampler, np.float64)
     drafts = {"autoregressive": 0, "single_pass": SIZE - 1, "two_pass": SIZE}[sampler.mode]
-    model, _ = tiny_model()
     first, go = _compiled(plan)
     every = _outcomes(drafts)
     total: list[Law] = [{} for _ in PROMPTS]
@@ -148,9 +148,8 @@ def sampler_law(sampler: SamplerConfig) -> list[Law]:
     tokens = np.array([list(p) + [0] * (width - len(p)) for p in PROMPTS])[prompt]
     count = np.array([len(p) for p in PROMPTS])[prompt]
     seen = np.array([[t in p for t in range(VOCAB)] for p in PROMPTS])[prompt]
-    cache = init_cache(model.config, len(prompt), width + NEW + 3 * SIZE)
     forced = [np.concatenate([x] * len(PROMPTS)) for x in begins]
-    state, log_weight = jax.device_get(first(tokens, count, cache, seen, knobs, forced))
+    state, log_weight = jax.device_get(first(tokens, count, seen, knobs, forced))
     prompt, weight, state = _merge(prompt, np.exp(log_weight), state)
 
     while len(weight):

@@ -29,7 +29,7 @@ def _logits(model: Zaya):
 @jax.jit
 def _draw(key, purpose, position, law):
     return jax.lax.switch(
-        purpose, [lambda p=p: KeyedNoise(key[None]).draw(p, position[None], law[None])[0] for p in Purpose]
+        purpose, [lambda p=p: KeyedNoise(key[None]).draw(p, position[None], law[None], True)[0] for p in Purpose]
     )
 
 

@@ -32,6 +32,11 @@ class Cache(struct.PyTreeNode):
     def capacity(self) -> int:
         return self.key.shape[2]
 
+    def grow(self, capacity: int) -> "Cache":
+        """The same with slots for at least `capacity` tokens."""
+        pad = [(0, 0), (0, 0), (0, max(0, capacity - self.capacity)), (0, 0), (0, 0)]
+        return self.replace(key=jnp.pad(self.key, pad), value=jnp.pad(self.value, pad))
+
     def commit(self, count: Array) -> "Cache":
         """Accepts the first `count` (int32 [batch]) of the pending rows and forgets the rest."""
         history = self.conv.shape[2] - (self.delayed.shape[2] - 1)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 Array = jax.Array
 
+CACHED_GATHER_LIMIT, CACHED_GATHER_BYTES = 8, 8 * 2**20  # tokens and copied bytes up to which it beats `in_turn`
 GATHER_LIMIT = 16  # tokens up to which `gather` beats `block_padded` (rocm_and_speed.md section 4a)
 
 
@@ -32,11 +33,12 @@ def dense(x: Array, choice: Array, gate_up: Array, down: Array) -> Array:
     return jnp.einsum("et,etd->td", keep, everything)
 
 
-def gather(x: Array, choice: Array, gate_up: Array, down: Array) -> Array:
-    """Each token against a copy of its own expert's weights."""
-    num_experts = gate_up.shape[0]
+def gather(x: Array, choice: Array, gate_up: Array, down: Array, layer: Array | None = None) -> Array:
+    """Each token against a copy of its own expert's weights (out of all layers' if `layer` is given: `in_turn`)."""
+    num_experts = gate_up.shape[-3]
     mine = jnp.minimum(choice, num_experts - 1)
-    out = swiglu(x[:, None], gate_up[mine], down[mine])[:, 0]
+    gate_up, down = (weights[mine if layer is None else (layer, mine)].astype(x.dtype) for weights in (gate_up, down))
+    out = swiglu(x[:, None], gate_up, down)[:, 0]
     return jnp.where((choice < num_experts)[:, None], out, 0)
 
 
@@ -146,12 +148,16 @@ def dispatch_cached(x: Array, choice: Array, gate_up: Array, down: Array, layer:
     """ "auto" for a forward with a cache, which nobody differentiates; weights as `in_turn` takes them.
 
     A GPU keeps the batched forms: it has the bandwidth for their copies, while a loop of unknown length would make its
-    host wait for every block. One token needs neither.
+    host wait for every block. So does a CPU for as few tokens as keep their copies in its cache.
     """
 
     def batched(x: Array, choice: Array, gate_up: Array, down: Array, layer: Array) -> Array:
-        return dispatch("auto", x, choice, *(weights[layer].astype(x.dtype) for weights in (gate_up, down)))
+        if x.shape[0] <= GATHER_LIMIT:
+            return gather(x, choice, gate_up, down, layer)
+        return block_padded(x, choice, *(weights[layer].astype(x.dtype) for weights in (gate_up, down)))
 
-    if x.shape[0] == 1:
-        return batched(x, choice, gate_up, down, layer)
+    expert = (gate_up.size + down.size) // (gate_up.shape[0] * gate_up.shape[1])
+    copies = x.shape[0] * expert * x.dtype.itemsize
+    if x.shape[0] == 1 or (x.shape[0] <= CACHED_GATHER_LIMIT and copies <= CACHED_GATHER_BYTES):
+        return gather(x, choice, gate_up, down, layer)
     return jax.lax.platform_dependent(x, choice, gate_up, down, layer, cpu=in_turn, default=batched)

@@ -59,7 +59,7 @@ def _reveal(setup: Setup, logits: Array, canvas: Canvas, first: Array) -> tuple[
     size = setup.plan.block_size
     position = first[:, None] + jnp.arange(size, dtype=jnp.int32)
     law = log_law(logits, setup.knobs.warp)
-    drawn = setup.noise.draw(Purpose.DRAFT, position, law)
+    drawn = setup.noise.draw(Purpose.DRAFT, position, law, setup.knobs.warp.warm)
     chosen = _chosen(setup, logits, drawn, canvas.tokens == MASK)
     tokens = jnp.where(chosen, drawn, canvas.tokens)
     log_of = jnp.where(chosen, at_token(law, drawn), canvas.log_law)

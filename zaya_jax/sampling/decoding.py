@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zaya_jax.architecture import Cache, Zaya, init_cache
+from zaya_jax.architecture import Cache, Zaya
 from zaya_jax.sampling.config import SamplerConfig
 from zaya_jax.sampling.laws import Warp
 from zaya_jax.sampling.loop import METHODS, State, run, start
@@ -103,7 +103,7 @@ def decode(
     check(model, unread, texts, sampler, max_new_tokens, samples, session, tokenizer)
     plan, knobs = plan_of(sampler), knobs_of(sampler)
     keys = row_keys(seed, len(prompts) * samples)
-    buffer, limit = bucket(max_new_tokens), jnp.int32(max_new_tokens)
+    buffer, limit = bucket(max_new_tokens), np.int32(max_new_tokens)
     width = bucket(max(map(len, unread)))
     tokens = np.zeros((len(unread), width), np.int32)
     seen = np.zeros((len(unread), model.config.vocab_size), bool)
@@ -113,14 +113,14 @@ def decode(
     count = np.array([len(new) for new in unread], np.int32)
     # Two blocks of slack: a forward writes a block beyond the committed tokens, and the last commit may end past limit.
     need = bucket(max(len(text) - len(new) for new, text in zip(unread, texts, strict=True)) + width + buffer)
-    cache = _cache(model, len(unread), need + 2 * sampler.block_size, session)
     state = start(
-        model, variables, tokens, count, cache, seen, keys, limit, knobs, plan=plan, buffer=buffer, samples=samples
-    )
+        model, variables, tokens, count, None if session is None else session.cache, seen, keys, limit, knobs,
+        plan=plan, buffer=buffer, samples=samples, capacity=need + 2 * plan.block_size,
+    )  # fmt: skip
     watch = _Watch(sampler, tokenizer, streamer, METHODS[plan.mode].drafts)
     state = watch.look(state)
     while not np.asarray(state.done).all():
-        state = run(model, variables, state, keys, limit, jnp.int32(watch.steps), knobs, plan=plan)
+        state = run(model, variables, state, keys, limit, np.int32(watch.steps), knobs, plan=plan)
         state = watch.look(state)
     if streamer is not None:
         streamer.end()
@@ -134,25 +134,26 @@ def plan_of(sampler: SamplerConfig) -> Plan:
     return Plan(sampler.mode, block_size, sampler.anchor_list, sampler.target)
 
 
-def knobs_of(sampler: SamplerConfig, dtype: Any = jnp.float32) -> Knobs:
-    """The run-time part of a sampler."""
+def knobs_of(sampler: SamplerConfig, dtype: Any = np.float32) -> Knobs:
+    """The run-time part of a sampler, on the host."""
     s = sampler
     draft_temperature = s.temperature if s.draft_temperature is None else s.draft_temperature
-    stop = np.full((max(8, -(-len(s.stop_tokens) // 8) * 8),), -1, np.int32)
+    integer: Any = np.int32
+    stop: Any = np.full((max(8, -(-len(s.stop_tokens) // 8) * 8),), -1, np.int32)
     stop[: len(s.stop_tokens)] = s.stop_tokens
 
     def warp(temperature: float, k: int, p: float, min_p: float) -> Warp:
-        return Warp(dtype(temperature), jnp.int32(min(k, 2**31 - 1)), dtype(p), dtype(min_p))
+        return Warp(dtype(temperature), integer(min(k, 2**31 - 1)), dtype(p), dtype(min_p))
 
     return Knobs(
         warp=warp(s.temperature, s.top_k, s.top_p, s.min_p),
         draft_warp=warp(draft_temperature, s.draft_top_k, s.draft_top_p, 0.0),
         beta=dtype(s.beta),
         repetition_penalty=dtype(s.repetition_penalty),
-        min_new_tokens=jnp.int32(s.min_new_tokens),
+        min_new_tokens=integer(s.min_new_tokens),
         threshold=dtype(s.threshold),
-        reveal=jnp.int32(s.reveal),
-        stop=jnp.asarray(stop),
+        reveal=integer(s.reveal),
+        stop=stop,
     )
 
 
@@ -235,7 +236,7 @@ def _result(state: State, texts: list[list[int]], cut: dict[int, int], sampler: 
         log_probabilities=[row[:n].tolist() for row, n in zip(logs, ends, strict=True)],
         finish=finish,
         sampler=sampler,
-        session=Session(texts, state.cache.replace(length=jnp.asarray(length))),
+        session=Session(texts, state.cache.replace(length=length)),
     )
 
 
@@ -262,14 +263,6 @@ def _texts(prompts: Sequence[Sequence[int]], session: Session | None) -> tuple[l
         [text + prompt for text, prompt in zip(session.texts, new, strict=True)],
         [text[n:] + prompt for text, n, prompt in zip(session.texts, length, new, strict=True)],
     )
-
-
-def _cache(model: Zaya, rows: int, capacity: int, session: Session | None) -> Cache:
-    if session is None:
-        return init_cache(model.config, rows, capacity)
-    more = max(0, capacity - session.cache.capacity)
-    pad = [(0, 0), (0, 0), (0, more), (0, 0), (0, 0)]
-    return session.cache.replace(key=jnp.pad(session.cache.key, pad), value=jnp.pad(session.cache.value, pad))
 
 
 def check(

@@ -21,9 +21,14 @@ class Warp(NamedTuple):
     min_p: Array  # 0: all
 
     @property
+    def warm(self) -> Array:
+        """bool []: is anything left to chance?"""
+        return self.temperature > 0
+
+    @property
     def truncates(self) -> Array:
-        """bool []: does anything but the temperature change the law?"""
-        return (self.temperature > 0) & ((self.top_k > 0) | (self.top_p < 1) | (self.min_p > 0))
+        """bool []: does anything but the temperature change a warm law?"""
+        return (self.top_k > 0) | (self.top_p < 1) | (self.min_p > 0)
 
 
 def log_law(logits: Array, warp: Warp) -> Array:
@@ -32,11 +37,17 @@ def log_law(logits: Array, warp: Warp) -> Array:
     Which truncations apply is decided at run time; the sort they need is skipped when none does.
     """
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    warm = jax.nn.log_softmax(logits / jnp.where(warp.temperature > 0, warp.temperature, 1), axis=-1)
-    warm = jax.lax.cond(warp.truncates, truncate, _whole, warm, warp)
+    return jax.lax.cond(warp.warm, _warm_law, _greedy_law, logits, warp)
+
+
+def _warm_law(logits: Array, warp: Warp) -> Array:
+    law = jax.nn.log_softmax(logits / warp.temperature.astype(logits.dtype), axis=-1)
+    return jax.lax.cond(warp.truncates, truncate, _whole, law, warp)
+
+
+def _greedy_law(logits: Array, warp: Warp) -> Array:
     best = jnp.argmax(logits, axis=-1, keepdims=True)
-    one_hot = jnp.where(jnp.arange(logits.shape[-1]) == best, 0.0, -jnp.inf).astype(logits.dtype)
-    return jnp.where(warp.temperature > 0, warm, one_hot)
+    return jnp.where(jnp.arange(logits.shape[-1]) == best, 0.0, -jnp.inf).astype(logits.dtype)
 
 
 def truncate(law: Array, warp: Warp) -> Array:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from zaya_jax.architecture import Cache, Zaya
+from zaya_jax.architecture import Cache, Zaya, init_cache
 from zaya_jax.sampling.block_diffusion import BLOCK_DIFFUSION
 from zaya_jax.sampling.method import Knobs, Method, Outcome, Plan, Progress, Setup
 from zaya_jax.sampling.noise import KeyedNoise
@@ -38,18 +38,21 @@ class State(struct.PyTreeNode):
 
 
 def begin(
-    setup: Setup, tokens: Array, count: Array, cache: Cache, seen: Array, limit: Array, buffer: int, samples: int
-) -> State:
+    setup: Setup, tokens: Array, count: Array, cache: Cache | None, seen: Array, limit: Array, buffer: int,
+    samples: int, capacity: int,
+) -> State:  # fmt: skip
     """Reads the prompts, once each, and decides every row's first token.
 
     Args:
       setup: its noise is for prompts * samples rows.
       tokens, count: right-padded prompts int32 [prompts, width] and their lengths.
-      cache: what is committed before the prompts; its capacity must hold everything to come and two blocks of slack.
+      cache: what is committed before the prompts, if anything.
       seen: bool [prompts, vocab], tokens in each row's text so far, the prompt included.
       limit: int32 [], tokens after which a row ends; at most `buffer`.
       samples: rows for each prompt; they share its forward and start from copies of its cache.
+      capacity: slots the cache gets: for everything to come and two blocks of slack.
     """
+    cache = init_cache(setup.model.config, tokens.shape[0], capacity) if cache is None else cache.grow(capacity)
     plan, method = setup.plan, METHODS[setup.plan.mode]
     readout, cache = method.read(setup, tokens, count, cache)
     readout, seen, length = jax.tree.map(lambda x: _repeat(x, samples, 0), (readout, seen, cache.length))
@@ -83,14 +86,14 @@ def advance(setup: Setup, state: State, limit: Array) -> State:
     return state.replace(carry=carry, cache=cache)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "plan", "buffer", "samples"))
+@functools.partial(jax.jit, static_argnames=("model", "plan", "buffer", "samples", "capacity"))
 def start(
-    model: Zaya, variables, tokens: Array, count: Array, cache: Cache, seen: Array, keys: Array, limit: Array,
-    knobs: Knobs, *, plan: Plan, buffer: int, samples: int,
+    model: Zaya, variables, tokens: Array, count: Array, cache: Cache | None, seen: Array, keys: Array, limit: Array,
+    knobs: Knobs, *, plan: Plan, buffer: int, samples: int, capacity: int,
 ) -> State:  # fmt: skip
     """`begin`, compiled; keys [prompts * samples]."""
     setup = Setup(model, variables, plan, knobs, KeyedNoise(keys))
-    return begin(setup, tokens, count, cache, seen, limit, buffer, samples)
+    return begin(setup, tokens, count, cache, seen, limit, buffer, samples, capacity)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "plan"), donate_argnames=("state",))

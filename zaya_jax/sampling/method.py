@@ -141,7 +141,7 @@ def draft(setup: Setup, logits: Array, exists: Array, first: Array) -> Drafted:
     """Draws drafts of the positions first, first + 1, ... from logits [batch, drafts, vocab]; first int32 [batch]."""
     position = first[:, None] + jnp.arange(logits.shape[1], dtype=jnp.int32)
     law = log_law(logits, setup.knobs.draft_warp)
-    return Drafted(setup.noise.draw(Purpose.DRAFT, position, law), logits, exists)
+    return Drafted(setup.noise.draw(Purpose.DRAFT, position, law, setup.knobs.draft_warp.warm), logits, exists)
 
 
 def mix_stale(setup: Setup, logits: Array, drafted: Drafted) -> Array:
@@ -167,10 +167,11 @@ def verify(setup: Setup, logits: Array, drafted: Drafted, first: Array, progress
     survives = setup.noise.accept(position, log_accept)
     accepted = jnp.cumprod(survives, axis=1, dtype=jnp.int32).sum(axis=1, dtype=jnp.int32)
 
-    # Behind all drafts nothing was drafted: q = 0 there, and the residual is p itself.
-    log_q = jnp.concatenate([log_q, jnp.full((batch, 1, vocab), -jnp.inf, log_q.dtype)], axis=1)
-    p, q = (jnp.take_along_axis(x, accepted[:, None, None], axis=1)[:, 0] for x in (log_p, log_q))
-    settled = setup.noise.draw(Purpose.SETTLE, first + accepted, log_residual(p, q))
+    law = log_p[:, 0]
+    if n > 1:  # behind all drafts nothing was drafted: q = 0 there, and the residual is p itself
+        log_q = jnp.concatenate([log_q, jnp.full((batch, 1, vocab), -jnp.inf, log_q.dtype)], axis=1)
+        law = log_residual(*(jnp.take_along_axis(x, accepted[:, None, None], axis=1)[:, 0] for x in (log_p, log_q)))
+    settled = setup.noise.draw(Purpose.SETTLE, first + accepted, law, setup.knobs.warp.warm)
 
     last = jnp.arange(n, dtype=jnp.int32) == accepted[:, None]
     produced = jnp.where(last, settled[:, None], jnp.concatenate([drafted.tokens, settled[:, None]], axis=1))

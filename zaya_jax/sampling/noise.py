@@ -6,6 +6,7 @@ it is tested at most once and settled at most once, so no number decides two thi
 """
 
 import enum
+import functools
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -26,8 +27,11 @@ class Purpose(enum.IntEnum):
 class Noise(Protocol):
     """What a sampling step asks for; tests answer with forced outcomes instead."""
 
-    def draw(self, purpose: Purpose, position: Array, law: Array) -> Array:
-        """A token from each (unnormalised) log law [batch, ..., vocab]; position and result int32 [batch, ...]."""
+    def draw(self, purpose: Purpose, position: Array, law: Array, warm: Array) -> Array:
+        """A token from each (unnormalised) log law [batch, ..., vocab]; position and result int32 [batch, ...].
+
+        Where `warm` (bool []) is False, every law holds one token alone, and no randomness is needed.
+        """
         ...
 
     def accept(self, position: Array, log_probability: Array) -> Array:
@@ -40,10 +44,13 @@ class KeyedNoise(struct.PyTreeNode):
 
     keys: Array  # key array [batch]
 
-    def draw(self, purpose: Purpose, position: Array, law: Array) -> Array:
+    def draw(self, purpose: Purpose, position: Array, law: Array, warm: Array) -> Array:
         """By Gumbel-max."""
-        noise = self._each(purpose, position, lambda key: jax.random.gumbel(key, law.shape[-1:], law.dtype))
-        return jnp.argmax(law + noise, axis=-1).astype(jnp.int32)
+
+        def shaken(law: Array) -> Array:
+            return law + self._each(purpose, position, lambda key: jax.random.gumbel(key, law.shape[-1:], law.dtype))
+
+        return jnp.argmax(jax.lax.cond(warm, shaken, lambda law: law, law), axis=-1).astype(jnp.int32)
 
     def accept(self, position: Array, log_probability: Array) -> Array:
         tiny = jnp.finfo(log_probability.dtype).tiny  # u in (0, 1): what has probability 0 never happens
@@ -68,10 +75,25 @@ def row_keys(seed: int | Sequence[int], rows: int) -> Array:
       seed: one int (row r's key is derived from it and r), or one int a row, for rows that must be reproducible alone.
 
     Raises:
-      ValueError: a sequence whose length is not `rows`.
+      ValueError: a sequence whose length is not `rows`, or a seed that is not in [0, 2**32).
     """
-    if isinstance(seed, int | np.integer):
-        return jax.random.split(jax.random.key(int(seed)), rows)
-    if len(seed) != rows:
-        raise ValueError(f"seed: got {len(seed)} seeds, may be one int or one for each of the {rows} prompts")
-    return jnp.stack([jax.random.key(int(s)) for s in seed])
+    single = isinstance(seed, int | np.integer)
+    seeds = [seed] if single else list(seed)
+    for s in seeds:
+        if isinstance(s, bool) or not isinstance(s, int | np.integer) or not 0 <= s < 2**32:
+            raise ValueError(f"seed: got {s!r}, may be an integer in [0, 2**32)")
+    if single:
+        return _split(np.uint32(seeds[0]), rows)
+    if len(seeds) != rows:
+        raise ValueError(f"seed: got {len(seeds)} seeds, may be one int or one for each of the {rows} rows")
+    return _keys(np.array(seeds, np.uint32))
+
+
+@functools.partial(jax.jit, static_argnames="rows")
+def _split(seed: Array, rows: int) -> Array:
+    return jax.random.split(jax.random.key(seed), rows)
+
+
+@jax.jit
+def _keys(seeds: Array) -> Array:
+    return jax.vmap(jax.random.key)(seeds)

@@ -79,7 +79,7 @@ def begin(setup: Setup, readout: tuple[Array, Array], cache: Cache, progress: Pr
 def settle_first(setup: Setup, logits: Array, cache: Cache, progress: Progress) -> tuple[Outcome, Array]:
     """The first new token from the target's logits behind the prompt [batch, 1, vocab]."""
     law = target_law(setup, logits, jnp.zeros((logits.shape[0], 0), jnp.int32), progress)[:, 0]
-    settled = setup.noise.draw(Purpose.SETTLE, cache.length, law)
+    settled = setup.noise.draw(Purpose.SETTLE, cache.length, law, setup.knobs.warp.warm)
     one = jnp.ones_like(settled)
     return Outcome(settled[:, None], at_token(law, settled)[:, None], one, is_healthy(logits)), settled
 
