@@ -33,6 +33,7 @@ PROMPT_TOKENS = 32
 EXPERTS = 16
 SAME_TOKENS = 0.99  # at least; not 1, for two float32 sums in different orders may part at a near tie
 TRIAL_REPEATS = 5
+PAUSE = 0.3  # seconds before each timed call: torch's and XLA's threads spin on behind a call
 # Ratios of transformers' time over ours to reach at batch 1; at batch 8, half of them.
 GOALS = {"zaya1_1m": 20.0, "zaya1_25m": 8.0, "zaya1_200m": 4.0}
 
@@ -136,7 +137,7 @@ def compare(model: Zaya, variables, theirs: Any, batch: int, new_tokens: int, re
     def transformers() -> None:
         produced["transformers"] = continue_greedily(theirs, prompts, new_tokens)
 
-    times = medians({"zaya_jax": ours, "transformers": transformers}, repeats, "decoding")
+    times = medians({"zaya_jax": ours, "transformers": transformers}, repeats, "decoding", PAUSE)
     return {
         "parameters": sum(x.size for x in jax.tree.leaves(variables["params"])), "experts": EXPERTS, "batch": batch,
         "prompt_tokens": PROMPT_TOKENS, "new_tokens": new_tokens, "dtype": model.config.dtype, "temperature": 0.0,
@@ -167,7 +168,7 @@ def fastest_setting(theirs: Any, prompts: np.ndarray, new_tokens: int) -> tuple[
     by_name = {" ".join(map(str, values)): Setting(*values) for values in settings}
     for name, setting in by_name.items():
         sides[name] = functools.partial(call, setting)
-    times = medians(sides, TRIAL_REPEATS, "transformers' settings")
+    times = medians(sides, TRIAL_REPEATS, "transformers' settings", PAUSE)
     trial = [{**by_name[name]._asdict(), "milliseconds_per_token": time / short} for name, time in times.items()]
     return by_name[min(times, key=lambda name: times[name])], trial
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from zaya_jax.analysis.flops import parameter_count
 from zaya_jax.analysis.roofline import experts_touched
-from zaya_jax.architecture import Layout, Zaya, ZayaConfig, init_cache
+from zaya_jax.architecture import MASK, Layout, Zaya, ZayaConfig, init_cache
 from zaya_jax.sampling.cost import AUTOREGRESSIVE, forward_cost, rows_of
 from zaya_jax.sampling.method import Plan
 from zaya_jax.timing import medians
@@ -82,14 +82,16 @@ def forward_parts(
     layout = Layout.verify_and_draft(
         jax.random.randint(jax.random.key(0), rows, 0, model.config.vocab_size), context, plan.anchors or None, block
     )
+    shape = (steps, *layout.tokens.shape)
+    texts = jax.random.randint(jax.random.key(1), shape, 0, model.config.vocab_size)  # others each time: `forward_cost`
     cache = init_cache(model.config, batch, context + 2 * block)
     cache = cache.replace(length=jnp.full((batch,), context, jnp.int32))
     read = jnp.ones((batch, block + (block - 1 if plan.anchors else 0), model.config.hidden_size), model.config.dtype)
 
     def backbone(model: Zaya, variables: Any) -> Callable[[], object]:
-        def body(_, carry):
+        def body(i, carry):
             cache, nudge = carry
-            nudged = layout.replace(tokens=layout.tokens + nudge)
+            nudged = layout.replace(tokens=jnp.where(layout.tokens == MASK, MASK, texts[i] + nudge))
             hidden, pending, _ = cast(tuple, model.apply(variables, nudged, cache, method="backbone"))
             # nothing is committed, and the next forward depends on this one
             return pending.commit(jnp.zeros((batch,), jnp.int32)), (0 * hidden[0, 0, 0]).astype(jnp.int32)

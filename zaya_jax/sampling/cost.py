@@ -57,12 +57,13 @@ def _prepare(model: Zaya, variables: Any, plan: Plan, batch: int, context: int, 
     """A call that runs `steps` sampling steps."""
     config = model.config
     cache = init_cache(config, batch, context + 2 * plan.block_size)
-    # The content of the context does not matter for time; routing does, so the block's tokens differ.
+    # The content of the context does not matter for time; routing does. So every step meets other tokens: one that met
+    # the same experts again and again finds their weights in the processor's cache, and would look too cheap.
     cache = cache.replace(length=jnp.full((batch,), context, jnp.int32))
-    block = jax.random.randint(jax.random.key(0), (batch, plan.block_size), 0, config.vocab_size)
+    blocks = jax.random.randint(jax.random.key(0), (steps, batch, plan.block_size), 0, config.vocab_size)
     drafts = (batch, plan.block_size - 1)
-    drafted = Drafted(block[:, 1:], jnp.zeros((*drafts, config.vocab_size), config.dtype), jnp.ones(drafts, bool))
-    proposal = Proposal(block[:, 0], drafted)
+    drafted = Drafted(blocks[0, :, 1:], jnp.zeros((*drafts, config.vocab_size), config.dtype), jnp.ones(drafts, bool))
+    proposal = Proposal(blocks[0, :, 0], drafted)
     progress = Progress(jnp.zeros((batch,), jnp.int32), jnp.zeros((batch, config.vocab_size), bool))
     idle = jnp.zeros((batch,), bool)  # nothing is committed: the context stays as long as it is
 
@@ -70,8 +71,10 @@ def _prepare(model: Zaya, variables: Any, plan: Plan, batch: int, context: int, 
     def loop(variables, proposal, cache, keys, knobs):
         setup = Setup(model, variables, plan, knobs, KeyedNoise(keys))
 
-        def body(_, carry):
+        def body(i, carry):
             proposal, cache = carry
+            drafted = proposal.drafted.replace(tokens=blocks[i, :, 1:])
+            proposal = proposal.replace(settled=blocks[i, :, 0], drafted=drafted)
             outcome, follow = step(setup, proposal, cache, idle, progress)
             return follow(idle, outcome.amount)
 
