@@ -115,8 +115,9 @@ def transformers_table(rows: list[dict]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
+        clock = row["milliseconds_per_token"]
         lines.append(
-            f"| {row['preset']} | {row['batch']} | {row['transformers']:.2f} | {row['zaya_jax']:.3f} "
+            f"| {row['preset']} | {row['batch']} | {clock['transformers']:.2f} | {clock['zaya_jax']:.2f} "
             f"| {row['ratio']:.1f} | {row['goal']:g} |"
         )
     return "\n".join(lines)
