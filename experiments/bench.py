@@ -8,9 +8,7 @@ Both sides of a ratio are timed in turn, so that a busy machine disturbs them al
 """
 
 import functools
-import json
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -32,8 +30,7 @@ _REPEATS = flags.DEFINE_integer("repeats", 15, "Timed calls of each side of a ra
 
 def main() -> None:
     """Runs every benchmark and prints it."""
-    if _OUTPUT.value and not Path(_OUTPUT.value).absolute().parent.is_dir():
-        raise FileNotFoundError(f"--output {_OUTPUT.value}: its folder does not exist")
+    cli.check_output(_OUTPUT.value)
     numbers: dict = {"hardware": environment.hardware(), "environment": environment.describe()}
     numbers["train_step"] = train_step_ratio(_PRESET.value, _REPEATS.value)
     show(
@@ -41,8 +38,7 @@ def main() -> None:
     )
     numbers["experts"] = expert_ratio(_REPEATS.value)
     show("dense experts / block-padded experts, 1024 tokens", numbers["experts"], "dense", "block_padded", ">= 4")
-    if _OUTPUT.value:
-        Path(_OUTPUT.value).write_text(json.dumps(numbers, indent=2) + "\n")
+    cli.write_numbers(_OUTPUT.value, numbers)
 
 
 def show(title: str, numbers: dict, over: str, under: str, goal: str) -> None:

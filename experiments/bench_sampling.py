@@ -6,7 +6,8 @@
    the trained model and for a larger one with random weights; beside it nothing but matrix products over the same
    weights, and where the time goes.
 2. context: a step's cost behind 1,024 and behind 32,768 tokens.
-3. anchors: acceptance, and for each budget K of anchors T, rows, clock over AR and accuracy, batch by batch.
+3. anchors: acceptance, and for each budget K of anchors T, rows, clock over AR and accuracy, batch by batch. The list
+   of a budget is found on validation problems, T is measured on test problems.
 4. strategies: every mode and target on the same prompts and seeds: T, rows, accuracy, clock.
 5. auto: what mode="auto" chooses for several prompt sets and why, and its clock over AR.
 6. predicted: what the cost model would choose on GPUs that are not here, from their published peaks and the acceptance
@@ -80,8 +81,7 @@ class Bench(NamedTuple):
 
 def main() -> None:
     """Runs the sections and prints them."""
-    if _OUTPUT.value and not Path(_OUTPUT.value).absolute().parent.is_dir():
-        raise FileNotFoundError(f"--output {_OUTPUT.value}: its folder does not exist")
+    cli.check_output(_OUTPUT.value)
     for value in _BATCHES.value:
         if not value.isdecimal() or int(value) < 1:
             raise ValueError(f"--batches: got {value!r}, may be integers of at least 1")
@@ -106,8 +106,7 @@ def main() -> None:
     }
     for name in _ONLY.value:
         numbers[name] = sections[name](bench)
-        if _OUTPUT.value:  # after every section, so that an interrupted run keeps what it has
-            Path(_OUTPUT.value).write_text(json.dumps(numbers, indent=2) + "\n")
+        cli.write_numbers(_OUTPUT.value, numbers)  # after every section: an interrupted run keeps what it has
 
 
 def rows_section(bench: Bench, large: str) -> list[dict]:
@@ -181,16 +180,13 @@ def anchors_section(bench: Bench) -> list[dict]:
     """Budgets of anchors, at temperatures 0 and 1: T and accuracy over all prompts, the clock over some."""
     size, out = bench.block_size, []
     for temperature in (0.0, 1.0):
-        everywhere = generate(
-            bench.model, bench.variables, bench.prompts, bench.sampler("single_pass", temperature), bench.new_tokens, 1
-        )
-        acceptance = acceptance_curve(everywhere.accepted, size)
+        accepted = accepted_everywhere(bench, temperature)
         say(
             f"acceptance of slots 1 .. {size - 1}, temperature {temperature:g}: "
-            + " ".join(f"{a:.2f}" for a in acceptance)
+            + " ".join(f"{a:.2f}" for a in acceptance_curve(accepted, size))
         )
         budgets = [k for k in (1, 2, 3, 4, 8, 16) if k <= size]
-        samplers = {k: bench.sampler("single_pass", temperature, anchors=k, acceptance=acceptance) for k in budgets}
+        samplers = {k: bench.sampler("single_pass", temperature, anchors=k, acceptance=accepted) for k in budgets}
         plain = bench.sampler("autoregressive", temperature)
         clocks = {}
         for batch in bench.batches:
@@ -209,6 +205,14 @@ def anchors_section(bench: Bench) -> list[dict]:
                 + ", ".join(f"{x:.2f} (batch {b})" for b, x in row["clock_over_ar"].items())
             )
     return out
+
+
+def accepted_everywhere(bench: Bench, temperature: float) -> list[list[int]]:
+    """Tokens each forward yielded with an anchor behind every accept length, on validation problems."""
+    task, tokenizer = make_task(TASK), ByteTokenizer()
+    prompts = [tokenizer.encode(task.problem("validation", i, 5).prompt) for i in range(len(bench.problems))]
+    sampler = bench.sampler("single_pass", temperature)
+    return generate(bench.model, bench.variables, prompts, sampler, bench.new_tokens, 1).accepted
 
 
 def measured(bench: Bench, sampler: SamplerConfig, name: str) -> dict:
@@ -296,15 +300,13 @@ def auto_section(bench: Bench) -> list[dict]:
 
 def predicted_section(bench: Bench) -> list[dict]:
     """The cost model's choice for ZAYA1-8B on other hardware, if its drafts survived like this model's do here."""
-    sampler = bench.sampler("single_pass", 1.0)
-    generation = generate(bench.model, bench.variables, bench.prompts, sampler, bench.new_tokens, 1)
-    acceptance = acceptance_curve(generation.accepted, bench.block_size)
+    accepted = accepted_everywhere(bench, 1.0)
     config, out = preset("zaya1_8b"), []
     for name, hardware in HARDWARE.items():
         for batch in bench.batches:
             shapes = [1, *range(2, bench.block_size * (bench.block_size + 1) + 1)]
             cost = {n: 1e3 * forward_seconds(config, hardware, n, batch, head_rows=min(n, 32)) for n in shapes}
-            best = candidates(acceptance, cost, bench.block_size)[0]
+            best = candidates(accepted, cost, bench.block_size)[0]
             row = {"hardware": name, "batch": batch, "context": 4096, "run": False, **dataclasses.asdict(best)}
             out.append({**row, "autoregressive_cost": cost[1]})
             say(f"predicted, not run: zaya1_8b on {name}, batch {batch}, context 4096: {best}")

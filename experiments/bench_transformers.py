@@ -1,19 +1,19 @@
 """Autoregressive decoding beside transformers' ZAYA `generate`, same random weights, both on this machine's CPU.
 
     python -m experiments.bench_transformers [--output=FILE.json] [--presets=zaya1_1m,zaya1_25m,zaya1_200m]
-                                             [--batches=1,8] [--repeats=N]
+                                             [--batches=1,8] [--repeats=N] [--threads=1]
 
 Greedy, float32, 16 experts, prompts of 32 random tokens, 64 new ones, no end token on either side. transformers runs
 with its cache, in torch's inference mode, and with whichever of its attention and expert implementations and thread
-counts a trial on this machine finds fastest. The sides take turns, and they must produce the same tokens: a baseline
-that computes something else is none. Needs the `parity` extra: pip install -e ".[parity]".
+counts a trial on this machine finds fastest; --threads sets JAX's own, which are fixed when it starts. The sides take
+turns, and they must produce the same tokens: a baseline that computes something else is none. Needs the `parity`
+extra: pip install -e ".[parity]".
 """
 
 import functools
 import importlib
 import importlib.metadata
 import itertools
-import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +32,7 @@ from zaya_jax.training.state import init_variables
 PROMPT_TOKENS = 32
 EXPERTS = 16
 SAME_TOKENS = 0.99  # at least; not 1, for two float32 sums in different orders may part at a near tie
-TRIAL_REPEATS = 5
+TRIAL_REPEATS, TRIAL_SHARE = 3, 8  # timed calls of a setting; this part of the tokens
 PAUSE = 0.3  # seconds before each timed call: torch's and XLA's threads spin on behind a call
 # Ratios of transformers' time over ours to reach at batch 1; at batch 8, half of them.
 GOALS = {"zaya1_1m": 20.0, "zaya1_25m": 8.0, "zaya1_200m": 4.0}
@@ -54,8 +54,7 @@ class Setting(NamedTuple):
 
 def main() -> None:
     """Runs every model and batch, and prints the ratios."""
-    if _OUTPUT.value and not Path(_OUTPUT.value).absolute().parent.is_dir():
-        raise FileNotFoundError(f"--output {_OUTPUT.value}: its folder does not exist")
+    cli.check_output(_OUTPUT.value)
     if not all(batch.isdecimal() and int(batch) for batch in _BATCHES.value):
         raise ValueError(f"--batches: got {','.join(_BATCHES.value)}, may be integers of at least 1, e.g. 1,8")
     if jax.default_backend() != "cpu":
@@ -65,8 +64,10 @@ def main() -> None:
     numbers: dict = {"hardware": environment.hardware(), "environment": environment.describe(), "transformers": []}
     for package in ("torch", "transformers"):
         numbers["environment"]["packages"][package] = importlib.metadata.version(package)
-    cores = numbers["environment"]["cores"]
-    print(f"{numbers['hardware']}; JAX uses {cores}, torch the faster of 1 and {cores} threads", flush=True)
+    ours = numbers["environment"]["threads"]
+    print(
+        f"{numbers['hardware']}; JAX's threads: {ours}, torch's: the faster of 1 and {environment.cores()}", flush=True
+    )
     for name, config in configs.items():
         model, variables = Zaya(config), init_variables(Zaya(config), 0)
         theirs = their_model(config, variables)
@@ -75,8 +76,7 @@ def main() -> None:
             require_same_tokens(row)
             numbers["transformers"].append({**row, "goal": goal(name, batch)})
             show(numbers["transformers"][-1])
-    if _OUTPUT.value:
-        Path(_OUTPUT.value).write_text(json.dumps(numbers, indent=2) + "\n")
+            cli.write_numbers(_OUTPUT.value, numbers)
 
 
 def require_parity_extra() -> None:
@@ -151,14 +151,14 @@ def compare(model: Zaya, variables, theirs: Any, batch: int, new_tokens: int, re
 
 
 def fastest_setting(theirs: Any, prompts: np.ndarray, new_tokens: int) -> tuple[Setting, list[dict]]:
-    """Which setting decodes a quarter of the tokens fastest, and every setting's median milliseconds per token.
+    """Which setting decodes some of the tokens fastest, and every setting's median milliseconds per token.
 
     One thread is among them: torch's threads wait for each other at every operation, which small matrices do not repay
     and which another program on the same cores makes a hundred times slower.
     """
-    threads = sorted({1, environment.describe()["cores"]})
+    threads = sorted({1, environment.cores()})
     settings = itertools.product(("eager", "sdpa"), ("eager", "batched_mm", "grouped_mm"), threads)
-    short = -(-new_tokens // 4)
+    short = -(-new_tokens // TRIAL_SHARE)
 
     def call(setting: Setting) -> None:
         use(theirs, setting)

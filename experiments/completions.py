@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments import cli
 from experiments.environment import first_difference
 
 FIRST_KEY = '{"prompt": '  # how every line of ours begins
@@ -75,8 +76,7 @@ class Completions:
         self.done: set[tuple[int, int]] = set()  # (prompt, sample)
         self.ran: dict[str, Any] | None = None  # what was settled by measuring when the first line was made
         self._whole = 0  # bytes of whole lines
-        if not path.absolute().parent.is_dir():
-            raise FileNotFoundError(f"--output {path}: its folder does not exist")
+        cli.check_output(path)
         if path.exists():
             self._read()
 

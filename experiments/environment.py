@@ -61,7 +61,8 @@ def describe() -> dict:
         "device": jax.devices()[0].device_kind,
         "device_count": jax.device_count(),
         "cpu": cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
+        "threads": int(os.environ.get("NPROC", cores())),  # of XLA on a CPU: see cli's --threads
         "platform": platform.platform(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "git_commit": git_commit(),
@@ -73,8 +74,13 @@ def hardware() -> str:
     """One cell for results.csv."""
     device = jax.devices()[0]
     if device.platform == "cpu":
-        return f"{cpu_name()}, {describe()['cores']} cores"
+        return f"{cpu_name()}, {cores()} cores"
     return f"{jax.device_count()} x {device.device_kind}"
+
+
+def cores() -> int:
+    """Processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_name() -> str:

@@ -226,7 +226,7 @@ class Engine:
             raise ValueError(
                 f"--anchors: got {budget} (a budget) and texts that end too soon to measure acceptance; may be a list"
             ) from None
-        settled = SamplerConfig(**self.asked | {"acceptance": curve})
+        settled = SamplerConfig(**self.asked | {"acceptance": measured.accepted})
         rates = ", ".join(f"{rate:.2f}" for rate in curve)
         print(f"acceptance of slots 1 .. {len(curve)}: {rates}; anchors {list(settled.anchor_list)}", file=sys.stderr)
         return settled

@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import random_variables
+from zaya_jax import preset
+from zaya_jax.interop import save_huggingface
+
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -17,11 +21,35 @@ def door(module: str, *flags: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
 
 
-@pytest.mark.parametrize(
-    "sections",
-    ["anchors,predicted", pytest.param("rows,context,anchors,strategies,auto,predicted", marks=pytest.mark.slow)],
-)
-def test_train_then_measure(sections, tmp_path):
+def measure(checkpoint: Path, block_size: int, sections: str, output: Path, *more: str) -> dict:
+    measured = door(
+        "bench_sampling", f"--checkpoint={checkpoint}", f"--block_size={block_size}", "--prompts=8", "--repeats=1",
+        f"--only={sections}", f"--output={output}", *more,
+    )  # fmt: skip
+    assert measured.returncode == 0, measured.stderr[-2000:]
+    numbers = json.loads(output.read_text())
+    assert numbers["hardware"] and numbers["environment"]["git_commit"]
+    return numbers
+
+
+def check_anchors(rows: list[dict], block_size: int, batches: set[str]) -> None:
+    ks = [(r["temperature"], r["anchors"], len(r["list"])) for r in rows]
+    assert ks == [(t, k, k) for t in (0.0, 1.0) for k in (1, 2, 3, 4)[:block_size]]
+    assert all(1 <= r["tokens_per_forward"] <= block_size and set(r["clock_over_ar"]) == batches for r in rows)
+
+
+def test_a_model_is_measured(tmp_path):
+    config = preset("tiny", vocab_size=260, mask_token_id=259, bos_token_id=256, eos_token_id=257, pad_token_id=258)
+    save_huggingface(tmp_path / "model", config, random_variables(config))
+    numbers = measure(
+        tmp_path / "model", 2, "anchors,predicted", tmp_path / "bench.json", "--batches=1", "--new_tokens=8"
+    )
+    check_anchors(numbers["anchors"], 2, {"1"})
+    assert not any(r["run"] for r in numbers["predicted"])
+
+
+@pytest.mark.slow  # seven minutes: every section compiles dozens of programs
+def test_train_then_measure(tmp_path):
     """Both halves of the docstring's line, with a config and sizes of seconds."""
     tiny = [f"--config.model.{f}" for f in ("hidden_size=16", "num_hidden_layers=2", "num_experts=2", "head_dim=8")]
     small = [*tiny, "--config.pretrain.steps=2", "--config.convert.steps=2", "--config.control.steps=2"]
@@ -29,30 +57,16 @@ def test_train_then_measure(sections, tmp_path):
     config = "--config=configs/samplers.py:fast,block_size=4,preset=tiny"
     trained = door("run", config, f"--workdir={tmp_path / 'run'}", *small)
     assert trained.returncode == 0, trained.stderr[-2000:]
-    output = tmp_path / "bench.json"
-    measured = door(
-        "bench_sampling", f"--checkpoint={tmp_path / 'run/checkpoints/convert'}", "--block_size=4", "--large=tiny",
-        "--batches=1,2", "--prompts=8", "--repeats=1", "--new_tokens=12", f"--only={sections}",
-        f"--output={output}",
-    )  # fmt: skip
-    assert measured.returncode == 0, measured.stderr[-2000:]
-    numbers = json.loads(output.read_text())
-    assert numbers["hardware"] and numbers["environment"]["git_commit"]
-    ks = [(r["temperature"], r["anchors"], len(r["list"])) for r in numbers["anchors"]]
-    assert ks == [(t, k, k) for t in (0.0, 1.0) for k in (1, 2, 3, 4)]
-    assert all(1 <= r["tokens_per_forward"] <= 4 and set(r["clock_over_ar"]) == {"1", "2"} for r in numbers["anchors"])
-    assert not any(r["run"] for r in numbers["predicted"])
-    if "rows" in sections:
-        assert {(r["model"], r["batch"]) for r in numbers["rows"]} == {
-            ("trained", 1),
-            ("trained", 2),
-            ("tiny", 1),
-            ("tiny", 2),
-        }
-        assert all(r["ratio"]["1"] == 1 and r["ratio"].keys() >= {"1", "20", "72"} for r in numbers["rows"])
-        assert {r["mode"] for r in numbers["auto"]} <= {"autoregressive", "single_pass"}
-        assert all(r["clock_over_ar"] > 0 and r["reason"] for r in numbers["auto"])
-        assert len(numbers["strategies"]) == 26 and set(numbers["context"]) == {"1024", "32768"}
+    sections = "rows,context,anchors,strategies,auto,predicted"
+    more = ("--large=tiny", "--batches=1,2", "--new_tokens=12")
+    numbers = measure(tmp_path / "run/checkpoints/convert", 4, sections, tmp_path / "bench.json", *more)
+    check_anchors(numbers["anchors"], 4, {"1", "2"})
+    sizes = {(r["model"], r["batch"]) for r in numbers["rows"]}
+    assert sizes == {("trained", 1), ("trained", 2), ("tiny", 1), ("tiny", 2)}
+    assert all(r["ratio"]["1"] == 1 and r["ratio"].keys() >= {"1", "20", "72"} for r in numbers["rows"])
+    assert {r["mode"] for r in numbers["auto"]} <= {"autoregressive", "single_pass"}
+    assert all(r["clock_over_ar"] > 0 and r["reason"] for r in numbers["auto"])
+    assert len(numbers["strategies"]) == 26 and set(numbers["context"]) == {"1024", "32768"}
 
 
 @pytest.mark.parametrize(

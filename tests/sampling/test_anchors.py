@@ -12,6 +12,7 @@ from zaya_jax.sampling import SamplerConfig, acceptance_curve, best_anchors, exp
 from zaya_jax.sampling.cost import cost_at
 from zaya_jax.sampling.planning import candidates
 
+RUNS = st.lists(st.lists(st.integers(1, 5), max_size=8).map(lambda run: [1, *run]), min_size=1, max_size=4)
 RATES = st.lists(st.floats(0.05, 0.95), min_size=5, max_size=5)
 
 
@@ -94,8 +95,49 @@ def test_measured_acceptance_predicts_measured_tokens():
     assert expected_tokens(curve, 4, (1,)) == pytest.approx(run((1,)).tokens_per_forward, rel=0.1)
 
 
+def replayed(runs, block_size, anchors) -> float:
+    """Tokens per forward by walking over every text, one forward at a time."""
+    forwards = 0
+    for run in runs:
+        ends = list(itertools.accumulate(run))
+        position, late, forwards = ends[0], 0, forwards + 1
+        while position < ends[-1]:
+            accepted = min(next(e for e in ends if e > position) - position, block_size - late)
+            lower = [a for a in anchors if a <= accepted]
+            late = min(accepted - lower[-1], block_size - 1) if lower else block_size - 1
+            position, forwards = position + accepted, forwards + 1
+    return sum(map(sum, runs)) / forwards
+
+
+@given(RUNS, st.integers(5, 7), st.sets(st.integers(1, 5)))
+def test_runs_are_replayed_over_their_texts(runs, size, anchors):
+    assert expected_tokens(runs, size, sorted(anchors)) == pytest.approx(replayed(runs, size, sorted(anchors)))
+    everywhere = sum(map(sum, runs)) / sum(map(len, runs))  # what was run is what is replayed
+    assert expected_tokens(runs, size, range(1, size + 1)) == pytest.approx(everywhere)
+
+
+@settings(max_examples=15, deadline=None)
+@given(RUNS, st.integers(1, 4))
+def test_best_anchors_of_runs_are_the_best(runs, budget):
+    best = best_anchors(runs, 5, budget)
+    every = max(replayed(runs, 5, some) for some in itertools.combinations(range(1, 6), budget))
+    assert replayed(runs, 5, best) == pytest.approx(every)
+
+
+def test_replay_knows_the_text():
+    """Runs of two and four tokens and no others; a curve has to fear that a run of one leaves nothing drafted."""
+    runs = [[1, 2, 4, 4, 4, 4]] * 3
+    assert best_anchors(runs, 4, 2) == (2, 4)
+    assert expected_tokens(runs, 4, (2, 4)) == expected_tokens(runs, 4, range(1, 5))
+    assert 1 in best_anchors([0.9, 0.6, 0.9], 4, 2)
+
+
 def test_a_budget_becomes_a_list():
     flat = (0.8,) * 7
+    runs = [[1, 2, 4, 4, 4, 4]]
+    assert SamplerConfig(block_size=4, anchors=2, acceptance=runs).anchor_list == (2, 4)
+    with pytest.raises(ValueError, match=r"acceptance: got \(1, -2\), may be runs"):
+        SamplerConfig(anchors=2, acceptance=[[1, -2]])
     assert SamplerConfig(anchors=2, acceptance=flat).anchor_list == best_anchors(flat, 8, 2)
     assert SamplerConfig(anchors=8).anchors == "all"
     assert SamplerConfig(anchors=3, acceptance=flat).rows_per_forward == 8 * 4

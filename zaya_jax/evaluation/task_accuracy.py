@@ -48,11 +48,7 @@ class Outcome:
             "temperature": sampler.temperature,
             "beta": sampler.beta if sampler.target in ("mix_stale", "mix_fresh") else None,
             "block_size": 1 if sampler.mode == "autoregressive" else sampler.block_size,
-            "anchors": None
-            if sampler.mode != "single_pass"
-            else sampler.anchors
-            if isinstance(sampler.anchors, str)
-            else list(sampler.anchor_list),
+            "anchors": _anchors(sampler),
             "batch": batch,
             "prompts": len(self.tokens),
             "seed": seed,
@@ -66,6 +62,12 @@ class Outcome:
             "seconds": self.seconds,
             "tokens_per_second": self.tokens_per_second,
         }
+
+
+def _anchors(sampler: SamplerConfig) -> str | list[int] | None:
+    if sampler.mode != "single_pass":
+        return None
+    return sampler.anchors if isinstance(sampler.anchors, str) else list(sampler.anchor_list)
 
 
 def run_arm(

@@ -1,17 +1,27 @@
 """Which accept lengths deserve a drafted block: tokens per forward of a list of anchors, and the best list of K.
 
 A step of single_pass accepts k of the block's tokens. The next block is drafted behind the nearest anchor a <= k and
-its first k - a slots lie in the past: k - a is how *late* the block is. So the accept lengths form a Markov chain over
-lateness, given how likely each slot's draft is to survive when it is tested (tidar.md section 3, "budgeted").
+its first k - a slots lie in the past: k - a is how *late* the block is (tidar.md section 3, "budgeted"). What a list of
+anchors yields is foretold from either of two measurements, both with an anchor behind every accept length:
+
+* the runs themselves: where drafting stopped belongs to the text (a digit that cannot be foreseen), so a list of
+  anchors is replayed over the same texts; a late block stops there too, or earlier, at its own end;
+* an acceptance curve, one rate a slot: accept lengths are then a Markov chain over lateness. It knows nothing of the
+  text, so prefer the runs where they are at hand.
 """
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import cast
 
 import numpy as np
 
-EXACT_LIMIT = 20_000  # lists of anchors that are all compared; above, anchors are added one by one
+# Rates of a block's slots 1 .. block_size - 1 (more are ignored), or tokens that each forward yielded, one run a row.
+Acceptance = Sequence[float] | Sequence[Sequence[int]]
+
+EXACT_LIMIT = 500_000  # lists of anchors x rows replayed, up to which all lists are compared
+CHAIN_ROWS = 25  # what the Markov chain costs, in such rows
 
 
 def acceptance_curve(accepted: Iterable[Sequence[int]], block_size: int) -> tuple[float, ...]:
@@ -40,35 +50,80 @@ def acceptance_curve(accepted: Iterable[Sequence[int]], block_size: int) -> tupl
     return tuple(rates)
 
 
-def expected_tokens(acceptance: Sequence[float], block_size: int, anchors: Sequence[int]) -> float:
-    """Mean tokens per forward of single_pass in the long run.
+def expected_tokens(acceptance: Acceptance, block_size: int, anchors: Sequence[int]) -> float:
+    """Mean tokens per forward of single_pass: on the measured texts, or in the long run where a curve is given.
 
     Args:
-      acceptance: rates of slots 1 .. block_size - 1 (more are ignored).
+      acceptance: a curve or runs, measured with a block at least as large and an anchor everywhere.
       block_size: tokens verified a forward.
       anchors: increasing accept lengths in 1 .. block_size; none means one token a forward.
     """
-    return float(_long_run(acceptance, block_size, np.array([list(anchors)], int).reshape(1, -1))[0])
+    return float(_judge(acceptance, block_size)(np.array([list(anchors)], int).reshape(1, -1))[0])
 
 
-def best_anchors(acceptance: Sequence[float], block_size: int, budget: int) -> tuple[int, ...]:
+def best_anchors(acceptance: Acceptance, block_size: int, budget: int) -> tuple[int, ...]:
     """The `budget` anchors that yield most tokens per forward; among equals, the lowest accept lengths.
 
-    All lists are compared up to EXACT_LIMIT of them; beyond, the best anchor is added `budget` times.
+    All lists are compared up to EXACT_LIMIT; beyond, the best anchor is added `budget` times.
     """
-    every = range(1, block_size + 1)
-    if math.comb(block_size, budget) <= EXACT_LIMIT:
+    judge, every = _judge(acceptance, block_size), range(1, block_size + 1)
+    if math.comb(block_size, budget) * (len(acceptance) if _are_runs(acceptance) else CHAIN_ROWS) <= EXACT_LIMIT:
         lists = np.array(list(itertools.combinations(every, budget)))
-        return tuple(lists[_first_best(_long_run(acceptance, block_size, lists))].tolist())
+        return tuple(lists[_first_best(judge(lists))].tolist())
     chosen: tuple[int, ...] = ()
     for _ in range(budget):
         lists = np.array([sorted((*chosen, a)) for a in every if a not in chosen])
-        chosen = tuple(lists[_first_best(_long_run(acceptance, block_size, lists))].tolist())
+        chosen = tuple(lists[_first_best(judge(lists))].tolist())
     return chosen
+
+
+def _are_runs(acceptance: Acceptance) -> bool:
+    return bool(len(acceptance)) and isinstance(acceptance[0], Sequence)
+
+
+def _judge(acceptance: Acceptance, block_size: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Lists of anchors, int [lists, budget] -> tokens per forward of each, float64 [lists]."""
+    if _are_runs(acceptance):
+        runs = cast(Sequence[Sequence[int]], acceptance)
+        return lambda lists: _replay(runs, block_size, lists)
+    rates = cast(Sequence[float], acceptance)
+    return lambda lists: _long_run(rates, block_size, lists)
 
 
 def _first_best(tokens: np.ndarray) -> int:
     return int(np.argmax(tokens >= tokens.max() - 1e-12))
+
+
+def _lateness(block_size: int, lists: np.ndarray) -> np.ndarray:
+    """How late the next block is behind accept lengths 1 .. block_size, int [lists, block_size].
+
+    The accept length minus the nearest anchor at or below it; block_size - 1 (nothing is drafted) where there is none.
+    """
+    lengths = np.arange(1, block_size + 1)
+    late = np.full((len(lists), block_size), block_size - 1)
+    for column in lists.T:
+        late = np.where(lengths >= column[:, None], np.minimum(lengths - column[:, None], block_size - 1), late)
+    return late
+
+
+def _replay(runs: Sequence[Sequence[int]], block_size: int, lists: np.ndarray) -> np.ndarray:
+    """Tokens per forward of each list over the runs' texts, stopping where they stopped and at every block's end."""
+    ends = [np.cumsum(run) for run in runs if sum(run)]
+    length = np.array([end[-1] for end in ends])
+    following = np.zeros((len(ends), length.max()), int)  # the next stop behind each position
+    for row, end in zip(following, ends, strict=True):
+        row[: end[-1]] = np.repeat(end, np.diff(end, prepend=0))
+    late_behind = _lateness(block_size, lists)
+    position = np.broadcast_to(np.array([end[0] for end in ends]), (len(lists), len(ends)))  # the prefill's token
+    late, forwards = np.zeros_like(position), np.ones_like(position)
+    row = np.arange(len(ends))
+    while (going := position < length).any():
+        stop = following[row, np.minimum(position, length - 1)]
+        accepted = np.clip(stop - position, 1, block_size - late)
+        position = position + np.where(going, accepted, 0)
+        forwards = forwards + going
+        late = np.take_along_axis(late_behind, accepted - 1, axis=1)
+    return length.sum() / forwards.sum(axis=1)
 
 
 def _long_run(acceptance: Sequence[float], block_size: int, lists: np.ndarray) -> np.ndarray:
@@ -83,11 +138,7 @@ def _long_run(acceptance: Sequence[float], block_size: int, lists: np.ndarray) -
             law[late, k - 1] = alive * (1 - rate)
             alive *= rate
         law[late, size - late - 1] = alive
-    # lateness behind accept length k: k minus the nearest anchor at or below it
-    lengths = np.arange(1, size + 1)
-    late = np.full((count, size), size - 1)
-    for column in lists.T:
-        late = np.where(lengths >= column[:, None], np.minimum(lengths - column[:, None], size - 1), late)
+    late = _lateness(size, lists)
     move = np.zeros((count, size, size))  # lateness -> lateness
     for k in range(size):
         move[np.arange(count), :, late[:, k]] += law[:, k]
@@ -96,4 +147,4 @@ def _long_run(acceptance: Sequence[float], block_size: int, lists: np.ndarray) -
     after = (move + np.eye(size)) / 2
     for _ in range(20):
         after = after @ after
-    return (after[:, 0] @ law) @ lengths
+    return (after[:, 0] @ law) @ np.arange(1, size + 1)

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from numbers import Integral
 
-from zaya_jax.sampling.anchors import best_anchors
+from zaya_jax.sampling.anchors import Acceptance, best_anchors
 
 MODES = ("autoregressive", "single_pass", "two_pass", "block_diffusion", "auto")
 TARGETS = {
@@ -43,7 +43,8 @@ class SamplerConfig:
           "trust diffusion"); single_pass with anchors="all" only.
         "threshold", "left_to_right": for block_diffusion: reveal the slots whose token has at least probability
           `threshold`, and at least the `reveal` most confident ones; or the `reveal` leftmost ones.
-      acceptance: measured acceptance rates of a block's drafts (`acceptance_curve`), for a budget of anchors.
+      acceptance: for a budget of anchors, what was measured with anchors="all": `Generation.accepted`, or a curve of
+        acceptance rates (`acceptance_curve`), which knows less.
       beta: weight of the draft in the mixing targets, in [0, 1].
       temperature: of the target; 0 is exact greedy.
       top_k, top_p, min_p: truncate the target's law, in this order and after temperature, as transformers does; 0, 1
@@ -65,7 +66,7 @@ class SamplerConfig:
     block_size: int = 8
     anchors: str | int | Sequence[int] = "all"
     target: str | None = None  # the mode's first
-    acceptance: Sequence[float] | None = None
+    acceptance: Acceptance | None = None
     beta: float = 0.5
     temperature: float = 1.0
     top_k: int = 0
@@ -88,7 +89,7 @@ class SamplerConfig:
         for name in ("anchors", "acceptance", "stop_tokens", "stop_strings"):
             value = getattr(self, name)
             if isinstance(value, Sequence) and not isinstance(value, str):
-                object.__setattr__(self, name, tuple(value))
+                object.__setattr__(self, name, _tuples(value))
         allowed = TARGETS[self.mode]
         if self.target not in allowed:
             _fail("target", self.target, f"one of {allowed} when mode is {self.mode!r}")
@@ -115,8 +116,13 @@ class SamplerConfig:
     def _check_acceptance(self) -> None:
         if self.acceptance is None:
             return
+        if any(isinstance(run, tuple) for run in self.acceptance):
+            for run in self.acceptance:
+                if not (isinstance(run, tuple) and run and all(_is_integer(n) and n >= 0 for n in run) and any(run)):
+                    _fail("acceptance", run, "runs (tokens of each forward, integers of at least 0) or rates")
+            return
         if len(self.acceptance) < self.block_size - 1:
-            _fail("acceptance", self.acceptance, f"at least block_size - 1 ({self.block_size - 1}) rates")
+            _fail("acceptance", self.acceptance, f"at least block_size - 1 ({self.block_size - 1}) rates, or runs")
         for rate in self.acceptance:
             _number("acceptance", rate, 0, 1)
 
@@ -134,9 +140,7 @@ class SamplerConfig:
             elif anchors == size:
                 object.__setattr__(self, "anchors", "all")
             elif self.acceptance is None:
-                _fail(
-                    "anchors", anchors, "'all', a list, or a budget beside `acceptance` (acceptance_curve measures it)"
-                )
+                _fail("anchors", anchors, "'all', a list, or a budget beside `acceptance` (measured with 'all')")
             else:
                 object.__setattr__(self, "anchors", best_anchors(self.acceptance, size, anchors))
         else:
@@ -169,6 +173,11 @@ class SamplerConfig:
         if self.mode == "single_pass":
             return size * (1 + len(self.anchor_list))
         return {"autoregressive": 1, "two_pass": (1 + size + size) / 2, "block_diffusion": 2 * size}[self.mode]
+
+
+def _tuples(value: Sequence) -> tuple:
+    """Hashable, one level down too."""
+    return tuple(tuple(v) if isinstance(v, Sequence) and not isinstance(v, str) else v for v in value)
 
 
 def _fail(field: str, got: object, may_be: str) -> None:

@@ -80,11 +80,6 @@ class Generation:
         """T over all rows: tokens up to and including the stop, over forwards. Say the temperature with it."""
         return sum(len(t) for t in self.tokens) / max(1, int(self.forwards.sum()))
 
-    @property
-    def histogram(self) -> np.ndarray:
-        """How many forwards yielded 0, 1, 2, ... tokens, int [largest + 1]."""
-        return np.bincount(np.array([a for row in self.accepted for a in row], int))
-
 
 def decode(
     model: Zaya,

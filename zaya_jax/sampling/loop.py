@@ -81,7 +81,7 @@ def advance(setup: Setup, state: State, limit: Array) -> State:
     method = METHODS[setup.plan.mode]
     active = ~state.done
     outcome, follow = method.step(setup, state.carry, state.cache, active, state.progress)
-    state, kept = _record(state, outcome, 2 if setup.plan.mode == "two_pass" else 1, setup.knobs, limit)
+    state, kept = _record(state, outcome, method.forwards, setup.knobs, limit)
     carry, cache = follow(active, kept)
     return state.replace(carry=carry, cache=cache)
 

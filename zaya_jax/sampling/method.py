@@ -109,6 +109,7 @@ class Method(NamedTuple):
     begin: Callable[..., tuple[Outcome, Any]]  # (setup, readout, cache, progress) -> (outcome, carry), batch = rows
     step: Callable[..., tuple[Outcome, Follow]]  # (setup, carry, cache, active, progress)
     drafts: Callable[[Any], tuple[Array, Array]]  # carry -> unverified tokens and whether they exist [batch, n]
+    forwards: int = 1  # in a step
 
 
 def target_law(setup: Setup, logits: Array, following: Array, progress: Progress) -> Array:

@@ -6,14 +6,14 @@ against its rows (`cost.py`). What the model predicts is then raced against auto
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from zaya_jax.architecture import Zaya
-from zaya_jax.sampling.anchors import acceptance_curve, best_anchors, expected_tokens
+from zaya_jax.sampling.anchors import Acceptance, acceptance_curve, best_anchors, expected_tokens
 from zaya_jax.sampling.config import SamplerConfig
 from zaya_jax.sampling.cost import AUTOREGRESSIVE, cost_at, forward_cost, rows_of
-from zaya_jax.sampling.decoding import Decoder, decode
+from zaya_jax.sampling.decoding import Decoder, Generation, decode
 from zaya_jax.sampling.method import Plan
 from zaya_jax.timing import medians
 
@@ -45,16 +45,16 @@ class Choice:
 
     sampler: SamplerConfig
     reason: str
-    candidates: tuple[Candidate, ...]  # fastest first, autoregression among them
-    acceptance: tuple[float, ...]
-    cost: dict[int, float]  # milliseconds of a forward by rows
+    candidates: tuple[Candidate, ...] = ()  # fastest first, autoregression among them; none where nothing was measured
+    acceptance: tuple[float, ...] = ()
+    cost: dict[int, float] = dataclasses.field(default_factory=dict)  # milliseconds of a forward by rows
 
 
-def candidates(acceptance: Sequence[float], cost: Mapping[int, float], block_size: int) -> tuple[Candidate, ...]:
+def candidates(acceptance: Acceptance, cost: Mapping[int, float], block_size: int) -> tuple[Candidate, ...]:
     """Every block size up to `block_size` (powers of two and itself) with its best anchors for every budget.
 
     Args:
-      acceptance: rates of a block's drafts, see `acceptance_curve`. A smaller block is taken to have the same.
+      acceptance: runs or rates, as for `best_anchors`. A smaller block's drafts are taken to be as good.
       cost: of a forward by rows, in any unit; must hold 1 row, the autoregressive forward.
 
     Returns:
@@ -96,61 +96,59 @@ def choose_sampler(
       prompts, seed, samples, tokenizer: as `generate` will get them; the batch size matters to the cost.
       sampler: mode "auto"; its other fields hold for whatever is chosen.
     """
-    new = min(max_new_tokens, PROBE_TOKENS)
-    plain = dataclasses.replace(
-        sampler, mode="autoregressive", target="autoregressive", min_new_tokens=min(sampler.min_new_tokens, new)
-    )
+    size, new = sampler.block_size, min(max_new_tokens, PROBE_TOKENS)
+    fewest = min(sampler.min_new_tokens, new)
+    plain = dataclasses.replace(sampler, mode="autoregressive", target="autoregressive", min_new_tokens=fewest)
 
     def single_pass(size: int, anchors: str | tuple[int, ...]) -> SamplerConfig:
         return dataclasses.replace(plain, mode="single_pass", block_size=size, anchors=anchors, target=sampler.target)
 
-    def run(one: SamplerConfig):
+    def run(one: SamplerConfig) -> Generation:
         return decode(model, variables, prompts, one, new, seed, samples, tokenizer=tokenizer)
 
-    if sampler.block_size == 1 or new < 4:
-        reason = f"nothing to draft with block size {sampler.block_size} and {max_new_tokens} new tokens"
-        return Choice(_settle(sampler, plain), f"autoregressive: {reason}", (), (), {})
-    size = sampler.block_size
+    def choice(chosen: SamplerConfig, reason: str, *evidence: Any) -> Choice:
+        settled = dataclasses.replace(chosen, min_new_tokens=sampler.min_new_tokens)
+        return Choice(settled, reason, *evidence)
+
+    if size == 1 or new < 4:
+        return choice(plain, f"autoregressive: nothing to draft with block size {size} and {max_new_tokens} new tokens")
     accepted = run(single_pass(size, "all")).accepted
     if all(len(row) <= 2 for row in accepted):
-        return Choice(
-            _settle(sampler, plain), "autoregressive: no row is long enough to measure acceptance", (), (), {}
-        )
-    acceptance = acceptance_curve(accepted, size)
-    plans = [AUTOREGRESSIVE, *_probes(acceptance, size)]
+        return choice(plain, "autoregressive: no row is long enough to measure acceptance")
+    plans = [AUTOREGRESSIVE, *_probes(accepted, size)]
     rows = len(prompts) * samples
     times = forward_cost(model, variables, plans, rows, max(map(len, prompts)), repeats=repeats, label="auto: cost")
     cost = {rows_of(plan): ms for plan, ms in times.items()}
-    ranked = candidates(acceptance, cost, size)
-    best = ranked[0]
+    ranked = candidates(accepted, cost, size)
+    evidence, best = (ranked, acceptance_curve(accepted, size), cost), ranked[0]
     curve = ", ".join(f"{rows} rows {ms / cost[1]:.2f}x" for rows, ms in cost.items())
     why = f"(a forward's cost over one row: {curve}; predicted best: {best})"
     if best.speedup < MARGIN:
-        return Choice(
-            _settle(sampler, plain), f"autoregressive: drafting is not predicted to pay {why}", ranked, acceptance, cost
-        )
+        return choice(plain, f"autoregressive: drafting is not predicted to pay {why}", *evidence)
     racer = single_pass(best.block_size, best.anchors)
+    won = _race(lambda: run(plain), lambda: run(racer), repeats)
+    if won < MARGIN:
+        return choice(
+            plain, f"autoregressive: drafting lost the race with {won:.2f}x the tokens per second {why}", *evidence
+        )
+    return choice(racer, f"{best}: drafting won the race with {won:.2f}x the tokens per second {why}", *evidence)
+
+
+def _race(plain: Callable[[], Generation], racer: Callable[[], Generation], repeats: int) -> float:
+    """The racer's tokens per second over the plain one's."""
     produced: dict[str, int] = {}
 
-    def runner(name: str, one: SamplerConfig):
+    def timed(name: str, side: Callable[[], Generation]) -> Callable[[], None]:
         def call() -> None:
-            produced[name] = sum(map(len, run(one).tokens))
+            produced[name] = sum(map(len, side().tokens))
 
         return call
 
-    clock = medians({"plain": runner("plain", plain), "racer": runner("racer", racer)}, repeats, "auto: race")
-    won = (produced["racer"] / clock["racer"]) / (produced["plain"] / clock["plain"])
-    kept, verdict = (racer, "won") if won >= MARGIN else (plain, "lost")
-    name = str(best) if verdict == "won" else "autoregressive"
-    reason = f"{name}: drafting {verdict} the race with {won:.2f}x the tokens per second {why}"
-    return Choice(_settle(sampler, kept), reason, ranked, acceptance, cost)
+    clock = medians({"plain": timed("plain", plain), "racer": timed("racer", racer)}, repeats, "auto: race")
+    return (produced["racer"] / clock["racer"]) / (produced["plain"] / clock["plain"])
 
 
-def _settle(asked: SamplerConfig, chosen: SamplerConfig) -> SamplerConfig:
-    return dataclasses.replace(chosen, min_new_tokens=asked.min_new_tokens)
-
-
-def _probes(acceptance: Sequence[float], size: int) -> list[Plan]:
+def _probes(acceptance: Acceptance, size: int) -> list[Plan]:
     """The forwards whose cost is measured: few rows and many, so that the curve need not be extrapolated."""
     small = max(2, size // 2)
     shapes = {(small, 1), (size, 1), (size, min(3, size)), (size, size)}

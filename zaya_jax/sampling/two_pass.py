@@ -46,4 +46,4 @@ def drafts(settled: Array) -> tuple[Array, Array]:
     return nothing, nothing.astype(bool)
 
 
-TWO_PASS = Method(single_pass.read, begin, step, drafts)
+TWO_PASS = Method(single_pass.read, begin, step, drafts, forwards=2)
