@@ -42,7 +42,16 @@ from experiments.meter import Meter
 from zaya_jax import Zaya, load_pretrained
 from zaya_jax.data.tokenizers import Tokenizer, load_tokenizer
 from zaya_jax.interop.native import MODEL_FILE
-from zaya_jax.sampling import Generation, SamplerConfig, Session, Streamer, acceptance_curve, choose_sampler, generate
+from zaya_jax.sampling import (
+    Generation,
+    SamplerConfig,
+    Session,
+    Streamer,
+    acceptance_curve,
+    choose_sampler,
+    evidence,
+    generate,
+)
 from zaya_jax.sampling.decoding import check
 from zaya_jax.sampling.streaming import QUIET, RESET, TerminalStreamer, escape, render
 
@@ -226,7 +235,7 @@ class Engine:
             raise ValueError(
                 f"--anchors: got {budget} (a budget) and texts that end too soon to measure acceptance; may be a list"
             ) from None
-        settled = SamplerConfig(**self.asked | {"acceptance": measured.accepted})
+        settled = SamplerConfig(**self.asked | {"acceptance": evidence(measured.accepted, len(curve) + 1)})
         rates = ", ".join(f"{rate:.2f}" for rate in curve)
         print(f"acceptance of slots 1 .. {len(curve)}: {rates}; anchors {list(settled.anchor_list)}", file=sys.stderr)
         return settled

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.sampling.test_generate import model_of, prompts_of
-from zaya_jax.sampling import SamplerConfig, acceptance_curve, best_anchors, expected_tokens, generate
+from zaya_jax.sampling import SamplerConfig, acceptance_curve, best_anchors, evidence, expected_tokens, generate
 from zaya_jax.sampling.cost import cost_at
 from zaya_jax.sampling.planning import candidates
 
@@ -122,6 +122,12 @@ def test_best_anchors_of_runs_are_the_best(runs, budget):
     best = best_anchors(runs, 5, budget)
     every = max(replayed(runs, 5, some) for some in itertools.combinations(range(1, 6), budget))
     assert replayed(runs, 5, best) == pytest.approx(every)
+
+
+def test_few_forwards_are_read_as_a_curve():
+    short = [[1, 6, 3, 6, 2]]
+    assert evidence(short, 8) == acceptance_curve(short, 8)
+    assert evidence(short * 20, 8) == short * 20
 
 
 def test_replay_knows_the_text():

@@ -1,6 +1,6 @@
 """Sampling: autoregressive and self-speculative (draft and verify), lossless or mixed; baselines; the cost model."""
 
-from zaya_jax.sampling.anchors import acceptance_curve, best_anchors, expected_tokens
+from zaya_jax.sampling.anchors import acceptance_curve, best_anchors, evidence, expected_tokens
 from zaya_jax.sampling.config import SamplerConfig
 from zaya_jax.sampling.decoding import Generation, Session, Streamer
 from zaya_jax.sampling.generate import generate
@@ -8,5 +8,5 @@ from zaya_jax.sampling.planning import choose_sampler
 
 __all__ = [
     "Generation", "SamplerConfig", "Session", "Streamer", "acceptance_curve", "best_anchors", "choose_sampler",
-    "expected_tokens", "generate",
+    "evidence", "expected_tokens", "generate",
 ]  # fmt: skip

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from zaya_jax.architecture import Zaya
-from zaya_jax.sampling.anchors import Acceptance, acceptance_curve, best_anchors, expected_tokens
+from zaya_jax.sampling.anchors import Acceptance, acceptance_curve, best_anchors, evidence, expected_tokens
 from zaya_jax.sampling.config import SamplerConfig
 from zaya_jax.sampling.cost import AUTOREGRESSIVE, cost_at, forward_cost, rows_of
 from zaya_jax.sampling.decoding import Decoder, Generation, decode
@@ -106,32 +106,33 @@ def choose_sampler(
     def run(one: SamplerConfig) -> Generation:
         return decode(model, variables, prompts, one, new, seed, samples, tokenizer=tokenizer)
 
-    def choice(chosen: SamplerConfig, reason: str, *evidence: Any) -> Choice:
+    def choice(chosen: SamplerConfig, reason: str, *found: Any) -> Choice:
         settled = dataclasses.replace(chosen, min_new_tokens=sampler.min_new_tokens)
-        return Choice(settled, reason, *evidence)
+        return Choice(settled, reason, *found)
 
     if size == 1 or new < 4:
         return choice(plain, f"autoregressive: nothing to draft with block size {size} and {max_new_tokens} new tokens")
     accepted = run(single_pass(size, "all")).accepted
     if all(len(row) <= 2 for row in accepted):
         return choice(plain, "autoregressive: no row is long enough to measure acceptance")
-    plans = [AUTOREGRESSIVE, *_probes(accepted, size)]
+    acceptance = evidence(accepted, size)
+    plans = [AUTOREGRESSIVE, *_probes(acceptance, size)]
     rows = len(prompts) * samples
     times = forward_cost(model, variables, plans, rows, max(map(len, prompts)), repeats=repeats, label="auto: cost")
     cost = {rows_of(plan): ms for plan, ms in times.items()}
-    ranked = candidates(accepted, cost, size)
-    evidence, best = (ranked, acceptance_curve(accepted, size), cost), ranked[0]
+    ranked = candidates(acceptance, cost, size)
+    found, best = (ranked, acceptance_curve(accepted, size), cost), ranked[0]
     curve = ", ".join(f"{rows} rows {ms / cost[1]:.2f}x" for rows, ms in cost.items())
     why = f"(a forward's cost over one row: {curve}; predicted best: {best})"
     if best.speedup < MARGIN:
-        return choice(plain, f"autoregressive: drafting is not predicted to pay {why}", *evidence)
+        return choice(plain, f"autoregressive: drafting is not predicted to pay {why}", *found)
     racer = single_pass(best.block_size, best.anchors)
     won = _race(lambda: run(plain), lambda: run(racer), repeats)
     if won < MARGIN:
         return choice(
-            plain, f"autoregressive: drafting lost the race with {won:.2f}x the tokens per second {why}", *evidence
+            plain, f"autoregressive: drafting lost the race with {won:.2f}x the tokens per second {why}", *found
         )
-    return choice(racer, f"{best}: drafting won the race with {won:.2f}x the tokens per second {why}", *evidence)
+    return choice(racer, f"{best}: drafting won the race with {won:.2f}x the tokens per second {why}", *found)
 
 
 def _race(plain: Callable[[], Generation], racer: Callable[[], Generation], repeats: int) -> float:
