@@ -14,7 +14,7 @@
    measured here: a bound, nothing was run there.
 
 The trained model is that of configs/samplers.py (block 16, bytes, `addition`; committed). On a GPU, a model of a size
-that matters is trained and measured by one line (the same on a CPU with --config.model... smaller, as the tests do):
+that matters is trained and measured by one line (a slow test runs it on a CPU, in small):
 
     python -m experiments.run --config=configs/samplers.py:preset=zaya1_200m --workdir=runs/gpu && \\
     python -m experiments.bench_sampling --checkpoint=runs/gpu/checkpoints/convert --batches=1,8,64 --output=gpu.json

@@ -63,7 +63,7 @@ def kept_by_anchors(rows: list[dict], row: dict) -> float:
 
 
 def strategies_table(rows: list[dict]) -> str:
-    """TiDAR's table of decoding strategies: the "strategies" section of results/bench/strategies.json."""
+    """TiDAR's table of decoding strategies: the "strategies" section of results/bench/samplers.json."""
     by = {(row["strategy"], row["temperature"]): row for row in rows}
     lines = []
     for name in dict.fromkeys(row["strategy"] for row in rows):
@@ -78,7 +78,7 @@ def strategies_table(rows: list[dict]) -> str:
 
 
 def rows_table(rows: list[dict]) -> str:
-    """A forward's cost over the one-row AR forward: the "rows" section of results/bench/samplers.json."""
+    """A forward's cost over the one-row AR forward: the "rows" section of results/bench/forward.json."""
     counts = list(rows[0]["ratio"])
     lines = []
     for row in rows:
@@ -93,7 +93,7 @@ def rows_table(rows: list[dict]) -> str:
 
 
 def auto_table(rows: list[dict]) -> str:
-    """What "auto" chose: the "auto" section of results/bench/auto.json."""
+    """What "auto" chose: the "auto" section of results/bench/samplers.json."""
 
     def chosen(row: dict) -> str:
         if row["mode"] != "single_pass":
@@ -112,17 +112,19 @@ def auto_table(rows: list[dict]) -> str:
     )  # fmt: skip
 
 
-def transformers_table(rows: list[dict]) -> str:
-    """AR decoding beside transformers: results/bench/transformers.json."""
+def transformers_table(one: list[dict], all_cores: list[dict]) -> str:
+    """AR decoding beside transformers, with one XLA thread and with one a core: results/bench/transformers_*.json."""
+    lines = []
+    for row, other in zip(one, all_cores, strict=True):
+        cells = [f"{row['parameters'] / 1e6:.1f}M", str(row["batch"])]
+        for run in (row, other):
+            clock = run["milliseconds_per_token"]
+            cells += [f"{clock['transformers']:.2f}", f"{clock['zaya_jax']:.2f}", f"{run['ratio']:.1f}"]
+        lines.append((*cells, f"{row['goal']:g}"))
     return _table(
-        ("model", "batch", "transformers, ms a token", "here, ms a token", "ratio", "goal"),
-        (
-            (
-                row["preset"], str(row["batch"]), f"{row['milliseconds_per_token']['transformers']:.2f}",
-                f"{row['milliseconds_per_token']['zaya_jax']:.2f}", f"{row['ratio']:.1f}", f"{row['goal']:g}",
-            )
-            for row in rows
-        ),
+        ("model", "batch", *("transformers, ms a token", "here, 1 thread", "ratio"),
+         *("transformers, ms a token", "here, 2 threads", "ratio"), "goal"),
+        lines,
     )  # fmt: skip
 
 
