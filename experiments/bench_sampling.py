@@ -4,7 +4,8 @@
 
 1. rows: one forward's cost against its rows, over the one-row autoregressive forward (experts gathered per token), for
    the trained model and for a larger one with random weights; beside it nothing but matrix products over the same
-   weights, and where the time goes.
+   weights, where the time goes, and the lossless sampler that the cost model would take at that price if drafts
+   survived like the trained model's (predicted, not run).
 2. context: a step's cost behind 1,024 and behind 32,768 tokens.
 3. anchors: acceptance, and for each budget K of anchors T, rows, clock over AR and accuracy, batch by batch. The list
    of a budget is found on validation problems, T is measured on test problems.
@@ -51,6 +52,9 @@ _CHECKPOINT = flags.DEFINE_string("checkpoint", str(TRAINED), "A converted model
 _BLOCK_SIZE = flags.DEFINE_integer("block_size", 16, "The block size it was converted with.", lower_bound=2)
 _OUTPUT = flags.DEFINE_string("output", None, "Where to write the numbers as JSON; nowhere by default.")
 _LARGE = flags.DEFINE_string("large", "zaya1_200m", "Preset of the larger model (random weights); '' for none.")
+_LARGE_EXPERTS = flags.DEFINE_integer(
+    "large_experts", None, "Its experts; default: the preset's. With 1 more rows read no more weights.", lower_bound=1
+)
 _BATCHES = flags.DEFINE_list("batches", ["1", "8"], "Prompts decoded together.")
 _PROMPTS = flags.DEFINE_integer("prompts", 256, "Test problems for T and accuracy; an eighth of them for clocks.", 8)
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Timed calls of each side of a ratio.", lower_bound=1)
@@ -97,7 +101,7 @@ def main() -> None:
     numbers: dict = {"hardware": environment.hardware(), "environment": environment.describe()}
     numbers["model"] = {"checkpoint": _CHECKPOINT.value, "parameters": parameter_count(config).total, "task": TASK}
     sections: dict[str, Callable[[Bench], Any]] = {
-        "rows": lambda bench: rows_section(bench, _LARGE.value),
+        "rows": lambda bench: rows_section(bench, _LARGE.value, _LARGE_EXPERTS.value),
         "context": context_section,
         "anchors": anchors_section,
         "strategies": strategies_section,
@@ -109,14 +113,15 @@ def main() -> None:
         cli.write_numbers(_OUTPUT.value, numbers)  # after every section: an interrupted run keeps what it has
 
 
-def rows_section(bench: Bench, large: str) -> list[dict]:
+def rows_section(bench: Bench, large: str, experts: int | None = None) -> list[dict]:
     """Cost by rows, plain products by rows, and parts, for both models and every batch."""
     models = {"trained": (bench.model, bench.variables)}
     if large:
         # A spread of 1 / sqrt(width) keeps variance through every matrix, so that tokens spread over the experts.
         config = preset(large, initializer_range=preset(large).hidden_size ** -0.5)
+        config = config.replace(num_experts=experts or config.num_experts)
         models[large] = (Zaya(config), init_variables(Zaya(config), 0))
-    out = []
+    out, accepted = [], accepted_everywhere(bench, 0.0)
     for name, (model, variables) in models.items():
         for batch in bench.batches:
             plans = row_plans()
@@ -129,7 +134,10 @@ def rows_section(bench: Bench, large: str) -> list[dict]:
             row["parts"] = {
                 rows: forward_parts(model, variables, plans[rows], batch, repeats=bench.repeats) for rows in (1, 20, 72)
             }
+            best = candidates(accepted, cost, bench.block_size)[0]
+            row |= {"experts": model.config.num_experts, "predicted_best": dataclasses.asdict(best)}
             out.append(row)
+            say(f"predicted, not run: {name}, batch {batch}: {best}")
             say(f"rows, {name}, batch {batch}: one row {cost[1]:.3f} ms; over it " + _curve(row["ratio"]))
             for kind, values in row["plain_products"].items():
                 say(f"  plain products, {kind} weights: {values['milliseconds'][1]:.3f} ms; " + _curve(values["ratio"]))
