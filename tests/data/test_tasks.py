@@ -283,7 +283,7 @@ def test_arithmetic_agrees_with_python(text):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("sudoku", {}, "task: got 'sudoku', must be one of addition, countdown, list_programs"),
+        ("sudoku", {}, "task: got 'sudoku', must be one of addition, countdown, list_programs, human_eval"),
         ("addition", {"digit": 3}, "task addition: got option 'digit', may be digits"),
         ("addition", {"digits": 0}, r"digits: got 0, must be an integer in \[1, 18\]"),
         ("countdown", {"numbers": "3"}, "numbers: got '3', must be an integer in"),

@@ -6,19 +6,23 @@ from typing import Any
 from zaya_jax.data.tasks.addition import Addition
 from zaya_jax.data.tasks.base import Problem, Task, TaskSource
 from zaya_jax.data.tasks.countdown import Countdown
+from zaya_jax.data.tasks.human_eval import HumanEval
 from zaya_jax.data.tasks.list_programs import ListPrograms
 
+# Families whose problems are drawn, so that they can be trained on; and given sets of problems.
 TASKS: dict[str, type[Task]] = {task.name: task for task in (Addition, Countdown, ListPrograms)}
+BENCHMARKS: dict[str, type[Task]] = {task.name: task for task in (HumanEval,)}
 
-__all__ = ["TASKS", "Problem", "Task", "TaskSource", "make_task"]
+__all__ = ["BENCHMARKS", "TASKS", "Problem", "Task", "TaskSource", "make_task"]
 
 
 def make_task(name: str, **options: Any) -> Task:
-    """The task called `name`. ValueError for an unknown name or option, or a value out of range."""
-    if name not in TASKS:
-        raise ValueError(f"task: got {name!r}, must be one of {', '.join(TASKS)}")
-    known = [field.name for field in fields(TASKS[name])]
+    """The task or benchmark called `name`. ValueError for an unknown name or option, or a value out of range."""
+    every = TASKS | BENCHMARKS
+    if name not in every:
+        raise ValueError(f"task: got {name!r}, must be one of {', '.join(every)}")
+    known = [field.name for field in fields(every[name])]
     unknown = [option for option in options if option not in known]
     if unknown:
         raise ValueError(f"task {name}: got option {unknown[0]!r}, may be {', '.join(known)}")
-    return TASKS[name](**options)
+    return every[name](**options)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from zaya_jax.evaluation import sandbox
-from zaya_jax.evaluation.sandbox import Limits, SandboxError, require_sandbox, run_program
+from zaya_jax.data import sandbox
+from zaya_jax.data.sandbox import Limits, SandboxError, require_sandbox, run_program
 
 QUICK = Limits(seconds=3)
 HOSTILE = {
