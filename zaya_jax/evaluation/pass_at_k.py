@@ -1,0 +1,81 @@
+"""pass@k: how often at least one of k samples solves a problem, with intervals over problems.
+
+Sources: Chen et al. 2021 (arXiv 2107.03374), equation 1, for the estimator; the percentile bootstrap over problems for
+intervals. Arms that answered the same problems are compared by resampling problems, not arms: what is hard for one is
+hard for the other, and a paired difference does not count that twice.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+RESAMPLES = 10_000
+
+
+class Interval(NamedTuple):
+    """A mean and the 95% percentile bootstrap interval around it."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def pass_at_k(samples: int, correct: int | np.ndarray, k: int) -> np.ndarray:
+    """The unbiased estimate 1 - C(samples - correct, k) / C(samples, k), for each problem.
+
+    Args:
+      samples: drawn for each problem.
+      correct: how many of them solve it, int or int [problems].
+      k: at most `samples`.
+
+    Raises:
+      ValueError: k or a count out of range.
+    """
+    correct = np.asarray(correct)
+    if not 1 <= k <= samples:
+        raise ValueError(f"k: got {k}, may be in 1 .. samples ({samples})")
+    if correct.size and not 0 <= correct.min() <= correct.max() <= samples:
+        raise ValueError(f"correct: got {correct.min()} .. {correct.max()}, may be in 0 .. samples ({samples})")
+    # C(n - c, k) / C(n, k) = product over i of 1 - c / i for i = n - c + 1 .. n, without large numbers
+    i = np.arange(samples - k + 1, samples + 1)
+    return 1 - np.prod(np.maximum(0.0, 1 - correct[..., None] / i), axis=-1)
+
+
+def mean_interval(values: Sequence[float] | np.ndarray, seed: int = 0) -> Interval:
+    """Mean over problems, with its interval. ValueError without any."""
+    values = np.asarray(values, float)
+    if values.ndim != 1 or not len(values):
+        raise ValueError(f"values: got shape {values.shape}, may be one number for each of one or more problems")
+    means = _resampled_means(values, seed)
+    return Interval(float(values.mean()), *(float(x) for x in np.quantile(means, (0.025, 0.975))))
+
+
+def paired_difference(arm: Sequence[float], other: Sequence[float], seed: int = 0) -> Interval:
+    """Mean of arm - other over the problems that both answered, in the same order, with its interval.
+
+    Raises:
+      ValueError: different numbers of problems.
+    """
+    if len(arm) != len(other):
+        raise ValueError(f"other: got {len(other)} problems, may be {len(arm)}, the same ones as arm's")
+    return mean_interval(np.asarray(arm, float) - np.asarray(other, float), seed)
+
+
+def permutation_p_value(arm: Sequence[float], other: Sequence[float], seed: int = 0) -> float:
+    """How often chance alone would set two arms this far apart: the two-sided paired sign-flip test.
+
+    Under the hypothesis that both arms sample one law, each problem's two outcomes may be exchanged.
+    """
+    difference = np.asarray(arm, float) - np.asarray(other, float)
+    rng = np.random.default_rng(seed)
+    signs = rng.integers(0, 2, (RESAMPLES, len(difference)), dtype=np.int8) * 2 - 1
+    by_chance = np.abs(signs @ difference)
+    # the arrangement that was seen is one of them, so the value is never 0
+    return float((1 + (by_chance >= abs(difference.sum()) - 1e-12).sum()) / (1 + RESAMPLES))
+
+
+def _resampled_means(values: np.ndarray, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    weights = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), size=RESAMPLES)
+    return weights @ values / len(values)
