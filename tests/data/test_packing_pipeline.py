@@ -54,29 +54,51 @@ def counted(lists) -> Counter:
 
 
 def same(a, b) -> bool:
-    return all(np.array_equal(a[key], b[key]) for key in ("tokens", "document"))
+    return all(np.array_equal(a[key], b[key]) for key in ("tokens", "document", "answer"))
 
 
 @given(st.lists(st.lists(st.integers(0, 257), min_size=1, max_size=40), max_size=60), st.data())
 def test_pack_keeps_every_piece_whole_once_and_wastes_little(documents, data):
     row_length = data.draw(st.integers(1, 30))
-    tokens, document = pack(documents, row_length, PAD)
+    packed = pack([(document, 0) for document in documents], row_length, PAD)
     pieces = [d[i : i + row_length] for d in documents for i in range(0, len(d), row_length)]
-    assert counted(documents_of({"tokens": tokens, "document": document})) == counted(pieces)
-    assert len(tokens) <= max(1, 2 * sum(map(len, pieces)) / row_length + 1)
+    assert counted(documents_of(packed)) == counted(pieces)
+    assert np.array_equal(packed["answer"], packed["document"] >= 0)
+    assert len(packed["tokens"]) <= max(1, 2 * sum(map(len, pieces)) / row_length + 1)
 
 
 def test_pack_fills_rows_to_the_last_token_and_goes_back_to_open_ones():
-    tokens, document = pack([[1] * 5, [2] * 6, [3] * 3, [4] * 2, [5] * 20], 8, PAD)
-    assert tokens.tolist() == [
+    documents = (([1] * 5, 2), ([2] * 6, 0), ([3] * 3, 3), ([4] * 2, 1), ([5] * 20, 10))
+    packed = pack(documents, 8, PAD)
+    assert packed["tokens"].tolist() == [
         [1] * 5 + [3] * 3,
         [2] * 6 + [4] * 2,
         [5] * 8,
         [5] * 8,
         [5] * 4 + [PAD] * 4,
     ]
-    assert document[0].tolist() == [0] * 5 + [1] * 3
-    assert document[4].tolist() == [0] * 4 + [-1] * 4
+    assert packed["document"][0].tolist() == [0] * 5 + [1] * 3
+    assert packed["document"][4].tolist() == [0] * 4 + [-1] * 4
+    assert packed["answer"].tolist() == [
+        [0] * 2 + [1] * 3 + [0] * 3,
+        [1] * 6 + [0] + [1],
+        [0] * 8,
+        [0] * 2 + [1] * 6,
+        [1] * 4 + [0] * 4,
+    ]
+
+
+def test_the_answer_is_what_stands_behind_the_prompt():
+    class Questions(Texts):
+        def __getitem__(self, index):
+            text = super().__getitem__(index)["text"]
+            return {"text": text, "prompt": text[: text.index(":") + 1]}
+
+    texts = Questions(f"{'q' * (i % 7)}:{'a' * (1 + i % 5)}" for i in range(100))
+    for iterator in (make_train_iterator([(texts, 1.0)], TOKENIZER, 16, 4, 0), eval_batches(texts, TOKENIZER, 16, 4)):
+        batch = next(iter(iterator))
+        wanted = (batch["tokens"] == ord("a")) | (batch["tokens"] == TOKENIZER.eos_id)
+        assert np.array_equal(batch["answer"], wanted) and wanted.any() and not wanted.all()
 
 
 @settings(deadline=None, max_examples=25)

@@ -1,5 +1,6 @@
 """Losses, targets and router balance against their definitions."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -26,19 +27,19 @@ def setup():
     }  # fmt: skip
 
 
-def naive_losses(model, variables, batch, block_size, offset):
+def naive_losses(model, variables, batch, block_size, offset, scored=np.ones((3, 12), bool)):
     """Mean CE of next tokens and of draft slots, one term at a time; no loss on padding or across documents."""
     layout = Layout.tidar(batch["tokens"], block_size, offset, document=batch["document"])
     law = np.asarray(jax.nn.log_softmax(model.apply(variables, layout).logits))
     tokens, ar, draft = np.asarray(batch["tokens"]), [], []
     for r, row in enumerate(DOCUMENT):
         for i in range(11):
-            if row[i] == row[i + 1] != -1:
+            if row[i] == row[i + 1] != -1 and scored[r, i + 1]:
                 ar.append(-law[r, i, tokens[r, i + 1]])
         for slot in range(law.shape[1] - 12):
             first = offset[r] + slot // block_size * block_size
             i = first + slot % block_size
-            if i < 12 and row[i] == row[first] != -1:
+            if i < 12 and row[i] == row[first] != -1 and scored[r, i]:
                 draft.append(-law[r, 12 + slot, tokens[r, i]])
     return np.mean(ar), np.mean(draft)
 
@@ -55,6 +56,11 @@ def test_tidar_loss_is_the_papers(alpha):
     np.testing.assert_allclose(metrics["draft_loss"], draft, rtol=1e-5)
     np.testing.assert_allclose(objective.loss(sums, sums), (alpha * ar + draft) / (1 + alpha), rtol=1e-5)
     assert sums["draft_count"].shape == (4,)
+    scored = np.random.default_rng(0).random((3, 12)) < 0.5
+    answers = dataclasses.replace(objective, loss_on="answers")
+    metrics = summarise(answers.sums(model, variables, {**batch, "answer": jnp.asarray(scored, jnp.int32)}, drawn))
+    expected = naive_losses(model, variables, batch, 4, [0, 3, 1], scored)
+    np.testing.assert_allclose((metrics["ar_loss"], metrics["draft_loss"]), expected, rtol=1e-5)
     plain = Objective("autoregressive")
     np.testing.assert_allclose(plain.loss(*[plain.sums(model, variables, batch, {})] * 2), ar, rtol=1e-5)
 

@@ -276,18 +276,23 @@ class Layout(struct.PyTreeNode):
 
     # --- targets and pictures -----------------------------------------------------------------------------------------
 
-    def clean_targets(self) -> tuple[Array, Array]:
+    def clean_targets(self, scored: Array | None = None) -> tuple[Array, Array]:
         """Next-token targets of the clean slots: (ids, has_target), int32 and bool [batch, clean_size].
 
         The last token of a document and padding have none.
+
+        Args:
+          scored: bool [batch, clean_size], the clean tokens that may be targets; None for all.
         """
         clean = self.clean_rows()
         following = jnp.concatenate([clean.document[:, 1:], jnp.full_like(clean.document[:, :1], PADDING)], axis=1)
         has = (clean.document != PADDING) & (following == clean.document)
         ids = jnp.concatenate([clean.tokens[:, 1:], clean.tokens[:, :1]], axis=1)
+        if scored is not None:
+            has &= jnp.concatenate([scored[:, 1:], scored[:, :1]], axis=1)
         return jnp.where(has, ids, 0), has
 
-    def draft_targets(self, offset: Array | int = 0) -> tuple[Array, Array]:
+    def draft_targets(self, offset: Array | int = 0, scored: Array | None = None) -> tuple[Array, Array]:
         """Same-position targets of the draft slots of a `tidar` row: (ids, has_target) [batch, blocks * block_size].
 
         A slot has one iff it is MASK and its position exists in its document; so nothing is asked of slots beyond the
@@ -295,12 +300,15 @@ class Layout(struct.PyTreeNode):
 
         Args:
           offset: what `tidar` was given.
+          scored: as in `clean_targets`.
         """
         clean, drafts = self.clean_rows(), self.draft_rows()
         slot_row = _grid(clean.tokens.shape[0], self.clean_size, self.block_size, offset)
         source = jnp.minimum(slot_row, self.clean_size - 1)
         has = (slot_row < self.clean_size) & (drafts.document != PADDING) & (drafts.tokens == MASK)
         has &= jnp.take_along_axis(clean.document, source, axis=1) == drafts.document
+        if scored is not None:
+            has &= jnp.take_along_axis(scored, source, axis=1)
         return jnp.where(has, jnp.take_along_axis(clean.tokens, source, axis=1), 0), has
 
     def render(self, row: int = 0, window: int | None = None) -> str:

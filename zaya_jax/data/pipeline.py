@@ -1,8 +1,9 @@
 """Documents to batches of packed rows, with grain: shuffle, group, tokenise, pack, mix, batch.
 
-A batch is {"tokens", "document"}, both int32 [batch, row]. `document` counts 0, 1, 2, ... along a
-row and is -1 on padding, where `tokens` is `pad_id`. A document is its text's ids and EOS; one
-longer than a row is cut into pieces, each a document of its own. The tokens of a document stand
+A batch is {"tokens", "document", "answer"}, all int32 [batch, row]. `document` counts 0, 1, 2, ...
+along a row and is -1 on padding, where `tokens` is `pad_id`. `answer` is 1 on what a model is asked
+to write: a task's solution and its EOS, or all of a plain text. A document is its text's ids and
+EOS; one longer than a row is cut into pieces, each a document of its own. The tokens of a document stand
 together and in order.
 
 Packing works on groups of documents, and a group's rows are a pure function of the group's number.
@@ -32,7 +33,10 @@ _IN_THIS_THREAD = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 
 
 class Source(Protocol):
-    """A random-access sequence of documents; each has at least the field "text", a str."""
+    """A random-access sequence of documents; each has at least the field "text", a str.
+
+    One with "prompt", the text's beginning, is answered behind it; its two parts are tokenised apart, as when sampling.
+    """
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> dict[str, str]: ...
@@ -60,7 +64,7 @@ def make_train_iterator(
         order, from shard_index on; shards are disjoint within an epoch.
 
     Returns:
-      An iterator of {"tokens": int32 [batch_size, row_length], "document": the same}.
+      An iterator of {"tokens": int32 [batch_size, row_length], "document", "answer": the same}.
       `get_state()` gives a JSON-able dict; `set_state` on an iterator made with the same arguments
       continues bit for bit behind it.
 
@@ -94,8 +98,8 @@ def eval_batches(
     """One pass over the first `limit` documents (all by default), unshuffled, the same every time.
 
     Returns:
-      An iterable, as often as wanted, of {"tokens": int32 [batch_size, row_length], "document":
-      the same}; the last batch is filled up with rows of padding.
+      An iterable, as often as wanted, of {"tokens": int32 [batch_size, row_length], "document",
+      "answer": the same}; the last batch is filled up with rows of padding.
 
     Raises:
       ValueError: an argument out of range, an empty source.
@@ -110,24 +114,24 @@ def eval_batches(
 
     def fill_up(batch: Batch) -> Batch:
         missing = ((0, batch_size - len(batch["tokens"])), (0, 0))
-        tokens = np.pad(batch["tokens"], missing, constant_values=tokenizer.pad_id)
-        return {
-            "tokens": tokens,
-            "document": np.pad(batch["document"], missing, constant_values=-1),
-        }
+        fill = {"tokens": tokenizer.pad_id, "document": -1, "answer": 0}
+        return {name: np.pad(batch[name], missing, constant_values=value) for name, value in fill.items()}
 
     return rows.batch(batch_size, drop_remainder=False).map(fill_up)
 
 
-def pack(documents: Iterable[Sequence[int]], row_length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+def pack(documents: Iterable[tuple[Sequence[int], int]], row_length: int, pad_id: int) -> Batch:
     """First-fit packing of documents, cut to pieces of at most `row_length`, into rows.
 
+    Args:
+      documents: (ids, how many of them are the prompt).
+
     Returns:
-      (tokens, document), both int32 [rows, row_length]; see the module's docstring.
+      {"tokens", "document", "answer"}, all int32 [rows, row_length]; see the module's docstring.
     """
     rows: list[_Row] = []
     open_rows: list[_Row] = []
-    for ids in documents:
+    for ids, prompt in documents:
         for start in range(0, len(ids), row_length):
             piece = ids[start : start + row_length]
             for row in open_rows:
@@ -139,29 +143,33 @@ def pack(documents: Iterable[Sequence[int]], row_length: int, pad_id: int) -> tu
                 open_rows.append(row)
             row.ids.extend(piece)
             row.lengths.append(len(piece))
+            row.prompts.append(min(max(0, prompt - start), len(piece)))
             if len(row.ids) == row_length:
                 open_rows.remove(row)
             elif len(open_rows) > OPEN_ROWS:
                 open_rows.remove(max(open_rows, key=lambda row: len(row.ids)))
-    tokens = np.full((len(rows), row_length), pad_id, dtype=np.int32)
-    document = np.full((len(rows), row_length), -1, dtype=np.int32)
+    fill = {"tokens": pad_id, "document": -1, "answer": 0}
+    out = {name: np.full((len(rows), row_length), value, dtype=np.int32) for name, value in fill.items()}
     for index, row in enumerate(rows):
-        tokens[index, : len(row.ids)] = row.ids
-        document[index, : len(row.ids)] = np.repeat(np.arange(len(row.lengths)), row.lengths)
-    return tokens, document
+        used, starts = len(row.ids), np.cumsum([0, *row.lengths[:-1]])
+        out["tokens"][index, :used] = row.ids
+        out["document"][index, :used] = np.repeat(np.arange(len(row.lengths)), row.lengths)
+        out["answer"][index, :used] = np.arange(used) >= np.repeat(starts + row.prompts, row.lengths)
+    return out
 
 
 @dataclass(eq=False)  # Compared by identity: two rows may hold the same ids.
 class _Row:
     ids: list[int] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)  # Of its documents, in order.
+    prompts: list[int] = field(default_factory=list)  # How much of each is prompt.
 
 
 class _Rows(grain_experimental.FlatMapTransform):
     """A packed group to its rows."""
 
-    def flat_map(self, element: tuple[np.ndarray, np.ndarray]) -> list[Batch]:
-        return [{"tokens": t, "document": d} for t, d in zip(*element, strict=True)]
+    def flat_map(self, element: Batch) -> list[Batch]:
+        return [dict(zip(element, row, strict=True)) for row in zip(*element.values(), strict=True)]
 
 
 def _packed(
@@ -171,16 +179,19 @@ def _packed(
     row_length: int,
     shuffle_seed: int | None,
 ) -> grain.IterDataset:
-    """Rows {"tokens", "document"}, both int32 [row_length], of `documents`, drawn from `source`."""
-    end = [tokenizer.eos_id]
+    """Rows {"tokens", "document", "answer"}, all int32 [row_length], of `documents`, drawn from `source`."""
 
-    def pack_group(number: int, group: Sequence[dict[str, str]]) -> tuple[np.ndarray, np.ndarray]:
-        ids = (tokenizer.encode(element["text"]) + end for element in group)
-        tokens, document = pack(ids, row_length, tokenizer.pad_id)
+    def encode(element: dict[str, str]) -> tuple[list[int], int]:
+        text, prompt = element["text"], element.get("prompt", "")
+        given = tokenizer.encode(prompt)
+        return given + tokenizer.encode(text[len(prompt) :]) + [tokenizer.eos_id], len(given)
+
+    def pack_group(number: int, group: Sequence[dict[str, str]]) -> Batch:
+        packed = pack(map(encode, group), row_length, tokenizer.pad_id)
         if shuffle_seed is None:
-            return tokens, document
-        order = np.random.default_rng([shuffle_seed, number]).permutation(len(tokens))
-        return tokens[order], document[order]
+            return packed
+        order = np.random.default_rng([shuffle_seed, number]).permutation(len(packed["tokens"]))
+        return {name: rows[order] for name, rows in packed.items()}
 
     groups = documents.batch(_group_size(source, row_length), drop_remainder=False, batch_fn=list)
     packed = groups.map_with_index(pack_group).to_iter_dataset(_IN_THIS_THREAD)

@@ -22,12 +22,14 @@ class Objective:
       alpha: weight of the autoregressive loss (tidar).
       masking: "full" (every draft slot is MASK, as at inference) or "random" (each block reveals a uniformly drawn
         share of its slots, which then have no loss: the ablation of TiDAR's table 4).
+      loss_on: "all" tokens, or "answers": only those that a task asks for (text without a prompt is all answer).
     """
 
     kind: str = "tidar"
     block_size: int = 8
     alpha: float = 1.0
     masking: str = "full"
+    loss_on: str = "all"
 
     def __post_init__(self) -> None:
         def require(ok: bool, field: str, may_be: str) -> None:
@@ -38,6 +40,7 @@ class Objective:
         require(isinstance(self.block_size, int) and self.block_size >= 1, "block_size", "an integer of at least 1")
         require(isinstance(self.alpha, (int, float)) and self.alpha >= 0, "alpha", "a number of at least 0")
         require(self.masking in ("full", "random"), "masking", "'full' or 'random'")
+        require(self.loss_on in ("all", "answers"), "loss_on", "'all' or 'answers'")
 
     def draw(self, key: Array, batch: int, row: int) -> dict[str, Array]:
         """The random part of a step for the whole batch, so that it does not depend on how the batch is sharded.
@@ -58,7 +61,7 @@ class Objective:
         return drawn
 
     def layout(self, batch: dict[str, Array], drawn: dict[str, Array]) -> Layout:
-        """The rows to run: batch has tokens and document, int32 [batch, row] (document: PADDING on padding)."""
+        """The rows to run: batch as from `zaya_jax.data.pipeline`, int32 [batch, row] (document: PADDING on padding)."""
         if self.kind == "autoregressive":
             return Layout.causal(batch["tokens"], document=batch["document"])
         return Layout.tidar(batch["tokens"], self.block_size, document=batch["document"], **drawn)
@@ -72,11 +75,12 @@ class Objective:
         """
         layout = self.layout(batch, drawn)
         hidden, _, load = cast(tuple[Array, None, Array], model.apply(variables, layout, method="backbone"))
-        nll, _ = cross_entropy(model, variables, hidden[:, : layout.clean_size], *layout.clean_targets())
-        has = layout.clean_targets()[1]
+        scored = batch["answer"] != 0 if self.loss_on == "answers" else None
+        ids, has = layout.clean_targets(scored)
+        nll, _ = cross_entropy(model, variables, hidden[:, : layout.clean_size], ids, has)
         out = {"ar_nll": nll.sum(), "ar_count": has.sum().astype(jnp.float32), "load": load}
         if self.kind == "tidar":
-            ids, has = layout.draft_targets(drawn["offset"])
+            ids, has = layout.draft_targets(drawn["offset"], scored)
             nll, correct = cross_entropy(model, variables, hidden[:, layout.clean_size :], ids, has)
             by_slot = {"draft_nll": nll, "draft_correct": correct, "draft_count": has}
             for name, value in by_slot.items():

@@ -62,7 +62,7 @@ class Task(ABC):
 
 
 class TaskSource:
-    """Problems as documents for a pipeline: `source[i]` is {"text": str, "name": str}."""
+    """Problems as documents for a pipeline: `source[i]` is {"text", "prompt", "name"}, all str; prompt begins text."""
 
     def __init__(self, task: Task, split: str, seed: int, size: int):
         """`size` problems of `split`. ValueError if size is not in [1, 2**31]."""
@@ -80,7 +80,7 @@ class TaskSource:
             raise IndexError(f"index: got {index}, must be in [0, {self.size})")
         problem = self.task.problem(self.split, index, self.seed)
         name = f"{self.task.name}/{self.split}/{index}"
-        return {"text": problem.prompt + problem.solution, "name": name}
+        return {"text": problem.prompt + problem.solution, "prompt": problem.prompt, "name": name}
 
 
 def require_range(field: str, value: Any, lowest: int, highest: int) -> None:
