@@ -19,6 +19,11 @@ CONFIGS = {
     "biases": dict(attention_bias=True, lm_head_bias=True, tie_word_embeddings=False),
     "sliding": dict(layer_types=("hybrid", "hybrid_sliding"), sliding_window=4),
     "identity skip": dict(skip_expert="identity"),
+    "gqa, dense": dict(attention="gqa", feed_forward="dense", residual_scaling=False),
+    "gqa, biases": dict(attention="gqa", qk_norm=True, attention_bias=True, router_state=False),
+    "grouped alone": dict(cca_depthwise=False, cca_mean=False, router_state=False, residual_scaling=False),
+    "depthwise alone": dict(cca_grouped=False, cca_delayed_value=False, qk_norm=False),
+    "delay alone": dict(cca_depthwise=False, cca_grouped=False, feed_forward="dense"),
 }
 
 

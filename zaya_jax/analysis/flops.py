@@ -13,7 +13,10 @@ from zaya_jax.training.objective import LOGITS_AT_ONCE
 
 @dataclasses.dataclass(frozen=True)
 class ParameterCount:
-    """Parameters of all layers, by what they belong to; the balancing biases are state and count nowhere."""
+    """Parameters of all layers, by what they belong to; the balancing biases are state and count nowhere.
+
+    A dense feed-forward counts as a single expert.
+    """
 
     embedding: int
     head: int  # 0 where the embedding serves as the head, but for its bias
@@ -77,10 +80,11 @@ def parameter_count(config: ZayaConfig) -> ParameterCount:
     """Counts the parameters that `Zaya(config).init` makes."""
     c, layers = config, config.num_hidden_layers
     queries, keys = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-    convolutions = c.conv_channels * (c.cca_time0 + 1) + c.conv_channels * (c.head_dim * c.cca_time1 + 1)
-    biases = (queries + keys + 2 * c.delayed_dim + c.hidden_size) * c.attention_bias
-    attention = _projections(c) + biases + convolutions + c.num_key_value_heads
-    router = _router(c) + 4 * c.router_hidden_size  # three biases and the norm
+    convolutions = c.conv_channels * ((c.cca_time0 + 1) * c.has("depthwise"))
+    convolutions += c.conv_channels * (c.head_dim * c.cca_time1 + 1) * c.has("grouped")
+    biases = (queries + 2 * keys + c.hidden_size) * c.attention_bias
+    attention = _projections(c) + biases + convolutions + c.num_key_value_heads * bool(c.qk_norm)
+    router = _router(c) + 4 * c.router_hidden_size * (c.router_classes > 0)  # three biases and the norm
     expert = 3 * c.hidden_size * c.moe_intermediate_size
     vocabulary = c.vocab_size * c.hidden_size
     head_bias = c.vocab_size * c.lm_head_bias
@@ -88,10 +92,11 @@ def parameter_count(config: ZayaConfig) -> ParameterCount:
         embedding=vocabulary,
         head=(0 if c.tie_word_embeddings else vocabulary) + head_bias,
         attention=layers * attention,
-        router=layers * router + (layers - 1) * c.router_hidden_size,  # the first layer has no state to scale
-        experts=layers * c.num_experts * expert,
+        router=layers * router + (layers - 1) * c.state_size,  # the first layer has no state to scale
+        experts=layers * max(1, c.router_classes - 1) * expert,
         active_experts=layers * expert,
-        other=layers * 10 * c.hidden_size + 3 * c.hidden_size,  # 2 norms, 8 residual vectors; input scale, bias, norm
+        # 2 norms, 8 residual vectors; the last norm, input scale and bias
+        other=(layers * (2 + 8 * c.residual_scaling) + 1 + 2 * c.residual_scaling) * c.hidden_size,
         head_active=vocabulary + head_bias,
     )
 
@@ -111,7 +116,9 @@ def forward_flops(config: ZayaConfig, rows: int, context: float, head_rows: int 
     layer_rows = 2 * rows * c.num_hidden_layers
     return Flops(
         projections=layer_rows * _projections(c),
-        convolutions=layer_rows * c.conv_channels * (c.cca_time0 + c.head_dim * c.cca_time1),
+        convolutions=layer_rows
+        * c.conv_channels
+        * (c.cca_time0 * c.has("depthwise") + c.head_dim * c.cca_time1 * c.has("grouped")),
         attention=int(2 * rows * seen * 2 * c.num_attention_heads * c.head_dim),
         router=layer_rows * _router(c),
         experts=layer_rows * 3 * c.hidden_size * c.moe_intermediate_size,
@@ -153,8 +160,8 @@ def describe(config: ZayaConfig, batch_size: int, row_length: int, tidar: bool, 
     return (
         f"parameters  {count.total:,} total ({count.total_without_embedding:,} without embedding); one token uses "
         f"{count.active_without_embedding:,}, with the head {count.active_with_head:,}\n"
-        f"model       {config.num_hidden_layers} layers x {config.hidden_size} wide, {config.num_experts} experts "
-        f"(top 1), vocabulary {config.vocab_size}, {config.param_dtype} parameters, {config.dtype} compute\n"
+        f"model       {config.num_hidden_layers} layers x {config.hidden_size} wide, {_feed_forward(config)}, "
+        f"vocabulary {config.vocab_size}, {config.param_dtype} parameters, {config.dtype} compute\n"
         f"step        {batch_size} rows x {halves}: {si(flops)}FLOP forward and backward\n"
         f"memory      at least {binary(memory.total)}: parameters {binary(memory.parameters)}, gradients "
         f"{binary(memory.gradients)}, AdamW {binary(memory.optimizer)}, logits {binary(memory.logits)}; "
@@ -178,14 +185,19 @@ def binary(size: float) -> str:
     return f"{size:.0f} B"
 
 
+def _feed_forward(config: ZayaConfig) -> str:
+    return f"{config.num_experts} experts (top 1)" if config.feed_forward == "moe" else "dense"
+
+
 def _projections(config: ZayaConfig) -> int:
     """Weights of a layer's query, key, both value and output projections."""
     c = config
-    width = 2 * c.num_attention_heads * c.head_dim + c.num_key_value_heads * c.head_dim + 2 * c.delayed_dim
-    return c.hidden_size * width
+    return c.hidden_size * 2 * (c.num_attention_heads + c.num_key_value_heads) * c.head_dim
 
 
 def _router(config: ZayaConfig) -> int:
-    """Weights of a layer's router: down projection, two hidden layers, experts + skip."""
+    """Weights of a layer's router: down projection, two hidden layers, experts + skip; 0 without one."""
     c = config
+    if not c.router_classes:
+        return 0
     return c.router_hidden_size * (c.hidden_size + 2 * c.router_hidden_size + c.num_experts + 1)

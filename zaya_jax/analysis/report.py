@@ -12,6 +12,8 @@ from zaya_jax.analysis.page import facts, folded, page, table
 from zaya_jax.analysis.plots import CAPTIONS
 from zaya_jax.analysis.results import STAGES, Row, Run
 from zaya_jax.analysis.verdict import hardware, relative_loss, verdict
+from zaya_jax.architecture import ZayaConfig
+from zaya_jax.architecture.config import PARTS
 
 GLOSSARY = {
     "T (tokens per forward)": (
@@ -93,12 +95,20 @@ def _box(run: Run) -> str:
     return f'<div class="box">{sentences}{note}</div>'
 
 
+def _architecture(model: ZayaConfig) -> str:
+    """ZAYA1 and its experts, and where an ablation is not ZAYA1."""
+    whole = ZayaConfig()
+    changed = [f"{part} {getattr(model, part)}" for part in PARTS if getattr(model, part) != getattr(whole, part)]
+    experts = f"{model.num_experts} experts (one a token)" if model.feed_forward == "moe" else "no experts"
+    return ", ".join(["ZAYA1 architecture" + (" but" if changed else ""), *changed, experts])
+
+
 def _what_was_run(run: Run) -> str:
     config, env, model = run.config, run.environment, run.model
     items = []
     if model:
         size = f"{style.parameters(run):,} parameters, {model.num_hidden_layers} layers, {model.hidden_size} wide"
-        items.append(("Model", f"ZAYA1 architecture, {size}, {model.num_experts} experts (one a token)"))
+        items.append(("Model", f"{_architecture(model)}, {size}"))
     if mixture := config.get("data", {}).get("mixture"):
         row_length = config["data"].get("row_length", "?")
         items.append(("Data", f"{', '.join(map(_ingredient, mixture))}; rows of {row_length} tokens"))

@@ -53,29 +53,37 @@ def convolve_along_text(columns: Array, before: Array, row: int, depthwise, grou
       columns: [batch, column, channels], column 0 zero; raw [queries | keys].
       before: int32 [batch, column], see `history_columns`.
       row: columns that are wanted.
-      depthwise: (kernel [taps, channels], bias [channels]); tap -1 meets the token itself.
-      grouped: (kernel [taps, head, head_dim, head_dim], bias [channels]).
+      depthwise: (kernel [taps, channels], bias [channels]), tap -1 meets the token itself; None to leave it out.
+      grouped: (kernel [taps, head, head_dim, head_dim], bias [channels]), or None.
       heads: groups of the second convolution.
 
     Returns:
       [batch, row, channels].
     """
-    (kernel, bias), (head_kernel, head_bias) = depthwise, grouped
-    taps, head_taps = len(kernel), len(head_kernel)
+    taps, head_taps = (1 if part is None else len(part[0]) for part in (depthwise, grouped))
     # Raw columns of the token itself, of its predecessor, ... The first convolution is then done over for each tap of
     # the second, which is cheaper than doing it for all columns and gathering its result.
     seen, at = [columns[:, -row:]], before[:, -row:]
     for _ in range(taps + head_taps - 2):
         seen.append(_take(columns, at))
         at = jnp.take_along_axis(before, at, axis=1, mode="promise_in_bounds")
-    mixed = [bias + sum(seen[late + age] * kernel[-1 - age] for age in range(taps)) for late in range(head_taps)]
+    mixed = seen
+    if depthwise is not None:
+        kernel, bias = depthwise
+        mixed = [bias + sum(seen[late + age] * kernel[-1 - age] for age in range(taps)) for late in range(head_taps)]
+    if grouped is None:
+        return mixed[0]
+    kernel, bias = grouped
     split = [x.reshape(*x.shape[:2], heads, -1) for x in mixed]
-    out = sum(jnp.einsum("bnhi,hio->bnho", x, head_kernel[-1 - late]) for late, x in enumerate(split))
-    return jnp.reshape(out, mixed[0].shape) + head_bias
+    out = sum(jnp.einsum("bnhi,hio->bnho", x, kernel[-1 - late]) for late, x in enumerate(split))
+    return jnp.reshape(out, mixed[0].shape) + bias
 
 
-class CCA(nn.Module):
-    """One attention sublayer. Parameter names follow transformers' ZayaAttention."""
+class Attention(nn.Module):
+    """One attention sublayer: CCA, or as much of it as the config asks for ("gqa": none of it).
+
+    Parameter names follow transformers' ZayaAttention.
+    """
 
     config: ZayaConfig
 
@@ -89,7 +97,8 @@ class CCA(nn.Module):
         conv_past, delayed_past = (None, None) if past is None else (past.conv, past.delayed)
         query, key, pending_conv = self._queries_and_keys(x, layout, conv_past)
         value, pending_delayed = self._values(x, layout, delayed_past)
-        query, key = self._normalise(query, key)
+        if cfg.qk_norm:
+            query, key = self._normalise(query, key)
         query, key = (rotate(z, angle) for z in (query, key))
 
         clean = layout.clean_size
@@ -128,29 +137,29 @@ class CCA(nn.Module):
         if past is None:
             past = raw[:, :0]
         columns = jnp.concatenate([jnp.zeros_like(raw[:, :1]), past, raw], axis=1)
-        before = history_columns(layout, past.shape[1])
-        mixed = self._convolutions(columns, before, row)
-
+        mixed = self._convolutions(columns, history_columns(layout, past.shape[1]), row)
+        query = mixed[..., : heads * dim].reshape(batch, row, heads, dim)
+        key = mixed[..., heads * dim :].reshape(batch, row, kv_heads, dim)
+        pending = columns[:, 1 : 1 + past.shape[1] + layout.clean_size]
+        if not cfg.has("mean"):
+            return query, key, pending
         # q-k mean on the raw projections: each query with its key, each key with the mean over its query group.
         q = raw_q.reshape(batch, row, kv_heads, heads // kv_heads, dim)
         mean = (q + raw_k.reshape(batch, row, kv_heads, 1, dim)) * 0.5
-        query = mixed[..., : heads * dim].reshape(batch, row, heads, dim) + mean.reshape(batch, row, heads, dim)
-        key = mixed[..., heads * dim :].reshape(batch, row, kv_heads, dim) + mean.mean(axis=3)
-        return query, key, columns[:, 1 : 1 + past.shape[1] + layout.clean_size]
+        return query + mean.reshape(query.shape), key + mean.mean(axis=3), pending
 
     def _convolutions(self, columns: Array, before: Array, row: int) -> Array:
         cfg = self.config
         heads, dim = cfg.num_attention_heads + cfg.num_key_value_heads, cfg.head_dim
-        shapes = {
-            "conv_qk_depthwise": (cfg.cca_time0, cfg.conv_channels),
-            "conv_qk_grouped": (cfg.cca_time1, heads, dim, dim),
-        }
-        params = []
-        for name, shape in shapes.items():
-            kernel = self.param(
-                f"{name}_kernel", nn.initializers.normal(cfg.initializer_range), shape, jnp.dtype(cfg.param_dtype)
-            )
-            bias = self.param(f"{name}_bias", nn.initializers.zeros, (cfg.conv_channels,), jnp.dtype(cfg.param_dtype))
+        shapes = {"depthwise": (cfg.cca_time0, cfg.conv_channels), "grouped": (cfg.cca_time1, heads, dim, dim)}
+        params: list[tuple[Array, Array] | None] = []
+        for part, shape in shapes.items():
+            if not cfg.has(part):
+                params.append(None)
+                continue
+            name, dtype = f"conv_qk_{part}", jnp.dtype(cfg.param_dtype)
+            kernel = self.param(f"{name}_kernel", nn.initializers.normal(cfg.initializer_range), shape, dtype)
+            bias = self.param(f"{name}_bias", nn.initializers.zeros, (cfg.conv_channels,), dtype)
             params.append((kernel.astype(columns.dtype), bias.astype(columns.dtype)))
         return convolve_along_text(columns, before, row, *params, heads=heads)
 
@@ -160,7 +169,10 @@ class CCA(nn.Module):
         With two key-value heads the first is wholly the token's own, the second wholly its predecessor's.
         """
         cfg = self.config
-        batch, row, _ = x.shape
+        row, heads = x.shape[1], (*x.shape[:2], cfg.num_key_value_heads, cfg.head_dim)
+        if not cfg.has("delayed_value"):
+            pending = jnp.zeros((x.shape[0], (0 if past is None else 1) + layout.clean_size, 0), x.dtype)
+            return self._linear("v_proj", heads[2] * heads[3])(x).reshape(heads), pending
         current = self._linear("v_proj_current", cfg.delayed_dim)(x)
         delayed = self._linear("v_proj_delayed", cfg.delayed_dim)
         projected = delayed(x)
@@ -168,8 +180,7 @@ class CCA(nn.Module):
         past = projected[:, :0] if past is None else past
         columns = jnp.concatenate([start, past, projected], axis=1)
         before = history_columns(layout, past.shape[1])[:, -row:]
-        value = jnp.concatenate([current, _take(columns, before)], axis=-1)
-        value = value.reshape(batch, row, cfg.num_key_value_heads, cfg.head_dim)
+        value = jnp.concatenate([current, _take(columns, before)], axis=-1).reshape(heads)
         return value, columns[:, 1 : 1 + past.shape[1] + layout.clean_size]
 
     def _normalise(self, query: Array, key: Array) -> tuple[Array, Array]:

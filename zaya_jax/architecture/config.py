@@ -11,6 +11,11 @@ import jax.numpy as jnp
 
 FULL_ATTENTION = "hybrid"
 SLIDING_ATTENTION = "hybrid_sliding"
+# The fields that choose which parts a model has; at their defaults it is ZAYA1.
+PARTS = (
+    "attention", "cca_depthwise", "cca_grouped", "cca_mean", "cca_delayed_value", "succession", "qk_norm",
+    "feed_forward", "router_state", "residual_scaling",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +53,18 @@ class ZayaConfig:
     pad_token_id: int | None = 0
     mask_token_id: int | None = None  # None: the vocabulary's last row
 
+    # Which parts there are. The defaults are ZAYA1; the others are for ablations, and take their parameters with them.
+    attention: str = "cca"  # or "gqa": plain projections, whatever the cca_* fields below would add
+    cca_depthwise: bool = True  # the depthwise convolution
+    cca_grouped: bool = True  # the grouped convolution
+    cca_mean: bool = True  # the q-k mean
+    cca_delayed_value: bool = True  # half of the values are the predecessor's
+    succession: str = "text"  # or "row": CCA looks back along the row in memory, the trap; a negative control
+    qk_norm: bool | None = None  # queries and keys of unit length, a temperature a key head; None: with cca only
+    feed_forward: str = "moe"  # or "dense": one SwiGLU of moe_intermediate_size, no router
+    router_state: bool = True  # the router's state is carried across depth
+    residual_scaling: bool = True
+
     # How the forward pass is computed; none of these changes the parameters.
     dtype: str = "float32"  # of activations and matrix products; parameters stay as they are stored
     param_dtype: str = "float32"
@@ -61,6 +78,8 @@ class ZayaConfig:
             object.__setattr__(self, "mask_token_id", self.vocab_size - 1)
         layer_types = self.layer_types or (FULL_ATTENTION,) * self.num_hidden_layers
         object.__setattr__(self, "layer_types", tuple(layer_types))
+        if self.qk_norm is None:
+            object.__setattr__(self, "qk_norm", self.attention == "cca")
         self._check()
 
     def _check(self) -> None:
@@ -106,6 +125,7 @@ class ZayaConfig:
         if SLIDING_ATTENTION in self.layer_kinds:
             window = self.sliding_window
             _require(_is_int(window) and window >= 1, "sliding_window", window, "an integer of at least 1")
+        self._check_parts()
         choices = {
             "skip_expert": ("zero", "identity"),
             "expert_backend": ("auto", "block_padded", "gather", "dense"),
@@ -115,6 +135,35 @@ class ZayaConfig:
         }
         for name, allowed in choices.items():
             _require(getattr(self, name) in allowed, name, getattr(self, name), f"one of {allowed}")
+
+    def _check_parts(self) -> None:
+        """Refuses a choice that would change nothing: it would pass for an ablation."""
+        _require(self.attention in ("cca", "gqa"), "attention", self.attention, "'cca' or 'gqa'")
+        _require(self.feed_forward in ("moe", "dense"), "feed_forward", self.feed_forward, "'moe' or 'dense'")
+        _require(self.succession in ("text", "row"), "succession", self.succession, "'text' or 'row'")
+        switches = ("cca_depthwise", "cca_grouped", "cca_mean", "cca_delayed_value")
+        for name in (*switches, "qk_norm", "router_state", "residual_scaling"):
+            _require(isinstance(getattr(self, name), bool), name, getattr(self, name), "True or False")
+        for name in switches:
+            may_be = "True with attention 'gqa', which has none of it"
+            _require(self.attention == "cca" or getattr(self, name), name, getattr(self, name), may_be)
+        looks_back = self.cca_delayed_value or self.conv_history > 0
+        _require(
+            self.succession == "text" or (self.attention == "cca" and looks_back),
+            "succession",
+            self.succession,
+            "'text' where attention does not look back",
+        )
+        _require(
+            self.router_state or self.feed_forward == "moe",
+            "router_state",
+            self.router_state,
+            "True with feed_forward 'dense', which has no router",
+        )
+
+    def has(self, part: str) -> bool:
+        """Whether a part of CCA ("depthwise", "grouped", "mean", "delayed_value") is there."""
+        return self.attention == "cca" and getattr(self, f"cca_{part}")
 
     @property
     def layer_kinds(self) -> tuple[str, ...]:
@@ -135,12 +184,22 @@ class ZayaConfig:
     @property
     def conv_history(self) -> int:
         """Pre-convolution columns a token needs from behind it: the two convolutions share one left pad."""
-        return (self.cca_time0 - 1) + (self.cca_time1 - 1)
+        return (self.cca_time0 - 1) * self.has("depthwise") + (self.cca_time1 - 1) * self.has("grouped")
 
     @property
     def delayed_dim(self) -> int:
         """Channels of the delayed value: half of all key-value channels."""
-        return self.num_key_value_heads * self.head_dim // 2
+        return self.num_key_value_heads * self.head_dim // 2 * self.has("delayed_value")
+
+    @property
+    def router_classes(self) -> int:
+        """Experts and skip; 0 without a router."""
+        return self.num_experts + 1 if self.feed_forward == "moe" else 0
+
+    @property
+    def state_size(self) -> int:
+        """Channels of the router state that layers hand on; 0 if they hand on none."""
+        return self.router_hidden_size if self.feed_forward == "moe" and self.router_state else 0
 
     @property
     def stream_dtype(self) -> Any:
@@ -148,11 +207,13 @@ class ZayaConfig:
         return jnp.promote_types(jnp.float32, self.dtype)
 
     def replace(self, **changes: Any) -> "ZayaConfig":
-        """A copy with `changes`; layer_types and mask_token_id follow the sizes unless they are given."""
+        """A copy with `changes`; layer_types, mask_token_id and qk_norm follow other fields unless they are given."""
         if "vocab_size" in changes and self.mask_token_id == self.vocab_size - 1:
             changes.setdefault("mask_token_id", None)
         if "num_hidden_layers" in changes and set(self.layer_kinds) == {FULL_ATTENTION}:
             changes.setdefault("layer_types", None)
+        if "attention" in changes and self.qk_norm == (self.attention == "cca"):
+            changes.setdefault("qk_norm", None)
         return dataclasses.replace(self, **changes)
 
 

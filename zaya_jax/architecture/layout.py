@@ -274,6 +274,29 @@ class Layout(struct.PyTreeNode):
         )
         return joined.replace(clean_size=self.clean_size, block_size=drafts.block_size)
 
+    def draft_teachers(self, offset: Array | int = 0) -> tuple[Array, Array]:
+        """The clean row slot whose AR law is of each draft slot's position: (index, there is one).
+
+        int32 and bool [batch, blocks * block_size]. None at a document's first token.
+
+        Args:
+          offset: what `tidar` was given.
+        """
+        slot_row = _grid(self.tokens.shape[0], self.clean_size, self.block_size, offset)
+        source = jnp.clip(slot_row - 1, 0, self.clean_size - 1)
+        same = jnp.take_along_axis(self.clean_rows().document, source, axis=1) == self.draft_rows().document
+        return source, same & (slot_row > 0)
+
+    def blind(self) -> "Layout":
+        """The same rows, but succession follows the row in memory: what a convolution that knows of no layout does.
+
+        A negative control (`ZayaConfig.succession`): clean slots keep their predecessors, draft slots get the wrong
+        ones, their block's first the slot that happens to stand before it.
+        """
+        row = jnp.broadcast_to(jnp.arange(self.tokens.shape[1], dtype=jnp.int32), self.tokens.shape)
+        before = jnp.where(row > 0, row - 1, CONTEXT)
+        return self.replace(predecessor=jnp.where(self.block == 0, self.predecessor, before))
+
     # --- targets and pictures -----------------------------------------------------------------------------------------
 
     def clean_targets(self, scored: Array | None = None) -> tuple[Array, Array]:

@@ -7,11 +7,11 @@ from flax import linen as nn
 from flax import struct
 
 from zaya_jax.architecture.cache import Cache
-from zaya_jax.architecture.cca import CCA
+from zaya_jax.architecture.cca import Attention
 from zaya_jax.architecture.config import FULL_ATTENTION, SLIDING_ATTENTION, ZayaConfig
 from zaya_jax.architecture.layers import Linear, ResidualScaling, RMSNorm, inverse_frequencies, rotation
 from zaya_jax.architecture.layout import MASK, Layout
-from zaya_jax.architecture.moe import BALANCING, ExpertStack, MixtureOfExperts
+from zaya_jax.architecture.moe import BALANCING, ExpertStack, FeedForward, MixtureOfExperts
 
 Array = jax.Array
 
@@ -21,7 +21,7 @@ class ZayaOutput(struct.PyTreeNode):
 
     logits: Array  # [batch, row, vocab], in the compute dtype
     cache: Cache | None  # pending: `commit` it before the next forward
-    load: Array  # int32 [layer, 2, num_experts + 1]: tokens per expert, clean slots and draft slots
+    load: Array  # int32 [layer, 2, router_classes]: tokens per expert, clean slots and draft slots
 
 
 class LayerPast(struct.PyTreeNode):
@@ -55,7 +55,7 @@ class LayerPast(struct.PyTreeNode):
 
 
 class DecoderLayer(nn.Module):
-    """CCA and mixture of experts, each on the normed stream and added back through learned scales."""
+    """Attention and feed-forward, each on the normed stream and added back through learned scales."""
 
     config: ZayaConfig
 
@@ -78,19 +78,28 @@ class DecoderLayer(nn.Module):
 
         angle = jax.tree.map(lambda x: x[0] if per_layer["kind"] is None else x[per_layer["kind"]], angles)
         x = RMSNorm(cfg.rms_norm_eps, dtype, param_dtype, name="input_layernorm")(stream)
-        branch, past = CCA(cfg, name="self_attn")(x, layout, per_layer["window"], angle, past)
-        stream = ResidualScaling(param_dtype, name="post_attention_residual_scale")(branch, stream)
+        branch, past = Attention(cfg, name="self_attn")(x, layout, per_layer["window"], angle, past)
+        stream = self._add("post_attention_residual_scale", branch, stream)
 
         x = RMSNorm(cfg.rms_norm_eps, dtype, param_dtype, name="post_attention_layernorm")(stream)
-        stack = None if experts is None else ExpertStack(experts[0], experts[1], per_layer["layer"])
-        branch, state, load = MixtureOfExperts(cfg, name="mlp")(
-            x, layout, state, per_layer["router_states_scale"], stack
-        )
-        stream = ResidualScaling(param_dtype, name="post_mlp_residual_scale")(branch, stream)
+        if cfg.feed_forward == "dense":
+            branch, load = FeedForward(cfg, name="mlp")(x), jnp.zeros((2, cfg.router_classes), jnp.int32)
+        else:
+            stack = None if experts is None else ExpertStack(experts[0], experts[1], per_layer["layer"])
+            branch, state, load = MixtureOfExperts(cfg, name="mlp")(
+                x, layout, state, per_layer["router_states_scale"], stack
+            )
+        stream = self._add("post_mlp_residual_scale", branch, stream)
 
         if past is None:
             return (stream, state, None, None), (None, None, load)
         return (stream, state, past.key, past.value), (past.conv, past.delayed, load)
+
+    def _add(self, name: str, branch: Array, stream: Array) -> Array:
+        """A sublayer's output onto the stream."""
+        if not self.config.residual_scaling:
+            return branch.astype(stream.dtype) + stream
+        return ResidualScaling(jnp.dtype(self.config.param_dtype), name=name)(branch, stream)
 
 
 class Zaya(nn.Module):
@@ -107,15 +116,13 @@ class Zaya(nn.Module):
         width = (cfg.hidden_size,)
         normal = nn.initializers.normal(cfg.initializer_range)
         self.embed_tokens = self.param("embed_tokens", normal, (cfg.vocab_size, *width), param_dtype)
-        self.input_scale = self.param("input_hidden_states_scale", nn.initializers.ones, width, param_dtype)
-        self.input_bias = self.param("input_hidden_states_bias", nn.initializers.zeros, width, param_dtype)
-        # The first layer has no state to scale, hence one row fewer than layers; it stands here, not in the scan.
-        self.router_states_scale = self.param(
-            "router_states_scale",
-            nn.initializers.ones,
-            (cfg.num_hidden_layers - 1, cfg.router_hidden_size),
-            param_dtype,
-        )
+        if cfg.residual_scaling:
+            self.input_scale = self.param("input_hidden_states_scale", nn.initializers.ones, width, param_dtype)
+            self.input_bias = self.param("input_hidden_states_bias", nn.initializers.zeros, width, param_dtype)
+        if cfg.state_size:
+            # The first layer has no state to scale, hence one row fewer than layers; it stands here, not in the scan.
+            shape = (cfg.num_hidden_layers - 1, cfg.state_size)
+            self.router_states_scale = self.param("router_states_scale", nn.initializers.ones, shape, param_dtype)
         layer = nn.remat(DecoderLayer, prevent_cse=False) if cfg.remat else DecoderLayer
         self.layers = nn.scan(
             layer,
@@ -146,7 +153,8 @@ class Zaya(nn.Module):
         assert cfg.mask_token_id is not None  # ZayaConfig fills it in
         ids = jnp.where(tokens == MASK, cfg.mask_token_id, tokens)
         h = self.embed_tokens.astype(cfg.dtype)[ids]
-        h = (h + self.input_bias.astype(cfg.dtype)) * self.input_scale.astype(cfg.dtype)
+        if cfg.residual_scaling:
+            h = (h + self.input_bias.astype(cfg.dtype)) * self.input_scale.astype(cfg.dtype)
         return h.astype(cfg.stream_dtype)
 
     def backbone(
@@ -158,8 +166,9 @@ class Zaya(nn.Module):
           stream: embedded tokens to use instead of the layout's (Jacobians, soft prompts).
         """
         cfg = self.config
+        layout = layout.blind() if cfg.succession == "row" else layout
         stream = self.embed(layout.tokens) if stream is None else stream
-        state = jnp.zeros((*layout.tokens.shape, cfg.router_hidden_size), cfg.dtype)
+        state = jnp.zeros((*layout.tokens.shape, cfg.state_size), cfg.dtype)
         key, value = (None, None) if cache is None else (cache.key, cache.value)
         carry = (stream, state, key, value)
         (stream, *_, key, value), (conv, delayed, load) = self.layers(
@@ -190,8 +199,8 @@ class Zaya(nn.Module):
         return rotation(layout.position, frequencies[:, None, None])
 
     def _experts(self) -> tuple[Array, Array] | None:
-        """All layers' (gate_up, down) as they are stored; None while there are none yet (`init`)."""
-        if self.is_initializing():
+        """All layers' (gate_up, down) as they are stored; None where there are none, or none yet (`init`)."""
+        if self.is_initializing() or self.config.feed_forward == "dense":
             return None
         experts = self.variables["params"]["layers"]["mlp"]
         return experts["gate_up_proj"], experts["down_proj"]
@@ -202,7 +211,10 @@ class Zaya(nn.Module):
         layers = cfg.num_hidden_layers
         sliding = np.array([kind == SLIDING_ATTENTION for kind in cfg.layer_kinds])
         unlimited = np.iinfo(np.int32).max
-        first = jnp.zeros((1, cfg.router_hidden_size), self.router_states_scale.dtype)
+        scale = None
+        if cfg.state_size:
+            first = jnp.zeros((1, cfg.state_size), self.router_states_scale.dtype)
+            scale = jnp.concatenate([first, self.router_states_scale])
         return {
             "layer": jnp.arange(layers, dtype=jnp.int32),
             "length": None if cache is None else jnp.broadcast_to(cache.length, (layers, *cache.length.shape)),
@@ -212,5 +224,5 @@ class Zaya(nn.Module):
             if sliding.any()
             else None,
             "kind": jnp.asarray(sliding, jnp.int32) if sliding.any() and not sliding.all() else None,
-            "router_states_scale": jnp.concatenate([first, self.router_states_scale]),
+            "router_states_scale": scale,
         }

@@ -1,4 +1,4 @@
-"""ZAYA1's router and mixture of experts (zaya1.md section 1)."""
+"""ZAYA1's router and mixture of experts (zaya1.md section 1), and one dense feed-forward in their place."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from zaya_jax.architecture.config import ZayaConfig
-from zaya_jax.architecture.experts import dispatch, dispatch_cached
+from zaya_jax.architecture.experts import dispatch, dispatch_cached, swiglu
 from zaya_jax.architecture.layers import Linear, RMSNorm
 from zaya_jax.architecture.layout import PADDING, Layout
 
@@ -21,22 +21,24 @@ class Router(nn.Module):
     config: ZayaConfig
 
     @nn.compact
-    def __call__(self, x: Array, state: Array, state_scale: Array) -> tuple[Array, Array, Array]:
-        """x [token, hidden], the previous layer's state [token, router] -> (probability, choice, new state).
+    def __call__(self, x: Array, state: Array, state_scale: Array | None) -> tuple[Array, Array, Array]:
+        """x [token, hidden], the previous layer's state [token, state_size] -> (probability, choice, new state).
 
         The state keeps its gradient across layers. The balancing biases choose and never weigh: the weight is the
         chosen class's softmax probability over all classes, not renormalised.
         """
         cfg = self.config
-        classes, width = cfg.num_experts + 1, cfg.router_hidden_size
+        classes, width = cfg.router_classes, cfg.router_hidden_size
 
         def linear(name: str, features: int, use_bias: bool) -> Linear:
             return Linear(
                 features, use_bias, cfg.initializer_range, jnp.dtype(cfg.dtype), jnp.dtype(cfg.param_dtype), name=name
             )
 
-        state = linear("down_proj", width, True)(x) + state * state_scale.astype(state.dtype)
-        h = RMSNorm(cfg.rms_norm_eps, jnp.dtype(cfg.dtype), jnp.dtype(cfg.param_dtype), name="norm")(state)
+        h = linear("down_proj", width, True)(x)
+        if state_scale is not None:
+            state = h = h + state * state_scale.astype(state.dtype)
+        h = RMSNorm(cfg.rms_norm_eps, jnp.dtype(cfg.dtype), jnp.dtype(cfg.param_dtype), name="norm")(h)
         h = jax.nn.gelu(linear("fc1", width, True)(h), approximate=False)
         h = jax.nn.gelu(linear("fc2", width, True)(h), approximate=False)
         logits = linear("out_proj", classes, False)(h)
@@ -61,16 +63,16 @@ class MixtureOfExperts(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, layout: Layout, state: Array, state_scale: Array, stack: "ExpertStack | None" = None
+        self, x: Array, layout: Layout, state: Array, state_scale: Array | None, stack: "ExpertStack | None" = None
     ) -> tuple[Array, Array, Array]:
-        """x [batch, row, hidden], state [batch, row, router] -> (output, new state, load int32 [2, classes]).
+        """x [batch, row, hidden], state [batch, row, state_size] -> (output, new state, load int32 [2, classes]).
 
         With a `stack` (a forward with a cache) nothing can be differentiated with respect to it in reverse.
         """
         cfg = self.config
         shape = x.shape
         x = x.reshape(-1, shape[-1])
-        probability, choice, state = Router(cfg, name="gate")(x, state.reshape(x.shape[0], -1), state_scale)
+        probability, choice, state = Router(cfg, name="gate")(x, state.reshape(x.shape[0], cfg.state_size), state_scale)
 
         def weights(name: str, *shape: int) -> Array:
             init = nn.initializers.normal(cfg.initializer_range)
@@ -86,7 +88,24 @@ class MixtureOfExperts(nn.Module):
         if cfg.skip_expert == "identity":
             out = jnp.where((choice == cfg.num_experts)[:, None], x, out)
         out = out * probability[:, None].astype(out.dtype)
-        return out.reshape(shape), state.reshape(*shape[:2], -1), expert_load(choice.reshape(shape[:2]), layout, cfg)
+        state = state.reshape(*shape[:2], cfg.state_size)
+        return out.reshape(shape), state, expert_load(choice.reshape(shape[:2]), layout, cfg)
+
+
+class FeedForward(nn.Module):
+    """One SwiGLU that every token goes through: an expert's size, so a token costs what it costs with experts."""
+
+    config: ZayaConfig
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """x [..., hidden] -> the same shape."""
+        cfg = self.config
+        hidden, inner = x.shape[-1], cfg.moe_intermediate_size
+        init = nn.initializers.normal(cfg.initializer_range)
+        gate_up = self.param("gate_up_proj", init, (hidden, 2 * inner), jnp.dtype(cfg.param_dtype))
+        down = self.param("down_proj", init, (inner, hidden), jnp.dtype(cfg.param_dtype))
+        return swiglu(x, gate_up.astype(cfg.dtype), down.astype(cfg.dtype))
 
 
 def init_balancing_biases(classes: int) -> Array:
@@ -99,7 +118,7 @@ def expert_load(choice: Array, layout: Layout, config: ZayaConfig) -> Array:
 
     Apart, because all draft slots share one embedding and would hide or be hidden by the clean tokens' balance.
     """
-    classes = jnp.arange(config.num_experts + 1, dtype=choice.dtype)
+    classes = jnp.arange(config.router_classes, dtype=choice.dtype)
     real = layout.document != PADDING
     kinds = jnp.stack([real & (layout.block == 0), real & (layout.block != 0)])
     return jnp.einsum("kbn,bnc->kc", kinds.astype(jnp.int32), (choice[..., None] == classes).astype(jnp.int32))

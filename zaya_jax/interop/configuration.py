@@ -7,7 +7,7 @@ What this code cannot compute exactly is refused, never ignored.
 from typing import Any
 
 from zaya_jax.architecture import ZayaConfig
-from zaya_jax.architecture.config import FULL_ATTENTION, SLIDING_ATTENTION
+from zaya_jax.architecture.config import FULL_ATTENTION, PARTS, SLIDING_ATTENTION
 
 OURS = "zaya_jax"  # the key our own fields stand under; transformers keeps it and makes nothing of it
 
@@ -47,6 +47,7 @@ ONLY = {
     "attention_dropout": 0,
     "quantization_config": None,
 }
+_ZAYA1 = ZayaConfig()
 DTYPES = ("float32", "bfloat16")  # dtypes we store and read
 # What transformers has no word for.
 EXTRA = (
@@ -96,8 +97,11 @@ def config_to_huggingface(config: ZayaConfig) -> dict[str, Any]:
     computes something else. That field, the mask token and how we compute stand under "zaya_jax".
 
     Raises:
-      ValueError: a param_dtype that no checkpoint of ours stores.
+      ValueError: a param_dtype that no checkpoint of ours stores; an ablation, which transformers' ZAYA cannot be.
     """
+    for name in PARTS:
+        zaya = getattr(_ZAYA1, name)
+        _require(getattr(config, name) == zaya, name, getattr(config, name), f"{zaya!r} in ZAYA's format", "ZayaConfig")
     _require(config.param_dtype in DTYPES, "param_dtype", config.param_dtype, f"one of {DTYPES}", "ZayaConfig")
     thetas = {FULL_ATTENTION: config.rope_theta, SLIDING_ATTENTION: config.sliding_rope_theta}
     return {

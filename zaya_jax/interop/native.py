@@ -46,7 +46,7 @@ def load_native(directory: Path | str) -> tuple[ZayaConfig, dict]:
     abstract = traverse_util.unflatten_dict(abstract_variables(config))
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract)
-    return config, read_tree(path, {"params": wanted["params"], BALANCING: wanted[BALANCING]})
+    return config, read_tree(path, {"params": wanted["params"], BALANCING: wanted.get(BALANCING, {})})
 
 
 def read_tree(path: Path, abstract) -> dict:

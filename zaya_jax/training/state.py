@@ -22,7 +22,7 @@ class TrainState(struct.PyTreeNode):
 
     step: Array  # int32 []
     params: dict
-    balancing: dict  # the "balancing" collection
+    balancing: dict  # the "balancing" collection; empty without a router
     opt_state: optax.OptState
     balancing_opt_state: optax.OptState
     rng: Array  # uint32 key data; step s uses fold_in(rng, s)
@@ -40,7 +40,7 @@ def init_variables(model: Zaya, seed: int) -> dict:
 
 def init_state(variables: dict, optimizer: OptimizerConfig, seed: int) -> TrainState:
     """The state at the start of a phase: given variables, fresh optimizer."""
-    params, balancing = variables["params"], variables[BALANCING]
+    params, balancing = variables["params"], variables.get(BALANCING, {})
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -71,8 +71,7 @@ def make_train_step(
         grads, sums = gradients(state.params, state.balancing, batch, drawn)
         updates, opt_state = rule.update(grads, state.opt_state, state.params)
         updates = jax.tree.map(lambda update: update * rate, updates)
-        error = balancing_error(sums["load"])
-        error = jax.tree.map(lambda leaf: error.astype(leaf.dtype), state.balancing)
+        error = jax.tree.map(lambda leaf: balancing_error(sums["load"]).astype(leaf.dtype), state.balancing)
         nudge, balancing_opt_state = balancing_rule.update(error, state.balancing_opt_state)
         metrics = {"loss": objective.loss(sums, sums), "grad_norm": optax.tree.norm(grads), **summarise(sums)}
         state = state.replace(
@@ -125,13 +124,13 @@ def summarise(sums: dict[str, Array]) -> dict[str, Array]:
     (1 / num_experts is perfect balance, 1 is collapse); expert_share_* keep every layer's and expert's share.
     """
     out = {"ar_loss": sums["ar_nll"] / jnp.maximum(sums["ar_count"], 1), "ar_tokens": sums["ar_count"]}
-    kinds = ["clean"]
+    kinds = ["clean"] if sums["load"].shape[-1] else []
     if "draft_nll" in sums:
         count = jnp.maximum(sums["draft_count"], 1)
         out["draft_loss"] = sums["draft_nll"].sum() / jnp.maximum(sums["draft_count"].sum(), 1)
         out["draft_loss_by_slot"] = sums["draft_nll"] / count
         out["draft_accuracy_by_slot"] = sums["draft_correct"] / count
-        kinds.append("draft")
+        kinds += ["draft"] * len(kinds)
     for i, kind in enumerate(kinds):
         load = sums["load"][:, i].astype(jnp.float32)
         share = load / jnp.maximum(load.sum(-1, keepdims=True), 1)
