@@ -27,21 +27,65 @@ def setup():
     }  # fmt: skip
 
 
-def naive_losses(model, variables, batch, block_size, offset, scored=np.ones((3, 12), bool)):
+def naive_losses(model, variables, batch, block_size, offset, scored=None):
     """Mean CE of next tokens and of draft slots, one term at a time; no loss on padding or across documents."""
     layout = Layout.tidar(batch["tokens"], block_size, offset, document=batch["document"])
     law = np.asarray(jax.nn.log_softmax(model.apply(variables, layout).logits))
     tokens, ar, draft = np.asarray(batch["tokens"]), [], []
     for r, row in enumerate(DOCUMENT):
         for i in range(11):
-            if row[i] == row[i + 1] != -1 and scored[r, i + 1]:
+            if row[i] == row[i + 1] != -1 and (scored is None or scored[r, i + 1]):
                 ar.append(-law[r, i, tokens[r, i + 1]])
         for slot in range(law.shape[1] - 12):
             first = offset[r] + slot // block_size * block_size
             i = first + slot % block_size
-            if i < 12 and row[i] == row[first] != -1 and scored[r, i]:
+            if i < 12 and row[i] == row[first] != -1 and (scored is None or scored[r, i]):
                 draft.append(-law[r, 12 + slot, tokens[r, i]])
     return np.mean(ar), np.mean(draft)
+
+
+def test_distillation_and_slot_weights_are_what_they_say(monkeypatch):
+    """Against every term written out; and the teacher is a constant."""
+    model, variables, batch = setup()
+    drawn, tokens = {"offset": jnp.array([0, 3, 1])}, np.asarray(batch["tokens"])
+    layout = Layout.tidar(tokens, 4, drawn["offset"], document=batch["document"])
+    law = np.asarray(jax.nn.log_softmax(model.apply(variables, layout).logits))
+    total, weights = 0.0, 0.0
+    for r, row in enumerate(DOCUMENT):
+        for slot in range(law.shape[1] - 12):
+            first = int(drawn["offset"][r]) + slot // 4 * 4
+            i, weight = first + slot % 4, 0.7 ** (slot % 4)
+            if i < 12 and row[i] == row[first] != -1:
+                hard = soft = -law[r, 12 + slot, tokens[r, i]]
+                if i > 0 and row[i - 1] == row[i]:
+                    soft = -(np.exp(law[r, i - 1]) * law[r, 12 + slot]).sum()
+                total, weights = total + weight * (0.75 * soft + 0.25 * hard), weights + weight
+    objective = Objective("tidar", 4, 0.0, distill=0.75, slot_decay=0.7)
+
+    def loss(params):
+        sums = objective.sums(model, {**variables, "params": params}, batch, drawn)
+        return objective.loss(sums, sums)
+
+    np.testing.assert_allclose(loss(variables["params"]), total / weights, rtol=1e-5)
+    gradient = jax.grad(loss)(variables["params"])
+    monkeypatch.setattr(objective_module, "LOGITS_AT_ONCE", 17 * 5)  # in chunks
+    compare = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    jax.tree.map(compare, jax.grad(loss)(variables["params"]), gradient)
+
+
+def test_a_distilled_draft_does_not_move_its_teacher():
+    """With drafts that already are the teacher's law the gradient is zero; it would not be if the teacher moved."""
+    model, variables, _ = setup()
+    hidden = jnp.asarray(np.random.default_rng(0).standard_normal((1, 6, model.config.hidden_size)), jnp.float32)
+    ids = jnp.zeros((1, 6), jnp.int32)
+
+    def loss(variables, drafts, teacher):
+        return objective_module.cross_entropy(model, variables, drafts, ids, ids == 0, teacher)[0].sum()
+
+    for gradient in jax.grad(loss, argnums=(0, 1, 2))(variables, hidden, hidden):
+        assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradient)) < 1e-5
+    moved = jax.grad(loss, argnums=1)(variables, hidden + 0.1, hidden)
+    assert float(jnp.abs(moved).max()) > 1e-3
 
 
 @pytest.mark.parametrize("alpha", [1.0, 0.3])

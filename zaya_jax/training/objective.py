@@ -23,6 +23,9 @@ class Objective:
       masking: "full" (every draft slot is MASK, as at inference) or "random" (each block reveals a uniformly drawn
         share of its slots, which then have no loss: the ablation of TiDAR's table 4).
       loss_on: "all" tokens, or "answers": only those that a task asks for (text without a prompt is all answer).
+      distill: share of the draft loss whose target is not the token but the model's own AR law of its position, held
+        constant. Its gradient has the same mean where that law is the data's, and less noise (tidar).
+      slot_decay: the draft loss of slot s + 1 weighs this much of slot s's: a refused draft ends the run (tidar).
     """
 
     kind: str = "tidar"
@@ -30,6 +33,8 @@ class Objective:
     alpha: float = 1.0
     masking: str = "full"
     loss_on: str = "all"
+    distill: float = 0.0
+    slot_decay: float = 1.0
 
     def __post_init__(self) -> None:
         def require(ok: bool, field: str, may_be: str) -> None:
@@ -39,6 +44,9 @@ class Objective:
         require(self.kind in ("autoregressive", "tidar"), "kind", "'autoregressive' or 'tidar'")
         require(isinstance(self.block_size, int) and self.block_size >= 1, "block_size", "an integer of at least 1")
         require(isinstance(self.alpha, (int, float)) and self.alpha >= 0, "alpha", "a number of at least 0")
+        for name in ("distill", "slot_decay"):
+            value = getattr(self, name)
+            require(isinstance(value, (int, float)) and 0 <= value <= 1, name, "a number in [0, 1]")
         require(self.masking in ("full", "random"), "masking", "'full' or 'random'")
         require(self.loss_on in ("all", "answers"), "loss_on", "'all' or 'answers'")
 
@@ -61,7 +69,7 @@ class Objective:
         return drawn
 
     def layout(self, batch: dict[str, Array], drawn: dict[str, Array]) -> Layout:
-        """The rows to run: batch as from `zaya_jax.data.pipeline`, int32 [batch, row] (document: PADDING on padding)."""
+        """The rows to run; batch as `zaya_jax.data.pipeline` makes it, int32 [batch, row]."""
         if self.kind == "autoregressive":
             return Layout.causal(batch["tokens"], document=batch["document"])
         return Layout.tidar(batch["tokens"], self.block_size, document=batch["document"], **drawn)
@@ -71,18 +79,25 @@ class Objective:
 
         Returns:
           ar_nll, ar_count (float32 []); load (int32 [layer, 2, classes]); for tidar also draft_nll, draft_correct,
-          draft_count, each float32 [block_size], by slot.
+          draft_count and, if it distills, draft_soft_nll, each float32 [block_size], by slot.
         """
         layout = self.layout(batch, drawn)
         hidden, _, load = cast(tuple[Array, None, Array], model.apply(variables, layout, method="backbone"))
+        clean, drafts = hidden[:, : layout.clean_size], hidden[:, layout.clean_size :]
         scored = batch["answer"] != 0 if self.loss_on == "answers" else None
         ids, has = layout.clean_targets(scored)
-        nll, _ = cross_entropy(model, variables, hidden[:, : layout.clean_size], ids, has)
+        nll, _ = cross_entropy(model, variables, clean, ids, has)
         out = {"ar_nll": nll.sum(), "ar_count": has.sum().astype(jnp.float32), "load": load}
         if self.kind == "tidar":
             ids, has = layout.draft_targets(drawn["offset"], scored)
-            nll, correct = cross_entropy(model, variables, hidden[:, layout.clean_size :], ids, has)
+            nll, correct = cross_entropy(model, variables, drafts, ids, has)
             by_slot = {"draft_nll": nll, "draft_correct": correct, "draft_count": has}
+            if self.distill:
+                source, has_teacher = layout.draft_teachers(drawn["offset"])
+                teacher = jnp.take_along_axis(jax.lax.stop_gradient(clean), source[..., None], axis=1)
+                # a document's first token has no AR law
+                soft, _ = cross_entropy(model, variables, drafts, ids, has & has_teacher, teacher)
+                by_slot["draft_soft_nll"] = jnp.where(has_teacher, soft, nll)
             for name, value in by_slot.items():
                 out[name] = value.reshape(-1, self.block_size).sum(0).astype(jnp.float32)
         return out
@@ -92,11 +107,17 @@ class Objective:
         ar = sums["ar_nll"] / jnp.maximum(counts["ar_count"], 1)
         if self.kind == "autoregressive":
             return ar
-        draft = sums["draft_nll"].sum() / jnp.maximum(counts["draft_count"].sum(), 1)
+        nll = sums["draft_nll"]
+        if self.distill:
+            nll = (1 - self.distill) * nll + self.distill * sums["draft_soft_nll"]
+        weight = self.slot_decay ** jnp.arange(self.block_size)
+        draft = (weight * nll).sum() / jnp.maximum((weight * counts["draft_count"]).sum(), 1e-9)
         return (self.alpha * ar + draft) / (1 + self.alpha)
 
 
-def cross_entropy(model: Zaya, variables, hidden: Array, ids: Array, has: Array) -> tuple[Array, Array]:
+def cross_entropy(
+    model: Zaya, variables, hidden: Array, ids: Array, has: Array, teacher: Array | None = None
+) -> tuple[Array, Array]:
     """Negative log-likelihood in float32 and whether the likeliest token is right, both 0 where `has` is False.
 
     Logits exist for at most LOGITS_AT_ONCE entries at a time, in the backward pass too: a row of ZAYA1-8B's vocabulary
@@ -105,24 +126,30 @@ def cross_entropy(model: Zaya, variables, hidden: Array, ids: Array, has: Array)
     Args:
       hidden: [batch, row, hidden_size].
       ids, has: int32 and bool [batch, row].
+      teacher: like hidden: the target is the law that the head gives these, a constant, instead of `ids`.
     """
 
-    def chunk(hidden: Array, ids: Array) -> tuple[Array, Array]:
-        logits = cast(Array, model.apply(variables, hidden, method="head")).astype(jnp.float32)
-        target = jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]
-        nll = jax.nn.logsumexp(logits, axis=-1) - target
-        return nll, target >= logits.max(-1)
+    def logits_of(hidden: Array, variables) -> Array:
+        return cast(Array, model.apply(variables, hidden, method="head")).astype(jnp.float32)
 
-    flat_hidden, flat_ids = hidden.reshape(-1, hidden.shape[-1]), ids.reshape(-1)
-    rows = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
-    if flat_ids.shape[0] <= rows:
-        nll, right = chunk(flat_hidden, flat_ids)
+    def chunk(hidden: Array, ids: Array, teacher: Array | None) -> tuple[Array, Array]:
+        logits = logits_of(hidden, variables)
+        target = jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]
+        right = target >= logits.max(-1)
+        if teacher is not None:
+            law = jax.nn.softmax(jax.lax.stop_gradient(logits_of(teacher, variables)), axis=-1)
+            target = (law * logits).sum(-1)
+        return jax.nn.logsumexp(logits, axis=-1) - target, right
+
+    flat = [x.reshape(-1, *x.shape[2:]) for x in (hidden, ids, *([] if teacher is None else [teacher]))]
+    flat += [None] * (3 - len(flat))
+    size, rows = ids.size, max(1, LOGITS_AT_ONCE // model.config.vocab_size)
+    if size <= rows:
+        nll, right = chunk(*flat)
     else:
-        padding = -flat_ids.shape[0] % rows
-        pieces = (
-            jnp.pad(flat_hidden, ((0, padding), (0, 0))).reshape(-1, rows, hidden.shape[-1]),
-            jnp.pad(flat_ids, (0, padding)).reshape(-1, rows),
+        pieces = jax.tree.map(
+            lambda x: jnp.pad(x, ((0, -size % rows), *[(0, 0)] * (x.ndim - 1))).reshape(-1, rows, *x.shape[1:]), flat
         )
         nll, right = jax.lax.map(jax.checkpoint(lambda piece: chunk(*piece)), pieces)
-        nll, right = (x.reshape(-1)[: flat_ids.shape[0]] for x in (nll, right))
+        nll, right = (x.reshape(-1)[:size] for x in (nll, right))
     return jnp.where(has, nll.reshape(ids.shape), 0), right.reshape(ids.shape) & has
