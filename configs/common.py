@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from zaya_jax.architecture import preset
 from zaya_jax.training.objective import Objective
@@ -52,3 +53,21 @@ def phase(steps: int, objective: Objective, optimizer: OptimizerConfig, **rest: 
             **rest,
         }
     )
+
+
+def evaluation(tasks: tuple[str, ...], prompts: int, **changes: Any) -> ConfigDict:
+    """How a run is evaluated; every arm meets the same prompts with the same seeds."""
+    c = ConfigDict()
+    c.tasks = tasks  # of the mixture, or benchmarks
+    c.prompts = prompts  # test problems of each task
+    c.samples = 1  # of each, at temperatures above 0: 16 for pass@16
+    c.batch = 64  # rows: prompts x samples
+    c.max_new_tokens = 64
+    c.arms = ("autoregressive", "lossless", "mix_stale")  # and "lossless_two_pass", "mix_fresh"
+    c.temperatures = (0.0, 1.0)
+    c.draft_temperature = placeholder(float)  # None: the target's
+    c.anchor_budget = 0  # blocks that single_pass drafts a forward; 0: one behind every accept length
+    c.beta = 0.5
+    c.seed = 1_000
+    c.update(changes)
+    return c

@@ -12,7 +12,7 @@ conversion costs is measured against it.
 
 from ml_collections import ConfigDict
 
-from configs.common import model, parse_arg, phase
+from configs.common import evaluation, model, parse_arg, phase
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
 
@@ -43,12 +43,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.convert = phase(steps[1], draft, optimizer)
     c.control = phase(steps[1], Objective("autoregressive"), optimizer)
 
-    c.evaluate = ConfigDict()
-    c.evaluate.task = "addition"  # a task of the mixture
-    c.evaluate.prompts = 16 if chosen.fast else 512
-    c.evaluate.batch = 16 if chosen.fast else 64
-    c.evaluate.max_new_tokens = 64
-    c.evaluate.temperatures = (0.0, 1.0)
-    c.evaluate.beta = 0.5
-    c.evaluate.seed = 1_000
+    c.evaluate = evaluation(("addition",), prompts=512)
+    if chosen.fast:
+        c.evaluate.prompts = c.evaluate.batch = 16
     return c

@@ -32,13 +32,12 @@ from absl import flags
 from experiments import cli, environment
 from zaya_jax import SamplerConfig, Zaya, generate, load_pretrained, preset
 from zaya_jax.analysis.flops import parameter_count
-from zaya_jax.analysis.results import wilson
 from zaya_jax.analysis.roofline import HARDWARE, forward_seconds
 from zaya_jax.data.tasks import make_task
 from zaya_jax.data.tasks.base import Problem
 from zaya_jax.data.tokenizers import ByteTokenizer
 from zaya_jax.evaluation.forward_parts import forward_parts, gemm_cost, ratios, row_plans
-from zaya_jax.evaluation.task_accuracy import Arm, run_arm
+from zaya_jax.evaluation.task_accuracy import Arm, Trial, run_arm
 from zaya_jax.sampling import acceptance_curve, choose_sampler
 from zaya_jax.sampling.cost import AUTOREGRESSIVE, forward_cost
 from zaya_jax.sampling.method import Plan
@@ -225,18 +224,14 @@ def accepted_everywhere(bench: Bench, temperature: float) -> list[list[int]]:
 
 def measured(bench: Bench, sampler: SamplerConfig, name: str) -> dict:
     """T, rows and accuracy over all problems, one batch."""
+    trial = Trial(len(bench.problems), 1, len(bench.problems), bench.new_tokens, seed=1_000)
     outcome = run_arm(
-        bench.model, bench.variables, ByteTokenizer(), make_task(TASK), bench.problems, Arm(name, sampler),
-        len(bench.problems), bench.new_tokens, seed=1_000,
-    )  # fmt: skip
-    low, high = wilson(sum(outcome.correct), len(outcome.correct))
-    tokens, forwards = sum(map(len, outcome.tokens)), sum(map(len, outcome.accepted))
-    return {
-        "block_size": sampler.block_size, "batch": len(bench.problems), "prompts": len(bench.problems), "seed": 1_000,
-        "tokens_per_forward": tokens / forwards, "rows_per_forward": outcome.rows_per_forward,
-        "tokens_per_second": outcome.tokens_per_second,
-        "accuracy": sum(outcome.correct) / len(outcome.correct), "accuracy_low": low, "accuracy_high": high,
-    }  # fmt: skip
+        bench.model, bench.variables, ByteTokenizer(), make_task(TASK), bench.problems, Arm(name, sampler), trial
+    )
+    row = outcome.row(trial)
+    kept = ("batch", "prompts", "seed", "tokens_per_forward", "rows_per_forward", "tokens_per_second", "accuracy",
+            "accuracy_low", "accuracy_high")  # fmt: skip
+    return {"block_size": sampler.block_size, **{name: row[name] for name in kept}}
 
 
 def strategies_section(bench: Bench) -> list[dict]:

@@ -6,15 +6,22 @@
 What follows the colon changes several fields at once (see the config file); --config.FIELD=VALUE changes one. The
 workdir then holds config.json, environment.json, metrics.jsonl, checkpoints/, results.csv, samples.jsonl, figures/ and
 report.html. Interrupt it at any moment: the same command goes on from the last checkpoint, to the same numbers.
+
+--stages=DIR keeps the training stages there, each under a name that says what decides it (model, data, seed, steps,
+what it starts from), so that runs which differ only behind a stage train it once. Sweeps use it.
 """
 
+import contextlib
+import fcntl
 import functools
 import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from experiments import cli, environment, settings
 from zaya_jax.analysis.flops import describe
@@ -23,8 +30,9 @@ from zaya_jax.analysis.report import write_report
 from zaya_jax.analysis.results import Row, load_run, write_results
 from zaya_jax.architecture import Zaya
 from zaya_jax.data.pipeline import eval_batches, make_train_iterator
+from zaya_jax.data.tasks import Task
 from zaya_jax.evaluation.likelihood import likelihood
-from zaya_jax.evaluation.task_accuracy import Outcome, run_arm
+from zaya_jax.evaluation.task_accuracy import Outcome, run_task, task_rows
 from zaya_jax.interop.native import load_native, write_model_file
 from zaya_jax.parallel import data_mesh, use_cpu_devices
 from zaya_jax.sampling.cost import AUTOREGRESSIVE, forward_cost, rows_of
@@ -36,6 +44,7 @@ from zaya_jax.training.state import init_variables, make_eval_step
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with an optional :argument.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; default: runs/<the config's name>.")
+_STAGES = flags.DEFINE_string("stages", None, "Where training stages live; default: WORKDIR/checkpoints.")
 
 
 def main() -> None:
@@ -46,10 +55,18 @@ def main() -> None:
     workdir = Path(_WORKDIR.value or f"runs/{setup.name}").absolute()
     use_cpu_devices(setup.cpu_devices)
     environment.claim_workdir(workdir, config)
-    run_stages(setup, workdir)
+    run_stages(setup, workdir, stage_folders(config, setup, workdir))
 
 
-def run_stages(setup: settings.Settings, workdir: Path) -> None:
+def stage_folders(config: ConfigDict, setup: settings.Settings, workdir: Path) -> dict[str, Path]:
+    """Where each stage's checkpoints are: in the workdir, or under a name of what decides them in --stages."""
+    if _STAGES.value is None:
+        return {name: workdir / "checkpoints" / name for name in setup.phases}
+    keys = settings.stage_keys(config, setup)
+    return {name: Path(_STAGES.value).absolute() / f"{name}-{keys[name]}" for name in setup.phases}
+
+
+def run_stages(setup: settings.Settings, workdir: Path, folders: dict[str, Path]) -> None:
     """All stages in order."""
     batch = setup.batch_sizes["convert"]
     block_size = setup.phases["convert"].objective.block_size
@@ -58,12 +75,12 @@ def run_stages(setup: settings.Settings, workdir: Path) -> None:
         sources = [open_source(setup, workdir, source, "train") for source in setup.mixture]
         held_out = {source.name: held_out_batches(setup, workdir, source) for source in setup.mixture}
     model = Zaya(setup.model)
-    starts_from = {"pretrain": None, "convert": "pretrain", "control": "pretrain"}
     for name in setup.phases:
-        run_phase(setup, workdir, model, name, starts_from[name], sources, held_out)
+        with alone(folders[name]):
+            run_phase(setup, workdir, model, name, folders, sources, held_out)
     if not (workdir / "results.csv").exists():
         with environment.timed(workdir, "evaluate"):
-            evaluate(setup, workdir, model, held_out)
+            evaluate(setup, workdir, model, folders, held_out)
     with environment.timed(workdir, "figures"):
         run = load_run(workdir)
         figures = draw_figures(run, workdir / "figures")
@@ -71,18 +88,30 @@ def run_stages(setup: settings.Settings, workdir: Path) -> None:
     print(f"done: {workdir / 'report.html'}")
 
 
-def run_phase(setup, workdir: Path, model: Zaya, name: str, parent: str | None, sources, held_out) -> None:
-    """One training stage, unless it is finished."""
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Two runs that share a stage do not train it at once: the second waits, and finds it finished."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for the run that is training {folder}", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def run_phase(
+    setup: settings.Settings, workdir: Path, model: Zaya, name: str, folders: dict[str, Path], sources, held_out
+) -> None:
+    """One training stage, unless it is finished. It starts from pretraining, if it is not that and there is one."""
     phase = setup.phases[name]
-    directory = workdir / "checkpoints" / name
-    write_model_file(directory, setup.model)
-    with Checkpoints(directory) as checkpoints:
+    parent = "pretrain" if name != "pretrain" and "pretrain" in folders else None
+    write_model_file(folders[name], setup.model)
+    with Checkpoints(folders[name]) as checkpoints:
         if checkpoints.latest == phase.steps:
             return
-        if parent is None:
-            variables = init_variables(model, setup.seed)
-        else:
-            variables = load_native(workdir / "checkpoints" / parent)[1]
+        variables = load_native(folders[parent])[1] if parent else init_variables(model, setup.seed)
         mixture = list(zip(sources, [source.weight for source in setup.mixture], strict=True))
         # A stage's own seed: conversion and its control read the same data, which pretraining has not seen in that
         # order.
@@ -114,42 +143,35 @@ def validate(setup: settings.Settings, held_out: dict[str, list[dict]], eval_ste
     return out
 
 
-def evaluate(setup: settings.Settings, workdir: Path, model: Zaya, held_out: dict[str, list[dict]]) -> None:
-    """Writes samples.jsonl, then results.csv (whose presence says that the stage is finished)."""
+def evaluate(
+    setup: settings.Settings, workdir: Path, model: Zaya, folders: dict[str, Path], held_out: dict[str, list[dict]]
+) -> None:
+    """Writes answers/, samples.jsonl, then results.csv (whose presence says that the stage is finished)."""
     hardware = environment.hardware()
     rows: list[Row] = []
-    weights = {name: load_native(workdir / "checkpoints" / name)[1] for name in setup.phases}
+    weights = {name: load_native(folder)[1] for name, folder in folders.items()}
     # One objective for all, so that one compiled program measures all.
     eval_step = make_eval_step(model, setup.phases["convert"].objective)
     for name, phase in setup.phases.items():
         measured = validate(setup, held_out, eval_step, weights[name])
         for source in setup.mixture:
             row: Row = {"kind": "likelihood", "model": name, "source": source.name, "hardware": hardware}
-            kept = ["ar_loss", "bits_per_byte"] + ["draft_loss"] * (phase.objective.kind == "tidar")
-            row |= {key: float(measured[f"{source.name}/{key}"]) for key in kept if f"{source.name}/{key}" in measured}
+            kept = ["ar_loss", "bits_per_byte"]
+            kept += ["draft_loss", "draft_accuracy_by_slot"] * (phase.objective.kind == "tidar")
+            found = {key: measured.get(f"{source.name}/{key}") for key in kept}
+            row |= {key: np.asarray(value).tolist() for key, value in found.items() if value is not None}
             rows.append(row)
 
-    variables = weights["convert"]
-    problems = [setup.task.problem("test", i, setup.evaluation_seed) for i in range(setup.prompts)]
-    outcomes = [
-        run_arm(
-            model, variables, setup.tokenizer, setup.task, problems, arm, setup.prompt_batch, setup.max_new_tokens,
-            setup.evaluation_seed,
+    variables, samples = weights["convert"], []
+    for task in setup.tasks:
+        outcomes = run_task(
+            model, variables, setup.tokenizer, task, setup.arms, setup.trial, workdir / "answers", setup.anchor_budget
         )
-        for arm in setup.arms
-    ]  # fmt: skip
-    baseline = {o.arm.sampler.temperature: o for o in outcomes if o.arm.name == "autoregressive"}
-    for outcome in outcomes:
-        row = {"kind": "sampling", "model": "convert", "source": setup.task.name, "hardware": hardware}
-        row |= outcome.row(setup.prompt_batch, setup.evaluation_seed)
-        reference = baseline[outcome.arm.sampler.temperature]
-        row["speedup"] = outcome.tokens_per_second / reference.tokens_per_second
-        if outcome.arm.sampler.temperature == 0:
-            same = [a == b for a, b in zip(outcome.tokens, reference.tokens, strict=True)]
-            row["identical_to_autoregressive"] = sum(same) / len(same)
-        rows.append(row)
+        common = {"kind": "sampling", "model": "convert", "source": task.name, "hardware": hardware}
+        rows += [common | row for row in task_rows(outcomes, setup.trial)]
+        samples += some_samples(setup, task, outcomes)
     rows += cost_rows(model, variables, hardware)
-    write_samples(workdir / "samples.jsonl", setup, problems, outcomes)
+    (workdir / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
     write_results(workdir / "results.csv", rows)
 
 
@@ -167,20 +189,21 @@ def cost_rows(model: Zaya, variables: dict, hardware: str) -> list[dict]:
     ]  # fmt: skip
 
 
-def write_samples(path: Path, setup, problems, outcomes: list[Outcome], count: int = 6) -> None:
-    """The first completions of every arm, token by token."""
-    with path.open("w") as file:
-        for outcome in outcomes:
-            for i in range(min(count, len(problems))):
-                sample = {
-                    "arm": outcome.arm.name,
-                    "temperature": outcome.arm.sampler.temperature,
-                    "prompt": problems[i].prompt,
-                    "pieces": [setup.tokenizer.decode([token]) for token in outcome.tokens[i]],
-                    "accepted": outcome.accepted[i],
-                    "correct": outcome.correct[i],
-                }
-                file.write(json.dumps(sample) + "\n")
+def some_samples(setup: settings.Settings, task: Task, outcomes: list[Outcome], count: int = 6) -> list[dict]:
+    """The first sample of the first problems by every arm, token by token."""
+    problems = setup.trial.problems(task)[:count]
+    return [
+        {
+            "arm": outcome.arm.name,
+            "temperature": outcome.arm.sampler.temperature,
+            "prompt": problem.prompt,
+            "pieces": [setup.tokenizer.decode([token]) for token in outcome.tokens[i * outcome.samples]],
+            "accepted": outcome.accepted[i * outcome.samples],
+            "correct": outcome.correct[i * outcome.samples],
+        }
+        for outcome in outcomes
+        for i, problem in enumerate(problems)
+    ]
 
 
 def open_source(setup: settings.Settings, workdir: Path, source: settings.MixtureSource, split: str):

@@ -1,6 +1,8 @@
 """A run's config, checked whole before anything is computed or written."""
 
 import dataclasses
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +11,22 @@ from ml_collections import ConfigDict
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.data.builders import check_text, prepare_text
 from zaya_jax.data.pipeline import Source
-from zaya_jax.data.tasks import Task, TaskSource, make_task
+from zaya_jax.data.tasks import BENCHMARKS, Task, TaskSource, make_task
 from zaya_jax.data.tokenizers import Tokenizer, load_tokenizer
-from zaya_jax.evaluation.task_accuracy import Arm
+from zaya_jax.evaluation.task_accuracy import Arm, Trial
 from zaya_jax.sampling import SamplerConfig
 from zaya_jax.training.loop import Phase
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
 
+# What `evaluate.arms` may name: how a forward is spent and whose distribution comes out.
+ARMS: dict[str, dict[str, Any]] = {
+    "autoregressive": {"mode": "autoregressive"},
+    "lossless": {"mode": "single_pass"},
+    "lossless_two_pass": {"mode": "two_pass"},
+    "mix_stale": {"mode": "single_pass", "target": "mix_stale"},
+    "mix_fresh": {"mode": "single_pass", "target": "mix_fresh"},
+}
 SECTIONS = {"name", "seed", "cpu_devices", "tokenizer", "model", "data", "pretrain", "convert", "control", "evaluate"}
 
 
@@ -48,14 +58,12 @@ class Settings:
     task_documents: int
     validation_batches: int
     mixture: tuple[MixtureSource, ...]
-    phases: dict[str, Phase]  # pretrain, convert, and control if there is one
+    phases: dict[str, Phase]  # pretrain unless it has no steps, convert, and control if there is one
     batch_sizes: dict[str, int]
-    task: Task
+    tasks: tuple[Task, ...]  # to evaluate on
     arms: tuple[Arm, ...]
-    prompts: int
-    prompt_batch: int
-    max_new_tokens: int
-    evaluation_seed: int
+    trial: Trial
+    anchor_budget: int  # 0: all anchors
 
 
 def read(config: ConfigDict) -> Settings:
@@ -81,15 +89,14 @@ def read(config: ConfigDict) -> Settings:
         )
     mixture = tuple(_source(item, i) for i, item in enumerate(config.data.mixture))
     tasks = {source.name: source.task for source in mixture if source.task is not None}
-    task = tasks.get(config.evaluate.task)
-    if task is None:
-        raise ValueError(f"evaluate.task: got {config.evaluate.task!r}, may be a task of data.mixture: {sorted(tasks)}")
     phases = {
-        name: _phase(name, config[name], config.seed) for name in ("pretrain", "convert", "control") if name in config
+        name: _phase(name, config[name], config.seed)
+        for name in ("pretrain", "convert", "control")
+        if name in config and (name != "pretrain" or config.pretrain.steps != 0)  # no steps: from scratch
     }
     for name in ("row_length", "task_documents", "validation_batches"):
         _positive(f"data.{name}", config.data[name])
-    for name in ("prompts", "batch", "max_new_tokens"):
+    for name in ("prompts", "batch", "max_new_tokens", "samples"):
         _positive(f"evaluate.{name}", config.evaluate[name])
     if config.data.row_length > model.max_position_embeddings:
         raise ValueError(
@@ -108,27 +115,57 @@ def read(config: ConfigDict) -> Settings:
         mixture=mixture,
         phases=phases,
         batch_sizes={name: _positive(f"{name}.batch_size", config[name].batch_size) for name in phases},
-        task=task,
+        tasks=tuple(_task(name, tasks) for name in config.evaluate.tasks),
         arms=_arms(config.evaluate, phases["convert"].objective.block_size, tokenizer),
-        prompts=config.evaluate.prompts,
-        prompt_batch=config.evaluate.batch,
-        max_new_tokens=config.evaluate.max_new_tokens,
-        evaluation_seed=config.evaluate.seed,
+        trial=Trial(*(config.evaluate[name] for name in ("prompts", "samples", "batch", "max_new_tokens", "seed"))),
+        anchor_budget=_budget(config.evaluate.anchor_budget, phases["convert"].objective.block_size),
     )
+
+
+def stage_keys(config: ConfigDict, setup: Settings) -> dict[str, str]:
+    """For each stage, a short hash of everything that decides what it trains: equal keys, equal checkpoints."""
+    shared = {
+        "seed": config.seed,
+        "tokenizer": config.tokenizer,
+        "model": dataclasses.asdict(setup.model),
+        "data": {k: v for k, v in json.loads(config.data.to_json_best_effort()).items() if k != "validation_batches"},
+    }
+    keys: dict[str, str] = {}
+    for name in setup.phases:
+        own = {k: v for k, v in json.loads(config[name].to_json_best_effort()).items() if not k.endswith("_every")}
+        decides = json.dumps([shared, own, keys.get("pretrain", "")], sort_keys=True)
+        keys[name] = hashlib.blake2b(decides.encode(), digest_size=6).hexdigest()
+    return keys
+
+
+def _task(name: str, trained: dict[str, Task]) -> Task:
+    if name not in trained and name not in BENCHMARKS:
+        may_be = f"of the tasks of data.mixture or a benchmark: {sorted(set(trained) | set(BENCHMARKS))}"
+        raise ValueError(f"evaluate.tasks: got {name!r}, may be {may_be}")
+    return trained.get(name) or make_task(name)
 
 
 def _arms(evaluate: ConfigDict, block_size: int, tokenizer: Tokenizer) -> tuple[Arm, ...]:
-    common: dict[str, Any] = {"block_size": block_size, "stop_tokens": (tokenizer.eos_id,)}
-    kinds: dict[str, dict[str, Any]] = {
-        "autoregressive": {"mode": "autoregressive"},
-        "lossless": {"mode": "single_pass"},
-        "mix_stale": {"mode": "single_pass", "target": "mix_stale", "beta": evaluate.beta},
-    }
-    return tuple(
-        Arm(name, SamplerConfig(**common, **kind, temperature=temperature))
-        for temperature in evaluate.temperatures
-        for name, kind in kinds.items()
-    )
+    unknown = [name for name in evaluate.arms if name not in ARMS]
+    if unknown or "autoregressive" not in evaluate.arms:
+        got = unknown[0] if unknown else tuple(evaluate.arms)
+        raise ValueError(f"evaluate.arms: got {got!r}, may be 'autoregressive' and any of {sorted(ARMS)}")
+    common = {"block_size": block_size, "stop_tokens": (tokenizer.eos_id,), "beta": evaluate.beta}
+    common["draft_temperature"] = evaluate.draft_temperature
+
+    def sampler(name: str, temperature: float) -> SamplerConfig:
+        return SamplerConfig(**common, **ARMS[name], temperature=temperature)
+
+    try:
+        return tuple(Arm(name, sampler(name, t)) for t in evaluate.temperatures for name in evaluate.arms)
+    except ValueError as error:
+        raise ValueError(f"evaluate: {error}") from error
+
+
+def _budget(value: Any, block_size: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= block_size:
+        raise ValueError(f"evaluate.anchor_budget: got {value!r}, may be 0 (all anchors) .. block_size ({block_size})")
+    return value if value < block_size else 0
 
 
 def _source(item: ConfigDict, index: int) -> MixtureSource:

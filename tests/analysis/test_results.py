@@ -5,7 +5,15 @@ import json
 import pytest
 
 from tests.analysis.made_up_run import CONFIG, result_rows
-from zaya_jax.analysis.results import RESULT_COLUMNS, load_run, read_results, wilson, write_results
+from zaya_jax.analysis.results import (
+    RESULT_COLUMNS,
+    load_run,
+    read_results,
+    read_sweep,
+    wilson,
+    write_results,
+    write_sweep,
+)
 
 
 def test_round_trip_keeps_every_cell(tmp_path):
@@ -21,6 +29,27 @@ def test_round_trip_keeps_every_cell(tmp_path):
 def test_lists_become_words(tmp_path):
     write_results(tmp_path / "r.csv", [{"kind": "sampling", "anchors": [1, 8]}])
     assert read_results(tmp_path / "r.csv")[0]["anchors"] == "1 8"
+
+
+def test_numbers_of_a_list_come_back_and_a_column_that_an_old_file_lacks_is_blank(tmp_path):
+    write_results(tmp_path / "r.csv", [{"kind": "likelihood", "draft_accuracy_by_slot": [0.5, 0.25]}])
+    assert read_results(tmp_path / "r.csv")[0]["draft_accuracy_by_slot"] == [0.5, 0.25]
+    (tmp_path / "old.csv").write_text("kind,accuracy\nsampling,0.5\n")
+    assert read_results(tmp_path / "old.csv") == [dict.fromkeys(RESULT_COLUMNS) | {"kind": "sampling", "accuracy": 0.5}]
+
+
+def test_a_sweep_keeps_what_each_run_changed(tmp_path):
+    runs = {"a": ({"seed": 0, "evaluate.temperatures": [0.0, 1.0]}, result_rows()), "b": ({}, result_rows()[:1])}
+    write_sweep(tmp_path / "results.csv", runs)
+    back = read_sweep(tmp_path / "results.csv")
+    assert [row["run"] for row in back] == ["a"] * len(result_rows()) + ["b"]
+    assert back[0]["changes"] == runs["a"][0] and back[-1]["changes"] == {}
+    write_results(tmp_path / "one.csv", result_rows())
+    assert [{c: row[c] for c in RESULT_COLUMNS} for row in back[:-1]] == read_results(tmp_path / "one.csv")
+    text = (tmp_path / "results.csv").read_text()
+    (tmp_path / "results.csv").write_text(text.replace(',"{}",', ",{,").replace(",{},", ",{,"))
+    with pytest.raises(ValueError, match=r"results\.csv line .*: changes: got '\{', should be a JSON object"):
+        read_sweep(tmp_path / "results.csv")
 
 
 @pytest.mark.parametrize(
@@ -48,9 +77,9 @@ def test_bad_rows_are_refused_and_leave_the_old_table(tmp_path, row, named):
     ("edit", "named"),
     [
         (lambda text: text.replace("speedup", "speed_up", 1), "'speed_up' is unknown"),
-        (lambda text: text.replace("rows,milliseconds", "milliseconds", 1), "'rows' is missing"),
+        (lambda text: text.replace("kind,model", "model", 1), "'kind' is missing"),
         (lambda text: text.replace("0.31", "fast", 1), "line 3: speedup: got 'fast'"),
-        (lambda text: text + "cost,convert\n", "got 2 cells, should be 29"),
+        (lambda text: text + "cost,convert\n", f"got 2 cells, should be {len(RESULT_COLUMNS)}"),
         (lambda text: "", "'kind' is missing"),
     ],
 )

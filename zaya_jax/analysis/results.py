@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,16 @@ STAGES = ("pretrain", "convert", "control")
 SECTIONS = ("model", "data", "evaluate", *STAGES)  # of config.json, each an object
 ARMS = ("autoregressive", "lossless", "mix_stale")
 TEXT_COLUMNS = ("kind", "model", "source", "arm", "anchors", "hardware")
+LIST_COLUMNS = ("draft_accuracy_by_slot",)  # floats, joined by spaces
 RESULT_COLUMNS = (
     "kind", "model", "source", "arm", "temperature", "beta", "block_size", "anchors", "batch", "prompts", "seed",
-    "accuracy", "accuracy_low", "accuracy_high", "tokens", "forwards", "tokens_per_forward", "rows_per_forward",
+    "accuracy", "accuracy_low", "accuracy_high", "samples", "pass_at_4", "pass_at_4_low", "pass_at_4_high",
+    "pass_at_16", "pass_at_16_low", "pass_at_16_high", "pass_at_16_difference", "pass_at_16_difference_low",
+    "pass_at_16_difference_high", "p_value", "tokens", "forwards", "tokens_per_forward", "rows_per_forward",
     "seconds", "tokens_per_second", "speedup", "identical_to_autoregressive", "ar_loss", "bits_per_byte", "draft_loss",
-    "rows", "milliseconds", "cost_ratio", "hardware",
+    "draft_accuracy_by_slot", "rows", "milliseconds", "cost_ratio", "hardware",
 )  # fmt: skip
+SWEEP_COLUMNS = ("run", "changes", *RESULT_COLUMNS)  # of a sweep's results.csv; changes is a JSON object
 TOY_LIMIT = 100_000_000  # parameters below which a run is called a toy run
 METRICS, RESULTS, SAMPLES, ENVIRONMENT = "metrics.jsonl", "results.csv", "samples.jsonl", "environment.json"
 
@@ -135,25 +139,71 @@ def write_results(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
       ValueError: a row with an unknown column or kind, or a cell that is no finite number where one belongs.
     """
     path, rows = Path(path), list(rows)
-    lines = [[_cell(row, column, f"{path.name} row {i}") for column in RESULT_COLUMNS] for i, row in enumerate(rows)]
     for i, row in enumerate(rows):
-        _check_columns(row, f"{path.name} row {i}", complete=False)
+        _check_columns(row, f"{path.name} row {i}", RESULT_COLUMNS)
+    lines = [[_cell(row, column, f"{path.name} row {i}") for column in RESULT_COLUMNS] for i, row in enumerate(rows)]
+    _write_table(path, RESULT_COLUMNS, lines)
+
+
+def write_sweep(path: Path | str, runs: Mapping[str, tuple[Mapping[str, Any], Iterable[Row]]]) -> None:
+    """Writes a sweep's results.csv at once or not at all.
+
+    Args:
+      runs: by name, the overridden fields of its config (JSON-able values) and the lines of its own results.csv.
+    """
+    path, lines = Path(path), []
+    for name, (changes, rows) in runs.items():
+        for i, row in enumerate(rows):
+            cells = [_cell(row, column, f"{name} row {i}") for column in RESULT_COLUMNS]
+            lines.append([name, json.dumps(dict(changes), sort_keys=True), *cells])
+    _write_table(path, SWEEP_COLUMNS, lines)
+
+
+def read_sweep(path: Path | str) -> list[Row]:
+    """Reads a sweep's results.csv: the rows of its runs, each also with "run" (its name) and "changes" (a dict).
+
+    Raises:
+      FileNotFoundError, ValueError: as `read_results`.
+    """
+    header, lines = _read_table(Path(path), SWEEP_COLUMNS, needed=SWEEP_COLUMNS[:3])
+    rows = []
+    for number, line in enumerate(lines, start=2):
+        texts, where = dict(zip(header, line, strict=True)), f"{path} line {number}"
+        try:
+            changes = json.loads(texts["changes"])
+        except json.JSONDecodeError:
+            raise ValueError(f"{where}: changes: got {texts['changes']!r:.60}, should be a JSON object") from None
+        row = {column: _parse(texts.get(column, ""), column, where) for column in RESULT_COLUMNS}
+        rows.append({"run": texts["run"], "changes": changes, **row})
+    return rows
+
+
+def read_results(path: Path | str) -> list[Row]:
+    """Reads results.csv: numbers become floats, blank cells None, and so does a column that an older file lacks.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: an unknown column, no kind, an unknown kind, a cell that is no number; says file and line.
+    """
+    header, lines = _read_table(Path(path), RESULT_COLUMNS, needed=RESULT_COLUMNS[:1])
+    rows = []
+    for number, line in enumerate(lines, start=2):
+        texts = dict(zip(header, line, strict=True))
+        rows.append({c: _parse(texts.get(c, ""), c, f"{path} line {number}") for c in RESULT_COLUMNS})
+    return rows
+
+
+def _write_table(path: Path, header: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
     swap = path.with_name(path.name + ".partial")
     with swap.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(RESULT_COLUMNS)
+        writer.writerow(header)
         writer.writerows(lines)
     swap.replace(path)
 
 
-def read_results(path: Path | str) -> list[Row]:
-    """Reads results.csv: numbers become floats, blank cells None.
-
-    Raises:
-      FileNotFoundError: no such file.
-      ValueError: an unknown or missing column, an unknown kind, a cell that is no number; says file and line.
-    """
-    path = Path(path)
+def _read_table(path: Path, columns: Sequence[str], needed: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Header and lines of a CSV file whose columns are among `columns` and include `needed`."""
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file, should be a results table (CSV)")
     try:
@@ -162,14 +212,14 @@ def read_results(path: Path | str) -> list[Row]:
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a CSV table ({error}), should be what write_results writes") from None
     header = table[0] if table else []
-    _check_columns(header, str(path), complete=True)
-    rows = []
+    _check_columns(header, str(path), columns)
+    lacking = [c for c in needed if c not in header]
+    if lacking:
+        raise ValueError(f"{path}: column {lacking[0]!r} is missing, should be in the header line")
     for number, line in enumerate(table[1:], start=2):
         if len(line) != len(header):
             raise ValueError(f"{path} line {number}: got {len(line)} cells, should be {len(header)}")
-        texts = dict(zip(header, line, strict=True))
-        rows.append({column: _parse(texts[column], column, f"{path} line {number}") for column in RESULT_COLUMNS})
-    return rows
+    return header, table[1:]
 
 
 def wilson(successes: int, total: int, z: float = 1.959964) -> tuple[float, float]:
@@ -187,14 +237,10 @@ def wilson(successes: int, total: int, z: float = 1.959964) -> tuple[float, floa
     return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
-def _check_columns(columns: Iterable[str], where: str, complete: bool) -> None:
-    columns = list(columns)
-    unknown = [c for c in columns if c not in RESULT_COLUMNS]
+def _check_columns(columns: Iterable[str], where: str, known: Sequence[str]) -> None:
+    unknown = [c for c in columns if c not in known]
     if unknown:
-        raise ValueError(f"{where}: column {unknown[0]!r} is unknown, should be one of {', '.join(RESULT_COLUMNS)}")
-    lacking = [c for c in RESULT_COLUMNS if c not in columns]
-    if complete and lacking:
-        raise ValueError(f"{where}: column {lacking[0]!r} is missing, should be in the header line")
+        raise ValueError(f"{where}: column {unknown[0]!r} is unknown, should be one of {', '.join(known)}")
 
 
 def _cell(row: Mapping[str, Any], column: str, where: str) -> str:
@@ -207,13 +253,19 @@ def _cell(row: Mapping[str, Any], column: str, where: str) -> str:
     return text
 
 
-def _parse(text: str, column: str, where: str) -> str | float | None:
+def _parse(text: str, column: str, where: str) -> str | float | list[float] | None:
     if column == "kind" and text not in KINDS:
         raise ValueError(f"{where}: kind: got {text!r}, should be one of {KINDS}")
     if text == "":
         return None
     if column in TEXT_COLUMNS:
         return text
+    if column in LIST_COLUMNS:
+        return [_number(part, column, where) for part in text.split()]
+    return _number(text, column, where)
+
+
+def _number(text: str, column: str, where: str) -> float:
     try:
         number = float(text)
     except ValueError:

@@ -51,7 +51,9 @@ def mean_interval(values: Sequence[float] | np.ndarray, seed: int = 0) -> Interv
     return Interval(float(values.mean()), *(float(x) for x in np.quantile(means, (0.025, 0.975))))
 
 
-def paired_difference(arm: Sequence[float], other: Sequence[float], seed: int = 0) -> Interval:
+def paired_difference(
+    arm: Sequence[float] | np.ndarray, other: Sequence[float] | np.ndarray, seed: int = 0
+) -> Interval:
     """Mean of arm - other over the problems that both answered, in the same order, with its interval.
 
     Raises:
@@ -62,7 +64,7 @@ def paired_difference(arm: Sequence[float], other: Sequence[float], seed: int = 
     return mean_interval(np.asarray(arm, float) - np.asarray(other, float), seed)
 
 
-def permutation_p_value(arm: Sequence[float], other: Sequence[float], seed: int = 0) -> float:
+def permutation_p_value(arm: Sequence[float] | np.ndarray, other: Sequence[float] | np.ndarray, seed: int = 0) -> float:
     """How often chance alone would set two arms this far apart: the two-sided paired sign-flip test.
 
     Under the hypothesis that both arms sample one law, each problem's two outcomes may be exchanged.

@@ -1,8 +1,9 @@
-"""Task accuracy, tokens per forward and wall-clock of one sampler over a task's test problems."""
+"""pass@k, tokens per forward and wall-clock of one sampler over a task's test problems."""
 
 import dataclasses
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,12 @@ from zaya_jax.analysis.results import wilson
 from zaya_jax.architecture import Zaya
 from zaya_jax.data.tasks.base import Problem, Task
 from zaya_jax.data.tokenizers import Tokenizer
-from zaya_jax.sampling import Generation, SamplerConfig, generate
+from zaya_jax.evaluation.answers import Answers, fingerprint
+from zaya_jax.evaluation.pass_at_k import mean_interval, paired_difference, pass_at_k, permutation_p_value
+from zaya_jax.sampling import SamplerConfig, generate
+
+BUDGET_PROBLEMS = 128  # validation problems that choose a budget's anchors
+KS = (4, 16)  # of pass@k, beside pass@1, which is the accuracy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,10 +30,25 @@ class Arm:
 
 
 @dataclasses.dataclass(frozen=True)
+class Trial:
+    """What every arm goes through: the same problems, the same row seeds."""
+
+    prompts: int  # test problems of each task, as far as it has so many
+    samples: int  # of each problem, at temperatures above 0
+    batch: int  # rows at once: prompts x samples
+    max_new_tokens: int
+    seed: int  # of the problems, and of the first row; row r has seed + r
+
+    def problems(self, task: Task, split: str = "test") -> list[Problem]:
+        return task.problems(split, self.prompts, self.seed)
+
+
+@dataclasses.dataclass(frozen=True)
 class Outcome:
-    """All of one arm's completions."""
+    """All of one arm's completions; the samples of a problem stand side by side."""
 
     arm: Arm
+    samples: int  # of each problem
     tokens: list[list[int]]
     accepted: list[list[int]]
     correct: list[bool]
@@ -38,23 +59,30 @@ class Outcome:
     def tokens_per_second(self) -> float:
         return sum(map(len, self.tokens)) / self.seconds
 
-    def row(self, batch: int, seed: int) -> dict[str, Any]:
-        """This outcome's cells of results.csv."""
+    @property
+    def solved(self) -> np.ndarray:
+        """How many samples of each problem are right, int [problem]."""
+        return np.reshape(self.correct, (-1, self.samples)).sum(1)
+
+    def row(self, trial: Trial, baseline: "Outcome | None" = None) -> dict[str, Any]:
+        """This outcome's cells of results.csv.
+
+        Args:
+          baseline: the autoregressive arm at the same temperature, over the same problems with as many samples.
+        """
         sampler = self.arm.sampler
-        low, high = wilson(sum(self.correct), len(self.correct))
         tokens, forwards = sum(map(len, self.tokens)), sum(map(len, self.accepted))
-        return {
+        row = {
             "arm": self.arm.name,
             "temperature": sampler.temperature,
             "beta": sampler.beta if sampler.target in ("mix_stale", "mix_fresh") else None,
             "block_size": 1 if sampler.mode == "autoregressive" else sampler.block_size,
             "anchors": _anchors(sampler),
-            "batch": batch,
-            "prompts": len(self.tokens),
-            "seed": seed,
-            "accuracy": float(np.mean(self.correct)),
-            "accuracy_low": low,
-            "accuracy_high": high,
+            "batch": trial.batch,
+            "prompts": len(self.tokens) // self.samples,
+            "seed": trial.seed,
+            "samples": self.samples,
+            **self._passes(),
             "tokens": tokens,
             "forwards": forwards,
             "tokens_per_forward": tokens / forwards,
@@ -62,6 +90,35 @@ class Outcome:
             "seconds": self.seconds,
             "tokens_per_second": self.tokens_per_second,
         }
+        return row | ({} if baseline is None else self._against(baseline))
+
+    def _passes(self) -> dict[str, float]:
+        """pass@1 (the accuracy) and pass@k with 95% intervals: Wilson's, or the bootstrap over problems."""
+        if self.samples == 1:
+            low, high = wilson(sum(self.correct), len(self.correct))
+            return {"accuracy": float(np.mean(self.correct)), "accuracy_low": low, "accuracy_high": high}
+        cells = {}
+        for name, k in (("accuracy", 1), *((f"pass_at_{k}", k) for k in KS)):
+            if k <= self.samples:
+                interval = mean_interval(pass_at_k(self.samples, self.solved, k))
+                cells |= {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
+        return cells
+
+    def _against(self, baseline: "Outcome") -> dict[str, float]:
+        """Clock, sameness of greedy texts, the paired difference of pass@16, and whether chance explains the rest."""
+        cells = {"speedup": self.tokens_per_second / baseline.tokens_per_second}
+        if self.arm.sampler.temperature == 0:
+            same = [a == b for a, b in zip(self.tokens, baseline.tokens, strict=True)]
+            cells["identical_to_autoregressive"] = sum(same) / len(same)
+        if self is baseline:
+            return cells
+        cells["p_value"] = permutation_p_value(self.solved / self.samples, baseline.solved / self.samples)
+        if self.samples >= KS[-1]:
+            mine, other = (pass_at_k(self.samples, outcome.solved, KS[-1]) for outcome in (self, baseline))
+            difference = paired_difference(mine, other)
+            names = (f"pass_at_{KS[-1]}_difference{end}" for end in ("", "_low", "_high"))
+            cells |= dict(zip(names, difference, strict=True))
+        return cells
 
 
 def _anchors(sampler: SamplerConfig) -> str | list[int] | None:
@@ -77,30 +134,105 @@ def run_arm(
     task: Task,
     problems: Sequence[Problem],
     arm: Arm,
-    batch: int,
-    max_new_tokens: int,
-    seed: int,
+    trial: Trial,
+    path: Path | None = None,
 ) -> Outcome:
-    """Completes every problem, `batch` at a time; the first batch also runs once untimed, to compile."""
-    prompts = [tokenizer.encode(p.prompt) for p in problems]
-    seeds = [seed + i for i in range(len(problems))]
-    pieces: list[Generation] = []
-    seconds = 0.0
-    label = f"{arm.name} T={arm.sampler.temperature:g}"
-    for start in tqdm(range(0, len(prompts), batch), desc=label, unit="batch", dynamic_ncols=True):
-        part = slice(start, start + batch)
-        args = (model, variables, prompts[part], arm.sampler, max_new_tokens, seeds[part])
-        if start == 0 or len(prompts[part]) < batch:
-            generate(*args)
+    """Completes every problem, about `trial.batch` rows at a time; a first batch also runs untimed, to compile.
+
+    Args:
+      problems: `trial.problems(task)`, mostly.
+      path: of a file that gets a line a problem as batches end, and that a killed evaluation resumes from.
+
+    Raises:
+      ValueError: `path` holds another evaluation's answers.
+      SandboxError: a task that runs code, where that cannot be done safely.
+    """
+    samples = trial.samples if arm.sampler.temperature > 0 else 1  # greedy samples would all be the same
+    prompts = [tokenizer.encode(problem.prompt) for problem in problems]
+    answers = Answers(path, _made_by(variables, task, problems, arm, trial))
+    at_once, done, warm = max(1, trial.batch // samples), len(answers.lines), set()
+    label = f"{task.name} {arm.name} T={arm.sampler.temperature:g}"
+    bar = tqdm(total=len(problems), initial=done, desc=label, unit="problem", dynamic_ncols=True)
+    for start in range(done, len(prompts), at_once):
+        part = range(start, min(start + at_once, len(prompts)))
+        seeds = [trial.seed + i * samples + s for i in part for s in range(samples)]
+        args = (model, variables, [prompts[i] for i in part], arm.sampler, trial.max_new_tokens, seeds)
+        if len(part) not in warm:
+            generate(*args, samples=samples)
+            warm.add(len(part))
         clock = time.perf_counter()
-        pieces.append(generate(*args))
-        seconds += time.perf_counter() - clock
-    tokens = [t for piece in pieces for t in piece.tokens]
-    return Outcome(
-        arm=arm,
-        tokens=tokens,
-        accepted=[a for piece in pieces for a in piece.accepted],
-        correct=[task.check(p, tokenizer.decode(t)) for p, t in zip(problems, tokens, strict=True)],
-        seconds=seconds,
-        rows_per_forward=pieces[0].rows_per_forward,
-    )
+        out = generate(*args, samples=samples)
+        seconds = (time.perf_counter() - clock) / len(part)
+        lines = []
+        for i in part:
+            mine = slice((i - start) * samples, (i - start + 1) * samples)
+            correct = [task.check(problems[i], tokenizer.decode(tokens)) for tokens in out.tokens[mine]]
+            line = {"problem": i, "correct": correct, "tokens": out.tokens[mine], "accepted": out.accepted[mine]}
+            lines.append(line | {"seconds": seconds})
+        answers.add(lines)
+        bar.update(len(part))
+    bar.close()
+    together = {key: [x for line in answers.lines for x in line[key]] for key in ("tokens", "accepted", "correct")}
+    seconds = sum(line["seconds"] for line in answers.lines)
+    return Outcome(arm, samples, **together, seconds=seconds, rows_per_forward=arm.sampler.rows_per_forward)
+
+
+def _made_by(variables: dict, task: Task, problems: Sequence[Problem], arm: Arm, trial: Trial) -> dict[str, Any]:
+    """What decides an answer; the number of problems does not, so a longer evaluation goes on behind a shorter one."""
+    return {
+        "task": repr(task),
+        "first_problem": problems[0].identity,
+        "seed": trial.seed,
+        "samples": trial.samples,
+        "max_new_tokens": trial.max_new_tokens,
+        "sampler": dataclasses.asdict(arm.sampler),
+        "weights": fingerprint(variables),
+    }
+
+
+def run_task(
+    model: Zaya,
+    variables: dict,
+    tokenizer: Tokenizer,
+    task: Task,
+    arms: Sequence[Arm],
+    trial: Trial,
+    folder: Path | None = None,
+    anchor_budget: int = 0,
+) -> list[Outcome]:
+    """Every arm over the same problems.
+
+    Args:
+      folder: where the answers are streamed to, a file an arm; made if it is not there.
+      anchor_budget: anchors of single_pass arms, the best list for what is accepted on the trial's first problems
+        of the validation split; 0 for all.
+
+    Raises:
+      ValueError, SandboxError: as `run_arm`.
+    """
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    problems = trial.problems(task)
+    outcomes = []
+    for arm in arms:
+        if anchor_budget and arm.sampler.mode == "single_pass" and arm.sampler.target != "mix_fresh":
+            arm = _with_budget(model, variables, tokenizer, task, arm, trial, anchor_budget)
+        name = f"{task.name}-{arm.name}-temperature-{arm.sampler.temperature:g}.jsonl"
+        path = None if folder is None else folder / name
+        outcomes.append(run_arm(model, variables, tokenizer, task, problems, arm, trial, path))
+    return outcomes
+
+
+def _with_budget(model: Zaya, variables: dict, tokenizer: Tokenizer, task: Task, arm: Arm, trial: Trial, budget: int):
+    """The arm with its best list of `budget` anchors. Problems apart from those it is judged on choose it."""
+    few = dataclasses.replace(trial, prompts=min(BUDGET_PROBLEMS, trial.prompts), samples=1)
+    problems = few.problems(task, "validation")
+    probe = run_arm(model, variables, tokenizer, task, problems, arm, few)
+    sampler = dataclasses.replace(arm.sampler, anchors=budget, acceptance=tuple(map(tuple, probe.accepted)))
+    return Arm(arm.name, dataclasses.replace(sampler, acceptance=None))  # the list is settled; the runs are not kept
+
+
+def task_rows(outcomes: Sequence[Outcome], trial: Trial) -> list[dict[str, Any]]:
+    """The cells of results.csv of every outcome, each against the autoregressive one at its temperature."""
+    baseline = {o.arm.sampler.temperature: o for o in outcomes if o.arm.name == "autoregressive"}
+    return [outcome.row(trial, baseline.get(outcome.arm.sampler.temperature)) for outcome in outcomes]

@@ -6,11 +6,12 @@ from typing import Any
 from zaya_jax.data.tasks.addition import Addition
 from zaya_jax.data.tasks.base import Problem, Task, TaskSource
 from zaya_jax.data.tasks.countdown import Countdown
+from zaya_jax.data.tasks.gsm_symbolic import GsmSymbolic
 from zaya_jax.data.tasks.human_eval import HumanEval
 from zaya_jax.data.tasks.list_programs import ListPrograms
 
 # Families whose problems are drawn, so that they can be trained on; and given sets of problems.
-TASKS: dict[str, type[Task]] = {task.name: task for task in (Addition, Countdown, ListPrograms)}
+TASKS: dict[str, type[Task]] = {task.name: task for task in (Addition, Countdown, ListPrograms, GsmSymbolic)}
 BENCHMARKS: dict[str, type[Task]] = {task.name: task for task in (HumanEval,)}
 
 __all__ = ["BENCHMARKS", "TASKS", "Problem", "Task", "TaskSource", "make_task"]

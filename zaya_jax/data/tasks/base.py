@@ -48,6 +48,10 @@ class Task(ABC):
                 return problem
         raise ValueError(f"split: {self} has no instance that falls in {split!r}")
 
+    def problems(self, split: str, count: int, seed: int) -> list[Problem]:
+        """The first `count` problems of a split; a benchmark has no more than it has."""
+        return [self.problem(split, index, seed) for index in range(count)]
+
     def check(self, problem: Problem, completion: str) -> bool:
         """Whether `completion`, up to its first newline or its end (EOS), answers `problem`."""
         return self.check_line(problem, completion.split("\n", 1)[0])

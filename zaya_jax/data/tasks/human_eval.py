@@ -35,6 +35,9 @@ class HumanEval(Task):
             raise ValueError(f"index: got {index}, may be in [0, {len(problems)}) (human_eval has no more problems)")
         return problems[index]
 
+    def problems(self, split: str, count: int, seed: int) -> list[Problem]:
+        return super().problems(split, min(count, len(_problems())), seed)
+
     def check(self, problem: Problem, completion: str) -> bool:
         """Whether prompt + completion, cut at the next top-level statement, passes the problem's tests.
 

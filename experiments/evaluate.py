@@ -1,0 +1,87 @@
+"""Evaluates a checkpoint on tasks: pass@1/4/16, tokens per forward, rows, clock, the same problems for every arm.
+
+    python -m experiments.evaluate --checkpoint=runs/quickstart/checkpoints/convert --tasks=addition --output=runs/eval
+    python -m experiments.evaluate --checkpoint=DIR --tasks=countdown,human_eval --samples=16 --block_size=16 \\
+        --arms=autoregressive,lossless,mix_stale --temperatures=0,1 --output=DIR
+
+--output then holds answers/ (JSON lines, a file a task and arm, written as batches end) and results.csv, where every
+arm but the first has its paired difference from autoregression and a permutation test's p-value. Interrupt it at any
+moment: the same command goes on behind the last answered problem. Generated code (human_eval) runs in a sandbox only.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from experiments import cli, environment
+from experiments.generate import choose_tokenizer
+from experiments.settings import ARMS
+from zaya_jax import SamplerConfig, Zaya, load_pretrained
+from zaya_jax.analysis.results import write_results
+from zaya_jax.analysis.tables import sampling_table
+from zaya_jax.data.tasks import BENCHMARKS, TASKS, make_task
+from zaya_jax.evaluation.task_accuracy import Arm, Trial, run_task, task_rows
+
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "Folder of a model: WORKDIR/checkpoints/STAGE or a Hugging Face one."
+)
+_TOKENIZER = flags.DEFINE_string("tokenizer", None, "As of experiments.generate.")
+_TASKS = flags.DEFINE_list("tasks", None, f"Of {', '.join([*TASKS, *BENCHMARKS])}; options are their defaults.")
+_ARMS = flags.DEFINE_list("arms", ["autoregressive", "lossless", "mix_stale"], f"Of {', '.join(ARMS)}.")
+_TEMPERATURES = flags.DEFINE_list("temperatures", ["0", "1"], "Of the target; greedy arms draw one sample.")
+_PROMPTS = flags.DEFINE_integer("prompts", 512, "Test problems of each task.", lower_bound=1)
+_SAMPLES = flags.DEFINE_integer("samples", 16, "Of each problem.", lower_bound=1)
+_BATCH = flags.DEFINE_integer("batch", 64, "Rows at once: prompts x samples.", lower_bound=1)
+_NEW = flags.DEFINE_integer("max_new_tokens", 256, "Tokens after which a row ends without a stop.", lower_bound=1)
+_BLOCK = flags.DEFINE_integer("block_size", 8, "Slots of a drafted block.", lower_bound=1)
+_BUDGET = flags.DEFINE_integer(
+    "anchor_budget", 0, "Blocks drafted a forward; 0: behind every accept length.", lower_bound=0
+)
+_BETA = flags.DEFINE_float("beta", 0.5, "Weight of the draft in mixing arms.")
+_DRAFT = flags.DEFINE_float("draft_temperature", None, "Of the drafts; default: the target's.")
+_SEED = flags.DEFINE_integer("seed", 1_000, "Of the problems and of the first row.", lower_bound=0)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of answers/ and results.csv.")
+
+
+def main() -> None:
+    for name in ("checkpoint", "tasks", "output"):
+        if not flags.FLAGS[name].value:
+            raise ValueError(f"--{name}: missing, see --help")
+    tasks = [make_task(name) for name in _TASKS.value]
+    config, variables = load_pretrained(_CHECKPOINT.value)
+    _, tokenizer = choose_tokenizer(_TOKENIZER.value, Path(_CHECKPOINT.value), config.vocab_size)
+    arms = read_arms(tokenizer.eos_id)
+    trial = Trial(_PROMPTS.value, _SAMPLES.value, _BATCH.value, _NEW.value, _SEED.value)
+    for task in tasks:
+        task.problems("test", 1, _SEED.value)  # a missing package is said before anything is compiled
+    folder = Path(_OUTPUT.value)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    for task in tasks:
+        outcomes = run_task(Zaya(config), variables, tokenizer, task, arms, trial, folder / "answers", _BUDGET.value)
+        common = {
+            "kind": "sampling", "model": _CHECKPOINT.value, "source": task.name, "hardware": environment.hardware()
+        }  # fmt: skip
+        rows += [common | row for row in task_rows(outcomes, trial)]
+        write_results(folder / "results.csv", rows)
+        print(f"{task.name}\n{sampling_table(rows[-len(outcomes) :])}", flush=True)
+
+
+def read_arms(stop_token: int) -> list[Arm]:
+    """The arms of the flags, autoregression first. ValueError for an unknown arm or a bad number."""
+    names = ["autoregressive", *(name for name in _ARMS.value if name != "autoregressive")]
+    unknown = [name for name in names if name not in ARMS]
+    if unknown:
+        raise ValueError(f"--arms: got {unknown[0]!r}, may be any of {', '.join(ARMS)}")
+    try:
+        temperatures = [float(text) for text in _TEMPERATURES.value]
+    except ValueError:
+        raise ValueError(f"--temperatures: got {','.join(_TEMPERATURES.value)}, may be numbers with commas") from None
+    common: dict[str, Any] = {"block_size": _BLOCK.value, "stop_tokens": (stop_token,), "beta": _BETA.value}
+    common["draft_temperature"] = _DRAFT.value
+    return [Arm(name, SamplerConfig(**common, **ARMS[name], temperature=t)) for t in temperatures for name in names]
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,293 @@
+"""The lm-eval adapter: likelihoods are a plain forward's, texts are `generate`'s, and the harness itself agrees."""
+
+import functools
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from tests.helpers import random_variables, small_config
+from zaya_jax.architecture import Layout, Zaya
+from zaya_jax.data.tokenizers import BPETokenizer, ByteTokenizer
+from zaya_jax.evaluation import lm_eval_adapter
+from zaya_jax.evaluation.lm_eval_adapter import Adapter, cut, encode_pair, make_lm, rolling_pairs, sampler_for, score
+from zaya_jax.sampling import SamplerConfig, generate
+
+BYTES = ByteTokenizer()
+EOS = BYTES.eos_id
+GREEDY = {"until": ["\n"], "do_sample": False, "max_gen_toks": 12}
+RNG = np.random.default_rng(0)
+PAIRS = [(RNG.integers(0, 256, c).tolist(), RNG.integers(0, 256, n).tolist()) for c, n in
+         [(1, 1), (7, 3), (1, 9), (30, 2), (40, 12), (3, 33), (2, 1), (11, 5), (20, 20)]]  # fmt: skip
+
+
+@functools.cache
+def model_of(positions: int = 4096):
+    config = small_config(vocab_size=BYTES.vocab_size, max_position_embeddings=positions)
+    return Zaya(config), random_variables(config)
+
+
+def adapter_of(sampler=None, **options):
+    return Adapter(*model_of(), BYTES, sampler or SamplerConfig("single_pass", 4), **options)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def law(model, variables, tokens, valid):
+    return jax.nn.log_softmax(model.apply(variables, Layout.causal(tokens, valid)).logits)
+
+
+def plain(context, continuation, width=64):
+    """The definition: the text alone in one forward (padded, to compile once), log_softmax, sum."""
+    text = np.zeros((1, width), np.int32)
+    n = len(context) + len(continuation)
+    text[0, :n] = context + continuation
+    rows = np.asarray(law(*model_of(), text, np.arange(width)[None] < n), float)[0, len(context) - 1 : n - 1]
+    ids = np.array(continuation)
+    return rows[np.arange(len(ids)), ids].sum(), bool((rows.argmax(-1) == ids).all())
+
+
+def test_scores_are_those_of_a_plain_forward():
+    model, variables = model_of()
+    got = score(model, variables, PAIRS, batch=4)
+    expected = [plain(*pair) for pair in PAIRS]
+    np.testing.assert_allclose([g[0] for g in got], [e[0] for e in expected], rtol=1e-5, atol=1e-4)
+    assert [g[1] for g in got] == [e[1] for e in expected]
+    assert plain(*PAIRS[1], width=10)[0] == pytest.approx(got[1][0], abs=1e-4)  # without padding too
+
+
+def test_greedy_continuations_are_told_from_others():
+    model, variables = model_of()
+    prompts = [context for context, _ in PAIRS[:4]]
+    out = generate(model, variables, prompts, SamplerConfig("autoregressive", temperature=0.0), 5)
+    pairs = list(zip(prompts, out.tokens, strict=True))
+    first_off = [(c, [(n[0] + 1) % 256, *n[1:]]) for c, n in pairs]
+    last_off = [(c, [*n[:-1], (n[-1] + 1) % 256]) for c, n in pairs]
+    greedy = [right for _, right in score(model, variables, pairs + first_off + last_off, batch=8)]
+    assert greedy == [True] * len(pairs) + [False] * (2 * len(pairs))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_neither_order_nor_neighbours_matter(batch):
+    model, variables = model_of()
+    expected = [value for value, _ in score(model, variables, PAIRS, batch=4)]
+    order = np.random.default_rng(batch).permutation(len(PAIRS))
+    got = score(model, variables, [PAIRS[i] for i in order], batch)
+    np.testing.assert_allclose([value for value, _ in got], [expected[i] for i in order], rtol=1e-5, atol=1e-4)
+
+
+def test_few_lengths_are_compiled():
+    model, variables = model_of()
+    score(model, variables, [([1] * 5, [2] * 3)], batch=4)
+    before = lm_eval_adapter._forward._cache_size()
+    score(model, variables, [([1] * c, [2] * n) for c in range(1, 20, 3) for n in range(1, 8, 3)], batch=4)
+    assert lm_eval_adapter._forward._cache_size() == before
+
+
+def test_long_contexts_are_cut_on_the_left():
+    """lm-eval's count: the last token of all is read by nobody, so one more than the positions fits."""
+    model, variables = model_of(24)
+    context, continuation = PAIRS[4][0], PAIRS[7][1]
+    (got,) = score(model, variables, [(context, continuation)], batch=1)
+    expected = plain(context[-(25 - len(continuation)) :], continuation)[0]
+    assert got[0] == pytest.approx(expected, abs=1e-4)
+    one_less = plain(context[-(24 - len(continuation)) :], continuation)[0]
+    assert abs(expected - one_less) > 1e-3  # the test can tell
+    with pytest.raises(ValueError, match=r"pairs\[0\]: got 1 and 25 tokens, may be .* 1 \.\. 24"):
+        score(model, variables, [([1], [2] * 25)], batch=1)
+    with pytest.raises(ValueError, match=r"pairs\[1\]: got 0 and 1 tokens"):
+        score(model, variables, [([1], [2]), ([], [2])], batch=1)
+
+
+def test_a_rolling_likelihood_is_the_whole_texts():
+    texts = ["one, two", "", "a longer text about nothing at all", "x"]
+    got = adapter_of(batch=4).loglikelihood_rolling(texts)
+    expected = [plain([EOS], list(t.encode()))[0] if t else 0.0 for t in texts]
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-4)
+    bos = adapter_of(batch=4, prefix=BYTES.bos_id).loglikelihood_rolling(texts[:1])
+    assert bos[0] == pytest.approx(plain([BYTES.bos_id], list(texts[0].encode()))[0], abs=1e-4)
+    assert abs(bos[0] - got[0]) > 1e-3
+
+
+def test_texts_beyond_the_positions_roll_through_windows():
+    tokens = list(b"a text of sixty bytes, which is more than two windows' worth")
+    windows = [([EOS], tokens[:24]), ([tokens[23]], tokens[24:48]), (tokens[35:48], tokens[48:])]
+    assert len(tokens) == 60 and rolling_pairs(tokens, EOS, 24) == windows
+    (got,) = Adapter(*model_of(24), BYTES, SamplerConfig(), batch=1).loglikelihood_rolling([bytes(tokens).decode()])
+    assert got == pytest.approx(sum(plain(*window)[0] for window in windows), abs=1e-3)
+
+
+def test_a_border_is_where_lm_eval_puts_it():
+    assert encode_pair(BYTES, EOS, "ab", " c") == ([*b"ab"], [*b" c"])
+    assert encode_pair(BYTES, EOS, "ab  ", "c") == ([*b"ab"], [*b"  c"])
+    assert encode_pair(BYTES, EOS, "", "c") == ([EOS], [*b"c"])
+    assert encode_pair(BYTES, EOS, " \n", "c") == ([EOS], [*b" \nc"])
+    with pytest.raises(ValueError, match="continuation: got '', may be"):
+        encode_pair(BYTES, EOS, "ab", "")
+    merged = BPETokenizer.train(["abab abab abab"], 262)
+    assert len(merged.encode("abab")) == 1  # the merge swallows the border: what is left to score is the one token
+    assert encode_pair(merged, merged.eos_id, "ab", "ab") == ([merged.eos_id], merged.encode("abab"))
+
+
+def test_loglikelihood_reads_text():
+    requests = [("the cat", " sat"), ("", "x"), ("a ", "b"), ("the cat", " sat on")]
+    got = adapter_of(batch=4).loglikelihood(requests)
+    pairs = [encode_pair(BYTES, EOS, *request) for request in requests]
+    assert pairs[2] == ([*b"a"], [*b" b"])
+    expected = [plain(*pair) for pair in pairs]
+    np.testing.assert_allclose([g[0] for g in got], [e[0] for e in expected], rtol=1e-5, atol=1e-4)
+
+
+def test_texts_are_generates_own_cut_at_the_stop_string():
+    sampler = SamplerConfig("single_pass", 4, temperature=0.0)
+    prompts = ["ab", "hello there", "", "q"]
+    ids = [list(p.encode()) or [EOS] for p in prompts]
+    stops = SamplerConfig("autoregressive", temperature=0.0, stop_tokens=[EOS])
+    whole = [BYTES.decode(t) for t in generate(*model_of(), ids, stops, 12).tokens]  # lossless: the same texts
+    assert all(len(text) > 4 for text in whole)
+    stop = whole[1][3]  # a character that greedy decoding does write
+    until = ["\x00never", stop]
+    got = adapter_of(sampler, batch=2).generate_until([(p, {**GREEDY, "until": until}) for p in prompts])
+    assert got == [cut(text, [stop]) for text in whole]
+    assert len(got[1]) <= 3 and stop not in "".join(got)
+    assert adapter_of(sampler, batch=2).generate_until([(prompts[1], {**GREEDY, "until": stop})]) == [got[1]]
+
+
+def test_samples_do_not_depend_on_batches_or_on_what_stands_beside_them():
+    sampled = {"do_sample": True, "temperature": 0.9, "max_gen_toks": 6}
+    requests = [("ab", sampled), ("hello", GREEDY), ("ab", sampled), ("longer than that", sampled), ("", GREEDY)]
+    got = adapter_of(batch=2).generate_until(requests)
+    assert adapter_of(batch=1).generate_until(requests[:3]) == got[:3]
+    assert got[0] != got[2]  # repeats of one request are samples of their own
+    assert adapter_of(batch=2, seed=5).generate_until(requests) != got
+
+
+def test_long_prompts_are_cut_to_leave_room():
+    model, variables = model_of(24)
+    adapter = Adapter(model, variables, BYTES, SamplerConfig("autoregressive"))
+    options = {"max_gen_toks": 12}
+    text = "a long prompt that has to lose its beginning"
+    assert adapter.generate_until([(text, options)]) == adapter.generate_until([(text[-12:], options)])
+    with pytest.raises(ValueError, match="max_gen_toks: got 24, may be below 24"):
+        adapter.generate_until([(text, {"max_gen_toks": 24})])
+
+
+def test_options_become_the_samplers_run_time_fields():
+    base = SamplerConfig(
+        "single_pass", 4, anchors=(1, 3), temperature=0.7, top_k=5, stop_tokens=[3], stop_strings=["!"]
+    )
+
+    def asked(**options):
+        return sampler_for(base, options, 256, BYTES)
+
+    sampler, longest = asked(until="\n")
+    assert (sampler.temperature, sampler.stop_strings, sampler.stop_tokens, longest) == (0, ("!", "\n"), (3, EOS), 256)
+    assert (sampler.mode, sampler.block_size, sampler.anchors, sampler.top_k) == ("single_pass", 4, (1, 3), 5)
+    for options, temperature in [
+        (dict(do_sample=False, temperature=0.9), 0),
+        (dict(do_sample=True), 0.7),
+        (dict(do_sample=True, temperature=0.3), 0.3),
+        (dict(temperature=0.3), 0.3),
+        (dict(temperature=0.0), 0),
+    ]:
+        assert asked(**options)[0].temperature == temperature
+    warped = asked(top_k=9, top_p=0.5, min_p=0.1, repetition_penalty=1.5)[0]
+    assert (warped.top_k, warped.top_p, warped.min_p, warped.repetition_penalty) == (9, 0.5, 0.1, 1.5)
+    assert asked(max_new_tokens=7, max_tokens=9)[1] == 7 and asked(max_gen_toks=3, max_new_tokens=7)[1] == 3
+    with pytest.raises(ValueError, match=r"^generate_until: got option 'num_beams', may be until, do_sample"):
+        asked(num_beams=4)
+    with pytest.raises(ValueError, match=r"SamplerConfig\.top_p: got 2"):
+        asked(top_p=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(batch=0), "batch: got 0, may be an integer"),
+        (dict(max_gen_toks=1.5), "max_gen_toks: got 1.5"),
+        (dict(prefix=260), r"prefix: got 260, may be in \[0, 260\)"),
+    ],
+)
+def test_bad_adapters_are_one_clear_line(options, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        adapter_of(**options)
+    config = small_config()
+    with pytest.raises(ValueError, match=r"^tokenizer: got 260 tokens, may be at most the model's 17"):
+        Adapter(Zaya(config), {}, BYTES, SamplerConfig())
+
+
+def test_the_package_is_needed_by_make_lm_alone(monkeypatch):
+    code = "import sys, zaya_jax.evaluation.lm_eval_adapter; sys.exit('lm_eval' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True)
+
+    def missing(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr(lm_eval_adapter.importlib, "import_module", missing)
+    with pytest.raises(
+        ValueError, match=r'^lm_eval_adapter: needs the lm-eval package: pip install -e "\.\[lm-eval\]"$'
+    ):
+        make_lm(*model_of(), BYTES, SamplerConfig())
+
+
+# --- beside the harness itself ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lm_eval(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return pytest.importorskip("lm_eval", reason='needs pip install -e ".[lm-eval]"')
+
+
+def test_windows_and_borders_are_the_harness_own(lm_eval):
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+    for longest in (1, 2, 5, 8):
+        for n in range(30):
+            windows = get_rolling_token_windows(list(range(n)), EOS, longest, 1)
+            assert rolling_pairs(list(range(n)), EOS, longest) == [make_disjoint_window(w) for w in windows]
+    theirs = type("", (), {"backend": "causal", "tok_encode": lambda self, text: BYTES.encode(text)})()
+    for pair in [("ab", " c"), ("ab  ", "c"), ("a\n", "b"), ("é", "à ")]:
+        assert encode_pair(BYTES, EOS, *pair) == TemplateLM._encode_pair(theirs, *pair)
+
+
+def task_of(lm_eval, name, kind, **config):
+    """A task over three documents in memory."""
+    import datasets
+    from lm_eval.api.task import ConfigurableTask
+
+    rows = [dict(q=q, a=a) for q, a in [("one", "two"), ("two", "three"), ("three and more", "four")]]
+    everything = {"test": datasets.Dataset.from_list(rows)}
+    base = dict(task=name, output_type=kind, custom_dataset=lambda **_: everything, test_split="test")
+    return ConfigurableTask(config={**base, "doc_to_text": "{{q}}:", "doc_to_target": " {{a}}", **config})
+
+
+def test_simple_evaluate_runs_offline(lm_eval):
+    adapter = adapter_of(SamplerConfig("single_pass", 4))
+    lm = make_lm(*model_of(), BYTES, SamplerConfig("single_pass", 4))
+    choices = ["two", "three", "four"]
+    tasks = [
+        task_of(lm_eval, "choose", "multiple_choice", doc_to_choice=choices, doc_to_target="{{a}}"),
+        task_of(lm_eval, "continue", "loglikelihood"),
+        task_of(lm_eval, "roll", "loglikelihood_rolling", doc_to_text="", doc_to_target="{{q}}"),
+        task_of(
+            lm_eval, "write", "generate_until", generation_kwargs=dict(until=["\n"], max_gen_toks=6, do_sample=False)
+        ),
+    ]
+    out = lm_eval.simple_evaluate(model=lm, tasks=tasks, bootstrap_iters=0)
+    questions = ["one", "two", "three and more"]
+    table = [adapter.loglikelihood([(f"{q}:", f" {c}") for c in choices]) for q in questions]
+    right = [np.argmax([value for value, _ in row]) == i for i, row in enumerate(table)]
+    assert out["results"]["choose"]["acc,none"] == pytest.approx(np.mean(right))
+    asked = [table[i][i][0] for i in range(3)]
+    assert out["results"]["continue"]["perplexity,none"] == pytest.approx(np.exp(-np.mean(asked)), rel=1e-3)
+    bits = -sum(adapter.loglikelihood_rolling(questions)) / np.log(2) / sum(map(len, questions))
+    assert out["results"]["roll"]["bits_per_byte,none"] == pytest.approx(bits, rel=1e-4)
+    written = [sample["resps"][0][0] for sample in out["samples"]["write"]]
+    assert written == adapter.generate_until(
+        [(f"{q}:", dict(until=["\n"], max_gen_toks=6, do_sample=False)) for q in questions]
+    )
+    assert set(out["results"]) == {"choose", "continue", "roll", "write"}

@@ -1,0 +1,131 @@
+"""Evaluation of arms: the same problems for all, resumable files, pass@k and comparisons from the same answers."""
+
+import dataclasses
+import functools
+import json
+
+import numpy as np
+import pytest
+
+from tests.helpers import random_variables
+from zaya_jax.architecture import Zaya, preset
+from zaya_jax.data.tasks import make_task
+from zaya_jax.data.tokenizers import ByteTokenizer
+from zaya_jax.evaluation.answers import Answers, fingerprint
+from zaya_jax.evaluation.pass_at_k import pass_at_k, permutation_p_value
+from zaya_jax.evaluation.task_accuracy import Arm, Outcome, Trial, run_arm, run_task, task_rows
+from zaya_jax.sampling import SamplerConfig
+
+TASK, TOKENIZER = make_task("addition", digits=1), ByteTokenizer()
+TRIAL = Trial(prompts=5, samples=2, batch=4, max_new_tokens=4, seed=7)
+LOSSLESS = Arm("lossless", SamplerConfig("single_pass", block_size=2, temperature=1.0, stop_tokens=(257,)))
+
+
+@functools.cache
+def setup():
+    config = preset("tiny")
+    return Zaya(config), random_variables(config)
+
+
+def answers_of(outcome: Outcome) -> tuple:
+    return outcome.tokens, outcome.accepted, outcome.correct
+
+
+def run(path=None, arm=LOSSLESS, trial=TRIAL, variables=None):
+    model, own = setup()
+    return run_arm(model, variables or own, TOKENIZER, TASK, trial.problems(TASK), arm, trial, path)
+
+
+def test_a_killed_evaluation_goes_on_to_the_same_answers(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    whole = run(path)
+    assert answers_of(whole) == answers_of(run()) and len(whole.tokens) == 10
+    lines = path.read_text().splitlines(keepends=True)
+    assert len(lines) == 1 + 5
+    for kept in ("".join(lines[:3]), "".join(lines[:4]) + lines[4][:10], lines[0][:5], ""):
+        path.write_text(kept)
+        assert answers_of(run(path)) == answers_of(whole)
+        again = [json.loads(line) for line in path.read_text().splitlines()]
+        assert [line.get("problem") for line in again] == [None, 0, 1, 2, 3, 4]
+    before = path.read_text()
+    assert answers_of(run(path)) == answers_of(whole)
+    assert path.read_text() == before  # nothing was left to do
+
+
+def test_more_problems_go_on_behind_fewer(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    run(path, trial=dataclasses.replace(TRIAL, prompts=2))
+    assert answers_of(run(path)) == answers_of(run())
+
+
+def test_other_answers_are_refused(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    run(path)
+    hotter = Arm("lossless", dataclasses.replace(LOSSLESS.sampler, temperature=0.5))
+    others = {
+        "seed was 7, is 8": dict(trial=dataclasses.replace(TRIAL, seed=8)),
+        "sampler was": dict(arm=hotter),
+        "weights was": dict(variables=random_variables(preset("tiny"), seed=1)),
+    }
+    for message, change in others.items():
+        with pytest.raises(ValueError, match=message):
+            run(path, **change)
+    path.write_text("not ours\n")
+    with pytest.raises(ValueError, match="not a file of answers"):
+        run(path)
+
+
+def test_a_checksum_tells_weights_apart_and_not_their_place_in_memory():
+    variables = setup()[1]
+    assert fingerprint(variables) == fingerprint(random_variables(preset("tiny")))
+    assert fingerprint(variables) != fingerprint(random_variables(preset("tiny"), seed=1))
+
+
+def test_row_seeds_do_not_depend_on_the_batch():
+    assert answers_of(run(trial=dataclasses.replace(TRIAL, batch=100))) == answers_of(run())
+
+
+def test_greedy_arms_draw_one_sample_and_a_budget_of_anchors_is_chosen(tmp_path):
+    model, variables = setup()
+    arms = [
+        Arm(name, dataclasses.replace(LOSSLESS.sampler, mode=mode, temperature=t))
+        for t in (0.0, 1.0) for name, mode in (("autoregressive", "autoregressive"), ("lossless", "single_pass"))
+    ]  # fmt: skip
+    outcomes = run_task(model, variables, TOKENIZER, TASK, arms, TRIAL, tmp_path / "a", anchor_budget=1)
+    assert [o.samples for o in outcomes] == [1, 1, 2, 2]
+    assert outcomes[0].tokens == outcomes[1].tokens
+    assert all(len(o.arm.sampler.anchor_list) == 1 for o in outcomes if o.arm.name == "lossless")
+    assert len(list((tmp_path / "a").iterdir())) == 4
+    rows = task_rows(outcomes, TRIAL)
+    assert [row["rows_per_forward"] for row in rows] == [1, 4, 1, 4]
+    assert rows[1]["identical_to_autoregressive"] == 1 and rows[1]["p_value"] == 1
+    assert "p_value" not in rows[0] and rows[0]["speedup"] == 1
+
+
+def outcome(name: str, correct: list[int], samples: int) -> Outcome:
+    sampler = dataclasses.replace(LOSSLESS.sampler, mode="autoregressive")
+    return Outcome(Arm(name, sampler), samples, [[1]] * len(correct), [[1]] * len(correct), correct, 2.0, 1)
+
+
+def test_pass_at_k_and_differences_come_from_the_same_answers():
+    rng = np.random.default_rng(0)
+    first, second = (rng.random((30, 16)) < rng.random((30, 1)) * 0.3 for _ in range(2))
+    base, arm = (outcome(n, x.reshape(-1).tolist(), 16) for n, x in (("autoregressive", first), ("mix", second)))
+    row = arm.row(TRIAL, base)
+    assert row["accuracy"] == pytest.approx(second.mean())
+    for k in (4, 16):
+        expected = pass_at_k(16, second.sum(1), k).mean()
+        assert row[f"pass_at_{k}"] == pytest.approx(expected)
+        assert row[f"pass_at_{k}_low"] < expected < row[f"pass_at_{k}_high"]
+    assert row["pass_at_16"] == second.any(1).mean()
+    assert row["pass_at_16_difference"] == pytest.approx(second.any(1).mean() - first.any(1).mean())
+    assert row["pass_at_16_difference_low"] < row["pass_at_16_difference"] < row["pass_at_16_difference_high"]
+    assert row["p_value"] == permutation_p_value(second.mean(1), first.mean(1))
+    assert "pass_at_16" not in outcome("few", [1, 0, 1, 0], 4).row(TRIAL)
+
+
+def test_answers_without_a_path_stay_in_memory(tmp_path):
+    answers = Answers(None, {"seed": 1})
+    answers.add([{"problem": 0}])
+    assert answers.lines == [{"problem": 0}]
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,281 @@
+"""EleutherAI's lm-evaluation-harness on a model of ours (lm-eval 0.4.13, the `lm-eval` extra).
+
+    import lm_eval
+    from zaya_jax import SamplerConfig, Zaya, load_pretrained
+    from zaya_jax.data.tokenizers import ByteTokenizer
+    from zaya_jax.evaluation.lm_eval_adapter import make_lm
+
+    config, variables = load_pretrained("results/quickstart/model")
+    lm = make_lm(Zaya(config), variables, ByteTokenizer(), SamplerConfig("single_pass", block_size=8))
+    print(lm_eval.simple_evaluate(model=lm, tasks=["lambada_openai"])["results"])  # data from the hub
+
+Offline, `tasks` may be `ConfigurableTask`s whose `custom_dataset` returns data in memory, as in the adapter's test.
+
+Likelihoods are the autoregressive law's, whatever the sampler; the sampler writes where a task asks for text. Which
+tokens are scored in which context follows lm-eval's HFLM, so that numbers can stand beside its. The harness itself is
+imported by `make_lm` alone; all else here runs without it.
+"""
+
+import dataclasses
+import functools
+import importlib
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from zaya_jax.architecture import Layout, Zaya
+from zaya_jax.data.tokenizers import Tokenizer
+from zaya_jax.sampling import SamplerConfig, generate
+from zaya_jax.sampling.decoding import bucket
+from zaya_jax.training.objective import cross_entropy
+
+Array = jax.Array
+Pair = tuple[list[int], list[int]]  # context and continuation, each of one or more tokens
+
+# Names for the same thing, the first that is given counts: as in lm-eval.
+LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+WARPS = ("top_k", "top_p", "min_p", "repetition_penalty")
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """lm-eval's three questions, on plain values.
+
+    Attributes:
+      sampler: writes texts. Mode "auto" would measure for every batch: give it what `choose_sampler` returns.
+      batch: rows of a forward and of a generation.
+      max_gen_toks: new tokens where a task does not say.
+      seed: request i of a `generate_until` samples with seed + i, whatever batch it falls in.
+      prefix: the token that stands before a text without context; None for EOS, as lm-eval does. A model that was
+        trained with BOS wants `tokenizer.bos_id`.
+    """
+
+    model: Zaya
+    variables: Any
+    tokenizer: Tokenizer
+    sampler: SamplerConfig
+    batch: int = 8
+    max_gen_toks: int = 256
+    seed: int = 0
+    prefix: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "max_gen_toks"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: got {value!r}, may be an integer of at least 1")
+        rows = self.model.config.vocab_size
+        if self.tokenizer.vocab_size > rows:  # else the embedding would clamp ids, and say nothing
+            raise ValueError(f"tokenizer: got {self.tokenizer.vocab_size} tokens, may be at most the model's {rows}")
+        if not 0 <= self.before < rows:
+            raise ValueError(f"prefix: got {self.prefix}, may be in [0, {rows})")
+
+    @property
+    def before(self) -> int:
+        """The token before a text without context."""
+        return self.tokenizer.eos_id if self.prefix is None else self.prefix
+
+    def loglikelihood(self, requests: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
+        """For (context, continuation): ln p(continuation | context), and whether greedy decoding would write it.
+
+        Raises ValueError for an empty continuation, or one longer than the model's positions.
+        """
+        pairs = [encode_pair(self.tokenizer, self.before, *request) for request in requests]
+        return score(self.model, self.variables, pairs, self.batch)
+
+    def loglikelihood_rolling(self, texts: Sequence[str]) -> list[float]:
+        """For each text ln p(text), in windows where it is longer than the model's positions; 0 for an empty one."""
+        longest = self.model.config.max_position_embeddings
+        windows = [rolling_pairs(self.tokenizer.encode(text), self.before, longest) for text in texts]
+        scores = iter(score(self.model, self.variables, [pair for pairs in windows for pair in pairs], self.batch))
+        return [float(sum(next(scores)[0] for _ in pairs)) for pairs in windows]
+
+    def generate_until(self, requests: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+        """For (context, options) a continuation, cut before its first stop string; options: see `sampler_for`."""
+        texts: list[str] = [""] * len(requests)
+        groups: dict[str, list[int]] = {}
+        for i, (_, options) in enumerate(requests):
+            groups.setdefault(json.dumps(options, sort_keys=True), []).append(i)
+        prompts = [self.tokenizer.encode(context) or [self.before] for context, _ in requests]
+        for members in groups.values():
+            members.sort(key=lambda i: -len(prompts[i]))
+            sampler, longest = sampler_for(self.sampler, requests[members[0]][1], self.max_gen_toks, self.tokenizer)
+            for part in _batches(members, self.batch, "generating"):
+                done = self._complete([prompts[i] for i in part], part, sampler, longest)
+                for i, text in zip(part, done, strict=True):
+                    texts[i] = text
+        return texts
+
+    def _complete(self, prompts: list[list[int]], rows: list[int], sampler: SamplerConfig, longest: int) -> list[str]:
+        room = self.model.config.max_position_embeddings - longest
+        if room < 1:
+            raise ValueError(
+                f"max_gen_toks: got {longest}, may be below {room + longest} (max_position_embeddings), "
+                "so that a token of context has room"
+            )
+        prompts = [prompt[-room:] for prompt in prompts]
+        seeds = [self.seed + row for row in rows]
+        out = generate(self.model, self.variables, prompts, sampler, longest, seeds, tokenizer=self.tokenizer)
+        texts = [self.tokenizer.decode(tokens) for tokens in out.tokens]
+        return [cut(text, sampler.stop_strings) for text in texts]
+
+
+def make_lm(model: Zaya, variables: Any, tokenizer: Tokenizer, sampler: SamplerConfig, **options: Any) -> Any:
+    """An `lm_eval.api.model.LM`, for `lm_eval.simple_evaluate(model=...)`; options: see `Adapter`.
+
+    Raises ValueError without lm-eval.
+    """
+    try:
+        base: Any = importlib.import_module("lm_eval.api.model").LM
+    except ImportError:
+        raise ValueError('lm_eval_adapter: needs the lm-eval package: pip install -e ".[lm-eval]"') from None
+    adapter = Adapter(model, variables, tokenizer, sampler, **options)
+
+    class ZayaLM(base):
+        def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
+            return adapter.loglikelihood([request.args for request in requests])
+
+        def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
+            return adapter.loglikelihood_rolling([request.args[0] for request in requests])
+
+        def generate_until(self, requests: list[Any]) -> list[str]:
+            return adapter.generate_until([request.args for request in requests])
+
+    return ZayaLM()
+
+
+def score(model: Zaya, variables: Any, pairs: Sequence[Pair], batch: int) -> list[tuple[float, bool]]:
+    """ln p(continuation | context) in nats, and whether each of its tokens is the likeliest, for every pair.
+
+    A context that does not fit before its continuation in max_position_embeddings is cut on the left. Pairs of like
+    length share a forward, and few lengths are compiled; a pair's score does not depend on its neighbours.
+
+    Raises ValueError for a continuation longer than max_position_embeddings.
+    """
+    longest = model.config.max_position_embeddings
+    for i, (context, continuation) in enumerate(pairs):
+        if not context or not 1 <= len(continuation) <= longest:
+            raise ValueError(
+                f"pairs[{i}]: got {len(context)} and {len(continuation)} tokens, may be a context of at least 1 and a "
+                f"continuation of 1 .. {longest} (max_position_embeddings)"
+            )
+    out: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
+    # longest first: what does not fit in memory fails at once
+    order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0]) - len(pairs[i][1]))
+    for part in _batches(order, batch, "scoring"):
+        rows = [(pairs[i][0] + pairs[i][1])[-longest - 1 :] for i in part]
+        asked = [len(pairs[i][1]) for i in part]
+        nll, right = _run(model, variables, rows, asked, batch)
+        ends = np.cumsum(asked)
+        for i, end, n in zip(part, ends, asked, strict=True):
+            out[i] = (-float(nll[end - n : end].sum()), bool(right[end - n : end].all()))
+    return out
+
+
+def _run(
+    model: Zaya, variables: Any, rows: list[list[int]], asked: list[int], batch: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of the last asked[i] tokens of every row, one row behind another: nll (float64) and whether each is likeliest."""
+    width, total = bucket(max(map(len, rows)) - 1), sum(asked)
+    tokens = np.zeros((batch, width), np.int32)
+    length = np.zeros((batch,), np.int32)
+    row, column, ids = np.zeros((3, bucket(total)), np.int32)
+    at = 0
+    for r, (text, n) in enumerate(zip(rows, asked, strict=True)):
+        tokens[r, : len(text) - 1], length[r] = text[:-1], len(text) - 1
+        row[at : at + n], column[at : at + n], ids[at : at + n] = (
+            r,
+            np.arange(len(text) - 1 - n, len(text) - 1),
+            text[-n:],
+        )
+        at += n
+    nll, right = jax.device_get(_forward(model, variables, tokens, length, row, column, ids, np.int32(total)))
+    return nll[:total].astype(np.float64), right[:total]
+
+
+@functools.partial(jax.jit, static_argnames=("model",))
+def _forward(
+    model: Zaya, variables: Any, tokens: Array, length: Array, row: Array, column: Array, ids: Array, total: Array
+) -> tuple[Array, Array]:
+    """The clean rows' law at hidden[row, column], for the first `total` entries of row, column and ids."""
+    layout = Layout.causal(tokens, jnp.arange(tokens.shape[1]) < length[:, None])
+    hidden = cast(tuple[Array, None, Array], model.apply(variables, layout, method="backbone"))[0]
+    has = jnp.arange(ids.shape[0]) < total
+    nll, right = cross_entropy(model, variables, hidden[row, column][None], ids[None], has[None])
+    return nll[0], right[0]
+
+
+def encode_pair(tokenizer: Tokenizer, before: int, context: str, continuation: str) -> Pair:
+    """Token lists of a context and its continuation, as lm-eval splits them.
+
+    Both are tokenised as one text, and spaces that end the context begin the continuation. At least one token is
+    scored, even where a merge runs across the border. Without context, `before` is the context.
+
+    Raises ValueError for an empty continuation.
+    """
+    if not continuation:
+        raise ValueError("continuation: got '', may be one or more characters")
+    bare = context.rstrip()
+    whole = tokenizer.encode(context + continuation)
+    border = min(len(tokenizer.encode(bare)), len(whole) - 1)
+    return whole[:border] or [before], whole[border:]
+
+
+def rolling_pairs(tokens: list[int], before: int, longest: int) -> list[Pair]:
+    """A text as windows of `longest` positions, every token scored once; the last window looks back as far as it can.
+
+    As lm-eval's get_rolling_token_windows and make_disjoint_window with context_len 1.
+    """
+    pairs: list[Pair] = []
+    for start in range(0, len(tokens), longest):
+        end = min(start + longest, len(tokens))
+        context = tokens[end - longest - 1 : start] if start else [before]
+        pairs.append((context, tokens[start:end]))
+    return pairs
+
+
+def sampler_for(
+    sampler: SamplerConfig, options: dict[str, Any], max_gen_toks: int, tokenizer: Tokenizer
+) -> tuple[SamplerConfig, int]:
+    """The sampler and max_new_tokens that a request's options ask for; all they change are run-time values.
+
+    until: stop strings, beside the sampler's own; EOS ends a row too. max_gen_toks or one of its other names. do_sample
+    False, or neither it nor a temperature: greedy; True alone: the sampler's temperature. top_k, top_p, min_p,
+    repetition_penalty: the sampler's where not given.
+
+    Raises ValueError for any other option, or values that SamplerConfig refuses.
+    """
+    known = ("until", "do_sample", "temperature", *WARPS, *LENGTH_NAMES)
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise ValueError(f"generate_until: got option {unknown[0]!r}, may be {', '.join(known)}")
+    until = options.get("until") or []
+    temperature, do_sample = options.get("temperature"), options.get("do_sample")
+    if do_sample is None:
+        do_sample = bool(temperature)
+    changes = {name: options[name] for name in WARPS if name in options}
+    chosen = dataclasses.replace(
+        sampler,
+        temperature=(sampler.temperature if temperature is None else temperature) if do_sample else 0.0,
+        stop_strings=(*sampler.stop_strings, *([until] if isinstance(until, str) else until)),
+        stop_tokens=tuple(dict.fromkeys((*sampler.stop_tokens, tokenizer.eos_id))),
+        **changes,
+    )
+    longest = next((options[name] for name in LENGTH_NAMES if options.get(name) is not None), max_gen_toks)
+    return chosen, int(longest)
+
+
+def cut(text: str, stops: Sequence[str]) -> str:
+    """The text before the first stop string."""
+    return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))]
+
+
+def _batches(items: list[int], batch: int, label: str) -> Iterator[list[int]]:
+    """Lists of at most `batch` items, with a progress bar."""
+    starts = range(0, len(items), batch)
+    return (items[s : s + batch] for s in tqdm(starts, desc=label, unit="batch", dynamic_ncols=True))
