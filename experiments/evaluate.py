@@ -45,23 +45,25 @@ _OUTPUT = flags.DEFINE_string("output", None, "Folder of answers/ and results.cs
 
 
 def main() -> None:
-    for name in ("checkpoint", "tasks", "output"):
-        if not flags.FLAGS[name].value:
+    checkpoint, names, output = _CHECKPOINT.value, _TASKS.value, _OUTPUT.value
+    for name, value in (("checkpoint", checkpoint), ("tasks", names), ("output", output)):
+        if not value:
             raise ValueError(f"--{name}: missing, see --help")
-    tasks = [make_task(name) for name in _TASKS.value]
-    config, variables = load_pretrained(_CHECKPOINT.value)
-    _, tokenizer = choose_tokenizer(_TOKENIZER.value, Path(_CHECKPOINT.value), config.vocab_size)
+    assert checkpoint and names and output
+    tasks = [make_task(name) for name in names]
+    config, variables = load_pretrained(checkpoint)
+    _, tokenizer = choose_tokenizer(_TOKENIZER.value, Path(checkpoint), config.vocab_size)
     arms = read_arms(tokenizer.eos_id)
     trial = Trial(_PROMPTS.value, _SAMPLES.value, _BATCH.value, _NEW.value, _SEED.value)
     for task in tasks:
         task.problems("test", 1, _SEED.value)  # a missing package is said before anything is compiled
-    folder = Path(_OUTPUT.value)
+    folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for task in tasks:
         outcomes = run_task(Zaya(config), variables, tokenizer, task, arms, trial, folder / "answers", _BUDGET.value)
         common = {
-            "kind": "sampling", "model": _CHECKPOINT.value, "source": task.name, "hardware": environment.hardware()
+            "kind": "sampling", "model": checkpoint, "source": task.name, "hardware": environment.hardware()
         }  # fmt: skip
         rows += [common | row for row in task_rows(outcomes, trial)]
         write_results(folder / "results.csv", rows)

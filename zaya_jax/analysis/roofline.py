@@ -1,15 +1,21 @@
 """A forward's time on a GPU that is not here: the larger of arithmetic and memory traffic, from published peaks.
 
 Assumes perfect overlap, every byte read once, uniform routing and no overhead: a bound to compare shapes by, not a
-forecast. Sources: tidar.md section 3 (AMD and NVIDIA data sheets, dense bf16, HBM).
+forecast. Two questions: how long a forward takes (`forward_seconds`), and how many tokens of a sequence it may hold
+before arithmetic, not memory, sets that time: for attention over a cache alone (`free_query_tokens`), and for a whole
+model with its weights and the experts that so many tokens touch (`ridge_rows`, `free_rows`).
+Sources of the peaks: tidar.md section 3, rocm_and_speed.md section 5 (AMD and NVIDIA data sheets, dense bf16, HBM).
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax.numpy as jnp
 
 from zaya_jax.analysis.flops import forward_flops, parameter_count
 from zaya_jax.architecture import ZayaConfig
+
+MOST_ROWS = 4096  # of a sequence in one forward; far beyond any block
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,14 +24,59 @@ class Hardware:
 
     flops: float  # dense bf16, FLOP/s
     bandwidth: float  # of its memory, bytes/s
+    memory: float = float("inf")  # bytes
+
+    @property
+    def ridge(self) -> float:
+        """FLOP a byte at which arithmetic takes as long as memory traffic."""
+        return self.flops / self.bandwidth
 
 
 HARDWARE = {
-    "mi300x": Hardware(1307.4e12, 5.3e12),
-    "mi355x": Hardware(2516.6e12, 8.0e12),
-    "h100": Hardware(989.4e12, 3.35e12),
-    "h200": Hardware(989.4e12, 4.8e12),
+    "mi300x": Hardware(1307.4e12, 5.3e12, 192e9),
+    "mi355x": Hardware(2516.6e12, 8.0e12, 288e9),
+    "h100": Hardware(989.4e12, 3.35e12, 80e9),
+    "h200": Hardware(989.4e12, 4.8e12, 141e9),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class CachedAttention:
+    """Attention over a bf16 cache, for one layer and one cached token."""
+
+    flops: float  # of one query token: scores and mixing, 2 a multiply-add
+    bytes: float  # that are read, once for all query tokens
+
+    @property
+    def intensity(self) -> float:
+        """FLOP a byte and query token."""
+        return self.flops / self.bytes
+
+
+def grouped_attention(query_heads: int, key_value_heads: int, head_dim: int) -> CachedAttention:
+    """Keys and values a head, each shared by a group of query heads; intensity = query_heads / key_value_heads."""
+    return CachedAttention(flops=2 * 2 * query_heads * head_dim, bytes=2 * 2 * key_value_heads * head_dim)
+
+
+def absorbed_mla(query_heads: int, latent: int, rotary: int) -> CachedAttention:
+    """Multi-head latent attention with absorbed projections: all heads score and mix one cached latent vector."""
+    return CachedAttention(flops=2 * query_heads * (latent + rotary + latent), bytes=2 * (latent + rotary))
+
+
+ATTENTIONS = {
+    "CCGQA 4:1": grouped_attention(8, 2, 128),  # ZAYA1-8B (zaya1.md)
+    "MHA": grouped_attention(16, 16, 128),  # ZAYA1-8B's width, 2048, without compression
+    "absorbed MLA": absorbed_mla(128, 512, 64),  # DeepSeek-V2 (arXiv 2405.04434, section 3.1.2)
+}
+
+
+def free_query_tokens(attention: CachedAttention, hardware: Hardware) -> float:
+    """Query tokens a sequence up to which the cache's traffic takes longer than the arithmetic over it.
+
+    The hardware's ridge over the attention's intensity. The first of them is the token that autoregressive decoding
+    feeds too, so a value below 2 leaves no free slot.
+    """
+    return hardware.ridge / attention.intensity
 
 
 def experts_touched(experts: int, tokens: int) -> float:
@@ -33,10 +84,25 @@ def experts_touched(experts: int, tokens: int) -> float:
     return experts * (1 - (1 - 1 / experts) ** tokens)
 
 
-def forward_seconds(
-    config: ZayaConfig, hardware: Hardware, rows: int, batch: int = 1, context: int = 4096, head_rows: int | None = None
-) -> float:
-    """Seconds of one decoding forward.
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """What one forward computes and reads."""
+
+    flops: float
+    weights: float  # bytes: shared ones, the experts touched, the head
+    cache: float  # bytes
+
+    def seconds(self, hardware: Hardware) -> float:
+        return max(self.flops / hardware.flops, (self.weights + self.cache) / hardware.bandwidth)
+
+    def bound_by_memory(self, hardware: Hardware) -> bool:
+        return self.flops / hardware.flops <= (self.weights + self.cache) / hardware.bandwidth
+
+
+def forward_traffic(
+    config: ZayaConfig, rows: int, batch: int = 1, context: int = 4096, head_rows: int | None = None
+) -> Traffic:
+    """One decoding forward.
 
     Args:
       rows: rows of each of `batch` sequences, behind `context` cached tokens each.
@@ -45,10 +111,63 @@ def forward_seconds(
     width = jnp.dtype(config.dtype).itemsize
     count = parameter_count(config)
     tokens = rows * batch
-    touched = count.experts * experts_touched(config.num_experts, tokens) / config.num_experts
+    experts = config.num_experts if config.feed_forward == "moe" else 1
+    touched = count.experts * experts_touched(experts, tokens) / experts
     weights = count.total_without_embedding - count.experts + touched + count.head_active
-    seen = [min(context, config.sliding_window or context) if "sliding" in k else context for k in config.layer_kinds]
-    cache = sum(seen) * batch * 2 * config.num_key_value_heads * config.head_dim
     read = rows if head_rows is None else head_rows
     flops = forward_flops(config, tokens, context + rows, read * batch).total
-    return max(flops / hardware.flops, (weights + cache) * width / hardware.bandwidth)
+    return Traffic(flops=flops, weights=weights * width, cache=cache_bytes(config, batch, context))
+
+
+def cache_bytes(config: ZayaConfig, batch: int, context: int) -> int:
+    """Keys and values of `batch` sequences behind `context` tokens each."""
+    width = jnp.dtype(config.dtype).itemsize
+    seen = [min(context, config.sliding_window or context) if "sliding" in k else context for k in config.layer_kinds]
+    return sum(seen) * batch * 2 * config.num_key_value_heads * config.head_dim * width
+
+
+def forward_seconds(
+    config: ZayaConfig, hardware: Hardware, rows: int, batch: int = 1, context: int = 4096, head_rows: int | None = None
+) -> float:
+    """Seconds of one decoding forward; arguments as those of `forward_traffic`."""
+    return forward_traffic(config, rows, batch, context, head_rows).seconds(hardware)
+
+
+def resident_bytes(config: ZayaConfig, batch: int, context: int) -> int:
+    """All weights, every expert among them, and the caches: what the device's memory must hold at least."""
+    weights = parameter_count(config).total * jnp.dtype(config.dtype).itemsize
+    return weights + cache_bytes(config, batch, context)
+
+
+def drafting_seconds(config: ZayaConfig, hardware: Hardware, rows: int, batch: int, context: int, block: int) -> float:
+    """A forward that verifies a block and drafts others in `rows` rows a sequence.
+
+    Logits are computed for the verified block and for the one proposal that is kept (tidar.md section 5.4).
+    """
+    return forward_seconds(config, hardware, rows, batch, context, head_rows=min(rows, 2 * block))
+
+
+def ridge_rows(config: ZayaConfig, hardware: Hardware, batch: int, context: int, block: int) -> int:
+    """Most rows a sequence of a drafting forward whose time memory traffic still sets; 0 where not even one's is."""
+
+    def bound(rows: int) -> bool:
+        return forward_traffic(config, rows, batch, context, min(rows, 2 * block)).bound_by_memory(hardware)
+
+    return _last(bound)
+
+
+def free_rows(
+    config: ZayaConfig, hardware: Hardware, batch: int, context: int, block: int, tolerance: float = 0.1
+) -> int:
+    """Most rows a sequence of a drafting forward that takes at most 1 + `tolerance` times a one-row forward."""
+    most = (1 + tolerance) * forward_seconds(config, hardware, 1, batch, context)
+    return _last(lambda rows: drafting_seconds(config, hardware, rows, batch, context, block) <= most)
+
+
+def _last(holds: Callable[[int], bool]) -> int:
+    """The last of 1 .. MOST_ROWS at which `holds`, which is true up to somewhere and false from there; 0 for none."""
+    low, high = 0, MOST_ROWS
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle - 1)
+    return low

@@ -92,6 +92,33 @@ def rows_table(rows: list[dict]) -> str:
     return _table(("model", "batch", "one row", *(f"{n} rows" for n in counts[1:])), lines)
 
 
+def few_experts_table(rows: list[dict]) -> str:
+    """What a forward costs where all rows share an expert, and what that predicts: results/bench/few_experts.json.
+
+    The prediction takes the trained model's measured acceptance; nothing of that size has been trained.
+    """
+
+    def best(row: dict) -> str:
+        chosen = row["predicted_best"]
+        if not chosen["anchors"]:
+            return "autoregression"
+        return f"block {chosen['block_size']}, anchors {', '.join(map(str, chosen['anchors']))}: {chosen['rows']} rows"
+
+    counts = list(rows[0]["ratio"])
+    return _table(
+        ("parameters", "experts", "one row", *(f"{n} rows" for n in counts[1:]), "predicted best", "at T",
+         "clock vs AR"),
+        (
+            (
+                f"{row['parameters'] / 1e6:.1f}M", str(row["experts"]), f"{row['milliseconds']['1']:.2f} ms",
+                *(f"{row['ratio'][n]:.1f}x" for n in counts[1:]), best(row), f"{row['predicted_best']['tokens']:.2f}",
+                f"{row['predicted_best']['speedup']:.2f}x",
+            )
+            for row in rows
+        ),
+    )  # fmt: skip
+
+
 def auto_table(rows: list[dict]) -> str:
     """What "auto" chose: the "auto" section of results/bench/samplers.json."""
 

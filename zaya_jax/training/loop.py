@@ -80,8 +80,10 @@ def train(
       FloatingPointError: the loss is not finite.
     """
     state = init_state(variables, phase.optimizer, phase.seed)
-    if mesh is not None:
-        state = jax.device_put(state, replicated(mesh))
+    # All of it committed to its place: a state that is so in part (weights read from a checkpoint, a fresh optimizer)
+    # would compile the step twice.
+    place = jax.devices()[0] if mesh is None else replicated(mesh)
+    state = jax.device_put(state, place)
     if checkpoints.latest is not None:
         state, extra = checkpoints.load(state)
         batches.set_state(extra["data"])

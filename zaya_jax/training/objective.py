@@ -141,8 +141,7 @@ def cross_entropy(
             target = (law * logits).sum(-1)
         return jax.nn.logsumexp(logits, axis=-1) - target, right
 
-    flat = [x.reshape(-1, *x.shape[2:]) for x in (hidden, ids, *([] if teacher is None else [teacher]))]
-    flat += [None] * (3 - len(flat))
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (hidden, ids, teacher))
     size, rows = ids.size, max(1, LOGITS_AT_ONCE // model.config.vocab_size)
     if size <= rows:
         nll, right = chunk(*flat)

@@ -1,0 +1,45 @@
+"""The figures after TiDAR's and Zyphra's papers, from committed result files, with the published numbers beside ours.
+
+    python -m experiments.figures [NAME ...] [--results=results] [--output=results/figures]
+
+Writes NAME.png and its caption NAME.txt. No name, or `all`, draws every figure whose inputs are there and names the
+command that makes the others'. Names, and what each is drawn from:
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from experiments import cli
+from zaya_jax.analysis.paper_figures import FIGURES, draw, write
+
+_WIDTH = max(map(len, FIGURES))
+_NEEDS = {name: ", ".join(each.path for each in chosen.inputs) or "-" for name, chosen in FIGURES.items()}
+__doc__ = f"{__doc__}\n" + "".join(
+    f"  {name:{_WIDTH}}  {chosen.shows}\n  {'':{_WIDTH}}    from {_NEEDS[name]}\n" for name, chosen in FIGURES.items()
+)
+
+_RESULTS = flags.DEFINE_string("results", "results", "Folder that the result files are read from.")
+_OUTPUT = flags.DEFINE_string("output", "results/figures", "Folder for the figures and their captions.")
+
+
+def main(*names: str) -> None:
+    """Draws the named figures; a figure that cannot be drawn is one line on stderr."""
+    for name in names:
+        if name != "all" and name not in FIGURES:
+            raise ValueError(f"figure: got {name!r}, may be all, {', '.join(FIGURES)}")
+    everything = not names or "all" in names
+    drawn, lacking = [], []
+    for name in FIGURES if everything else dict.fromkeys(names):
+        try:
+            drawn.append(write(name, draw(name, _RESULTS.value), Path(_OUTPUT.value)))
+            print(drawn[-1], flush=True)
+        except cli.USER_ERRORS as error:
+            lacking.append(str(error))
+    cli.complain(lacking)
+    if lacking and not (everything and drawn):
+        raise SystemExit(2)
+
+
+if __name__ == "__main__":
+    cli.run(main, names=True)

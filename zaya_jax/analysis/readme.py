@@ -1,0 +1,63 @@
+"""The README's tables, each between two markers, made anew from committed result files."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from zaya_jax.analysis import tables
+from zaya_jax.analysis.results import read_results, read_sweep
+
+Maker = Callable[[Path], str]  # the results folder -> Markdown
+
+
+def _csv(name: str, table: Callable[[list], str]) -> Maker:
+    return lambda results: table(read_results(results / name / "results.csv"))
+
+
+def _sweep(name: str, table: Callable[[list], str]) -> Maker:
+    return lambda results: table(read_sweep(results / "sweeps" / name / "results.csv"))
+
+
+def _bench(name: str, section: str, table: Callable[[list], str]) -> Maker:
+    return lambda results: table(json.loads((results / "bench" / f"{name}.json").read_text())[section])
+
+
+def _transformers(results: Path) -> str:
+    runs = [json.loads((results / "bench" / f"transformers_{n}.json").read_text()) for n in ("1_thread", "2_threads")]
+    return tables.transformers_table(*(run["transformers"] for run in runs))
+
+
+TABLES: dict[str, Maker] = {
+    "quickstart": _csv("quickstart", tables.sampling_table),
+    "likelihood": _csv("quickstart", tables.likelihood_table),
+    "anchors": _bench("samplers", "anchors", tables.anchors_table),
+    "strategies": _bench("samplers", "strategies", tables.strategies_table),
+    "auto": _bench("samplers", "auto", tables.auto_table),
+    "rows": _bench("forward", "rows", tables.rows_table),
+    "few_experts": _bench("few_experts", "rows", tables.few_experts_table),
+    "transformers": _transformers,
+}
+
+
+def regenerate(text: str, results: Path) -> str:
+    """The README with every table between `<!-- table NAME -->` and `<!-- end -->` made from `results`.
+
+    Raises:
+      ValueError: a marker that names no table, or a table that stands nowhere.
+      OSError: a result file that is not there.
+    """
+    found: list[str] = []
+
+    def make(match: re.Match) -> str:
+        name = match[1]
+        if name not in TABLES:
+            raise ValueError(f"README.md: table {name!r} is unknown, may be one of {', '.join(TABLES)}")
+        found.append(name)
+        return f"<!-- table {name} -->\n{TABLES[name](results)}\n<!-- end -->"
+
+    text = re.sub(r"<!-- table (\w+) -->\n.*?<!-- end -->", make, text, flags=re.DOTALL)
+    lacking = [name for name in TABLES if name not in found]
+    if lacking:
+        raise ValueError(f"README.md: has no place for table {lacking[0]!r}: <!-- table {lacking[0]} -->, <!-- end -->")
+    return text
