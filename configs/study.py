@@ -33,14 +33,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.data.validation_batches = 8
 
     optimizer = OptimizerConfig(learning_rate=3e-3)
-    steps = (20, 20) if chosen.fast else (1000, 500)
+    steps = (20, 20) if chosen.fast else (1000, 400)
     c.pretrain = phase(steps[0], Objective("autoregressive", loss_on="answers"), optimizer)
     draft = Objective("tidar", block_size=chosen.block_size, alpha=1.0, loss_on="answers")
     c.convert = phase(steps[1], draft, optimizer)
     for part in (c.pretrain, c.convert):
         part.evaluate_every = part.save_every = 500
 
-    c.evaluate = evaluation(("list_programs", "countdown"), prompts=512, samples=16, batch=128, anchor_budget=3)
+    c.evaluate = evaluation(("list_programs", "countdown"), prompts=256, samples=16, batch=128)
+    c.evaluate.update(anchor_budget=3, max_new_tokens=48, cost=False)
     if chosen.fast:
         c.evaluate.update(prompts=8, batch=32)
     return c

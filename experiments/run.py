@@ -170,7 +170,8 @@ def evaluate(
         common = {"kind": "sampling", "model": "convert", "source": task.name, "hardware": hardware}
         rows += [common | row for row in task_rows(outcomes, setup.trial)]
         samples += some_samples(setup, task, outcomes)
-    rows += cost_rows(model, variables, hardware)
+    if setup.measures_cost:
+        rows += cost_rows(model, variables, hardware)
     (workdir / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
     write_results(workdir / "results.csv", rows)
 

@@ -64,6 +64,7 @@ class Settings:
     arms: tuple[Arm, ...]
     trial: Trial
     anchor_budget: int  # 0: all anchors
+    measures_cost: bool
 
 
 def read(config: ConfigDict) -> Settings:
@@ -118,6 +119,7 @@ def read(config: ConfigDict) -> Settings:
         tasks=tuple(_task(name, tasks) for name in config.evaluate.tasks),
         arms=_arms(config.evaluate, phases["convert"].objective.block_size, tokenizer),
         trial=Trial(*(config.evaluate[name] for name in ("prompts", "samples", "batch", "max_new_tokens", "seed"))),
+        measures_cost=config.evaluate.cost,
         anchor_budget=_budget(config.evaluate.anchor_budget, phases["convert"].objective.block_size),
     )
 

@@ -19,6 +19,6 @@ def get_config() -> ConfigDict:
         *axis("convert.objective.alpha", 0.3, 3.0),
         *axis("convert.objective.distill", 0.0, 1.0),
         *axis("convert.objective.slot_decay", 0.9),
-        *together(pretrain__steps=0, convert__steps=1500),
+        *together(pretrain__steps=0, convert__steps=1400),
     ]
     return sweep("recipe", "configs/study.py", product(once, jobs))

@@ -7,9 +7,10 @@ Time and result: see results/sweeps/study/.
 
 from ml_collections import ConfigDict
 
-from configs.common import axis, product, sweep
+from configs.common import axis, product, sweep, zipped
 
 
 def get_config() -> ConfigDict:
-    jobs = product(axis("convert.objective.block_size", 16, 8, 4), axis("seed", 0, 1, 2))
-    return sweep("study", "configs/study.py", jobs)
+    # every training seed meets other test problems: 768 for each block size
+    seeds = zipped(axis("seed", 0, 1, 2), axis("evaluate.seed", 1_000, 2_000, 3_000))
+    return sweep("study", "configs/study.py", product(axis("convert.objective.block_size", 16, 8, 4), seeds))

@@ -204,8 +204,8 @@ def run_task(
 
     Args:
       folder: where the answers are streamed to, a file an arm; made if it is not there.
-      anchor_budget: anchors of single_pass arms, the best list for what is accepted on the trial's first problems
-        of the validation split; 0 for all.
+      anchor_budget: anchors of single_pass arms, the best list for what lossless accepts on problems of the validation
+        split at the arms' highest temperature; 0 for all.
 
     Raises:
       ValueError, SandboxError: as `run_arm`.
@@ -213,23 +213,31 @@ def run_task(
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     problems = trial.problems(task)
+    budgeted = [arm.sampler for arm in arms if arm.sampler.mode == "single_pass" and arm.sampler.target != "mix_fresh"]
+    if anchor_budget and budgeted:
+        hottest = max(budgeted, key=lambda sampler: sampler.temperature)
+        chosen = _best_list(model, variables, tokenizer, task, hottest, trial, anchor_budget)
+        arms = [
+            Arm(arm.name, dataclasses.replace(arm.sampler, anchors=chosen)) if arm.sampler in budgeted else arm
+            for arm in arms
+        ]
     outcomes = []
     for arm in arms:
-        if anchor_budget and arm.sampler.mode == "single_pass" and arm.sampler.target != "mix_fresh":
-            arm = _with_budget(model, variables, tokenizer, task, arm, trial, anchor_budget)
         name = f"{task.name}-{arm.name}-temperature-{arm.sampler.temperature:g}.jsonl"
         path = None if folder is None else folder / name
         outcomes.append(run_arm(model, variables, tokenizer, task, problems, arm, trial, path))
     return outcomes
 
 
-def _with_budget(model: Zaya, variables: dict, tokenizer: Tokenizer, task: Task, arm: Arm, trial: Trial, budget: int):
-    """The arm with its best list of `budget` anchors. Problems apart from those it is judged on choose it."""
+def _best_list(
+    model: Zaya, variables: dict, tokenizer: Tokenizer, task: Task, like: SamplerConfig, trial: Trial, budget: int
+) -> Sequence[int]:
+    """The best list of `budget` anchors. Other problems choose it than those it is judged on."""
     few = dataclasses.replace(trial, prompts=min(BUDGET_PROBLEMS, trial.prompts), samples=1)
+    lossless = dataclasses.replace(like, target=None)
     problems = few.problems(task, "validation")
-    probe = run_arm(model, variables, tokenizer, task, problems, arm, few)
-    sampler = dataclasses.replace(arm.sampler, anchors=budget, acceptance=tuple(map(tuple, probe.accepted)))
-    return Arm(arm.name, dataclasses.replace(sampler, acceptance=None))  # the list is settled; the runs are not kept
+    probe = run_arm(model, variables, tokenizer, task, problems, Arm("all anchors", lossless), few)
+    return dataclasses.replace(lossless, anchors=budget, acceptance=tuple(map(tuple, probe.accepted))).anchor_list
 
 
 def task_rows(outcomes: Sequence[Outcome], trial: Trial) -> list[dict[str, Any]]:
