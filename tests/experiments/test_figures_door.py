@@ -56,7 +56,7 @@ def test_damaged_results_are_one_line(bench_only, tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
-    [(("rooflines",), "got 'rooflines', may be all, pass_at_16"), (("--reslts=x",), "Unknown command line flag")],
+    [(("rooflines",), "got 'rooflines', may be all, readme, pass_at_16"), (("--reslts=x",), "Unknown command line flag")],
 )
 def test_mistakes_are_one_line(arguments, says):
     done = door(*arguments)
