@@ -18,7 +18,7 @@ from experiments import cli, environment
 from experiments.generate import choose_tokenizer
 from experiments.settings import ARMS
 from zaya_jax import SamplerConfig, Zaya, load_pretrained
-from zaya_jax.analysis.results import write_results
+from zaya_jax.analysis.results import read_results, write_results
 from zaya_jax.analysis.tables import sampling_table
 from zaya_jax.data.tasks import BENCHMARKS, TASKS, make_task
 from zaya_jax.evaluation.task_accuracy import Arm, Trial, run_task, task_rows
@@ -67,12 +67,15 @@ def main() -> None:
         }  # fmt: skip
         rows += [common | row for row in task_rows(outcomes, trial)]
         write_results(folder / "results.csv", rows)
-        print(f"{task.name}\n{sampling_table(rows[-len(outcomes) :])}", flush=True)
+        written = [row for row in read_results(folder / "results.csv") if row["source"] == task.name]
+        print(f"{task.name}\n{sampling_table(written)}", flush=True)
 
 
 def read_arms(stop_token: int) -> list[Arm]:
     """The arms of the flags, autoregression first. ValueError for an unknown arm or a bad number."""
     names = ["autoregressive", *(name for name in _ARMS.value if name != "autoregressive")]
+    if _BUDGET.value > _BLOCK.value:
+        raise ValueError(f"--anchor_budget: got {_BUDGET.value}, may be 0 (all) .. --block_size ({_BLOCK.value})")
     unknown = [name for name in names if name not in ARMS]
     if unknown:
         raise ValueError(f"--arms: got {unknown[0]!r}, may be any of {', '.join(ARMS)}")

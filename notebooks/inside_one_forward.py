@@ -12,51 +12,167 @@
 # # Inside one forward
 #
 # A TiDAR forward verifies a block of drafts and drafts the next block behind every possible outcome. This notebook
-# loads the quickstart's committed model (a toy: 0.37M parameters, worked additions) and looks inside. Run it from
-# `notebooks/` or the repository's root; it takes under a minute on two CPU cores.
+# loads the quickstart's committed model (a toy: worked additions) and looks inside: who sees whom, which token comes
+# before which, and what an answer yields forward by forward. It always runs the model, in under a minute on two CPU
+# cores, so its live mode only samples more prompts: `LIVE = True` below, or `ZAYA_LIVE=1` outside. Run it from
+# `notebooks/` or the repository's root.
 
 # %%
+import html
+import os
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
+from IPython.display import HTML, display
 
 from zaya_jax import Layout, SamplerConfig, Zaya, generate, load_pretrained
-from zaya_jax.analysis.results import read_results
+from zaya_jax.analysis import style
+from zaya_jax.analysis.layout_plot import draw_visibility, layout_picture
+from zaya_jax.analysis.results import load_run
+from zaya_jax.architecture.layout import CONTEXT, START
+from zaya_jax.data.tasks import make_task
+from zaya_jax.data.tokenizers import ByteTokenizer
 
+LIVE = bool(os.environ.get("ZAYA_LIVE"))
 root = next(p for p in (Path.cwd(), Path.cwd().parent) if (p / "results").is_dir())
-config, variables = load_pretrained(root / "results" / "quickstart" / "model")
-model = Zaya(config)
+quickstart = load_run(root / "results" / "quickstart")
+config, variables = load_pretrained(quickstart.directory / "model")
+model, tokenizer = Zaya(config), ByteTokenizer()
+problems = make_task("addition").problems("test", 64 if LIVE else 8, 1_000)
+prompts = [tokenizer.encode(problem.prompt) for problem in problems]
+# %matplotlib inline
 
 # %% [markdown]
 # ## Who sees whom
-# `#` a clean key, `o` a slot of the same block, `.` hidden. Left of each row: the token and its position in the text.
-# First a training row (every position drafted, grid offset 1), then an inference row: two tokens to verify, a block
-# behind each.
+# The visibility rule as a picture. Training: a clean token sees the clean tokens up to itself; a draft slot sees the
+# clean tokens before its block, and its own block, never another one. Sampling: the same rule behind a cache; every
+# block starts behind another number of the tokens that are being verified.
 
 # %%
-print(Layout.tidar([list(b"1+2=")], block_size=3, offset=1).render())
-print()
-print(Layout.verify_and_draft([list(b"03")], start=4, anchors=(1, 2), block_size=2).render())
+display(layout_picture(quickstart))
 
 # %% [markdown]
-# ## What one prompt yields, forward by forward
+# The same rule as text: `#` a clean key, `o` a slot of the same block, `.` hidden. Left of each row: the token and its
+# position in the text. First a training row (every position drafted, the blocks' grid shifted by 1), then an inference
+# row: two tokens to verify behind four cached ones, and a block behind each.
+
+# %%
+training = Layout.tidar([list(b"1+2=")], block_size=3, offset=1)
+sampling = Layout.verify_and_draft([list(b"03")], start=4, anchors=(1, 2), block_size=2)
+print(training.render(), end="\n\n")
+print(sampling.render())
+
+# %% [markdown]
+# ## Which token comes before which
+# CCA looks back through two convolutions and a delayed value, and an attention mask does not stop it. So a `Layout` says
+# which token comes before each one *in the text* (`predecessor`). A convolution that knows of no layout reads the row
+# before it in memory instead (`Layout.blind()`, the negative control). Below, both for the two rows above: clean tokens
+# lose nothing by it, the first slot of a block does.
+
+
+# %%
+def names(layout, cached):
+    """Every row's name, and those of what may stand before it."""
+    clean, block = layout.clean_size, np.asarray(layout.block[0])
+    what = ["token" if i < clean else f"block {block[i]}, slot" for i in range(len(block))]
+    rows = [f"{w} @{p}" for w, p in zip(what, np.asarray(layout.position[0]), strict=True)]
+    return {**dict(enumerate(rows)), START: "nothing", CONTEXT: f"cache @{cached - 1}"}
+
+
+for title, layout, cached in (("training", training, 0), ("sampling", sampling, 4)):
+    name = names(layout, cached)
+    print(f"{title:16}{'before it in the text':24}{'before it in memory (blind)':28}")
+    for row, (right, blind) in enumerate(zip(layout.predecessor[0], layout.blind().predecessor[0], strict=True)):
+        print(f"{name[row]:16}{name[int(right)]:24}{name[int(blind)]:24}{'' if right == blind else '<- wrong'}")
+    print()
+
+# %% [markdown]
+# Attention itself does not change: `blind()` leaves the picture above as it is. What it costs this trained model, with
+# the same weights: logits of clean rows, hence everything autoregressive, stay the same; drafts are made from the wrong
+# neighbours. Lossless sampling still yields the greedy AR text, only in more forwards. (A model *trained* blind is in
+# `configs/sweeps/architecture.py` and the figure `negative_control`.)
+
+# %%
+greedy = dict(temperature=0.0, stop_tokens=(tokenizer.eos_id,))
+blinded = Zaya(config.replace(succession="row"))
+clean = [m.apply(variables, Layout.causal([prompts[0]])).logits for m in (model, blinded)]
+print(f"largest difference of clean logits: {np.abs(clean[0] - clean[1]).max():g}")
+drafting = SamplerConfig("single_pass", 8, **greedy)
+plain = generate(model, variables, prompts, SamplerConfig("autoregressive", **greedy), 64)
+for words, each in (("along the text", model), ("blind", blinded)):
+    out = generate(each, variables, prompts, drafting, 64)
+    same = sum(a == b for a, b in zip(plain.tokens, out.tokens, strict=True))
+    print(f"{words}: {out.tokens_per_forward:.2f} tokens a forward; {same} of {len(prompts)} texts are greedy AR's")
+
+# %% [markdown]
+# ## What one answer yields, forward by forward
 # The same greedy tokens, in fewer forwards. `|` marks where a forward ended; the first is the prompt's own.
 
 # %%
-prompt = list(b"478+964=")
+prompt = tokenizer.encode("478+964=")
 samplers = {
-    "autoregressive": SamplerConfig("autoregressive", temperature=0.0, stop_tokens=[257]),
-    "lossless, all anchors": SamplerConfig("single_pass", 8, temperature=0.0, stop_tokens=[257]),
-    "lossless, anchors 1 and 8": SamplerConfig("single_pass", 8, (1, 8), temperature=0.0, stop_tokens=[257]),
+    "autoregressive": SamplerConfig("autoregressive", **greedy),
+    "lossless, all anchors": drafting,
+    "lossless, anchors 1 and 8": SamplerConfig("single_pass", 8, (1, 8), **greedy),
 }
 for name, sampler in samplers.items():
     out = generate(model, variables, [prompt], sampler, max_new_tokens=64)
-    text, at, runs = out.tokens[0], 0, []
-    for count in out.accepted[0]:
-        runs.append("".join(chr(t) if t < 256 else "" for t in text[at : at + count]).replace("\n", "⏎"))
-        at += count
-    print(f"{name}: {out.tokens_per_forward:.2f} tokens a forward, {out.rows_per_forward} rows a forward")
+    ends = np.cumsum([0, *out.accepted[0]])
+    runs = [tokenizer.decode(out.tokens[0][a:b]).replace("\n", "⏎") for a, b in zip(ends, ends[1:], strict=False)]
+    print(f"{name}: {out.tokens_per_forward:.2f} tokens a forward, {out.rows_per_forward:g} rows a forward")
     print("   " + "|".join(runs))
+
+# %% [markdown]
+# Inside each of those forwards a block was verified. A streamer sees what was proposed and what became final: green
+# drafts were accepted, struck red ones refused, and the blue token is the one that the forward settled by the model's
+# own law, behind the last accepted draft. The next block starts behind it. At temperature 1 drafts are refused more
+# often.
+
+
+# %%
+class Watcher:
+    """Keeps the new tokens and the drafts behind them of every forward, for one text."""
+
+    def __init__(self):
+        self.new, self.drafts = [], []
+
+    def put(self, tokens):
+        self.new.append(tokens[0])
+
+    def put_draft(self, tokens):
+        self.drafts.append(tokens[0])
+
+    def end(self):
+        pass
+
+
+def coloured(words, colour, more=""):
+    text = html.escape(tokenizer.decode(words)).replace("\n", "⏎")
+    return f"<span style='color:{colour};{more}'>{text}</span>"
+
+
+for temperature in (0.0, 1.0):
+    watcher, sampler = Watcher(), SamplerConfig("single_pass", 8, temperature=temperature, stop_tokens=(257,))
+    generate(model, variables, [prompt], sampler, 64, seed=1, streamer=watcher)
+    lines = []
+    for number, (new, draft) in enumerate(zip(watcher.new, [[], *watcher.drafts], strict=False)):
+        accepted = int(np.cumprod([a == b for a, b in zip(new, draft, strict=False)]).sum())
+        marked = coloured(new[:accepted], style.GREEN) + coloured(new[accepted:], style.BLUE, "font-weight:bold")
+        marked += coloured(draft[accepted:], style.VERMILION, "text-decoration:line-through;opacity:0.6")
+        lines.append(f"forward {number + 1}: {len(new):2} tokens, {accepted} of {len(draft)} drafts accepted  {marked}")
+    display(HTML(f"<pre>temperature {temperature:g}\n" + "\n".join(lines) + "</pre>"))
+
+# %% [markdown]
+# ## The forward that did it
+# The second of those forwards as a picture: the prompt in the cache, eight tokens to verify, and a block behind each
+# outcome. The rows that a step computes are what it costs.
+
+# %%
+figure, axis = plt.subplots(figsize=(10, 8.5), layout="constrained")
+step = Layout.verify_and_draft(np.zeros((1, 8), int), len(prompt), tuple(range(1, 9)), 8)
+draw_visibility(axis, step, cached=len(prompt), title=f"{step.tokens.shape[1]} rows behind {len(prompt)} cached tokens")
+plt.show()
 
 # %% [markdown]
 # ## Tokens per forward against temperature
@@ -64,25 +180,22 @@ for name, sampler in samplers.items():
 # comes from the residual. Temperature is a run-time value, so the whole sweep compiles once.
 
 # %%
-pairs = [(12, 7), (305, 98), (64, 640), (999, 1), (58, 471), (7, 7), (820, 93), (5, 555)]
-prompts = [list(f"{a}+{b}=".encode()) for a, b in pairs]
 temperatures = [0.0, 0.5, 1.0, 1.5]
 rates = []
 for temperature in temperatures:
-    sampler = SamplerConfig("single_pass", 8, temperature=temperature, stop_tokens=[257])
+    sampler = SamplerConfig("single_pass", 8, temperature=temperature, stop_tokens=(tokenizer.eos_id,))
     rates.append(generate(model, variables, prompts, sampler, max_new_tokens=64).tokens_per_forward)
-figure, axis = plt.subplots(figsize=(5, 3))
-axis.plot(temperatures, rates, marker="o")
-axis.set(xlabel="temperature", ylabel="tokens per forward", ylim=(0, 8))
-axis.set_title("8 prompts, block size 8, all anchors (toy model)", fontsize=9)
-figure.tight_layout()
+figure, axis = plt.subplots(figsize=(5, 3), layout="constrained")
+axis.plot(temperatures, rates, marker="o", color=style.BLUE)
+axis.set_ylim(0, 8)
+style.tidy(axis, f"{len(prompts)} prompts, block size 8, all anchors (toy model)", "temperature", "tokens per forward")
+plt.show()
 
 # %% [markdown]
 # ## What it costs on the CPU that made the committed run
 # One forward's time against its rows (batch 1). Drafting pays where the curve lies below the tokens a forward yields.
 
 # %%
-for row in read_results(root / "results" / "quickstart" / "results.csv"):
-    if row["kind"] == "cost":
-        ratio = f"{row['cost_ratio']:.2f}x one row"
-        print(f"{row['rows']:>3g} rows: {row['milliseconds']:.3f} ms, {ratio} ({row['hardware']})")
+for row in quickstart.rows("cost"):
+    ratio = f"{row['cost_ratio']:.2f}x one row"
+    print(f"{row['rows']:>3g} rows: {row['milliseconds']:.3f} ms, {ratio} ({row['hardware']})")

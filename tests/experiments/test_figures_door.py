@@ -39,6 +39,15 @@ def test_everything_is_drawn_that_can_be(bench_only, tmp_path):
     assert all("python -m experiments.sweep --config=configs/sweeps/" in line for line in lines)
 
 
+def test_the_readme_is_written_anew(tmp_path):
+    text = (ROOT / "README.md").read_text()
+    path = tmp_path / "README.md"
+    path.write_text(text.replace("| lossless | 4.57 |", "| lossless | 7.57 |", 1))
+    done = door("readme", f"--readme={path}")
+    assert done.returncode == 0, done.stderr
+    assert path.read_text() == text
+
+
 def test_a_named_figure_that_cannot_be_drawn_fails_and_the_others_are_drawn(bench_only, tmp_path):
     done = door("beta", "roofline", f"--results={bench_only}", f"--output={tmp_path}")  # flags behind names
     assert done.returncode == 2
@@ -56,7 +65,11 @@ def test_damaged_results_are_one_line(bench_only, tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
-    [(("rooflines",), "got 'rooflines', may be all, readme, pass_at_16"), (("--reslts=x",), "Unknown command line flag")],
+    [
+        (("rooflines",), "got 'rooflines', may be all, readme, pass_at_16"),
+        (("--reslts=x",), "Unknown command line flag"),
+        (("readme", "--readme=nowhere.md"), "nowhere.md"),
+    ],
 )
 def test_mistakes_are_one_line(arguments, says):
     done = door(*arguments)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from ml_collections import ConfigDict
@@ -177,3 +178,27 @@ def test_help_says_what_a_user_needs():
     assert status == 0
     for words in ("python -m experiments.run --config=", "--workdir", "report.html", "Interrupt it at any moment"):
         assert words in output
+
+
+def test_stage_names_change_with_what_decides_a_stage_and_nothing_else():
+    def keys(change=lambda c: None) -> dict[str, str]:
+        config = tiny.get_config()
+        change(config)
+        return settings.stage_keys(config, settings.read(config))
+
+    base = keys()
+    assert len(set(base.values())) == 3
+    assert keys(lambda c: c.evaluate.update(prompts=3, temperatures=(1.0,))) == base
+    assert keys(lambda c: c.convert.update(evaluate_every=1, save_every=1)) == base
+    assert keys(lambda c: c.convert.objective.update(alpha=0.5)) == {**base, "convert": mock.ANY}
+    assert keys(lambda c: c.convert.objective.update(alpha=0.5))["convert"] != base["convert"]
+    for change in (
+        lambda c: c.update(seed=1),
+        lambda c: c.model.update(router_state=False),
+        lambda c: c.data.update(row_length=64),
+        lambda c: c.pretrain.update(steps=7),
+    ):
+        other = keys(change)
+        assert all(other[name] != base[name] for name in base)
+    scratch = keys(lambda c: c.pretrain.update(steps=0))
+    assert set(scratch) == {"convert", "control"} and scratch["convert"] != base["convert"]

@@ -1,8 +1,12 @@
 """Result rows as Markdown, for the README: the numbers there are made here, from committed result files."""
 
+import math
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from zaya_jax.analysis.results import Row
+from zaya_jax.analysis.sweep_rows import with_block_size
 
 
 def sampling_table(rows: list[Row]) -> str:
@@ -162,3 +166,76 @@ def _accuracy(row: Row | dict) -> str:
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     return "\n".join([*lines, *("| " + " | ".join(cells) + " |" for cells in rows)])
+
+
+def study_table(rows: list[Row]) -> str:
+    """The study at temperature 1, a line a task, block size and arm: means over training seeds.
+
+    The interval of the difference from AR treats seeds as independent: half-widths add in squares.
+    """
+    rows = [row for row in with_block_size(rows) if row["kind"] == "sampling"]
+    cold = {key: group for key, group in _grouped(rows) if key[-1] == 0}
+    lines = []
+    for (task, size, arm, temperature), group in _grouped(rows):
+        if temperature != 1:
+            continue
+        t = [row["tokens_per_forward"] for row in group]
+        greedy = [row["tokens_per_forward"] for row in cold[task, size, arm, 0]]
+        passes = (f"{_mean(group, column):.3f}" for column in ("accuracy", "pass_at_4", "pass_at_16"))
+        lines.append(
+            (
+                task, f"{size:g}", arm, f"{np.mean(greedy):.2f}", f"{np.mean(t):.2f} ({min(t):.2f}-{max(t):.2f})",
+                f"{_mean(group, 'rows_per_forward'):g}", f"{_mean(group, 'speedup'):.2f}x", *passes,
+                "" if arm == "autoregressive" else _difference(group),
+                "" if arm == "autoregressive" else ", ".join(f"{row['p_value']:.2f}" for row in group),
+            )
+        )  # fmt: skip
+    return _table(
+        ("task", "block", "sampler", "T, temperature 0", "T, temperature 1 (seeds)", "rows per forward", "clock vs AR",
+         "pass@1", "pass@4", "pass@16", "pass@16 minus AR (95%)", "p, by seed"),
+        lines,
+    )  # fmt: skip
+
+
+def ablation_table(rows: list[Row]) -> str:
+    """A line a job of a sweep: what it changed, its losses on held-out problems, T and pass@1 of lossless sampling."""
+    lines = []
+    for name in dict.fromkeys(row["run"] for row in rows):
+        mine = [row for row in rows if row["run"] == name]
+        converted = {row["source"]: row for row in mine if row["kind"] == "likelihood" and row["model"] == "convert"}
+        for task, loss in converted.items():
+            here = [row for row in mine if row["source"] == task and row["arm"] == "lossless"]
+            by = {row["temperature"]: row for row in here}
+            changed = {field: value for field, value in mine[0]["changes"].items() if not field.startswith("evaluate.")}
+            lines.append(
+                (
+                    ", ".join(f"{field} = {value}" for field, value in changed.items()), task,
+                    f"{loss['ar_loss']:.4f}", f"{loss['draft_loss']:.3f}",
+                    *(f"{by[t]['tokens_per_forward']:.2f}" for t in (0, 1)), *(_accuracy(by[t]) for t in (0, 1)),
+                )
+            )  # fmt: skip
+    return _table(
+        ("changed", "task", "AR loss", "draft loss", "T, temperature 0", "T, temperature 1", "pass@1, temperature 0",
+         "pass@1, temperature 1"),
+        lines,
+    )  # fmt: skip
+
+
+def _grouped(rows: list[Row]) -> list[tuple[tuple, list[Row]]]:
+    """Rows that differ in training seed alone, in order: ((task, block size, arm, temperature), rows)."""
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["source"], row["block_size"], row["arm"], row["temperature"]), []).append(row)
+    arms = ("autoregressive", "lossless", "mix_stale")
+    return sorted(groups.items(), key=lambda item: (item[0][0], item[0][1], arms.index(item[0][2]), item[0][3]))
+
+
+def _mean(rows: list[Row], column: str) -> float:
+    return float(np.mean([row[column] for row in rows]))
+
+
+def _difference(rows: list[Row]) -> str:
+    half = [(row["pass_at_16_difference_high"] - row["pass_at_16_difference_low"]) / 2 for row in rows]
+    spread = math.sqrt(sum(h * h for h in half)) / len(rows)
+    centre = _mean(rows, "pass_at_16_difference")
+    return f"{centre:+.3f} ({centre - spread:+.3f} to {centre + spread:+.3f})"

@@ -1,0 +1,195 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # The samplers and their dial
+#
+# One trained model can be sampled in many ways. `SamplerConfig` says how a forward is spent (`mode`), whose
+# distribution comes out (`target`), and has knobs that are run-time values. This notebook reads what the committed
+# benchmarks and sweeps measured: strategies, anchors against T, the mixing weight beta, the draft temperature. The
+# models are toys.
+#
+# `LIVE = True` below (or `ZAYA_LIVE=1` outside) also turns the dial on the committed quickstart model, counts what
+# compiles and compares greedy texts, in under two minutes on two CPU cores. `ZAYA_RESULTS` names another results
+# folder. Run it from `notebooks/` or from the repository's root.
+
+# %%
+import os
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from IPython.display import Markdown, display
+
+from zaya_jax import SamplerConfig, Zaya, generate, load_pretrained
+from zaya_jax.analysis import style, tables
+from zaya_jax.analysis.paper_figures import FIGURES, draw
+from zaya_jax.analysis.sweep_rows import anchors_in_words
+from zaya_jax.data.tasks import make_task
+from zaya_jax.data.tokenizers import ByteTokenizer
+from zaya_jax.sampling.config import TARGETS
+from zaya_jax.sampling.loop import run, start
+
+LIVE = bool(os.environ.get("ZAYA_LIVE"))
+root = next(p for p in (Path.cwd(), Path.cwd().parent) if (p / "results").is_dir())
+RESULTS = Path(os.environ.get("ZAYA_RESULTS", root / "results"))
+# %matplotlib inline
+
+
+def show(name):
+    """A figure after the papers' with its caption, or the command that makes what it lacks."""
+    try:
+        drawn = draw(name, RESULTS)
+        display(drawn.figure)
+        print(drawn.caption)
+    except (FileNotFoundError, ValueError) as missing:
+        print(missing)
+
+
+# %% [markdown]
+# ## Modes and targets
+# `autoregressive` is one token a forward. `single_pass` verifies a block and drafts the next in the same forward.
+# `two_pass` drafts in one forward and verifies in another, which needs far fewer rows. `block_diffusion` verifies
+# nothing. The target says whose law is sampled: `autoregressive` (lossless) is exactly the AR law; `mix_stale` averages
+# in the logits that drew the draft, `mix_fresh` those of a block that starts at that very position. Rows are what a
+# forward computes for each sequence, here at block 16 with every anchor.
+
+# %%
+lines = ["| mode | target | rows per forward, block 16 |", "|---|---|---|"]
+for mode, targets in TARGETS.items():
+    for target in targets if mode != "auto" else ():
+        lines.append(f"| {mode} | {target} | {SamplerConfig(mode, 16, target=target).rows_per_forward:g} |")
+display(Markdown("\n".join([*lines, "| auto | any of the first two modes' | measured, then raced |"])))
+
+# %% [markdown]
+# ## Strategies on one model
+# TiDAR's table of decoding strategies with our block-16 model, on the same prompts and seeds.
+
+# %%
+show("strategies")
+
+# %%
+bench = FIGURES["strategies"].inputs[0].read(RESULTS)
+display(Markdown(tables.strategies_table(bench["strategies"])))
+for temperature in (0.0, 1.0):
+    rows = {row["strategy"]: row for row in bench["strategies"] if row["temperature"] == temperature}
+    kept = [name for name in rows if rows[name]["accuracy_high"] >= rows["autoregressive"]["accuracy_low"]]
+    best = max(kept, key=lambda name: rows[name]["tokens_per_forward"])
+    print(f"temperature {temperature:g}: accuracy within reach of AR's (the intervals meet): {' | '.join(kept)};")
+    print(f"  most tokens a forward among them: {best} with T {rows[best]['tokens_per_forward']:.2f}")
+
+# %% [markdown]
+# ## How many anchors
+# With an anchor behind every accept length a forward computes block_size^2 + block_size rows. A budget of K keeps the
+# best K of them (`SamplerConfig(anchors=K, acceptance=...)`); the others' drafts come late, which costs T and never
+# exactness.
+
+# %%
+show("anchors")
+
+# %%
+display(Markdown(tables.anchors_table(bench["anchors"])))
+for temperature in (0.0, 1.0):
+    rows = [row for row in bench["anchors"] if row["temperature"] == temperature]
+    for share in (0.8, 0.95, 0.99):
+        least = min((r for r in rows if tables.kept_by_anchors(rows, r) >= share), key=lambda r: r["anchors"])
+        part = least["rows_per_forward"] / max(row["rows_per_forward"] for row in rows)
+        print(f"temperature {temperature:g}: {share:.0%} of all anchors' T", end=" ")
+        print(f"needs {least['anchors']} of them and {part:.0%} of the rows (among the budgets that were measured)")
+
+# %% [markdown]
+# ## Beta, the dial of mixing
+# `mix_stale` tests a draft against the softmax of (1 - beta) AR logits + beta logits that drew it: beta 0 is lossless,
+# beta 1 believes the draft. It buys tokens per forward with quality.
+
+# %%
+show("beta")
+
+# %% [markdown]
+# ## Every dial that was swept
+# Rows of `configs/sweeps/samplers.py`, one trained model. The p-value is of a permutation test of task outcomes against
+# AR at the same temperature: for a lossless sampler (mixing with beta 0 is one) it falls below 0.05 by chance alone,
+# one time in twenty. The temperature of the drafts may change T alone.
+
+# %%
+try:
+    swept = [r for r in FIGURES["beta"].inputs[0].read(RESULTS) if r["arm"] in ("lossless", "mix_stale")]
+except FileNotFoundError as missing:
+    print(missing)
+    swept = []
+heads = ("task", "arm", "temperature", "of drafts", "beta", "anchors", "T", "rows", "clock vs AR", "pass@1", "p")
+lines = ["|" + "|".join(heads) + "|", "|---" * len(heads) + "|"]
+for row in sorted(swept, key=lambda r: (r["source"], r["arm"], r["temperature"])):
+    draft, beta, p = row["changes"].get("evaluate.draft_temperature"), row["beta"], row["p_value"]
+    cells = [row["source"].replace("_", " "), row["arm"], f"{row['temperature']:g}", "same" if draft is None else draft]
+    cells += ["" if beta is None else beta, anchors_in_words([row]).split()[0], f"{row['tokens_per_forward']:.2f}"]
+    cells += [f"{row['rows_per_forward']:g}", f"{row['speedup']:.2f}x", f"{row['accuracy']:.1%}"]
+    lines.append("|" + "|".join(map(str, [*cells, "" if p is None else f"{p:.2g}"])) + "|")
+if swept:
+    display(Markdown("\n".join(lines)))
+for arm in dict.fromkeys(row["arm"] for row in swept):
+    tested = [row["p_value"] for row in swept if row["arm"] == arm and row["p_value"] is not None]
+    low = sum(p < 0.05 for p in tested)
+    print(f"{arm}: p < 0.05 in {low} of {len(tested)} comparisons with AR; by chance {0.05 * len(tested):.1f}")
+
+# %% [markdown]
+# ## Live: turn the dial
+# The quickstart model (block 8) on 32 additions. First greedy lossless drafting beside greedy autoregression, token by
+# token. Then temperature, draft temperature and beta: all are run-time values, so after a mode's first call the number
+# of compiled programs must not move.
+
+# %%
+if LIVE:
+    config, variables = load_pretrained(root / "results" / "quickstart" / "model")
+    model, tokenizer, addition = Zaya(config), ByteTokenizer(), make_task("addition")
+    problems = addition.problems("test", 32, 1_000)
+    prompts = [tokenizer.encode(problem.prompt) for problem in problems]
+
+
+def sample(mode, **dial):
+    """One batch; also its share of right answers and the programs that are compiled by now."""
+    out = generate(
+        model, variables, prompts, SamplerConfig(mode, 8, stop_tokens=(tokenizer.eos_id,), **dial), 64, 1_000
+    )
+    right = np.mean([addition.check(p, tokenizer.decode(t)) for p, t in zip(problems, out.tokens, strict=True)])
+    return out, right, start._cache_size() + run._cache_size()
+
+
+# %%
+if LIVE:
+    plain, _, _ = sample("autoregressive", temperature=0.0)
+    drafted, _, compiled = sample("single_pass", temperature=0.0)
+    same = sum(a == b for a, b in zip(plain.tokens, drafted.tokens, strict=True))
+    print(f"greedy, lossless: {same} of {len(prompts)} texts are AR's token by token, T", end=" ")
+    print(f"{drafted.tokens_per_forward:.2f} against {plain.tokens_per_forward:.2f}")
+    assert plain.tokens == drafted.tokens
+    dials = {
+        "temperature": [dict(temperature=t) for t in (0.0, 0.5, 1.0, 1.5)],
+        "draft_temperature": [dict(temperature=1.0, draft_temperature=t) for t in (0.0, 0.3, 0.7, 1.0, 1.5)],
+        "beta": [dict(target="mix_stale", beta=beta) for beta in (0.0, 0.25, 0.5, 0.75, 1.0)],
+    }
+    figure, axes = plt.subplots(1, 3, figsize=(11.5, 3.4), sharey=True, layout="constrained")
+    for axis, (name, settings) in zip(axes, dials.items(), strict=True):
+        if name == "beta":  # another target is another program: compiled here, once
+            compiled = sample("single_pass", **settings[0])[2]
+        turned = [sample("single_pass", **setting) for setting in settings]
+        values, speed = [s[name] for s in settings], [out.tokens_per_forward for out, _, _ in turned]
+        print(f"{name} at {', '.join(map(str, values))}: {turned[-1][2] - compiled} new programs")
+        assert turned[-1][2] == compiled
+        style.tidy(axis, "", name.replace("_", " "), "tokens per forward" if name == "temperature" else "", grid="both")
+        axis.plot(values, speed, "o-", color=style.ORANGE if name == "beta" else style.BLUE)
+        for x, y, (_, right, _) in zip(values, speed, turned, strict=True):
+            axis.annotate(f"{right:.0%}", (x, y), (0, 6), textcoords="offset points", ha="center", fontsize=8)
+        axis.margins(0.15)
+    title = "live: the quickstart model, 32 additions, block 8, every anchor; beside a point its accuracy (toy)"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    plt.show()
+else:
+    print("LIVE is False: nothing is sampled here")
