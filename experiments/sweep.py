@@ -141,8 +141,10 @@ def run_jobs(commands: dict[str, list[str]], workdir: Path, jobs: Jobs) -> dict[
 def run_job(line: list[str], folder: Path) -> str:
     """Runs one job, its output in log.txt. Returns "" or the last line of what it said."""
     folder.mkdir(parents=True, exist_ok=True)
+    # Jobs of one shape compile the same programs.
+    environ = {"JAX_COMPILATION_CACHE_DIR": str(folder.parents[1] / "xla"), **os.environ}
     with (folder / "log.txt").open("a") as log:
-        status = subprocess.run(line, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+        status = subprocess.run(line, stdout=log, stderr=subprocess.STDOUT, check=False, env=environ).returncode
     if status == 0:
         return ""
     said = (folder / "log.txt").read_text(errors="replace").strip().splitlines()

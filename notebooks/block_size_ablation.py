@@ -33,13 +33,12 @@ from zaya_jax import SamplerConfig, Zaya, load_pretrained, preset
 from zaya_jax.analysis import published, style
 from zaya_jax.analysis.bench_figures import FLAT
 from zaya_jax.analysis.paper_figures import FIGURES, draw
-from zaya_jax.analysis.results import load_run
 from zaya_jax.analysis.roofline import HARDWARE, drafting_seconds, forward_seconds
 from zaya_jax.analysis.sweep_rows import shared, with_block_size, with_same_anchors
 from zaya_jax.data.tasks import make_task
 from zaya_jax.data.tokenizers import ByteTokenizer
 from zaya_jax.evaluation.task_accuracy import Arm, Trial, run_task, task_rows
-from zaya_jax.sampling import acceptance_curve, expected_tokens
+from zaya_jax.sampling import expected_tokens
 from zaya_jax.sampling.cost import cost_at
 from zaya_jax.sampling.planning import MARGIN, candidates
 
@@ -63,9 +62,9 @@ except (FileNotFoundError, ValueError) as missing:  # one line, with the command
 # %% [markdown]
 # ## The rows behind it
 # Lossless sampling beside autoregression of the same converted models: means over training seeds and, in brackets, the
-# seeds' range. Rows are what a forward computes for each sequence; the clock is tokens a second over autoregression's
-# on the machine that ran the sweep. Lossless and AR sample one law, so a gap between their columns is sampling noise;
-# from block size to block size the *models* differ.
+# seeds' range (in the study every seed also meets other test problems). Rows are what a forward computes for each
+# sequence; the clock is tokens a second over autoregression's on the machine that ran the sweep. Lossless and AR sample
+# one law, so a gap between their columns is sampling noise; from block size to block size the *models* differ.
 
 # %%
 sweeps = {}
@@ -176,42 +175,37 @@ if not sweeps:
 # %% [markdown]
 # ## What would pay elsewhere
 # A model that drafts well at 16 can be sampled at any smaller block, so its acceptance foretells their T
-# (`expected_tokens`, an anchor everywhere). Left: for the committed block-16 toy (`results/samplers`; only the few
-# texts that it keeps), and for flat acceptance chosen to meet Zyphra's two numbers at block 16. Diamonds: TiDAR's
-# models, one for each block size. Right: expected tokens a second over autoregression's with each block's best anchors,
-# under the lower of the flat acceptances, from a forward's cost against its rows: measured on a CPU (`results/bench`),
-# or by roofline on GPUs (ZAYA1-8B, 32,768 tokens behind each sequence): a bound, nothing was run there. Printed: the
-# best block, or autoregression where none is expected to be 5% faster.
+# (`expected_tokens`, an anchor everywhere). Left: with the flat acceptances that give Zyphra's two numbers at block 16;
+# diamonds: TiDAR's models, one for each block size. Right: expected tokens a second over autoregression's with each
+# block's best anchors, at the lower acceptance, from a forward's cost against its rows: measured on a CPU
+# (`results/bench/few_experts.json`), or by roofline on GPUs (ZAYA1-8B, 32,768 tokens behind each sequence): a bound,
+# nothing was run there. Printed: the best block, or autoregression where none is expected to be 5% faster.
 
 # %%
 SIZES, CONTEXT = (2, 4, 8, 16), 32_768
-samples = load_run(root / "results" / "samplers").samples
-kept = [s["accepted"] for s in samples if s["arm"] == "lossless" and s["temperature"] == 1]
-curves = {f"the block-16 toy at temperature 1 ({sum(map(len, kept))} forwards)": acceptance_curve(kept, 16)}
-curves |= {f"flat {rate:g}: T {published.SPEEDUP[arm]:g} at block 16 (Zyphra's {arm})": [rate] * 15
-           for rate, arm in FLAT.items()}  # fmt: skip
-theirs = {size: line.tokens_per_forward for size, line in published.BLOCK_SIZES.items()}
-
 costs = {}  # name -> a forward's cost over a one-row forward, of (rows, block size)
-for file, index, words in (("forward", 0, "8 experts"), ("few_experts", 1, "1 expert")):
-    row = json.loads((root / "results" / "bench" / f"{file}.json").read_text())["rows"][index]
+for row in json.loads((root / "results" / "bench" / "few_experts.json").read_text())["rows"]:
     ratio = {int(rows): over for rows, over in row["ratio"].items()}
-    costs[f"measured CPU: {row['parameters'] / 1e6:.1f}M, {words}, batch 1"] = lambda n, _, r=ratio: cost_at(r, n)
+    name = f"measured CPU: {row['parameters'] / 1e6:.1f}M, {row['experts']} expert(s), batch {row['batch']}"
+    costs[name] = lambda n, _, ratio=ratio: cost_at(ratio, n)
 for device, batch in (("mi300x", 1), ("mi300x", 64), ("mi355x", 64)):
     where = (preset("zaya1_8b"), HARDWARE[device])
     costs[f"roofline {device.upper()}: 8B, batch {batch}"] = lambda n, block, where=where, batch=batch: (
         drafting_seconds(*where, n, batch, CONTEXT, block) / forward_seconds(*where, 1, batch, CONTEXT)
     )
 
+# %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(11.5, 4.4), layout="constrained")
 style.tidy(left, "Expected tokens per forward, every anchor", "block size", grid="both")
-for (name, curve), colour in zip(curves.items(), (style.INK, style.BLUE, style.ORANGE), strict=True):
-    left.plot(SIZES, [expected_tokens(curve, b, range(1, b + 1)) for b in SIZES], "o-", color=colour, label=name)
-left.plot(
-    *zip(*theirs.items(), strict=True), "D", color=style.PURPLE, markerfacecolor="white", label="published: TiDAR"
-)
+for (rate, arm), colour in zip(FLAT.items(), (style.BLUE, style.ORANGE), strict=True):
+    tokens = [expected_tokens([rate] * 15, block, range(1, block + 1)) for block in SIZES]
+    left.plot(
+        SIZES, tokens, "o-", color=colour, label=f"flat {rate:g}: {published.SPEEDUP[arm]:g} at 16, Zyphra's {arm}"
+    )
+theirs = {size: line.tokens_per_forward for size, line in published.BLOCK_SIZES.items()}
+left.plot(list(theirs), list(theirs.values()), "D", color=style.PURPLE, label="published: TiDAR 1.5B")
 style.tidy(right, "Expected tokens a second over AR, best anchors", "block size", grid="both")
-ways = candidates([min(FLAT)] * 15, {1: 1.0}, 16)  # every block size and budget with its best anchors, not yet priced
+ways = candidates([min(FLAT)] * 15, {1: 1.0}, 16)  # every block size and budget with its best anchors; not yet priced
 for (name, cost), colour in zip(costs.items(), (style.GREY, style.INK, *style.OTHERS), strict=False):
     best = {block: max(w.tokens / cost(w.rows, block) for w in ways if w.block_size == block) for block in SIZES}
     right.plot(*zip(*best.items(), strict=True), "o-" if "CPU" in name else "o--", color=colour, label=name)

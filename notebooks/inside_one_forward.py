@@ -39,8 +39,8 @@ root = next(p for p in (Path.cwd(), Path.cwd().parent) if (p / "results").is_dir
 quickstart = load_run(root / "results" / "quickstart")
 config, variables = load_pretrained(quickstart.directory / "model")
 model, tokenizer = Zaya(config), ByteTokenizer()
-problems = make_task("addition").problems("test", 64 if LIVE else 8, 1_000)
-prompts = [tokenizer.encode(problem.prompt) for problem in problems]
+others = make_task("addition").problems("test", 127 if LIVE else 7, 1_000)
+prompts = [tokenizer.encode(text) for text in ("478+964=", *(problem.prompt for problem in others))]
 # %matplotlib inline
 
 # %% [markdown]
@@ -65,10 +65,10 @@ print(sampling.render())
 
 # %% [markdown]
 # ## Which token comes before which
-# CCA looks back through two convolutions and a delayed value, and an attention mask does not stop it. So a `Layout` says
-# which token comes before each one *in the text* (`predecessor`). A convolution that knows of no layout reads the row
-# before it in memory instead (`Layout.blind()`, the negative control). Below, both for the two rows above: clean tokens
-# lose nothing by it, the first slot of a block does.
+# CCA looks back through two convolutions and a delayed value, and an attention mask does not stop it. So a `Layout`
+# says which token comes before each one *in the text* (`predecessor`). A convolution that knows of no layout reads the
+# row before it in memory instead (`Layout.blind()`, the negative control). Below, both for the two rows above: clean
+# tokens lose nothing by it, the first slot of a block does.
 
 
 # %%
@@ -82,9 +82,9 @@ def names(layout, cached):
 
 for title, layout, cached in (("training", training, 0), ("sampling", sampling, 4)):
     name = names(layout, cached)
-    print(f"{title:16}{'before it in the text':24}{'before it in memory (blind)':28}")
+    print(f"{title:18}{'before it in the text':24}{'before it in memory (blind)'}")
     for row, (right, blind) in enumerate(zip(layout.predecessor[0], layout.blind().predecessor[0], strict=True)):
-        print(f"{name[row]:16}{name[int(right)]:24}{name[int(blind)]:24}{'' if right == blind else '<- wrong'}")
+        print(f"{name[row]:18}{name[int(right)]:24}{name[int(blind)]:29}{'' if right == blind else '<- wrong'}")
     print()
 
 # %% [markdown]
@@ -107,32 +107,35 @@ for words, each in (("along the text", model), ("blind", blinded)):
 
 # %% [markdown]
 # ## What one answer yields, forward by forward
-# The same greedy tokens, in fewer forwards. `|` marks where a forward ended; the first is the prompt's own.
+# The same greedy tokens, in fewer forwards. `|` marks where a forward ended; the first is the prompt's own. `■` is the
+# stop token, `⏎` a line's end.
+
 
 # %%
-prompt = tokenizer.encode("478+964=")
-samplers = {
+def text_of(tokens):
+    return "".join(chr(t) if t < 256 else "■" for t in tokens).replace("\n", "⏎")
+
+
+for name, sampler in {
     "autoregressive": SamplerConfig("autoregressive", **greedy),
     "lossless, all anchors": drafting,
     "lossless, anchors 1 and 8": SamplerConfig("single_pass", 8, (1, 8), **greedy),
-}
-for name, sampler in samplers.items():
-    out = generate(model, variables, [prompt], sampler, max_new_tokens=64)
-    ends = np.cumsum([0, *out.accepted[0]])
-    runs = [tokenizer.decode(out.tokens[0][a:b]).replace("\n", "⏎") for a, b in zip(ends, ends[1:], strict=False)]
-    print(f"{name}: {out.tokens_per_forward:.2f} tokens a forward, {out.rows_per_forward:g} rows a forward")
+}.items():
+    out = generate(model, variables, prompts, sampler, max_new_tokens=64)
+    ends = np.cumsum(out.accepted[0])
+    runs = [text_of(out.tokens[0][end - n : end]) for end, n in zip(ends, out.accepted[0], strict=True)]
+    print(f"{name}: {len(out.tokens[0]) / len(runs):.2f} tokens a forward, {out.rows_per_forward:g} rows a forward")
     print("   " + "|".join(runs))
 
 # %% [markdown]
-# Inside each of those forwards a block was verified. A streamer sees what was proposed and what became final: green
-# drafts were accepted, struck red ones refused, and the blue token is the one that the forward settled by the model's
-# own law, behind the last accepted draft. The next block starts behind it. At temperature 1 drafts are refused more
-# often.
+# Each of those forwards but the first verified a block. A streamer sees what was proposed and what became final: green
+# drafts were accepted, struck red ones refused, and the bold blue token is the one that the forward settled by the
+# model's own law, behind the last accepted draft. The next block starts behind it.
 
 
 # %%
 class Watcher:
-    """Keeps the new tokens and the drafts behind them of every forward, for one text."""
+    """Keeps the first text's new tokens, and the drafts behind them, of every forward."""
 
     def __init__(self):
         self.new, self.drafts = [], []
@@ -144,34 +147,38 @@ class Watcher:
         self.drafts.append(tokens[0])
 
     def end(self):
-        pass
+        """Nothing is left to do."""
 
 
-def coloured(words, colour, more=""):
-    text = html.escape(tokenizer.decode(words)).replace("\n", "⏎")
-    return f"<span style='color:{colour};{more}'>{text}</span>"
+def coloured(tokens, colour, more=""):
+    return f"<span style='color:{colour};{more}'>{html.escape(text_of(tokens))}</span>"
 
 
 for temperature in (0.0, 1.0):
-    watcher, sampler = Watcher(), SamplerConfig("single_pass", 8, temperature=temperature, stop_tokens=(257,))
-    generate(model, variables, [prompt], sampler, 64, seed=1, streamer=watcher)
-    lines = []
-    for number, (new, draft) in enumerate(zip(watcher.new, [[], *watcher.drafts], strict=False)):
-        accepted = int(np.cumprod([a == b for a, b in zip(new, draft, strict=False)]).sum())
-        marked = coloured(new[:accepted], style.GREEN) + coloured(new[accepted:], style.BLUE, "font-weight:bold")
-        marked += coloured(draft[accepted:], style.VERMILION, "text-decoration:line-through;opacity:0.6")
-        lines.append(f"forward {number + 1}: {len(new):2} tokens, {accepted} of {len(draft)} drafts accepted  {marked}")
-    display(HTML(f"<pre>temperature {temperature:g}\n" + "\n".join(lines) + "</pre>"))
+    watcher, sampler = (
+        Watcher(),
+        SamplerConfig("single_pass", 8, temperature=temperature, stop_tokens=greedy["stop_tokens"]),
+    )
+    generate(model, variables, prompts, sampler, 64, seed=1, streamer=watcher)
+    lines = [f"temperature {temperature:g}"]
+    for number, (new, draft) in enumerate(zip(watcher.new, [[], *watcher.drafts], strict=False), start=1):
+        if new:  # this text may end before others of the batch
+            kept = int(np.cumprod([a == b for a, b in zip(new, draft, strict=False)]).sum())
+            marked = coloured(new[:kept], style.GREEN) + coloured(new[kept:], style.BLUE, "font-weight:bold")
+            marked += coloured(draft[kept:], style.VERMILION, "text-decoration:line-through;opacity:0.6")
+            lines.append(f"forward {number:2}: {len(new)} tokens, {kept} of {len(draft)} drafts accepted  {marked}")
+    display(HTML("<pre>" + "\n".join(lines) + "</pre>"))
 
 # %% [markdown]
-# ## The forward that did it
 # The second of those forwards as a picture: the prompt in the cache, eight tokens to verify, and a block behind each
-# outcome. The rows that a step computes are what it costs.
+# outcome. Only one of the blocks will be kept; the rows of all of them are what the step costs.
 
 # %%
 figure, axis = plt.subplots(figsize=(10, 8.5), layout="constrained")
-step = Layout.verify_and_draft(np.zeros((1, 8), int), len(prompt), tuple(range(1, 9)), 8)
-draw_visibility(axis, step, cached=len(prompt), title=f"{step.tokens.shape[1]} rows behind {len(prompt)} cached tokens")
+step = Layout.verify_and_draft(np.zeros((1, 8), int), len(prompts[0]), tuple(range(1, 9)), 8)
+rows = f"{step.tokens.shape[1]} rows behind {len(prompts[0])} cached tokens"
+draw_visibility(axis, step, cached=len(prompts[0]), title=rows)
+axis.tick_params(axis="x", labelrotation=90)
 plt.show()
 
 # %% [markdown]

@@ -2,11 +2,19 @@
 
 import gc
 import os
+import shutil
+import tempfile
 
 # Before anything starts JAX: two CPU devices, so that data parallelism is tested; and cheap compilation, since these
 # programs are compiled once and run for milliseconds. (Speed is measured by experiments.bench, never here.)
 FLAGS = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
+
+# Programs are compiled once for all workers and all doors that tests start. Workers inherit the controller's folder.
+CACHE = "JAX_COMPILATION_CACHE_DIR"
+OWN_CACHE = None if CACHE in os.environ else tempfile.mkdtemp(prefix="zaya_jax_tests_")
+if OWN_CACHE is not None:
+    os.environ[CACHE] = OWN_CACHE
 
 import jax
 import pytest
@@ -22,6 +30,11 @@ def free_programs():
     yield
     jax.clear_caches()
     gc.collect()
+
+
+def pytest_unconfigure():
+    if OWN_CACHE is not None:
+        shutil.rmtree(OWN_CACHE, ignore_errors=True)
 
 
 @pytest.fixture

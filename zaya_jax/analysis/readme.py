@@ -37,6 +37,10 @@ TABLES: dict[str, Maker] = {
     "rows": _bench("forward", "rows", tables.rows_table),
     "few_experts": _bench("few_experts", "rows", tables.few_experts_table),
     "transformers": _transformers,
+    "list_programs": _csv("list_programs", tables.study_table),
+    "study": _sweep("study", tables.study_table),
+    "architecture": _sweep("architecture", tables.ablation_table),
+    "recipe": _sweep("recipe", tables.ablation_table),
 }
 
 

@@ -169,11 +169,11 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def study_table(rows: list[Row]) -> str:
-    """The study at temperature 1, a line a task, block size and arm: means over training seeds.
+    """A run or the study at temperature 1, a line a task, block size and arm: means over training seeds.
 
     The interval of the difference from AR treats seeds as independent: half-widths add in squares.
     """
-    rows = [row for row in with_block_size(rows) if row["kind"] == "sampling"]
+    rows = with_block_size({"run": "", **row} for row in rows if row["kind"] == "sampling")
     cold = {key: group for key, group in _grouped(rows) if key[-1] == 0}
     lines = []
     for (task, size, arm, temperature), group in _grouped(rows):
@@ -181,13 +181,12 @@ def study_table(rows: list[Row]) -> str:
             continue
         t = [row["tokens_per_forward"] for row in group]
         greedy = [row["tokens_per_forward"] for row in cold[task, size, arm, 0]]
-        passes = (f"{_mean(group, column):.3f}" for column in ("accuracy", "pass_at_4", "pass_at_16"))
+        compared = ("", "") if arm == "autoregressive" else (_difference(group), ", ".join(map(_p_value, group)))
         lines.append(
             (
                 task, f"{size:g}", arm, f"{np.mean(greedy):.2f}", f"{np.mean(t):.2f} ({min(t):.2f}-{max(t):.2f})",
-                f"{_mean(group, 'rows_per_forward'):g}", f"{_mean(group, 'speedup'):.2f}x", *passes,
-                "" if arm == "autoregressive" else _difference(group),
-                "" if arm == "autoregressive" else ", ".join(f"{row['p_value']:.2f}" for row in group),
+                f"{_mean(group, 'rows_per_forward'):g}", f"{_mean(group, 'speedup'):.2f}x",
+                *(f"{_mean(group, column):.3f}" for column in ("accuracy", "pass_at_4", "pass_at_16")), *compared,
             )
         )  # fmt: skip
     return _table(
@@ -228,6 +227,10 @@ def _grouped(rows: list[Row]) -> list[tuple[tuple, list[Row]]]:
         groups.setdefault((row["source"], row["block_size"], row["arm"], row["temperature"]), []).append(row)
     arms = ("autoregressive", "lossless", "mix_stale")
     return sorted(groups.items(), key=lambda item: (item[0][0], item[0][1], arms.index(item[0][2]), item[0][3]))
+
+
+def _p_value(row: Row) -> str:
+    return "<0.01" if row["p_value"] < 0.01 else f"{row['p_value']:.2f}"
 
 
 def _mean(rows: list[Row], column: str) -> float:

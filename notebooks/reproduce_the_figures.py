@@ -1,0 +1,161 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Reproduce the figures
+#
+# Ten figures in the layout of TiDAR's and Zyphra's, drawn from committed result files by the code behind
+# `python -m experiments.figures`. Published numbers are hollow, hatched or purple; ours are toys. A figure whose inputs
+# are not there says which command makes them.
+#
+# `LIVE = True` below (or `ZAYA_LIVE=1` outside) also samples the committed quickstart model on a few prompts, writes
+# the rows as a sweep would, and draws one of the figures from them, in under two minutes on two CPU cores.
+# `ZAYA_RESULTS` names another results folder, such as that of your own model. Run it from `notebooks/` or from the
+# repository's root.
+
+# %%
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from IPython.display import display
+
+from experiments.environment import hardware
+from zaya_jax import SamplerConfig, Zaya, load_pretrained
+from zaya_jax.analysis.paper_figures import FIGURES, draw
+from zaya_jax.analysis.results import write_sweep
+from zaya_jax.data.tasks import make_task
+from zaya_jax.data.tokenizers import ByteTokenizer
+from zaya_jax.evaluation.task_accuracy import Arm, Trial, run_task, task_rows
+
+LIVE = bool(os.environ.get("ZAYA_LIVE"))
+root = next(p for p in (Path.cwd(), Path.cwd().parent) if (p / "results").is_dir())
+RESULTS = Path(os.environ.get("ZAYA_RESULTS", root / "results"))
+# %matplotlib inline
+
+
+def show(name, folder=RESULTS):
+    """A figure with its caption, or the command that makes what it lacks."""
+    try:
+        drawn = draw(name, folder)
+        display(drawn.figure)
+        print(drawn.caption)
+    except (FileNotFoundError, ValueError) as missing:
+        print(missing)
+
+
+for number, (name, figure) in enumerate(FIGURES.items(), start=1):
+    lacking = [each.path for each in figure.inputs if not each.optional and not (RESULTS / each.path).exists()]
+    print(f"{number:2} {name:17} {figure.shows}{'' if not lacking else '; not there: ' + ', '.join(lacking)}")
+
+# %% [markdown]
+# ## pass@16 by task
+# After the bar chart in Zyphra's post: what mixing costs in quality. The lower row is also a check of correctness: a
+# lossless sampler's difference from AR, paired on the same prompts, should be no more than chance.
+
+# %%
+show("pass_at_16")
+
+# %% [markdown]
+# ## Tokens per forward
+# AR, lossless, mixing beside the published 1, 4.6 and 7.7, and, below, what this machine's clock made of it.
+
+# %%
+show("speedup")
+
+# %% [markdown]
+# ## Decoding strategies
+# TiDAR's table with one model of ours. The tasks differ, so compare the order of the lines, not their places.
+
+# %%
+show("strategies")
+
+# %% [markdown]
+# ## Full against random masking
+# TiDAR trains with every slot masked; the alternative reveals a random share of them.
+
+# %%
+show("masking")
+
+# %% [markdown]
+# ## Block size
+# T and quality of models trained with different blocks; more in `notebooks/block_size_ablation`.
+
+# %%
+show("block_size")
+
+# %% [markdown]
+# ## The dial of mixing
+# Tokens per forward against quality as beta, the draft's weight, grows; more in `notebooks/samplers_and_their_dial`.
+
+# %%
+show("beta")
+
+# %% [markdown]
+# ## Free token slots
+# A forward's time against its rows on the CPU that ran the benchmarks, beside plain matrix products.
+
+# %%
+show("free_slots")
+
+# %% [markdown]
+# ## Proposals a forward, by hardware
+# A roofline from published peaks: a bound, nothing was run; more in `notebooks/roofline_and_cost_model`.
+
+# %%
+show("roofline")
+
+# %% [markdown]
+# ## T against anchors
+# Behind how many accept lengths the next block must be drafted.
+
+# %%
+show("anchors")
+
+# %% [markdown]
+# ## The negative control
+# A model whose convolutions look back along the row in memory instead of the text: does the AR loss show it, does T?
+
+# %%
+show("negative_control")
+
+# %% [markdown]
+# ## Live: one figure from new rows
+# The figure of tokens per forward, from the quickstart model (block 8, additions): three arms, two temperatures, 32
+# prompts, through the function that evaluates every run. The rows go through the file that a sweep would leave.
+
+# %%
+if LIVE:
+    quickstart = root / "results" / "quickstart"
+    config, variables = load_pretrained(quickstart / "model")
+    tokenizer, addition = ByteTokenizer(), make_task("addition")
+    rest = dict(block_size=8, stop_tokens=(tokenizer.eos_id,))
+    arms = [
+        Arm(name, SamplerConfig(mode, target=target, temperature=temperature, **rest))
+        for temperature in (0.0, 1.0)
+        for name, mode, target in (
+            ("autoregressive", "autoregressive", None),
+            ("lossless", "single_pass", None),
+            ("mix_stale", "single_pass", "mix_stale"),
+        )
+    ]
+    trial = Trial(prompts=32, samples=1, batch=32, max_new_tokens=64, seed=1_000)
+    outcomes = run_task(Zaya(config), variables, tokenizer, addition, arms, trial)
+    common = {"kind": "sampling", "model": "quickstart", "source": addition.name, "hardware": hardware()}
+    rows = [common | row for row in task_rows(outcomes, trial)]
+    with tempfile.TemporaryDirectory() as folder:
+        sweep = Path(folder) / "sweeps" / "study"
+        (sweep / "runs" / "live").mkdir(parents=True)
+        shutil.copy(quickstart / "config.json", sweep / "runs" / "live")  # says how large the model is
+        write_sweep(sweep / "results.csv", {"live": ({}, rows)})
+        show("speedup", Path(folder))
+else:
+    print("LIVE is False: nothing is sampled here")
