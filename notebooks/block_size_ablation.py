@@ -34,7 +34,7 @@ from zaya_jax.analysis import published, style
 from zaya_jax.analysis.bench_figures import FLAT
 from zaya_jax.analysis.paper_figures import FIGURES, draw
 from zaya_jax.analysis.roofline import HARDWARE, drafting_seconds, forward_seconds
-from zaya_jax.analysis.sweep_rows import shared, with_block_size, with_same_anchors
+from zaya_jax.analysis.sweep_rows import anchors_in_words, shared, with_block_size, with_same_anchors
 from zaya_jax.data.tasks import make_task
 from zaya_jax.data.tokenizers import ByteTokenizer
 from zaya_jax.evaluation.task_accuracy import Arm, Trial, run_task, task_rows
@@ -63,8 +63,9 @@ except (FileNotFoundError, ValueError) as missing:  # one line, with the command
 # ## The rows behind it
 # Lossless sampling beside autoregression of the same converted models: means over training seeds and, in brackets, the
 # seeds' range (in the study every seed also meets other test problems). Rows are what a forward computes for each
-# sequence; the clock is tokens a second over autoregression's on the machine that ran the sweep. Lossless and AR sample
-# one law, so a gap between their columns is sampling noise; from block size to block size the *models* differ.
+# sequence. The clock is tokens a second over autoregression's on the machine that ran the sweep, beside the sweep's
+# other jobs, so it is rough; `results/bench` has the careful one. Lossless and AR sample one law, so a gap between
+# their columns is sampling noise; from block size to block size the *models* differ.
 
 # %%
 sweeps = {}
@@ -109,7 +110,7 @@ def table(rows):
 
 
 for name, rows in sweeps.items():
-    print(f"sweep {name}: {len({row['run'] for row in rows})} models")
+    print(f"sweep {name}: {len({row['run'] for row in rows})} models, {anchors_in_words(rows)}")
     table(rows)
 
 # %% [markdown]

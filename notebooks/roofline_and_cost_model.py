@@ -37,7 +37,7 @@ from zaya_jax.analysis.roofline import HARDWARE, drafting_seconds, forward_secon
 from zaya_jax.analysis.roofline_plots import BATCHES, CONTEXT, NAMES, attention_blocks, model_blocks
 from zaya_jax.data.tasks import make_task
 from zaya_jax.data.tokenizers import ByteTokenizer
-from zaya_jax.sampling import choose_sampler, evidence, expected_tokens
+from zaya_jax.sampling import evidence, expected_tokens
 from zaya_jax.sampling.cost import AUTOREGRESSIVE, forward_cost, rows_of
 from zaya_jax.sampling.method import Plan
 from zaya_jax.sampling.planning import MARGIN, Candidate, candidates
@@ -198,9 +198,10 @@ figure, axes = plt.subplots(1, len(BATCHES), figsize=(11.5, 3.8), sharey=True, l
 name = list(acceptances)[-1]
 for axis, batch in zip(axes, BATCHES, strict=True):
     style.tidy(axis, f"batch {batch}", "rows of a sequence in a forward", "", grid="both")
-    for device, colour, mark in zip(NAMES, (style.BLUE, style.ORANGE, style.GREEN), "osD", strict=True):
+    looks = ((style.BLUE, "o", 4), (style.VERMILION, "s", 6), (style.GREEN, "D", 8))  # hollow: points coincide
+    for device, (colour, mark, size) in zip(NAMES, looks, strict=True):
         points = [(way.rows, way.speedup) for way in priced[device, batch, name]]
-        axis.plot(*zip(*points, strict=True), mark, color=colour, markersize=4, alpha=0.7, label=NAMES[device])
+        axis.plot(*zip(*points, strict=True), mark, color=colour, fillstyle="none", ms=size, label=NAMES[device])
     axis.axhline(1, color=style.INK, linewidth=1, linestyle=(0, (4, 3)))
     axis.set_xscale("log", base=2)
     style.plain_numbers(axis.xaxis)
@@ -212,8 +213,8 @@ plt.show()
 # %% [markdown]
 # ## Live: this machine
 # Forwards of the quickstart model over a few numbers of rows, batch 1 (`forward_cost`); its acceptance on 32 additions;
-# what the cost model makes of both. Then `choose_sampler`, which is mode `auto`, for one prompt: its acceptance comes
-# from that prompt alone, so its prediction is bolder, and it has to win a race.
+# what the cost model chooses from both, and whether the tokens per forward that it foretells come out on 32 other
+# additions. (Mode `auto`, `zaya_jax.sampling.choose_sampler`, does all this by itself and then has a race.)
 
 # %%
 if LIVE:
@@ -225,16 +226,18 @@ if LIVE:
     for rows, milliseconds in cost.items():
         print(f"{rows:3} rows: {milliseconds:.3f} ms, {milliseconds / cost[1]:.2f}x one row")
     tokenizer = ByteTokenizer()
-    prompts = [tokenizer.encode(problem.prompt) for problem in make_task("addition").problems("test", 32, 1_000)]
-    everywhere = SamplerConfig("single_pass", 8, temperature=0.0, stop_tokens=(tokenizer.eos_id,))
-    out = generate(Zaya(small), variables, prompts, everywhere, 64)
-    print(
-        f"all anchors, temperature 0: T {out.tokens_per_forward:.2f} at {out.rows_per_forward:g} rows; the cost model:"
-    )
-    for way in candidates(evidence(out.accepted, 8), cost, 8)[:4]:
-        print(f"  {way}")
-    auto = dataclasses.replace(everywhere, mode="auto")
-    print(f"auto: {choose_sampler(Zaya(small), variables, prompts[:1], auto, 64).reason}")
+    prompts = [tokenizer.encode(problem.prompt) for problem in make_task("addition").problems("test", 64, 1_000)]
+    sampler = SamplerConfig("single_pass", 8, temperature=0.0, stop_tokens=(tokenizer.eos_id,))
+    out = generate(Zaya(small), variables, prompts[:32], sampler, 64)
+    print(f"all anchors, temperature 0: T {out.tokens_per_forward:.2f} at {out.rows_per_forward:g} rows; expected:")
+    best, *others = candidates(evidence(out.accepted, 8), cost, 8)
+    print("  " + "\n  ".join(map(str, (best, *others[:4]))))
+    if best.speedup < MARGIN:
+        print("chosen: autoregressive, nothing promises 5% more")
+    else:
+        sampler = dataclasses.replace(sampler, block_size=best.block_size, anchors=best.anchors)
+        chosen_out = generate(Zaya(small), variables, prompts[32:], sampler, 64)
+        print(f"chosen: {best}; T on other problems: {chosen_out.tokens_per_forward:.2f}")
     axis = plt.figure(figsize=(6, 3.6), layout="constrained").subplots()
     style.tidy(axis, "live: the quickstart model, batch 1", "rows in a forward", "cost over one row", grid="both")
     axis.plot(list(cost), [cost[rows] / cost[1] for rows in cost], "o-", color=style.INK, label="measured here")

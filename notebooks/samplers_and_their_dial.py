@@ -38,6 +38,7 @@ from zaya_jax.sampling.config import TARGETS
 from zaya_jax.sampling.loop import run, start
 
 LIVE = bool(os.environ.get("ZAYA_LIVE"))
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # compiles faster; nothing is timed here
 root = next(p for p in (Path.cwd(), Path.cwd().parent) if (p / "results").is_dir())
 RESULTS = Path(os.environ.get("ZAYA_RESULTS", root / "results"))
 # %matplotlib inline
@@ -116,7 +117,7 @@ show("beta")
 # ## Every dial that was swept
 # Rows of `configs/sweeps/samplers.py`, one trained model. The p-value is of a permutation test of task outcomes against
 # AR at the same temperature: for a lossless sampler (mixing with beta 0 is one) it falls below 0.05 by chance alone,
-# one time in twenty. The temperature of the drafts may change T alone.
+# one time in twenty. The temperature of the drafts may change T alone. The clock was taken beside other jobs: rough.
 
 # %%
 try:

@@ -1,5 +1,6 @@
 """Notebooks run from the committed results, and each .ipynb is its .py; live modes keep their budget (slow)."""
 
+import os
 import time
 from pathlib import Path
 
@@ -7,10 +8,19 @@ import jupytext
 import pytest
 from nbclient import NotebookClient
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.py"))
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
 LIVE_SECONDS = 120  # of two free CPU cores, for a whole notebook
 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    """What the kernels inherit: this checkout, and nothing of what a reader may have set for notebooks."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+    for name in ("ZAYA_LIVE", "ZAYA_RESULTS"):
+        monkeypatch.delenv(name, raising=False)
 
 
 def execute(path: Path, timeout: int) -> None:
@@ -22,9 +32,7 @@ def execute(path: Path, timeout: int) -> None:
 
 
 @every_notebook
-def test_notebook_runs(path, monkeypatch):
-    for name in ("ZAYA_LIVE", "ZAYA_RESULTS"):
-        monkeypatch.delenv(name, raising=False)
+def test_notebook_runs(path):
     execute(path, timeout=300)
 
 
@@ -32,7 +40,7 @@ def test_notebook_runs(path, monkeypatch):
 @every_notebook
 def test_notebook_runs_live(path, monkeypatch):
     monkeypatch.setenv("ZAYA_LIVE", "1")
-    for name in ("ZAYA_RESULTS", "XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR"):  # the tests compile as no reader does
+    for name in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR"):  # the tests compile as no reader does
         monkeypatch.delenv(name, raising=False)
     start = time.monotonic()
     execute(path, timeout=5 * LIVE_SECONDS)  # a busy machine shall fail below, with its seconds
