@@ -54,8 +54,10 @@ def test_a_killed_evaluation_goes_on_to_the_same_answers(tmp_path):
 
 def test_more_problems_go_on_behind_fewer(tmp_path):
     path = tmp_path / "answers.jsonl"
-    run(path, trial=dataclasses.replace(TRIAL, prompts=2))
+    few = dataclasses.replace(TRIAL, prompts=2)
+    first = run(path, trial=few)
     assert answers_of(run(path)) == answers_of(run())
+    assert answers_of(run(path, trial=few)) == answers_of(first)  # and back
 
 
 def test_other_answers_are_refused(tmp_path):

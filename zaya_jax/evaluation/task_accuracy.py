@@ -172,8 +172,9 @@ def run_arm(
         answers.add(lines)
         bar.update(len(part))
     bar.close()
-    together = {key: [x for line in answers.lines for x in line[key]] for key in ("tokens", "accepted", "correct")}
-    seconds = sum(line["seconds"] for line in answers.lines)
+    lines = answers.lines[: len(problems)]  # the file may be of a longer evaluation
+    together = {key: [x for line in lines for x in line[key]] for key in ("tokens", "accepted", "correct")}
+    seconds = sum(line["seconds"] for line in lines)
     return Outcome(arm, samples, **together, seconds=seconds, rows_per_forward=arm.sampler.rows_per_forward)
 
 
@@ -204,8 +205,8 @@ def run_task(
 
     Args:
       folder: where the answers are streamed to, a file an arm; made if it is not there.
-      anchor_budget: anchors of single_pass arms, the best list for what lossless accepts on problems of the validation
-        split at the arms' highest temperature; 0 for all.
+      anchor_budget: anchors of single_pass arms, the best list for what lossless accepts on problems of the task's
+        tuning split at the arms' highest temperature; 0 for all.
 
     Raises:
       ValueError, SandboxError: as `run_arm`.
@@ -232,10 +233,10 @@ def run_task(
 def _best_list(
     model: Zaya, variables: dict, tokenizer: Tokenizer, task: Task, like: SamplerConfig, trial: Trial, budget: int
 ) -> Sequence[int]:
-    """The best list of `budget` anchors. Other problems choose it than those it is judged on."""
+    """The best list of `budget` anchors for problems of the tuning split."""
     few = dataclasses.replace(trial, prompts=min(BUDGET_PROBLEMS, trial.prompts), samples=1)
     lossless = dataclasses.replace(like, target=None)
-    problems = few.problems(task, "validation")
+    problems = few.problems(task, task.tuning_split)
     probe = run_arm(model, variables, tokenizer, task, problems, Arm("all anchors", lossless), few)
     return dataclasses.replace(lossless, anchors=budget, acceptance=tuple(map(tuple, probe.accepted))).anchor_list
 

@@ -31,6 +31,7 @@ class Task(ABC):
     """A family of problems. Subclasses say how to draw one and how to check an answer."""
 
     name: ClassVar[str]
+    tuning_split: ClassVar[str] = "validation"  # what may choose a setting that is judged on "test"
 
     def problem(self, split: str, index: int, seed: int) -> Problem:
         """The `index`-th problem of a split: a pure function of its arguments and the options.
