@@ -136,7 +136,7 @@ def negative_control(rows: Sequence[Row]) -> Drawn:
     figure = new_figure(
         f"CCA-blind convolutions: AR loss {means['row']:.3f} against {means['text']:.3f} nats, tokens per forward "
         f"{ts['row']:.2f} against {ts['text']:.2f} at temperature {coldest:g}",
-        conditions(used, setting), width=4.1 * panels, height=4.9, legend=1,
+        conditions(used, setting), width=4.8 * panels, height=4.9, legend=1,
     )  # fmt: skip
     axes = figure.subplots(1, panels)
     style.tidy(axes[0], "AR loss, nats a token, held-out text")
