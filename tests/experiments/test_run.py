@@ -141,7 +141,7 @@ def test_mistakes_on_the_command_line_are_one_line(args, line, tmp_path):
         ),
         (lambda c: c.data.update(row_length=5000), "data.row_length: got 5000"),
         (lambda c: c.data.update(row_length=0), "data.row_length: got 0"),
-        (lambda c: c.pretrain.update(steps=0), "pretrain.steps: got 0"),
+        (lambda c: c.pretrain.update(steps=-1), "pretrain.steps: got -1"),
         (lambda c: c.pretrain.optimizer.update(learning_rate=-1.0), "OptimizerConfig.learning_rate: got -1"),
         (lambda c: c.evaluate.update(tasks=("poetry",)), "evaluate.tasks: got 'poetry', may be of the tasks"),
         (lambda c: c.evaluate.update(arms=("lossless",)), "evaluate.arms: got .*, may be 'autoregressive' and any"),
