@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     jobs = [
         *axis("convert.objective.masking", "full", "random"),
         *axis("convert.objective.alpha", 0.3, 3.0),
-        *axis("convert.objective.distill", 0.0, 1.0),
+        *axis("convert.objective.distill", 1.0),
         *axis("convert.objective.slot_decay", 0.9),
         *together(pretrain__steps=0, convert__steps=1400),
     ]
