@@ -1,4 +1,4 @@
-"""The study's base: one small model on three verifiable tasks, pretrained, converted, sampled for pass@16. A toy.
+"""The study's base: one small model on two verifiable tasks, pretrained, converted, sampled for pass@16. A toy.
 
 Command:   python -m experiments.run --config=configs/study.py --workdir=runs/study
            (all its variants: python -m experiments.sweep --config=configs/sweeps/study.py)

@@ -16,9 +16,9 @@ from absl import flags
 
 from experiments import cli, environment
 from experiments.generate import choose_tokenizer
-from experiments.settings import ARMS
-from zaya_jax import SamplerConfig, Zaya, load_pretrained
-from zaya_jax.analysis.results import read_results, write_results
+from experiments.settings import ARMS, make_arms, unknown_arm
+from zaya_jax import Zaya, load_pretrained
+from zaya_jax.analysis.results import write_results
 from zaya_jax.analysis.tables import sampling_table
 from zaya_jax.data.tasks import BENCHMARKS, TASKS, make_task
 from zaya_jax.evaluation.task_accuracy import Arm, Trial, run_task, task_rows
@@ -65,27 +65,27 @@ def main() -> None:
         common = {
             "kind": "sampling", "model": checkpoint, "source": task.name, "hardware": environment.hardware()
         }  # fmt: skip
-        rows += [common | row for row in task_rows(outcomes, trial)]
+        mine = [common | row for row in task_rows(outcomes, trial)]
+        rows += mine
         write_results(folder / "results.csv", rows)
-        written = [row for row in read_results(folder / "results.csv") if row["source"] == task.name]
-        print(f"{task.name}\n{sampling_table(written)}", flush=True)
+        print(f"{task.name}\n{sampling_table(mine)}", flush=True)
 
 
-def read_arms(stop_token: int) -> list[Arm]:
+def read_arms(stop_token: int) -> tuple[Arm, ...]:
     """The arms of the flags, autoregression first. ValueError for an unknown arm or a bad number."""
     names = ["autoregressive", *(name for name in _ARMS.value if name != "autoregressive")]
     if _BUDGET.value > _BLOCK.value:
         raise ValueError(f"--anchor_budget: got {_BUDGET.value}, may be 0 (all) .. --block_size ({_BLOCK.value})")
-    unknown = [name for name in names if name not in ARMS]
-    if unknown:
-        raise ValueError(f"--arms: got {unknown[0]!r}, may be any of {', '.join(ARMS)}")
+    if unknown := unknown_arm(names):
+        raise ValueError(f"--arms: got {unknown!r}, may be any of {', '.join(ARMS)}")
     try:
         temperatures = [float(text) for text in _TEMPERATURES.value]
     except ValueError:
         raise ValueError(f"--temperatures: got {','.join(_TEMPERATURES.value)}, may be numbers with commas") from None
-    common: dict[str, Any] = {"block_size": _BLOCK.value, "stop_tokens": (stop_token,), "beta": _BETA.value}
-    common["draft_temperature"] = _DRAFT.value
-    return [Arm(name, SamplerConfig(**common, **ARMS[name], temperature=t)) for t in temperatures for name in names]
+    return make_arms(
+        names, temperatures, block_size=_BLOCK.value, stop_tokens=(stop_token,), beta=_BETA.value,
+        draft_temperature=_DRAFT.value,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

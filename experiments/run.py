@@ -192,7 +192,7 @@ def cost_rows(model: Zaya, variables: dict, hardware: str) -> list[dict]:
 
 def some_samples(setup: settings.Settings, task: Task, outcomes: list[Outcome], count: int = 6) -> list[dict]:
     """The first sample of the first problems by every arm, token by token."""
-    problems = setup.trial.problems(task)[:count]
+    problems = task.problems("test", min(count, setup.trial.prompts), setup.trial.seed)
     return [
         {
             "arm": outcome.arm.name,

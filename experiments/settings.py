@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -147,19 +148,35 @@ def _task(name: str, trained: dict[str, Task]) -> Task:
     return trained.get(name) or make_task(name)
 
 
+def make_arms(names: Sequence[str], temperatures: Sequence[float], **common: Any) -> tuple[Arm, ...]:
+    """Every named arm (of ARMS) at every temperature, one temperature behind the other.
+
+    Args:
+      common: fields of SamplerConfig that all arms share.
+
+    Raises:
+      ValueError: what SamplerConfig refuses.
+    """
+    return tuple(
+        Arm(name, SamplerConfig(**common, **ARMS[name], temperature=t)) for t in temperatures for name in names
+    )
+
+
+def unknown_arm(names: Sequence[str]) -> str | None:
+    """The first name that is none of ARMS."""
+    return next((name for name in names if name not in ARMS), None)
+
+
 def _arms(evaluate: ConfigDict, block_size: int, tokenizer: Tokenizer) -> tuple[Arm, ...]:
-    unknown = [name for name in evaluate.arms if name not in ARMS]
+    unknown = unknown_arm(evaluate.arms)
     if unknown or "autoregressive" not in evaluate.arms:
-        got = unknown[0] if unknown else tuple(evaluate.arms)
+        got = unknown or tuple(evaluate.arms)
         raise ValueError(f"evaluate.arms: got {got!r}, may be 'autoregressive' and any of {sorted(ARMS)}")
-    common = {"block_size": block_size, "stop_tokens": (tokenizer.eos_id,), "beta": evaluate.beta}
-    common["draft_temperature"] = evaluate.draft_temperature
-
-    def sampler(name: str, temperature: float) -> SamplerConfig:
-        return SamplerConfig(**common, **ARMS[name], temperature=temperature)
-
+    chosen = {name: evaluate[name] for name in ("beta", "draft_temperature")}
     try:
-        return tuple(Arm(name, sampler(name, t)) for t in evaluate.temperatures for name in evaluate.arms)
+        return make_arms(
+            evaluate.arms, evaluate.temperatures, block_size=block_size, stop_tokens=(tokenizer.eos_id,), **chosen
+        )
     except ValueError as error:
         raise ValueError(f"evaluate: {error}") from error
 

@@ -32,7 +32,7 @@ from IPython.display import Markdown, display
 from zaya_jax import SamplerConfig, Zaya, load_pretrained, preset
 from zaya_jax.analysis import published, style
 from zaya_jax.analysis.bench_figures import FLAT
-from zaya_jax.analysis.paper_figures import FIGURES, draw
+from zaya_jax.analysis.paper_figures import FIGURES, show
 from zaya_jax.analysis.roofline import HARDWARE, drafting_seconds, forward_seconds
 from zaya_jax.analysis.sweep_rows import anchors_in_words, shared, with_block_size, with_same_anchors
 from zaya_jax.data.tasks import make_task
@@ -52,12 +52,7 @@ RESULTS = Path(os.environ.get("ZAYA_RESULTS", root / "results"))
 # T and pass@1 of lossless sampling by block size, seeds as dots, TiDAR's published values as diamonds.
 
 # %%
-try:
-    drawn = draw("block_size", RESULTS)
-    display(drawn.figure)
-    print(drawn.caption)
-except (FileNotFoundError, ValueError) as missing:  # one line, with the command that makes what is missing
-    print(missing)
+show("block_size", RESULTS)
 
 # %% [markdown]
 # ## The rows behind it

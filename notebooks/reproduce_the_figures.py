@@ -26,11 +26,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from IPython.display import display
-
 from experiments.environment import hardware
 from zaya_jax import SamplerConfig, Zaya, load_pretrained
-from zaya_jax.analysis.paper_figures import FIGURES, draw
+from zaya_jax.analysis.paper_figures import FIGURES, show
 from zaya_jax.analysis.results import write_sweep
 from zaya_jax.data.tasks import make_task
 from zaya_jax.data.tokenizers import ByteTokenizer
@@ -40,17 +38,6 @@ LIVE = bool(os.environ.get("ZAYA_LIVE"))
 root = next(p for p in (Path.cwd(), Path.cwd().parent) if (p / "results").is_dir())
 RESULTS = Path(os.environ.get("ZAYA_RESULTS", root / "results"))
 # %matplotlib inline
-
-
-def show(name, folder=RESULTS):
-    """A figure with its caption, or the command that makes what it lacks."""
-    try:
-        drawn = draw(name, folder)
-        display(drawn.figure)
-        print(drawn.caption)
-    except (FileNotFoundError, ValueError) as missing:
-        print(missing)
-
 
 for number, (name, figure) in enumerate(FIGURES.items(), start=1):
     lacking = [each.path for each in figure.inputs if not each.optional and not (RESULTS / each.path).exists()]
@@ -62,70 +49,70 @@ for number, (name, figure) in enumerate(FIGURES.items(), start=1):
 # lossless sampler's difference from AR, paired on the same prompts, should be no more than chance.
 
 # %%
-show("pass_at_16")
+show("pass_at_16", RESULTS)
 
 # %% [markdown]
 # ## Tokens per forward
 # AR, lossless, mixing beside the published 1, 4.6 and 7.7, and, below, what this machine's clock made of it.
 
 # %%
-show("speedup")
+show("speedup", RESULTS)
 
 # %% [markdown]
 # ## Decoding strategies
 # TiDAR's table with one model of ours. The tasks differ, so compare the order of the lines, not their places.
 
 # %%
-show("strategies")
+show("strategies", RESULTS)
 
 # %% [markdown]
 # ## Full against random masking
 # TiDAR trains with every slot masked; the alternative reveals a random share of them.
 
 # %%
-show("masking")
+show("masking", RESULTS)
 
 # %% [markdown]
 # ## Block size
 # T and quality of models trained with different blocks; more in `notebooks/block_size_ablation`.
 
 # %%
-show("block_size")
+show("block_size", RESULTS)
 
 # %% [markdown]
 # ## The dial of mixing
 # Tokens per forward against quality as beta, the draft's weight, grows; more in `notebooks/samplers_and_their_dial`.
 
 # %%
-show("beta")
+show("beta", RESULTS)
 
 # %% [markdown]
 # ## Free token slots
 # A forward's time against its rows on the CPU that ran the benchmarks, beside plain matrix products.
 
 # %%
-show("free_slots")
+show("free_slots", RESULTS)
 
 # %% [markdown]
 # ## Proposals a forward, by hardware
 # A roofline from published peaks: a bound, nothing was run; more in `notebooks/roofline_and_cost_model`.
 
 # %%
-show("roofline")
+show("roofline", RESULTS)
 
 # %% [markdown]
 # ## T against anchors
 # Behind how many accept lengths the next block must be drafted.
 
 # %%
-show("anchors")
+show("anchors", RESULTS)
 
 # %% [markdown]
 # ## The negative control
 # A model whose convolutions look back along the row in memory instead of the text: does the AR loss show it, does T?
 
 # %%
-show("negative_control")
+show("negative_control", RESULTS)
 
 # %% [markdown]
 # ## Live: one figure from new rows

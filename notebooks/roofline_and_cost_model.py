@@ -32,7 +32,7 @@ from IPython.display import Markdown, display
 
 from zaya_jax import SamplerConfig, Zaya, generate, load_pretrained, preset
 from zaya_jax.analysis import published, style, tables
-from zaya_jax.analysis.paper_figures import draw
+from zaya_jax.analysis.paper_figures import show
 from zaya_jax.analysis.roofline import HARDWARE, drafting_seconds, forward_seconds, resident_bytes
 from zaya_jax.analysis.roofline_plots import BATCHES, CONTEXT, NAMES, attention_blocks, model_blocks
 from zaya_jax.data.tasks import make_task
@@ -48,16 +48,6 @@ RESULTS = Path(os.environ.get("ZAYA_RESULTS", root / "results"))
 # %matplotlib inline
 
 
-def show(name):
-    """A figure after the papers' with its caption, or the command that makes what it lacks."""
-    try:
-        drawn = draw(name, RESULTS)
-        display(drawn.figure)
-        print(drawn.caption)
-    except (FileNotFoundError, ValueError) as missing:
-        print(missing)
-
-
 def table(heads, lines):
     display(Markdown("\n".join("| " + " | ".join(cells) + " |" for cells in (heads, ["---"] * len(heads), *lines))))
 
@@ -69,7 +59,7 @@ def table(heads, lines):
 # whole model, more rows also touch more experts, whose weights must be read.
 
 # %%
-show("roofline")
+show("roofline", RESULTS)
 
 # %%
 attention, model = attention_blocks(), model_blocks()
@@ -94,7 +84,7 @@ table(
 # The same question to the CPU that ran the benchmarks: a forward's time against its rows.
 
 # %%
-show("free_slots")
+show("free_slots", RESULTS)
 
 # %%
 bench = {name: json.loads((RESULTS / "bench" / f"{name}.json").read_text()) for name in ("few_experts", "samplers")}

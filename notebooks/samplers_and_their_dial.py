@@ -30,7 +30,7 @@ from IPython.display import Markdown, display
 
 from zaya_jax import SamplerConfig, Zaya, generate, load_pretrained
 from zaya_jax.analysis import style, tables
-from zaya_jax.analysis.paper_figures import FIGURES, draw
+from zaya_jax.analysis.paper_figures import FIGURES, show
 from zaya_jax.analysis.sweep_rows import anchors_in_words
 from zaya_jax.data.tasks import make_task
 from zaya_jax.data.tokenizers import ByteTokenizer
@@ -42,17 +42,6 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # comp
 root = next(p for p in (Path.cwd(), Path.cwd().parent) if (p / "results").is_dir())
 RESULTS = Path(os.environ.get("ZAYA_RESULTS", root / "results"))
 # %matplotlib inline
-
-
-def show(name):
-    """A figure after the papers' with its caption, or the command that makes what it lacks."""
-    try:
-        drawn = draw(name, RESULTS)
-        display(drawn.figure)
-        print(drawn.caption)
-    except (FileNotFoundError, ValueError) as missing:
-        print(missing)
-
 
 # %% [markdown]
 # ## Modes and targets
@@ -74,7 +63,7 @@ display(Markdown("\n".join([*lines, "| auto | any of the first two modes' | meas
 # TiDAR's table of decoding strategies with our block-16 model, on the same prompts and seeds.
 
 # %%
-show("strategies")
+show("strategies", RESULTS)
 
 # %%
 bench = FIGURES["strategies"].inputs[0].read(RESULTS)
@@ -93,7 +82,7 @@ for temperature in (0.0, 1.0):
 # exactness.
 
 # %%
-show("anchors")
+show("anchors", RESULTS)
 
 # %%
 display(Markdown(tables.anchors_table(bench["anchors"])))
@@ -111,7 +100,7 @@ for temperature in (0.0, 1.0):
 # beta 1 believes the draft. It buys tokens per forward with quality.
 
 # %%
-show("beta")
+show("beta", RESULTS)
 
 # %% [markdown]
 # ## Every dial that was swept

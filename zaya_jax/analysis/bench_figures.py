@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from zaya_jax.analysis import published, style
-from zaya_jax.analysis.paper_marks import PUBLISHED, SEPARATOR, Drawn, legend_below, new_figure
+from zaya_jax.analysis.paper_marks import PUBLISHED, Drawn, legend_below, new_figure
 from zaya_jax.analysis.results import TOY_LIMIT
 from zaya_jax.analysis.sweep_rows import MissingData
 from zaya_jax.sampling.anchors import best_anchors, expected_tokens
@@ -74,7 +74,7 @@ def free_slots(forward: dict[str, Any], few_experts: dict[str, Any]) -> Drawn:
     lines = -(-len(panels) // columns)
     figure = new_figure(
         f"Free token slots on this device: 16 rows cost {best:.1f} to {worst:.1f} times one row (free would be 1)",
-        SEPARATOR.join(["toy runs", "random weights but for 1.06M", "medians", *_devices(forward, few_experts)]),
+        style.footer_line(["toy runs", "random weights but for 1.06M", "medians", *_devices(forward, few_experts)]),
         width=11.5, height=0.9 + 3.2 * lines,
     )  # fmt: skip
     axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
@@ -165,7 +165,7 @@ def _footer(samplers: dict[str, Any], row: dict[str, Any], *more: str) -> str:
         f"sampling seed {row['seed']}",
         samplers["hardware"],
     ]
-    return SEPARATOR.join(part for part in parts if part)
+    return style.footer_line(parts)
 
 
 def _strategy_points(speed: Axes, quality: Axes, by: dict, names: Sequence[str]) -> None:

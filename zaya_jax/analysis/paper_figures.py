@@ -127,6 +127,19 @@ def draw(name: str, results_folder: Path | str) -> Drawn:
         raise ValueError(f"{name}: {files}: got no {lacking}; made by {commands}") from None
 
 
+def show(name: str, results_folder: Path | str) -> None:
+    """In a notebook: the figure and its caption, or the line that says which command makes what it lacks."""
+    from IPython.display import display  # only notebooks have it
+
+    try:
+        drawn = draw(name, results_folder)
+    except (FileNotFoundError, ValueError) as missing:
+        print(missing)
+        return
+    display(drawn.figure)
+    print(drawn.caption)
+
+
 def write(name: str, drawn: Drawn, directory: Path | str) -> Path:
     """Writes NAME.png and its caption NAME.txt, makes the directory, and returns the picture's path."""
     directory = Path(directory)

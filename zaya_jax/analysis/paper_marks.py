@@ -12,7 +12,6 @@ from matplotlib.patches import Patch
 from zaya_jax.analysis import style
 
 PUBLISHED = style.PURPLE
-SEPARATOR = "  ·  "  # of a footer's parts
 ARM_NAMES = {"autoregressive": "AR", "lossless": "lossless", "mix_stale": "mixing", "mix_fresh": "fresh mixing"}
 
 
@@ -27,8 +26,8 @@ class Drawn:
 def new_figure(title: str, footer: str, width: float = 9.5, height: float = 4.2, legend: int = 0) -> Figure:
     """`style.new_figure` whose footer is wrapped between its parts; below it `legend` lines for `legend_below`."""
     lines = [""]
-    for part in footer.split(SEPARATOR):
-        longer = f"{lines[-1]}{SEPARATOR}{part}" if lines[-1] else part
+    for part in footer.split(style.SEPARATOR):
+        longer = f"{lines[-1]}{style.SEPARATOR}{part}" if lines[-1] else part
         lines = [*lines[:-1], longer] if len(longer) <= 16.5 * width else [*lines, part]
     blank = "\n" * round(1.5 * legend + 0.5)  # a legend's line is higher than a footer's; round(0.5) is 0
     return style.new_figure(title, "\n".join(lines) + blank, width, height)

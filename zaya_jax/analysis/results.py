@@ -141,8 +141,7 @@ def write_results(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
     path, rows = Path(path), list(rows)
     for i, row in enumerate(rows):
         _check_columns(row, f"{path.name} row {i}", RESULT_COLUMNS)
-    lines = [[_cell(row, column, f"{path.name} row {i}") for column in RESULT_COLUMNS] for i, row in enumerate(rows)]
-    _write_table(path, RESULT_COLUMNS, lines)
+    _write_table(path, RESULT_COLUMNS, [_cells(row, f"{path.name} row {i}") for i, row in enumerate(rows)])
 
 
 def write_sweep(path: Path | str, runs: Mapping[str, tuple[Mapping[str, Any], Iterable[Row]]]) -> None:
@@ -154,8 +153,7 @@ def write_sweep(path: Path | str, runs: Mapping[str, tuple[Mapping[str, Any], It
     path, lines = Path(path), []
     for name, (changes, rows) in runs.items():
         for i, row in enumerate(rows):
-            cells = [_cell(row, column, f"{name} row {i}") for column in RESULT_COLUMNS]
-            lines.append([name, json.dumps(dict(changes), sort_keys=True), *cells])
+            lines.append([name, json.dumps(dict(changes), sort_keys=True), *_cells(row, f"{name} row {i}")])
     _write_table(path, SWEEP_COLUMNS, lines)
 
 
@@ -173,8 +171,7 @@ def read_sweep(path: Path | str) -> list[Row]:
             changes = json.loads(texts["changes"])
         except json.JSONDecodeError:
             raise ValueError(f"{where}: changes: got {texts['changes']!r:.60}, should be a JSON object") from None
-        row = {column: _parse(texts.get(column, ""), column, where) for column in RESULT_COLUMNS}
-        rows.append({"run": texts["run"], "changes": changes, **row})
+        rows.append({"run": texts["run"], "changes": changes, **_parsed(texts, where)})
     return rows
 
 
@@ -186,11 +183,10 @@ def read_results(path: Path | str) -> list[Row]:
       ValueError: an unknown column, no kind, an unknown kind, a cell that is no number; says file and line.
     """
     header, lines = _read_table(Path(path), RESULT_COLUMNS, needed=RESULT_COLUMNS[:1])
-    rows = []
-    for number, line in enumerate(lines, start=2):
-        texts = dict(zip(header, line, strict=True))
-        rows.append({c: _parse(texts.get(c, ""), c, f"{path} line {number}") for c in RESULT_COLUMNS})
-    return rows
+    return [
+        _parsed(dict(zip(header, line, strict=True)), f"{path} line {number}")
+        for number, line in enumerate(lines, start=2)
+    ]
 
 
 def _write_table(path: Path, header: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
@@ -241,6 +237,14 @@ def _check_columns(columns: Iterable[str], where: str, known: Sequence[str]) -> 
     unknown = [c for c in columns if c not in known]
     if unknown:
         raise ValueError(f"{where}: column {unknown[0]!r} is unknown, should be one of {', '.join(known)}")
+
+
+def _cells(row: Mapping[str, Any], where: str) -> list[str]:
+    return [_cell(row, column, where) for column in RESULT_COLUMNS]
+
+
+def _parsed(texts: Mapping[str, str], where: str) -> Row:
+    return {column: _parse(texts.get(column, ""), column, where) for column in RESULT_COLUMNS}
 
 
 def _cell(row: Mapping[str, Any], column: str, where: str) -> str:

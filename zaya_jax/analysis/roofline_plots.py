@@ -65,7 +65,9 @@ def roofline() -> Drawn:
     title = (
         f"Room for {least:.2f} blocks of {BLOCK} on MI300X, {most:.2f} on MI355X, where the cache is all that is read"
     )
-    footer = f"roofline from published peaks: a bound, nothing was run  ·  bf16  ·  ZAYA1-8B  ·  context {CONTEXT:,}"
+    footer = style.footer_line(
+        ("roofline from published peaks: a bound, nothing was run", "bf16", "ZAYA1-8B", f"context {CONTEXT:,}")
+    )
     figure = new_figure(title, footer, width=11, height=8.2)
     halves: Any = figure.subfigures(2, 1, height_ratios=(1, 1.05))
     top, bottom = halves

@@ -22,6 +22,7 @@ ARM_COLOURS = {"autoregressive": GREY, "lossless": BLUE, "mix_stale": ORANGE, "m
 OTHERS = (PURPLE, GREEN, VERMILION, "#56B4E9", "#F0E442")
 ROW_COLOURS = {"clean": BLUE, "mask": ORANGE}
 MARKERS = "osD^vP"
+SEPARATOR = "  ·  "  # of a footer's parts
 DEPTHS = LinearSegmentedColormap.from_list("depths", ["#0b2d4a", "#0072B2", "#56B4E9", "#b9e2f7"])
 HEAT = LinearSegmentedColormap.from_list("heat", ["#ffffff", "#cfe6f5", "#56B4E9", "#0072B2", "#0b2d4a"])
 
@@ -82,7 +83,12 @@ def footer(run: Run, *more: str) -> str:
     """Which run, how big, and that it is a toy if it is one."""
     size = parameters(run)
     parts = ["toy run" if is_toy(run) else "", run.name, f"{size / 1e6:.3g}M parameters" if size else "", *more]
-    return "  ·  ".join(part for part in parts if part)
+    return footer_line(parts)
+
+
+def footer_line(parts: Iterable[str]) -> str:
+    """A footer's parts on one line, without the empty ones."""
+    return SEPARATOR.join(part for part in parts if part)
 
 
 def percent(share: float | None) -> str:

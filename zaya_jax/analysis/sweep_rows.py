@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from zaya_jax.analysis.results import ARMS, TOY_LIMIT, Row
+from zaya_jax.analysis.style import footer_line
 
 BLOCK_SIZE, SEED = "convert.objective.block_size", "seed"  # fields of a config that sweeps change
 CELLS = (  # of the footer: column, and how it is said
@@ -124,7 +125,7 @@ def conditions(rows: Sequence[Row], *more: str) -> str:
         parts += [anchors_in_words(drafting)] if column == "block_size" else []
     seeds = sorted({row["changes"][SEED] for row in rows if SEED in row["changes"]})
     parts += [f"training seeds {' / '.join(map(_text, seeds))}"] if seeds else []
-    return "  ·  ".join(part for part in [*parts, *shared(rows, "hardware")] if part)
+    return footer_line([*parts, *shared(rows, "hardware")])
 
 
 def _text(value: Any) -> str:

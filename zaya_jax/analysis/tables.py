@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from zaya_jax.analysis.results import Row
+from zaya_jax.analysis.results import ARMS, Row
 from zaya_jax.analysis.sweep_rows import with_block_size
 
 
@@ -22,7 +22,7 @@ def sampling_table(rows: list[Row]) -> str:
             (
                 f"{row['temperature']:g}", row["arm"], f"{row['tokens_per_forward']:.2f}",
                 f"{row['rows_per_forward']:g}", f"{row['speedup']:.2f}x", _accuracy(row),
-                "" if row["identical_to_autoregressive"] is None else f"{row['identical_to_autoregressive']:.1%}",
+                "" if (same := row.get("identical_to_autoregressive")) is None else f"{same:.1%}",
             )
             for row in rows
             if row["kind"] == "sampling"
@@ -225,8 +225,7 @@ def _grouped(rows: list[Row]) -> list[tuple[tuple, list[Row]]]:
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
         groups.setdefault((row["source"], row["block_size"], row["arm"], row["temperature"]), []).append(row)
-    arms = ("autoregressive", "lossless", "mix_stale")
-    return sorted(groups.items(), key=lambda item: (item[0][0], item[0][1], arms.index(item[0][2]), item[0][3]))
+    return sorted(groups.items(), key=lambda item: (item[0][0], item[0][1], ARMS.index(item[0][2]), item[0][3]))
 
 
 def _p_value(row: Row) -> str:

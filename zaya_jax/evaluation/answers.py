@@ -1,6 +1,7 @@
 """A file of answered problems, one JSON line each: an evaluation that was killed goes on behind its last whole line."""
 
 import json
+import os
 import zlib
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ class Answers:
 
     def _read(self, path: Path) -> None:
         # the last piece is empty, or what a killed run left unfinished
-        whole = path.read_text(encoding="utf-8").split("\n")[:-1]
+        data = path.read_bytes()
+        whole = data.split(b"\n")[:-1]
         try:
             first, *lines = [json.loads(line) for line in whole] or [{"made_by": self._made_by}]
             there = first["made_by"]
@@ -45,7 +47,8 @@ class Answers:
         if not in_order:
             raise ValueError(f"{path}: its problems are not in order; move it away")
         self.lines = lines
-        path.write_text("".join(line + "\n" for line in whole), encoding="utf-8")
+        if not data.endswith(b"\n"):
+            os.truncate(path, sum(len(line) + 1 for line in whole))
 
     def add(self, lines: list[dict[str, Any]]) -> None:
         """Appends answered problems and hands them to the system."""
@@ -53,7 +56,7 @@ class Answers:
             new = not self.path.exists() or not self.path.stat().st_size
             with self.path.open("a", encoding="utf-8") as file:
                 file.write("".join(json.dumps(line) + "\n" for line in [{"made_by": self._made_by}] * new + lines))
-        self.lines += json.loads(json.dumps(lines))
+        self.lines += lines
 
 
 def fingerprint(variables: Any) -> int:

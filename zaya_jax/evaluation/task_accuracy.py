@@ -15,7 +15,7 @@ from zaya_jax.data.tasks.base import Problem, Task
 from zaya_jax.data.tokenizers import Tokenizer
 from zaya_jax.evaluation.answers import Answers, fingerprint
 from zaya_jax.evaluation.pass_at_k import mean_interval, paired_difference, pass_at_k, permutation_p_value
-from zaya_jax.sampling import SamplerConfig, generate
+from zaya_jax.sampling import SamplerConfig, best_anchors, generate
 
 BUDGET_PROBLEMS = 128  # validation problems that choose a budget's anchors
 KS = (4, 16)  # of pass@k, beside pass@1, which is the accuracy
@@ -238,7 +238,7 @@ def _best_list(
     lossless = dataclasses.replace(like, target=None)
     problems = few.problems(task, task.tuning_split)
     probe = run_arm(model, variables, tokenizer, task, problems, Arm("all anchors", lossless), few)
-    return dataclasses.replace(lossless, anchors=budget, acceptance=tuple(map(tuple, probe.accepted))).anchor_list
+    return best_anchors(probe.accepted, like.block_size, budget)
 
 
 def task_rows(outcomes: Sequence[Outcome], trial: Trial) -> list[dict[str, Any]]:

@@ -129,15 +129,15 @@ def cross_entropy(
       teacher: like hidden: the target is the law that the head gives these, a constant, instead of `ids`.
     """
 
-    def logits_of(hidden: Array, variables) -> Array:
+    def logits_of(hidden: Array) -> Array:
         return cast(Array, model.apply(variables, hidden, method="head")).astype(jnp.float32)
 
     def chunk(hidden: Array, ids: Array, teacher: Array | None) -> tuple[Array, Array]:
-        logits = logits_of(hidden, variables)
+        logits = logits_of(hidden)
         target = jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]
         right = target >= logits.max(-1)
         if teacher is not None:
-            law = jax.nn.softmax(jax.lax.stop_gradient(logits_of(teacher, variables)), axis=-1)
+            law = jax.nn.softmax(jax.lax.stop_gradient(logits_of(teacher)), axis=-1)
             target = (law * logits).sum(-1)
         return jax.nn.logsumexp(logits, axis=-1) - target, right
 
