@@ -129,7 +129,7 @@ def run_phase(
 def held_out_batches(setup: settings.Settings, workdir: Path, source: settings.MixtureSource) -> list[dict]:
     """The validation batches of a source: the same few at every evaluation, so they are read once."""
     documents = open_source(setup, workdir, source, "validation")
-    batches = eval_batches(documents, setup.tokenizer, setup.row_length, setup.batch_sizes["pretrain"])
+    batches = eval_batches(documents, setup.tokenizer, setup.row_length, setup.batch_sizes["convert"])
     return list(itertools.islice(batches, setup.validation_batches))
 
 

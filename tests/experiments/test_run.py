@@ -94,6 +94,15 @@ def test_a_run_killed_in_conversion_goes_on_to_the_same_numbers(whole, tmp_path)
         assert {k: a[k] for k in kept} == {k: b[k] for k in kept}
 
 
+def test_a_run_from_scratch_has_no_pretraining(tmp_path):
+    short = ["--config.evaluate.temperatures=(1.0,)", "--config.evaluate.cost=False"]
+    status, output = finish(CONFIG, f"--workdir={tmp_path / 'w'}", "--config.pretrain.steps=0", *short)
+    assert status == 0, output
+    rows = read_results(tmp_path / "w" / "results.csv")
+    assert {r["model"] for r in rows if r["kind"] == "likelihood"} == {"convert", "control"}
+    assert not (tmp_path / "w" / "checkpoints" / "pretrain").exists()
+
+
 def test_a_finished_run_is_skipped_and_another_config_is_refused(whole):
     before = (whole / "results.csv").stat().st_mtime_ns
     status, output = finish(CONFIG, f"--workdir={whole}")
