@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from zaya_jax.analysis import style
+from zaya_jax.analysis.paper_marks import legend_below, new_figure
 from zaya_jax.analysis.results import Run
 from zaya_jax.architecture import Layout, visible
 from zaya_jax.architecture.layout import Keys
@@ -21,7 +22,7 @@ def layout_picture(run: Run) -> Figure:
     """A TiDAR training row and a verify-and-draft row side by side, from the same visibility rule."""
     title = "Who sees whom: one rule for training (left) and for verify-and-draft (right)"
     used = f"; this run: block size {run.block_size}" if run.block_size else ""
-    figure = style.new_figure(title, style.footer(run, f"drawn with block size {BLOCK}{used}"), height=5.6)
+    figure = new_figure(title, style.footer(run, f"drawn with block size {BLOCK}{used}"), height=5.8, legend=1)
     left, right = figure.subplots(1, 2)
     training = Layout.tidar(jnp.zeros((1, ROW), jnp.int32), BLOCK)
     draw_visibility(left, training, title=f"Training: {ROW} clean tokens, every position drafted")
@@ -31,7 +32,7 @@ def layout_picture(run: Run) -> Figure:
     draw_visibility(right, step, cached=CACHED, title=f"Sampling: verify {BLOCK}, draft behind each outcome")
     names = ("hidden", "clean token (or cache)", "own draft block")
     patches = [Patch(facecolor=c, edgecolor=style.RULE, label=n) for c, n in zip(COLOURS, names, strict=True)]
-    figure.legend(handles=patches[1:] + patches[:1], loc="outside lower right", ncols=3, frameon=False, fontsize=8.5)
+    legend_below(figure, patches[1:] + patches[:1])
     return figure
 
 
