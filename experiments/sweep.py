@@ -159,10 +159,13 @@ def executor(workdir: Path) -> Iterator[Callable[..., Future]]:
             submitit = importlib.import_module("submitit")
         except ImportError:
             raise ValueError('--executor=slurm: needs submitit: pip install -e ".[slurm]"') from None
-        slurm = submitit.AutoExecutor(folder=workdir / "slurm")
+        try:
+            slurm = submitit.AutoExecutor(folder=workdir / "slurm", cluster="slurm")
+        except RuntimeError as error:
+            raise ValueError(f"--executor=slurm: {error}") from None
         slurm.update_parameters(**slurm_parameters(_SLURM.value))
         with ThreadPoolExecutor(max_workers=10_000) as waiting:  # a thread a job does nothing but wait for Slurm
-            yield lambda function, *args: waiting.submit(slurm.submit(function, *args).result)
+            yield lambda function, *args: waiting.submit(on_slurm, slurm, function, *args)
         return
     with ThreadPoolExecutor(max_workers=workers()) as pool:
         try:
@@ -170,6 +173,14 @@ def executor(workdir: Path) -> Iterator[Callable[..., Future]]:
         except BaseException:
             pool.shutdown(cancel_futures=True, wait=False)
             raise
+
+
+def on_slurm(slurm: Any, function: Callable[..., str], *args: Any) -> str:
+    """What `function` returns there, or why Slurm refused, killed or lost the job (submitit's errors are of one kind)."""
+    try:
+        return slurm.submit(function, *args).result()
+    except RuntimeError as error:
+        return f"Slurm: {str(error).strip().splitlines()[-1]}"
 
 
 def slurm_parameters(items: list[str]) -> dict[str, Any]:

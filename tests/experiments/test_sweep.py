@@ -1,6 +1,7 @@
 """The sweep door: combinations, names, shared stages, failures that stop nobody else, and going on."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,43 @@ def test_a_sweep_trains_shared_stages_once_survives_a_failure_and_goes_on(tmp_pa
     status, output = run(workdir, "--only=alpha")
     assert status == 0 and "2 of 3 jobs finished" in output
     assert before == {name: (workdir / "runs" / name / "results.csv").stat().st_mtime_ns for name in names}
+
+
+COMMANDS_OF_SLURM = {
+    "sbatch": """
+        id=$$
+        SLURM_JOB_ID=$id SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1 SLURM_NODEID=0 SLURM_PROCID=0 SLURM_LOCALID=0 \\
+            bash "$1" >/dev/null 2>&1 &
+        echo "Submitted batch job $id"
+    """,
+    "srun": """
+        while true; do
+            case "$1" in
+                --unbuffered) shift ;;
+                --output | --error) shift 2 ;;
+                *) exec "$@" ;;
+            esac
+        done
+    """,
+    "sacct": "echo 'JobID|State|NodeList'",
+}
+
+
+def test_slurm_runs_jobs_and_tells_why_they_fail(tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    status, output = run(tmp_path / "nowhere", "--executor=slurm", "--only=block_size=0")
+    assert status == 2 and "error: --executor=slurm: Could not detect" in output
+    for name, text in COMMANDS_OF_SLURM.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    status, output = run(tmp_path / "w", "--executor=slurm", "--slurm=timeout_min=5", "--only=block_size=0")
+    assert status == 1
+    (failure,) = [line for line in output.splitlines() if line.startswith("error:")]
+    assert "status 2" in failure and "Objective.block_size: got 0" in failure
+    (tmp_path / "sbatch").write_text("#!/bin/bash\necho 'invalid partition' >&2\nexit 1\n")
+    status, output = run(tmp_path / "w", "--executor=slurm", "--only=block_size=0")
+    assert status == 1 and "Slurm: " in output and "invalid partition" in output
 
 
 def test_a_folder_with_another_sweep_is_refused(tmp_path):
