@@ -176,7 +176,7 @@ def executor(workdir: Path) -> Iterator[Callable[..., Future]]:
 
 
 def on_slurm(slurm: Any, function: Callable[..., str], *args: Any) -> str:
-    """What `function` returns there, or why Slurm refused, killed or lost the job (submitit's errors are of one kind)."""
+    """What `function` returns there, or why Slurm refused, killed or lost the job (all RuntimeErrors of submitit)."""
     try:
         return slurm.submit(function, *args).result()
     except RuntimeError as error:
