@@ -13,7 +13,7 @@ from zaya_jax.data.tasks import make_task
 from zaya_jax.data.tokenizers import ByteTokenizer
 from zaya_jax.evaluation.answers import Answers, fingerprint
 from zaya_jax.evaluation.pass_at_k import pass_at_k, permutation_p_value
-from zaya_jax.evaluation.task_accuracy import Arm, Outcome, Trial, run_arm, run_task, task_rows
+from zaya_jax.evaluation.task_accuracy import Arm, Outcome, Trial, most_tokens_per_forward, run_arm, run_task, task_rows
 from zaya_jax.sampling import SamplerConfig
 
 TASK, TOKENIZER = make_task("addition", digits=1), ByteTokenizer()
@@ -50,6 +50,16 @@ def test_a_killed_evaluation_goes_on_to_the_same_answers(tmp_path):
     before = path.read_text()
     assert answers_of(run(path)) == answers_of(whole)
     assert path.read_text() == before  # nothing was left to do
+
+
+def test_the_most_tokens_per_forward_a_text_allows():
+    sampler = SamplerConfig("single_pass", block_size=4)
+    # one token from the prefill, then blocks: 1, 1 + 1, 1 + 4, 1 + 4 + 1, 1 + 4 + 4 + 4
+    assert most_tokens_per_forward([1, 2, 5, 6, 13], sampler) == 27 / (1 + 2 + 2 + 3 + 4)
+    assert most_tokens_per_forward([1, 9], SamplerConfig("autoregressive")) == 1
+    assert most_tokens_per_forward([9], SamplerConfig("two_pass", block_size=4)) is None
+    row = run().row(TRIAL)
+    assert 1 <= row["tokens_per_forward"] <= row["most_tokens_per_forward"]
 
 
 def test_more_problems_go_on_behind_fewer(tmp_path):

@@ -1,8 +1,9 @@
 """pass@k, tokens per forward and wall-clock of one sampler over a task's test problems."""
 
 import dataclasses
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,7 @@ class Outcome:
             "tokens": tokens,
             "forwards": forwards,
             "tokens_per_forward": tokens / forwards,
+            "most_tokens_per_forward": most_tokens_per_forward(map(len, self.tokens), sampler),
             "rows_per_forward": self.rows_per_forward,
             "seconds": self.seconds,
             "tokens_per_second": self.tokens_per_second,
@@ -119,6 +121,19 @@ class Outcome:
             names = (f"pass_at_{KS[-1]}_difference{end}" for end in ("", "_low", "_high"))
             cells |= dict(zip(names, difference, strict=True))
         return cells
+
+
+def most_tokens_per_forward(lengths: Iterable[int], sampler: SamplerConfig) -> float | None:
+    """T of texts of these lengths if no draft were refused: short answers leave little room, whatever the model.
+
+    The prefill yields one token and every further forward a block, the last one what is left. None where a step is not
+    one forward (two_pass, block_diffusion).
+    """
+    size = {"autoregressive": 1, "single_pass": sampler.block_size}.get(sampler.mode)
+    if size is None:
+        return None
+    lengths = list(lengths)
+    return sum(lengths) / sum(1 + math.ceil((n - 1) / size) for n in lengths)
 
 
 def _anchors(sampler: SamplerConfig) -> str | list[int] | None:
