@@ -1,4 +1,4 @@
-"""List programs alone, block 16, a conversion 4.5 times as long as the study's: how far T goes. A toy.
+"""List programs alone, block 16, a conversion nine times as long as the study's: how far T goes. A toy.
 
 Command:   python -m experiments.run --config=configs/list_programs.py --workdir=runs/list_programs
 Arguments: those of configs/study.py
@@ -19,6 +19,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
         ConfigDict({"task": "list_programs", "options": ConfigDict({"max_operations": 2}), "weight": 1.0}),
     )
     if c.convert.steps > 100:  # not :fast
-        c.pretrain.steps, c.convert.steps = 1200, 1800
+        c.pretrain.steps, c.convert.steps = 2400, 3600
     c.evaluate.update(tasks=("list_programs",), anchor_budget=0)
     return c
