@@ -1,9 +1,10 @@
 """Word problems with worked answers (two templates of GSM-Symbolic), block 16, pass@16. A toy; needs the `eval` extra.
 
 Command:   python -m experiments.run --config=configs/gsm_symbolic.py --workdir=runs/gsm_symbolic
+           (three seeds: python -m experiments.sweep --config=configs/sweeps/gsm_symbolic.py)
 Arguments: those of configs/study.py
 Hardware:  2 CPU cores
-Time and result: see results/gsm_symbolic/ (made by this file).
+Time and result: see results/sweeps/gsm_symbolic/.
 
 A template's wording is learned in minutes, arithmetic on its numbers is not: digits are what the model is unsure of.
 """
