@@ -26,9 +26,12 @@ MIXED = 0.5  # beta of the mixing arm where several were sampled: the logits' pl
 DRAFT_TEMPERATURE = "evaluate.draft_temperature"  # no column of the rows; where it is changed, T is another's
 
 
-def pass_at_16(rows: Sequence[Row]) -> Drawn:
-    """pass@16 by task for AR, lossless and mixing, and the paired differences from AR; a column a block size."""
-    found = _arms(rows, having=("pass_at_16", "pass_at_16_low", "pass_at_16_high"))
+def pass_at_16(rows: Sequence[Row], more: Sequence[Row] = ()) -> Drawn:
+    """pass@16 by task for AR, lossless and mixing, and the paired differences from AR; a column a block size.
+
+    `more` are rows of another sweep: tasks that have a model of their own.
+    """
+    found = _arms([*rows, *more], having=("pass_at_16", "pass_at_16_low", "pass_at_16_high"))
     temperature = max(row["temperature"] for row in found)
     found = [row for row in found if row["temperature"] == temperature]
     blocks, tasks = shared(found, "block_size"), shared(found, "source")
@@ -50,9 +53,12 @@ def pass_at_16(rows: Sequence[Row]) -> Drawn:
     return Drawn(figure, _pass_caption(found))
 
 
-def speedup(rows: Sequence[Row]) -> Drawn:
-    """Tokens per forward of AR, lossless and mixing beside the published pair, and what the clock made of them."""
-    found = _arms(rows, having=("tokens_per_forward", "speedup"))
+def speedup(rows: Sequence[Row], more: Sequence[Row] = ()) -> Drawn:
+    """Tokens per forward of AR, lossless and mixing beside the published pair, and what the clock made of them.
+
+    `more` are rows of another sweep: tasks that have a model of their own.
+    """
+    found = _arms([*rows, *more], having=("tokens_per_forward", "speedup"))
     block = max(shared(found, "block_size"))
     found = [row for row in found if row["block_size"] == block]
     groups = {
