@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -15,6 +16,29 @@ import jax
 from ml_collections import ConfigDict
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
+
+
+@contextlib.contextmanager
+def locked(path: Path, waiting: str | None = None) -> Iterator[None]:
+    """Holds a lock file that no other process holds; it is let go when the process ends, however it ends.
+
+    Args:
+      path: of the file; folders above it are made.
+      waiting: what to print before waiting for another process; None: do not wait.
+
+    Raises:
+      ValueError: another process holds it, and `waiting` is None.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if waiting is None:
+                raise ValueError(f"{path.parent}: another process is running there; choose another folder") from None
+            print(waiting, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def claim_workdir(workdir: Path, config: ConfigDict) -> None:

@@ -11,12 +11,9 @@ report.html. Interrupt it at any moment: the same command goes on from the last 
 what it starts from), so that runs which differ only behind a stage train it once. Sweeps use it.
 """
 
-import contextlib
-import fcntl
 import functools
 import itertools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -54,8 +51,9 @@ def main() -> None:
     setup = settings.read(config)
     workdir = Path(_WORKDIR.value or f"runs/{setup.name}").absolute()
     use_cpu_devices(setup.cpu_devices)
-    environment.claim_workdir(workdir, config)
-    run_stages(setup, workdir, stage_folders(config, setup, workdir))
+    with environment.locked(workdir / ".lock"):
+        environment.claim_workdir(workdir, config)
+        run_stages(setup, workdir, stage_folders(config, setup, workdir))
 
 
 def stage_folders(config: ConfigDict, setup: settings.Settings, workdir: Path) -> dict[str, Path]:
@@ -76,7 +74,9 @@ def run_stages(setup: settings.Settings, workdir: Path, folders: dict[str, Path]
         held_out = {source.name: held_out_batches(setup, workdir, source) for source in setup.mixture}
     model = Zaya(setup.model)
     for name in setup.phases:
-        with alone(folders[name]):
+        folder = folders[name]
+        # two runs that share a stage do not train it at once: the second waits, and finds it finished
+        with environment.locked(folder.with_suffix(".lock"), f"waiting for the run that is training {folder}"):
             run_phase(setup, workdir, model, name, folders, sources, held_out)
     if not (workdir / "results.csv").exists():
         with environment.timed(workdir, "evaluate"):
@@ -86,19 +86,6 @@ def run_stages(setup: settings.Settings, workdir: Path, folders: dict[str, Path]
         figures = draw_figures(run, workdir / "figures")
     write_report(load_run(workdir), figures, workdir / "report.html")
     print(f"done: {workdir / 'report.html'}")
-
-
-@contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Two runs that share a stage do not train it at once: the second waits, and finds it finished."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for the run that is training {folder}", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def run_phase(

@@ -13,7 +13,16 @@ from zaya_jax.data.tasks import make_task
 from zaya_jax.data.tokenizers import ByteTokenizer
 from zaya_jax.evaluation.answers import Answers, fingerprint
 from zaya_jax.evaluation.pass_at_k import pass_at_k, permutation_p_value
-from zaya_jax.evaluation.task_accuracy import Arm, Outcome, Trial, most_tokens_per_forward, run_arm, run_task, task_rows
+from zaya_jax.evaluation.task_accuracy import (
+    Arm,
+    Outcome,
+    Trial,
+    most_tokens_per_forward,
+    run_arm,
+    run_task,
+    task_rows,
+    tokens_per_decoding_forward,
+)
 from zaya_jax.sampling import SamplerConfig
 
 TASK, TOKENIZER = make_task("addition", digits=1), ByteTokenizer()
@@ -60,6 +69,13 @@ def test_the_most_tokens_per_forward_a_text_allows():
     assert most_tokens_per_forward([9], SamplerConfig("two_pass", block_size=4)) is None
     row = run().row(TRIAL)
     assert 1 <= row["tokens_per_forward"] <= row["most_tokens_per_forward"]
+
+
+def test_tokens_per_forward_without_the_prefill():
+    assert tokens_per_decoding_forward([[1, 4, 2], [1], [1, 3]]) == 9 / 3
+    assert tokens_per_decoding_forward([[1]]) is None
+    plain = run(arm=Arm("autoregressive", SamplerConfig("autoregressive", stop_tokens=(257,))))
+    assert tokens_per_decoding_forward(plain.accepted) == 1
 
 
 def test_more_problems_go_on_behind_fewer(tmp_path):

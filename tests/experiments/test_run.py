@@ -13,7 +13,7 @@ from unittest import mock
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import settings
+from experiments import environment, settings
 from tests.experiments import tiny
 from zaya_jax import load_pretrained
 from zaya_jax.analysis.results import read_results
@@ -101,6 +101,15 @@ def test_a_run_from_scratch_has_no_pretraining(tmp_path):
     rows = read_results(tmp_path / "w" / "results.csv")
     assert {r["model"] for r in rows if r["kind"] == "likelihood"} == {"convert", "control"}
     assert not (tmp_path / "w" / "checkpoints" / "pretrain").exists()
+
+
+def test_a_second_process_in_the_same_folder_is_refused(whole):
+    with environment.locked(whole / ".lock"):
+        status, output = finish(CONFIG, f"--workdir={whole}")
+    assert status == 2
+    assert output.strip().splitlines()[-1] == (
+        f"error: {whole}: another process is running there; choose another folder"
+    )
 
 
 def test_a_finished_run_is_skipped_and_another_config_is_refused(whole):

@@ -171,7 +171,8 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def study_table(rows: list[Row]) -> str:
     """A run or the study at temperature 1, a line a task, block size and arm: means over training seeds.
 
-    "At most" is the T of answers as long as these if no draft were refused.
+    "At most" is the T of answers as long as these if no draft were refused; "prefill left out" counts neither the
+    prefill nor the token that it yields.
     The interval of the difference from AR treats seeds as independent: half-widths add in squares.
     """
     rows = with_block_size({"run": "", **row} for row in rows if row["kind"] == "sampling")
@@ -186,13 +187,14 @@ def study_table(rows: list[Row]) -> str:
         lines.append(
             (
                 task, f"{size:g}", arm, f"{np.mean(greedy):.2f}", f"{np.mean(t):.2f} ({min(t):.2f}-{max(t):.2f})",
-                _most(group), f"{_mean(group, 'rows_per_forward'):g}", f"{_mean(group, 'speedup'):.2f}x",
+                *(_mean_if_known(group, f"{other}_forward") for other in ("most_tokens_per", "tokens_per_decoding")),
+                f"{_mean(group, 'rows_per_forward'):g}", f"{_mean(group, 'speedup'):.2f}x",
                 *(f"{_mean(group, column):.3f}" for column in ("accuracy", "pass_at_4", "pass_at_16")), *compared,
             )
         )  # fmt: skip
     return _table(
-        ("task", "block", "sampler", "T, temperature 0", "T, temperature 1 (seeds)", "at most", "rows per forward",
-         "clock vs AR", "pass@1", "pass@4", "pass@16", "pass@16 minus AR (95%)", "p, by seed"),
+        ("task", "block", "sampler", "T, temperature 0", "T, temperature 1 (seeds)", "at most", "prefill left out",
+         "rows per forward", "clock vs AR", "pass@1", "pass@4", "pass@16", "pass@16 minus AR (95%)", "p, by seed"),
         lines,
     )  # fmt: skip
 
@@ -229,8 +231,8 @@ def _grouped(rows: list[Row]) -> list[tuple[tuple, list[Row]]]:
     return sorted(groups.items(), key=lambda item: (item[0][0], item[0][1], ARMS.index(item[0][2]), item[0][3]))
 
 
-def _most(group: list[Row]) -> str:
-    values = [row["most_tokens_per_forward"] for row in group]
+def _mean_if_known(group: list[Row], column: str) -> str:
+    values = [row[column] for row in group]
     return "" if None in values else f"{np.mean(values):.2f}"
 
 

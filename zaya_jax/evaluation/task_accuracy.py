@@ -88,6 +88,7 @@ class Outcome:
             "forwards": forwards,
             "tokens_per_forward": tokens / forwards,
             "most_tokens_per_forward": most_tokens_per_forward(map(len, self.tokens), sampler),
+            "tokens_per_decoding_forward": tokens_per_decoding_forward(self.accepted),
             "rows_per_forward": self.rows_per_forward,
             "seconds": self.seconds,
             "tokens_per_second": self.tokens_per_second,
@@ -134,6 +135,17 @@ def most_tokens_per_forward(lengths: Iterable[int], sampler: SamplerConfig) -> f
         return None
     lengths = list(lengths)
     return sum(lengths) / sum(1 + math.ceil((n - 1) / size) for n in lengths)
+
+
+def tokens_per_decoding_forward(accepted: Iterable[Sequence[int]]) -> float | None:
+    """T without the prefills and the token that each yields: what a long text's T would tend to, were it like these.
+
+    Args:
+      accepted: tokens of each forward, one list a text (`Generation.accepted`).
+    """
+    behind = [a[1:] for a in accepted]
+    forwards = sum(map(len, behind))
+    return sum(map(sum, behind)) / forwards if forwards else None
 
 
 def _anchors(sampler: SamplerConfig) -> str | list[int] | None:
