@@ -231,6 +231,32 @@ def _grouped(rows: list[Row]) -> list[tuple[tuple, list[Row]]]:
     return sorted(groups.items(), key=lambda item: (item[0][0], item[0][1], ARMS.index(item[0][2]), item[0][3]))
 
 
+def dial_table(rows: list[Row]) -> str:
+    """A line a job of a sweep over samplers of one trained model: temperatures, anchors, beta against T and quality."""
+
+    def told(value: float | None) -> str:
+        return "" if value is None else f"{value:.3f}"
+
+    lines = []
+    for row in rows:
+        if row["kind"] != "sampling" or row["arm"] == "autoregressive":
+            continue
+        draft = row["changes"].get("evaluate.draft_temperature")
+        lines.append(
+            (
+                row["arm"], f"{row['temperature']:g}", f"{row['temperature'] if draft is None else draft:g}",
+                "" if row["beta"] is None else f"{row['beta']:g}", row["anchors"].replace(" ", ", "),
+                f"{row['rows_per_forward']:g}", f"{row['tokens_per_forward']:.2f}", told(row["accuracy"]),
+                told(row["pass_at_4"]), told(row["pass_at_16"]), _p_value(row),
+            )
+        )  # fmt: skip
+    return _table(
+        ("sampler", "temperature", "of the drafts", "beta", "anchors", "rows per forward", "T", "pass@1", "pass@4",
+         "pass@16", "p"),
+        lines,
+    )  # fmt: skip
+
+
 def _mean_if_known(group: list[Row], column: str) -> str:
     values = [row[column] for row in group]
     return "" if None in values else f"{np.mean(values):.2f}"
