@@ -38,6 +38,7 @@ TABLES: dict[str, Maker] = {
     "few_experts": _bench("few_experts", "rows", tables.few_experts_table),
     "transformers": _transformers,
     "list_programs": _csv("list_programs", tables.study_table),
+    "ceiling": _bench("ceiling", "rows", tables.ceiling_table),
     "draft_temperature": _csv("list_programs/draft_temperature", tables.sampling_table),
     "study": _sweep("study", tables.study_table),
     "architecture": _sweep("architecture", tables.ablation_table),

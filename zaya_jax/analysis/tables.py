@@ -231,6 +231,21 @@ def _grouped(rows: list[Row]) -> list[tuple[tuple, list[Row]]]:
     return sorted(groups.items(), key=lambda item: (item[0][0], item[0][1], ARMS.index(item[0][2]), item[0][3]))
 
 
+def ceiling_table(rows: list[dict]) -> str:
+    """T under exact laws: the "rows" of results/bench/ceiling.json."""
+    return _table(
+        ("operations", "examples", "beta", "T", "at most", "prefill left out"),
+        (
+            (
+                " or ".join(str(n + 1) for n in range(row["max_operations"])), str(row["examples"]), f"{row['beta']:g}",
+                f"{row['tokens_per_forward']:.2f}", f"{row['most_tokens_per_forward']:.2f}",
+                f"{row['tokens_per_decoding_forward']:.2f}",
+            )
+            for row in rows
+        ),
+    )  # fmt: skip
+
+
 def dial_table(rows: list[Row]) -> str:
     """A line a job of a sweep over samplers of one trained model: temperatures, anchors, beta against T and quality."""
 
