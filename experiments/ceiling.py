@@ -18,7 +18,6 @@ from absl import flags
 from tqdm import tqdm
 
 from experiments import cli
-from zaya_jax.data.tasks import make_task
 from zaya_jax.data.tasks.list_programs import OPERATIONS, ListPrograms, substitute
 from zaya_jax.evaluation.task_accuracy import most_tokens_per_forward, tokens_per_decoding_forward
 from zaya_jax.sampling import SamplerConfig
@@ -38,7 +37,7 @@ def main() -> None:
     cli.check_output(_OUTPUT.value)
     rows = []
     for operations, examples in ((1, 3), (2, 3), (2, 5)):
-        task = make_task("list_programs", max_operations=operations, examples=examples)
+        task = ListPrograms(max_operations=operations, examples=examples)
         problems = task.problems("test", _PROBLEMS.value, _SEED.value)
         for beta in BETAS:
             rng, accepted = np.random.default_rng(_SEED.value), []
@@ -109,7 +108,9 @@ def sample(laws: Posterior, block_size: int, beta: float, rng: np.random.Generat
         drafts = [draw(law) for law in log_q]
         whole = [text + "".join(laws.letters[d] for d in drafts[:n]) for n in range(block_size)]
         log_p = np.stack([laws.law(prefix) for prefix in whole])
-        tested = log_p[:-1] if not beta else np.asarray(mix(jnp.asarray(log_p[:-1]), jnp.asarray(log_q), beta))
+        tested = (
+            log_p[:-1] if not beta else np.asarray(mix(jnp.asarray(log_p[:-1]), jnp.asarray(log_q), jnp.asarray(beta)))
+        )
         tested = tested - np.log(np.exp(tested).sum(-1, keepdims=True))
         ratio = np.asarray(log_acceptance(jnp.asarray(tested), jnp.asarray(log_q), jnp.asarray(drafts)))
         refused = np.flatnonzero(np.log(rng.random(block_size - 1)) > ratio)
