@@ -40,9 +40,11 @@ TABLES: dict[str, Maker] = {
     "list_programs": _csv("list_programs", tables.study_table),
     "ceiling": _bench("ceiling", "rows", tables.ceiling_table),
     "draft_temperature": _csv("list_programs/draft_temperature", tables.sampling_table),
+    "gsm_symbolic": _sweep("gsm_symbolic", tables.study_table),
     "study": _sweep("study", tables.study_table),
     "architecture": _sweep("architecture", tables.ablation_table),
     "recipe": _sweep("recipe", tables.ablation_table),
+    "samplers": _sweep("samplers", tables.dial_table),
 }
 
 
