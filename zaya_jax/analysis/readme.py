@@ -39,6 +39,7 @@ TABLES: dict[str, Maker] = {
     "transformers": _transformers,
     "list_programs": _csv("list_programs", tables.study_table),
     "ceiling": _bench("ceiling", "rows", tables.ceiling_table),
+    "large": _csv("list_programs/large", tables.evaluated_table),
     "draft_temperature": _csv("list_programs/draft_temperature", tables.sampling_table),
     "gsm_symbolic": _sweep("gsm_symbolic", tables.study_table),
     "study": _sweep("study", tables.study_table),

@@ -199,6 +199,21 @@ def study_table(rows: list[Row]) -> str:
     )  # fmt: skip
 
 
+def evaluated_table(rows: list[Row]) -> str:
+    """pass@1/4/16 of an evaluation at one temperature, a line an arm."""
+    return _table(
+        ("sampler", "T", "rows per forward", "pass@1", "pass@4", "pass@16", "pass@16 minus AR (95%)", "p"),
+        (
+            (
+                row["arm"], f"{row['tokens_per_forward']:.2f}", f"{row['rows_per_forward']:g}",
+                *(f"{row[column]:.3f}" for column in ("accuracy", "pass_at_4", "pass_at_16")),
+                *(("", "") if row["arm"] == "autoregressive" else (_difference([row]), _p_value(row))),
+            )
+            for row in rows
+        ),
+    )  # fmt: skip
+
+
 def ablation_table(rows: list[Row]) -> str:
     """A line a job of a sweep: what it changed, its losses on held-out problems, T and pass@1 of lossless sampling."""
     lines = []
