@@ -43,6 +43,7 @@ TABLES: dict[str, Maker] = {
     "draft_temperature": _csv("list_programs/draft_temperature", tables.sampling_table),
     "gsm_symbolic": _sweep("gsm_symbolic", tables.study_table),
     "study": _sweep("study", tables.study_table),
+    "block_size": _sweep("block_size", tables.ablation_table),
     "architecture": _sweep("architecture", tables.ablation_table),
     "recipe": _sweep("recipe", tables.ablation_table),
     "samplers": _sweep("samplers", tables.dial_table),
