@@ -39,7 +39,9 @@ TABLES: dict[str, Maker] = {
     "transformers": _transformers,
     "list_programs": _csv("list_programs", tables.study_table),
     "ceiling": _bench("ceiling", "rows", tables.ceiling_table),
-    "large": _csv("list_programs/large", tables.evaluated_table),
+    "large": lambda results: tables.evaluated_table(
+        [row for name in ("large", "large_2") for row in read_results(results / "list_programs" / name / "results.csv")]
+    ),
     "draft_temperature": _csv("list_programs/draft_temperature", tables.sampling_table),
     "gsm_symbolic": _sweep("gsm_symbolic", tables.study_table),
     "study": _sweep("study", tables.study_table),

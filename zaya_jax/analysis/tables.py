@@ -200,12 +200,13 @@ def study_table(rows: list[Row]) -> str:
 
 
 def evaluated_table(rows: list[Row]) -> str:
-    """pass@1/4/16 of an evaluation at one temperature, a line an arm."""
+    """pass@1/4/16 of evaluations at one temperature, a line an arm."""
     return _table(
-        ("sampler", "T", "rows per forward", "pass@1", "pass@4", "pass@16", "pass@16 minus AR (95%)", "p"),
+        ("seeds from", "sampler", "T", "rows per forward", "pass@1", "pass@4", "pass@16", "pass@16 minus AR (95%)",
+         "p"),
         (
             (
-                row["arm"], f"{row['tokens_per_forward']:.2f}", f"{row['rows_per_forward']:g}",
+                f"{row['seed']:g}", row["arm"], f"{row['tokens_per_forward']:.2f}", f"{row['rows_per_forward']:g}",
                 *(f"{row[column]:.3f}" for column in ("accuracy", "pass_at_4", "pass_at_16")),
                 *(("", "") if row["arm"] == "autoregressive" else (_difference([row]), _p_value(row))),
             )
