@@ -46,6 +46,7 @@ def phase(steps: int, objective: Objective, optimizer: OptimizerConfig, **rest: 
         {
             "steps": steps,
             "batch_size": 16,
+            "start": placeholder(str),  # a checkpoint's folder to start from; None: pretraining's, or from scratch
             "log_every": 10,
             "evaluate_every": 100,
             "save_every": 200,

@@ -15,9 +15,11 @@ import functools
 import itertools
 import json
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from absl import flags
+from flax import traverse_util
 from ml_collections import ConfigDict, config_flags
 
 from experiments import cli, environment, settings
@@ -30,7 +32,9 @@ from zaya_jax.data.pipeline import eval_batches, make_train_iterator
 from zaya_jax.data.tasks import Task
 from zaya_jax.evaluation.likelihood import likelihood
 from zaya_jax.evaluation.task_accuracy import Outcome, run_task, task_rows
+from zaya_jax.interop.names import abstract_variables
 from zaya_jax.interop.native import load_native, write_model_file
+from zaya_jax.interop.pretrained import load_pretrained
 from zaya_jax.parallel import data_mesh, use_cpu_devices
 from zaya_jax.sampling.cost import AUTOREGRESSIVE, forward_cost, rows_of
 from zaya_jax.sampling.method import Plan
@@ -91,14 +95,18 @@ def run_stages(setup: settings.Settings, workdir: Path, folders: dict[str, Path]
 def run_phase(
     setup: settings.Settings, workdir: Path, model: Zaya, name: str, folders: dict[str, Path], sources, held_out
 ) -> None:
-    """One training stage, unless it is finished. It starts from pretraining, if it is not that and there is one."""
+    """One training stage, unless it is finished.
+
+    It starts from the checkpoint that it names, else from pretraining, if it is not that and there is one.
+    """
     phase = setup.phases[name]
     parent = "pretrain" if name != "pretrain" and "pretrain" in folders else None
     write_model_file(folders[name], setup.model)
     with Checkpoints(folders[name]) as checkpoints:
         if checkpoints.latest == phase.steps:
             return
-        variables = load_native(folders[parent])[1] if parent else init_variables(model, setup.seed)
+        start = setup.starts[name] or (folders[parent] if parent else None)
+        variables = init_variables(model, setup.seed) if start is None else load_start(model, start, f"{name}.start")
         mixture = list(zip(sources, [source.weight for source in setup.mixture], strict=True))
         # A stage's own seed: conversion and its control read the same data, which pretraining has not seen in that
         # order.
@@ -111,6 +119,19 @@ def run_phase(
                 evaluate=functools.partial(validate, setup, held_out, eval_step),
                 mesh=data_mesh(setup.batch_sizes[name]),
             )  # fmt: skip
+
+
+def load_start(model: Zaya, folder: Path, field: str) -> dict:
+    """A checkpoint's variables. ValueError unless they are the model's own, by name and shape."""
+    variables = load_pretrained(folder)[1]
+    mine = {path: leaf.shape for path, leaf in abstract_variables(model.config).items()}
+    flat = cast(dict, traverse_util.flatten_dict(variables))
+    theirs = {path: leaf.shape for path, leaf in flat.items()}
+    for path in sorted(mine | theirs):
+        if mine.get(path) != theirs.get(path):
+            got, may_be = theirs.get(path, "nothing"), mine.get(path, "nothing")
+            raise ValueError(f"{field}: {folder} has {got} for {'/'.join(path)}, may be the model's {may_be}")
+    return variables
 
 
 def held_out_batches(setup: settings.Settings, workdir: Path, source: settings.MixtureSource) -> list[dict]:

@@ -61,6 +61,7 @@ class Settings:
     mixture: tuple[MixtureSource, ...]
     phases: dict[str, Phase]  # pretrain unless it has no steps, convert, and control if there is one
     batch_sizes: dict[str, int]
+    starts: dict[str, Path | None]  # a checkpoint that a phase starts from in place of pretraining's
     tasks: tuple[Task, ...]  # to evaluate on
     arms: tuple[Arm, ...]
     trial: Trial
@@ -117,6 +118,7 @@ def read(config: ConfigDict) -> Settings:
         mixture=mixture,
         phases=phases,
         batch_sizes={name: _positive(f"{name}.batch_size", config[name].batch_size) for name in phases},
+        starts={name: _start(name, config[name]) for name in phases},
         tasks=tuple(_task(name, tasks) for name in config.evaluate.tasks),
         arms=_arms(config.evaluate, phases["convert"].objective.block_size, tokenizer),
         trial=Trial(*(config.evaluate[name] for name in ("prompts", "samples", "batch", "max_new_tokens", "seed"))),
@@ -205,10 +207,20 @@ def _source(item: ConfigDict, index: int) -> MixtureSource:
 
 
 def _phase(name: str, section: ConfigDict, seed: int) -> Phase:
-    values = {key: value for key, value in section.items() if key != "batch_size"}
+    values = {key: value for key, value in section.items() if key not in ("batch_size", "start")}
     values["objective"] = _build(Objective, section.objective, f"{name}.objective")
     values["optimizer"] = _build(OptimizerConfig, section.optimizer, f"{name}.optimizer")
     return _build(Phase, {"name": name, "seed": seed, **values}, name)
+
+
+def _start(name: str, section: ConfigDict) -> Path | None:
+    """The checkpoint folder that a phase names as its start, if it names one; `load_pretrained` reads it."""
+    if not section.get("start"):
+        return None
+    path = Path(section.start)
+    if not path.is_dir():
+        raise FileNotFoundError(f"{name}.start: got {section.start!r}, may be a checkpoint's folder")
+    return path
 
 
 def _build(kind: type, values: Any, where: str) -> Any:

@@ -103,6 +103,23 @@ def test_a_run_from_scratch_has_no_pretraining(tmp_path):
     assert not (tmp_path / "w" / "checkpoints" / "pretrain").exists()
 
 
+def test_a_phase_starts_from_the_checkpoint_that_it_names(whole, tmp_path):
+    start = f"--config.convert.start={whole / 'checkpoints' / 'pretrain'}"
+    short = ["--config.evaluate.temperatures=(1.0,)", "--config.evaluate.cost=False", "--config.pretrain.steps=0"]
+    status, output = finish(CONFIG, f"--workdir={tmp_path / 'w'}", start, *short)
+    assert status == 0, output
+
+    def losses(workdir: Path) -> list[float]:
+        lines = read_metrics(workdir / "metrics.jsonl")
+        return [line["loss"] for line in lines if line["stage"] == "convert"]
+
+    scratch = read_metrics(whole / "metrics.jsonl")[0]["loss"]
+    assert losses(tmp_path / "w")[0] < scratch
+    status, output = finish(CONFIG, f"--workdir={tmp_path / 'v'}", start, "--config.model.hidden_size=16")
+    assert status == 2
+    assert re.search(r"error: convert\.start: .* may be the model's \(260, 16\)", output.strip().splitlines()[-1])
+
+
 def test_a_second_process_in_the_same_folder_is_refused(whole):
     with environment.locked(whole / ".lock"):
         status, output = finish(CONFIG, f"--workdir={whole}")
