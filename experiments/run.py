@@ -35,7 +35,7 @@ from zaya_jax.evaluation.task_accuracy import Outcome, run_task, task_rows
 from zaya_jax.interop.names import abstract_variables
 from zaya_jax.interop.native import load_native, write_model_file
 from zaya_jax.interop.pretrained import load_pretrained
-from zaya_jax.parallel import data_mesh, use_cpu_devices
+from zaya_jax.parallel import data_placement, use_cpu_devices
 from zaya_jax.sampling.cost import AUTOREGRESSIVE, forward_cost, rows_of
 from zaya_jax.sampling.method import Plan
 from zaya_jax.training.checkpoints import Checkpoints
@@ -117,7 +117,7 @@ def run_phase(
             train(
                 model, variables, phase, batches, checkpoints, MetricWriter(workdir / "metrics.jsonl"),
                 evaluate=functools.partial(validate, setup, held_out, eval_step),
-                mesh=data_mesh(setup.batch_sizes[name]),
+                placement=data_placement(setup.model, setup.batch_sizes[name], setup.row_length),
             )  # fmt: skip
 
 

@@ -188,28 +188,6 @@ def test_balancing_alone_evens_out_a_collapsed_router():
     assert loads[-1][0] < 0.75 * loads[0][0]
 
 
-def test_two_devices_give_the_numbers_of_one():
-    """Data parallelism: the same draws, the same sums, gradients equal up to rounding."""
-    from zaya_jax.parallel import data_mesh, replicated, split_batch
-
-    model, variables, _ = setup()
-    batch = {"tokens": random_tokens(model.config, 4, 12), "document": np.zeros((4, 12), np.int32)}
-    optimizer, objective = OptimizerConfig(), Objective("tidar", 4, masking="random")
-    results = []
-    for mesh in (None, data_mesh(4)):
-        state = jax.tree.map(jnp.copy, init_state(variables, optimizer, 0))
-        data = batch
-        if mesh is not None:
-            assert mesh.size == 2
-            state, data = jax.device_put(state, replicated(mesh)), jax.device_put(batch, split_batch(mesh))
-        step = make_train_step(model, objective, optimizer, mesh)
-        for _ in range(3):
-            state, metrics = step(state, data, 1.0)
-        results.append(jax.device_get((metrics, state.params)))
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-3, atol=2e-5), *results)
-    assert data_mesh(3) is None
-
-
 def test_bfloat16_compute_keeps_float32_masters():
     model, variables, batch = setup()
     low = Zaya(model.config.replace(dtype="bfloat16"))

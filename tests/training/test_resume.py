@@ -18,7 +18,7 @@ from zaya_jax.data.pipeline import make_train_iterator
 from zaya_jax.data.tasks import TaskSource, make_task
 from zaya_jax.data.tokenizers import ByteTokenizer
 from zaya_jax.interop.native import CheckpointError, load_native, write_model_file
-from zaya_jax.parallel import data_mesh
+from zaya_jax.parallel import data_placement
 from zaya_jax.training.checkpoints import Checkpoints
 from zaya_jax.training.loop import Phase, train
 from zaya_jax.training.metrics import MetricWriter, read_metrics
@@ -58,12 +58,14 @@ def batches():
     return make_train_iterator(mixture, ByteTokenizer(), 32, 4, seed=3)
 
 
-def run(directory, after=10**9, mesh=None):
+def run(directory, after=10**9, placement=None):
     model = Zaya(CONFIG)
     write_model_file(directory / "steps", CONFIG)
     with Checkpoints(directory / "steps") as checkpoints:
         writer = MetricWriter(directory / "metrics.jsonl")
-        return train(model, init_variables(model, 0), PHASE, Dying(batches(), after), checkpoints, writer, mesh=mesh)
+        return train(
+            model, init_variables(model, 0), PHASE, Dying(batches(), after), checkpoints, writer, placement=placement
+        )
 
 
 def numbers(directory):
@@ -103,7 +105,7 @@ def test_a_finished_phase_changes_nothing(whole, tmp_path):
 def test_resume_on_fewer_devices(whole, tmp_path):
     """Two devices, killed, then one: the same numbers up to the order of sums."""
     with pytest.raises(Killed):
-        run(tmp_path, 5, data_mesh(4))
+        run(tmp_path, 5, data_placement(CONFIG, 4, 32))
     state = run(tmp_path)
     for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(whole[1].params), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-2, atol=2e-4)

@@ -14,6 +14,7 @@ from zaya_jax.architecture.cache import cached_keys
 from zaya_jax.architecture.config import ZayaConfig
 from zaya_jax.architecture.layers import Linear, rotate
 from zaya_jax.architecture.layout import CONTEXT, START, Layout
+from zaya_jax.architecture.shards import from_left
 
 Array = jax.Array
 
@@ -104,7 +105,7 @@ class Attention(nn.Module):
         clean = layout.clean_size
         own = (key[:, clean:], value[:, clean:])
         if past is None:
-            context, context_keys = (key[:, :clean], value[:, :clean]), layout.clean_rows().keys
+            context, context_keys = (layout.gather(key[:, :clean]), layout.gather(value[:, :clean])), layout.clean_keys
         else:
             past = past.write(key[:, :clean], value[:, :clean]).replace(conv=pending_conv, delayed=pending_delayed)
             context, context_keys = past.read(), cached_keys(past.capacity, past.length + clean)
@@ -134,9 +135,10 @@ class Attention(nn.Module):
         raw_k = self._linear("k_proj", kv_heads * dim)(x)
         raw = jnp.concatenate([raw_q, raw_k], axis=-1)
 
+        start = jnp.zeros_like(raw[:, :1])
         if past is None:
-            past = raw[:, :0]
-        columns = jnp.concatenate([jnp.zeros_like(raw[:, :1]), past, raw], axis=1)
+            past = self._halo(jnp.concatenate([start, raw], axis=1), layout) if layout.axis else raw[:, :0]
+        columns = jnp.concatenate([start, past, raw], axis=1)
         mixed = self._convolutions(columns, history_columns(layout, past.shape[1]), row)
         query = mixed[..., : heads * dim].reshape(batch, row, heads, dim)
         key = mixed[..., heads * dim :].reshape(batch, row, kv_heads, dim)
@@ -147,6 +149,22 @@ class Attention(nn.Module):
         q = raw_q.reshape(batch, row, kv_heads, heads // kv_heads, dim)
         mean = (q + raw_k.reshape(batch, row, kv_heads, 1, dim)) * 0.5
         return query + mean.reshape(query.shape), key + mean.mean(axis=3), pending
+
+    def _halo(self, columns: Array, layout: Layout) -> Array:
+        """The conv_history columns that stand before this part of a row: the newest of the part to its left.
+
+        Along that part's text, not its row: behind a document's start there is nothing but the zero column.
+        """
+        history = self.config.conv_history
+        if layout.clean_size < history:
+            raise ValueError(f"row: got parts of {layout.clean_size} tokens, may be of at least {history}")
+        before = history_columns(layout, 0)
+        at = jnp.full((columns.shape[0], 1), layout.clean_size)  # column 0 is the start
+        chain = []
+        for _ in range(history):
+            chain.append(_take(columns, at))
+            at = jnp.take_along_axis(before, at, axis=1, mode="promise_in_bounds")
+        return from_left(jnp.concatenate([columns[:, :0], *reversed(chain)], axis=1), layout.axis)
 
     def _convolutions(self, columns: Array, before: Array, row: int) -> Array:
         cfg = self.config
@@ -177,7 +195,9 @@ class Attention(nn.Module):
         delayed = self._linear("v_proj_delayed", cfg.delayed_dim)
         projected = delayed(x)
         start = delayed(jnp.zeros_like(x[:, :1]))  # what stands before a document's start: the bias
-        past = projected[:, :0] if past is None else past
+        if past is None:
+            newest = projected[:, layout.clean_size - 1 : layout.clean_size]
+            past = from_left(newest, layout.axis) if layout.axis else projected[:, :0]
         columns = jnp.concatenate([start, past, projected], axis=1)
         before = history_columns(layout, past.shape[1])[:, -row:]
         value = jnp.concatenate([current, _take(columns, before)], axis=-1).reshape(heads)

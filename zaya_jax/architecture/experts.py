@@ -134,7 +134,71 @@ def _turn_rows(tokens: int, experts: int) -> int:
     return size
 
 
-BACKENDS = {"dense": dense, "gather": gather, "block_padded": block_padded}
+@jax.custom_vjp
+def looped(x: Array, choice: Array, gate_up: Array, down: Array) -> Array:
+    """`block_padded` as a loop over the blocks that exist, in the backward pass too.
+
+    The work follows the tokens that are here, whatever the static worst case: where experts are spread over devices
+    (`across`), most of the tokens that a device sees are for others.
+    """
+    return _looped(x, choice, gate_up, down)[0]
+
+
+def _looped(x: Array, choice: Array, gate_up: Array, down: Array):
+    tokens, experts = x.shape[0], gate_up.shape[0]
+    size = _block_rows(tokens, experts)
+    num_blocks = min(tokens, (tokens + experts * (size - 1)) // size)
+    slot, block_expert = _block_slots(choice, experts, size, num_blocks)
+    source = jnp.full((num_blocks * size,), tokens, jnp.int32)
+    source = source.at[slot].set(jnp.arange(tokens, dtype=jnp.int32), mode="drop").reshape(num_blocks, size)
+    used = jnp.max(jnp.where(choice < experts, slot // size + 1, 0))
+
+    def one_block(block: Array, out: Array) -> Array:
+        rows, expert = source[block], block_expert[block]
+        mine = x.at[rows].get(mode="fill", fill_value=0)
+        return out.at[rows].set(swiglu(mine, gate_up[expert], down[expert]), mode="drop", unique_indices=True)
+
+    out = jax.lax.fori_loop(0, used, one_block, jnp.zeros_like(x))
+    return out, (x, gate_up, down, source, block_expert, used)
+
+
+def _looped_backward(kept, gradient: Array):
+    x, gate_up, down, source, block_expert, used = kept
+
+    def one_block(block: Array, sums):
+        rows, expert = source[block], block_expert[block]
+        mine, outer = (z.at[rows].get(mode="fill", fill_value=0) for z in (x, gradient))
+        _, backward = jax.vjp(swiglu, mine, gate_up[expert], down[expert])
+        of_x, *of_weights = backward(outer)
+        sums_x = sums[0].at[rows].set(of_x, mode="drop", unique_indices=True)
+        return (sums_x, *(total.at[expert].add(part) for total, part in zip(sums[1:], of_weights, strict=True)))
+
+    sums = jax.lax.fori_loop(0, used, one_block, tuple(map(jnp.zeros_like, (x, gate_up, down))))
+    return sums[0], None, *sums[1:]
+
+
+looped.defvjp(_looped, _looped_backward)
+
+
+def across(axis: tuple[str, ...], x: Array, choice: Array, gate_up: Array, down: Array) -> Array:
+    """Dispatch where the devices along `axis` hold equal shares of the experts, in order. Dropless.
+
+    Every device sees the tokens of all, computes those that chose its own experts, and gets its own tokens' results
+    back; at most one device adds something other than zero for each, so nothing is rounded on the way.
+
+    Args:
+      axis: names of the surrounding `shard_map`.
+      choice: of all experts, as in the module's docstring.
+      gate_up, down: this device's experts.
+    """
+    held = gate_up.shape[0]
+    x, choice = (jax.lax.all_gather(z, axis, tiled=True) for z in (x, choice))
+    mine = choice - jax.lax.axis_index(axis) * held
+    mine = jnp.where((mine >= 0) & (mine < held), mine, held)
+    return jax.lax.psum_scatter(looped(x, mine, gate_up, down), axis, tiled=True)
+
+
+BACKENDS = {"dense": dense, "gather": gather, "block_padded": block_padded, "looped": looped}
 
 
 def dispatch(backend: str, x: Array, choice: Array, gate_up: Array, down: Array) -> Array:

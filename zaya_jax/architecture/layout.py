@@ -90,6 +90,9 @@ class Layout(struct.PyTreeNode):
     predecessor: Array
     clean_size: int = struct.field(pytree_node=False)
     block_size: int = struct.field(pytree_node=False, default=0)
+    # A part of a row that several devices share (`part`): the clean slots of all parts, and the axis they lie along.
+    everyones: Keys | None = None
+    axis: tuple[str, ...] = struct.field(pytree_node=False, default=())
 
     @property
     def keys(self) -> Keys:
@@ -103,13 +106,55 @@ class Layout(struct.PyTreeNode):
         """The dense mask bool [batch, row, row] of a row without cache: for tests, pictures and the slow twin."""
         return visible(self, self.keys, window)
 
+    @property
+    def clean_keys(self) -> Keys:
+        """What visibility asks of the clean slots, those of the row's other parts included."""
+        return self.clean_rows().keys if self.everyones is None else self.everyones
+
+    def gather(self, x: Array) -> Array:
+        """x [batch, clean_size, ...] of this part's clean slots -> of all parts' ([batch, whole row's, ...])."""
+        return jax.lax.all_gather(x, self.axis, axis=1, tiled=True) if self.axis else x
+
+    def part(self, index: Array | int, count: int, axis: tuple[str, ...]) -> "Layout":
+        """This device's part of a `causal` or `tidar` row: a piece of the text, and the blocks that start in it.
+
+        What stands before the piece is to it what the cache is to decoding: its first token's predecessor is CONTEXT,
+        and the clean keys of all parts (`gather`) are what its queries meet.
+
+        Args:
+          index: which part, 0 .. count - 1.
+          count: equal parts, static.
+          axis: the `shard_map` names that the parts lie along, in order.
+
+        Raises:
+          ValueError: a row or its blocks that `count` does not divide.
+        """
+        if self.clean_size % count or self.num_blocks % count:
+            raise ValueError(
+                f"row: got {self.clean_size} tokens and {self.num_blocks} blocks, may be multiples of {count} parts"
+            )
+        clean, drafts = self.clean_size // count, self.num_blocks // count * self.block_size
+        first, first_draft = index * clean, self.clean_size + index * drafts
+
+        def cut(x: Array) -> Array:
+            pieces = [jax.lax.dynamic_slice_in_dim(x, start, size, axis=1) for start, size in at if size]
+            return jnp.concatenate(pieces, axis=1)
+
+        at = ((first, clean), (first_draft, drafts))
+        mine = self._map(cut)
+        before = mine.predecessor
+        in_clean = jnp.where(before >= first, before - first, CONTEXT)
+        in_drafts = before - first_draft + clean
+        before = jnp.where(before < 0, before, jnp.where(before < self.clean_size, in_clean, in_drafts))
+        return mine.replace(predecessor=before, clean_size=clean, everyones=self.clean_rows().keys, axis=axis)
+
     def clean_rows(self) -> "Layout":
         """The clean slots alone."""
-        return self._map(lambda x: x[:, : self.clean_size])
+        return self.replace(everyones=None)._map(lambda x: x[:, : self.clean_size])
 
     def draft_rows(self) -> "Layout":
         """The draft slots alone, all blocks in one axis: fields [batch, num_blocks * block_size]."""
-        return self._map(lambda x: x[:, self.clean_size :])
+        return self.replace(everyones=None)._map(lambda x: x[:, self.clean_size :])
 
     def blocks(self) -> "Layout":
         """The draft slots alone: fields [batch, num_blocks, block_size]."""

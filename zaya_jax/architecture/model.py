@@ -12,6 +12,7 @@ from zaya_jax.architecture.config import FULL_ATTENTION, SLIDING_ATTENTION, Zaya
 from zaya_jax.architecture.layers import Linear, ResidualScaling, RMSNorm, inverse_frequencies, rotation
 from zaya_jax.architecture.layout import MASK, Layout
 from zaya_jax.architecture.moe import BALANCING, ExpertStack, FeedForward, MixtureOfExperts
+from zaya_jax.architecture.shards import Shards
 
 Array = jax.Array
 
@@ -58,6 +59,7 @@ class DecoderLayer(nn.Module):
     """Attention and feed-forward, each on the normed stream and added back through learned scales."""
 
     config: ZayaConfig
+    shards: Shards = Shards()
 
     @nn.compact
     def __call__(self, carry, per_layer, layout: Layout, angles, experts) -> tuple[tuple, tuple]:
@@ -86,7 +88,7 @@ class DecoderLayer(nn.Module):
             branch, load = FeedForward(cfg, name="mlp")(x), jnp.zeros((2, cfg.router_classes), jnp.int32)
         else:
             stack = None if experts is None else ExpertStack(experts[0], experts[1], per_layer["layer"])
-            branch, state, load = MixtureOfExperts(cfg, name="mlp")(
+            branch, state, load = MixtureOfExperts(cfg, self.shards, name="mlp")(
                 x, layout, state, per_layer["router_states_scale"], stack
             )
         stream = self._add("post_mlp_residual_scale", branch, stream)
@@ -106,9 +108,14 @@ class Zaya(nn.Module):
     """`Zaya(config).apply(variables, layout)` -> ZayaOutput.
 
     Variables: "params" (layers stacked along a leading axis) and "balancing" (the router's balancing biases).
+
+    Attributes:
+      shards: inside `jax.shard_map`, how its devices share the weights. Each layer's are gathered when it is computed;
+        the caller gathers the few that stand outside the layers (`Shards.gather`).
     """
 
     config: ZayaConfig
+    shards: Shards = Shards()
 
     def setup(self) -> None:
         cfg = self.config
@@ -123,14 +130,17 @@ class Zaya(nn.Module):
             # The first layer has no state to scale, hence one row fewer than layers; it stands here, not in the scan.
             shape = (cfg.num_hidden_layers - 1, cfg.state_size)
             self.router_states_scale = self.param("router_states_scale", nn.initializers.ones, shape, param_dtype)
-        layer = nn.remat(DecoderLayer, prevent_cse=False) if cfg.remat else DecoderLayer
+        layer = DecoderLayer
+        if self.shards.rules:
+            layer = nn.map_variables(layer, "params", self.shards.gather_layer)
+        layer = nn.remat(layer, prevent_cse=False) if cfg.remat else layer
         self.layers = nn.scan(
             layer,
             variable_axes={"params": 0, BALANCING: 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=cfg.num_hidden_layers,
-        )(cfg)
+        )(cfg, self.shards)
         self.norm = RMSNorm(cfg.rms_norm_eps, dtype, param_dtype)
         if not cfg.tie_word_embeddings:
             self.lm_head = Linear(cfg.vocab_size, False, cfg.initializer_range, dtype, param_dtype)

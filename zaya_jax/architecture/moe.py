@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from zaya_jax.architecture.config import ZayaConfig
-from zaya_jax.architecture.experts import dispatch, dispatch_cached, swiglu
+from zaya_jax.architecture.experts import across, dispatch, dispatch_cached, swiglu
 from zaya_jax.architecture.layers import Linear, RMSNorm
 from zaya_jax.architecture.layout import PADDING, Layout
+from zaya_jax.architecture.shards import Shards
 
 Array = jax.Array
 BALANCING = "balancing"  # the variable collection of the balancing biases: state, not parameters
@@ -60,6 +61,7 @@ class MixtureOfExperts(nn.Module):
     """Router, experts and the skip expert."""
 
     config: ZayaConfig
+    shards: Shards = Shards()
 
     @nn.compact
     def __call__(
@@ -78,10 +80,13 @@ class MixtureOfExperts(nn.Module):
             init = nn.initializers.normal(cfg.initializer_range)
             return self.param(name, init, shape, jnp.dtype(cfg.param_dtype)).astype(cfg.dtype)
 
-        hidden, inner = shape[-1], cfg.moe_intermediate_size
-        gate_up = weights("gate_up_proj", cfg.num_experts, hidden, 2 * inner)
-        down = weights("down_proj", cfg.num_experts, inner, hidden)
-        if stack is not None and cfg.expert_backend == "auto":
+        hidden, inner, axis = shape[-1], cfg.moe_intermediate_size, self.shards.names("expert")
+        held = cfg.num_experts // (jax.lax.axis_size(axis) if axis else 1)
+        gate_up = weights("gate_up_proj", held, hidden, 2 * inner)
+        down = weights("down_proj", held, inner, hidden)
+        if axis:
+            out = across(axis, x, choice, gate_up, down)
+        elif stack is not None and cfg.expert_backend == "auto":
             out = dispatch_cached(x, choice, *stack)
         else:
             out = dispatch(cfg.expert_backend, x, choice, gate_up, down)

@@ -8,11 +8,10 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from tqdm import tqdm
 
 from zaya_jax.architecture import Zaya
-from zaya_jax.parallel import replicated, split_batch
+from zaya_jax.parallel import Placement
 from zaya_jax.training.checkpoints import Checkpoints
 from zaya_jax.training.metrics import MetricWriter
 from zaya_jax.training.objective import Objective
@@ -62,7 +61,7 @@ def train(
     checkpoints: Checkpoints,
     writer: MetricWriter,
     evaluate: Callable[[dict], dict[str, Any]] | None = None,
-    mesh: Mesh | None = None,
+    placement: Placement | None = None,
 ) -> TrainState:
     """Runs a phase to its end, from its newest checkpoint if there is one.
 
@@ -70,7 +69,7 @@ def train(
       variables: where the phase starts; not read when it resumes.
       batches: at its start; set to the saved position when the phase resumes.
       evaluate: (variables) -> metrics, called every `evaluate_every` steps.
-      mesh: see `make_train_step`.
+      placement: see `make_train_step`.
 
     Returns:
       The final state, which is also the newest checkpoint.
@@ -82,8 +81,7 @@ def train(
     state = init_state(variables, phase.optimizer, phase.seed)
     # All of it committed to its place: a state that is so in part (weights read from a checkpoint, a fresh optimizer)
     # would compile the step twice.
-    place = jax.devices()[0] if mesh is None else replicated(mesh)
-    state = jax.device_put(state, place)
+    state = jax.device_put(state, jax.devices()[0]) if placement is None else placement.put(state)
     if checkpoints.latest is not None:
         state, extra = checkpoints.load(state)
         batches.set_state(extra["data"])
@@ -92,13 +90,13 @@ def train(
     done = int(state.step)
     writer.rewind(phase.name, done)
     # flax modules are hashable; its dataclass_transform (eq without frozen) does not say so
-    train_step = make_train_step(model, phase.objective, phase.optimizer, mesh)  # pyrefly: ignore[bad-argument-type]
+    train_step = make_train_step(model, phase.objective, phase.optimizer, placement)  # pyrefly: ignore[bad-argument-type]
 
     bar = tqdm(total=phase.steps, initial=done, desc=phase.name, unit="step", dynamic_ncols=True)
     clock, since = time.perf_counter(), done
     for step in range(done + 1, phase.steps + 1):
         batch = next(batches)
-        batch = jax.device_put(batch, None if mesh is None else split_batch(mesh))
+        batch = jax.device_put(batch) if placement is None else placement.put_batch(batch)
         state, metrics = train_step(state, batch, schedule(phase.optimizer, step - 1, phase.steps))
         bar.update()
         last = step == phase.steps

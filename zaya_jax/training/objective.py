@@ -74,27 +74,42 @@ class Objective:
             return Layout.causal(batch["tokens"], document=batch["document"])
         return Layout.tidar(batch["tokens"], self.block_size, document=batch["document"], **drawn)
 
-    def sums(self, model: Zaya, variables, batch: dict[str, Array], drawn: dict[str, Array]) -> dict[str, Array]:
+    def sums(
+        self, model: Zaya, variables, batch: dict[str, Array], drawn: dict[str, Array], axis: tuple[str, ...] = ()
+    ) -> dict[str, Array]:
         """Runs the model; everything returned is a sum over tokens, so that shards add up.
+
+        Args:
+          axis: inside `jax.shard_map`, the names along which devices share rows: each runs its own part (`Layout.part`)
+            of the whole rows that it is given.
 
         Returns:
           ar_nll, ar_count (float32 []); load (int32 [layer, 2, classes]); for tidar also draft_nll, draft_correct,
           draft_count and, if it distills, draft_soft_nll, each float32 [block_size], by slot.
         """
-        layout = self.layout(batch, drawn)
+        whole = self.layout(batch, drawn)
+        index, count = (jax.lax.axis_index(axis), jax.lax.axis_size(axis)) if axis else (0, 1)
+        layout = whole.part(index, count, axis) if axis else whole
+
+        def mine(x: Array) -> Array:
+            """This part's share of something along the whole row's clean slots, or its draft slots."""
+            size = x.shape[1] // count
+            return jax.lax.dynamic_slice_in_dim(x, index * size, size, axis=1) if axis else x
+
         hidden, _, load = cast(tuple[Array, None, Array], model.apply(variables, layout, method="backbone"))
         clean, drafts = hidden[:, : layout.clean_size], hidden[:, layout.clean_size :]
         scored = batch["answer"] != 0 if self.loss_on == "answers" else None
-        ids, has = layout.clean_targets(scored)
+        ids, has = map(mine, whole.clean_targets(scored))
         nll, _ = cross_entropy(model, variables, clean, ids, has)
         out = {"ar_nll": nll.sum(), "ar_count": has.sum().astype(jnp.float32), "load": load}
         if self.kind == "tidar":
-            ids, has = layout.draft_targets(drawn["offset"], scored)
+            ids, has = map(mine, whole.draft_targets(drawn["offset"], scored))
             nll, correct = cross_entropy(model, variables, drafts, ids, has)
             by_slot = {"draft_nll": nll, "draft_correct": correct, "draft_count": has}
             if self.distill:
-                source, has_teacher = layout.draft_teachers(drawn["offset"])
-                teacher = jnp.take_along_axis(jax.lax.stop_gradient(clean), source[..., None], axis=1)
+                source, has_teacher = map(mine, whole.draft_teachers(drawn["offset"]))
+                teacher = layout.gather(jax.lax.stop_gradient(clean))
+                teacher = jnp.take_along_axis(teacher, source[..., None], axis=1)
                 # a document's first token has no AR law
                 soft, _ = cross_entropy(model, variables, drafts, ids, has & has_teacher, teacher)
                 by_slot["draft_soft_nll"] = jnp.where(has_teacher, soft, nll)

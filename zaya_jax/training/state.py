@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jax.sharding import Mesh, PartitionSpec
 
 from zaya_jax.architecture import Layout, Zaya
 from zaya_jax.architecture.moe import BALANCING
+from zaya_jax.parallel import Placement
+from zaya_jax.training.gradients import make_gradients, make_sums
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig, balancing_error, make_optimizer
 
@@ -53,17 +54,17 @@ def init_state(variables: dict, optimizer: OptimizerConfig, seed: int) -> TrainS
 
 @functools.lru_cache(maxsize=8)  # phases that share all four (pretraining and its control, say) compile once
 def make_train_step(
-    model: Zaya, objective: Objective, optimizer: OptimizerConfig, mesh: Mesh | None = None
+    model: Zaya, objective: Objective, optimizer: OptimizerConfig, placement: Placement | None = None
 ) -> Callable[[TrainState, dict[str, Array], float], tuple[TrainState, dict[str, Array]]]:
     """A jitted (state, batch, share of the peak rate) -> (state, metrics); the old state's buffers are given away.
 
     Args:
-      mesh: with an axis "data", the batch is split along it; None for one device. The random draws are made for the
-        whole batch before it is split, so the numbers differ between device counts by rounding alone.
+      placement: of the state and the batch; None for one device. The random draws are made for the whole batch before
+        it is split, so the numbers differ between placements by rounding alone.
     """
     rule = make_optimizer(optimizer)
     balancing_rule = optax.adam(optimizer.balancing_rate)
-    gradients = _gradients(model, objective, mesh)
+    gradients = make_gradients(model, objective, placement)
 
     def train_step(state: TrainState, batch: dict[str, Array], rate: Array) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
@@ -81,40 +82,22 @@ def make_train_step(
             opt_state=opt_state,
             balancing_opt_state=balancing_opt_state,
         )
+        if placement is not None:
+            state = jax.lax.with_sharding_constraint(state, placement.shardings(state))
         return state, metrics
 
     return jax.jit(train_step, donate_argnums=0)
 
 
-def make_eval_step(model: Zaya, objective: Objective, seed: int = 0):
+def make_eval_step(model: Zaya, objective: Objective, seed: int = 0, placement: Placement | None = None):
     """A jitted (variables, batch, index) -> sums; the grid offsets depend on (seed, index) alone."""
+    sums = make_sums(model, objective, placement)
 
     def eval_step(variables: dict, batch: dict[str, Array], index: Array) -> dict[str, Array]:
         key = jax.random.fold_in(jax.random.key(seed), index)
-        return objective.sums(model, variables, batch, objective.draw(key, *batch["tokens"].shape))
+        return sums(variables, batch, objective.draw(key, *batch["tokens"].shape))
 
     return jax.jit(eval_step)
-
-
-def _gradients(model: Zaya, objective: Objective, mesh: Mesh | None):
-    """(params, balancing, batch, drawn) -> (gradients of the batch's mean loss, the batch's sums)."""
-
-    def local(params, balancing, batch, drawn):
-        def loss(params):
-            sums = objective.sums(model, {"params": params, BALANCING: balancing}, batch, drawn)
-            counts = {k: v for k, v in sums.items() if k.endswith("count")}
-            counts = counts if mesh is None else jax.lax.psum(counts, "data")
-            return objective.loss(sums, counts), sums
-
-        grads, sums = jax.grad(loss, has_aux=True)(params)
-        return (grads, sums) if mesh is None else jax.lax.psum((grads, sums), "data")
-
-    if mesh is None:
-        return local
-    whole, split = PartitionSpec(), PartitionSpec("data")
-    return jax.shard_map(
-        local, mesh=mesh, in_specs=(whole, whole, split, split), out_specs=whole, check_vma=False
-    )  # fmt: skip
 
 
 def summarise(sums: dict[str, Array]) -> dict[str, Array]:

@@ -1,0 +1,66 @@
+"""Whole runs on many devices and in many processes, each in processes of its own (tests/parallel/worker.py)."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from zaya_jax.training.metrics import read_metrics
+
+ROOT = Path(__file__).parents[2]
+CUBE = {"data": 1, "fsdp": 2, "expert": 2, "context": 2}
+
+
+def start(**arguments) -> subprocess.Popen:
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    }  # the device count is the worker's own
+    command = [sys.executable, "-m", "tests.parallel.worker", json.dumps(arguments)]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )  # fmt: skip
+
+
+def finish(*workers: subprocess.Popen, status: int = 0) -> None:
+    outputs = [worker.communicate(timeout=600)[0] for worker in workers]
+    for worker, output in zip(workers, outputs, strict=True):
+        assert worker.returncode == status, output
+
+
+def losses(workdir: Path) -> np.ndarray:
+    lines = [line for line in read_metrics(workdir / "metrics.jsonl") if line["stage"] == "convert"]
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    return np.array([[line["ar_loss"], line["draft_loss"], line["grad_norm"]] for line in lines])
+
+
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory) -> np.ndarray:
+    workdir = tmp_path_factory.mktemp("one")
+    finish(start(workdir=str(workdir)))
+    return losses(workdir)
+
+
+def test_eight_devices_give_one_devices_losses_and_four_go_on(one_device, tmp_path):
+    """FSDP x expert x context for 20 steps; a run killed behind step 13 goes on from 10 on four devices."""
+    finish(start(workdir=str(tmp_path / "eight"), mesh=CUBE, devices=8))
+    np.testing.assert_allclose(losses(tmp_path / "eight"), one_device, rtol=2e-4)
+    killed = str(tmp_path / "killed")
+    finish(start(workdir=killed, mesh=CUBE, devices=8, limit=13), status=9)
+    finish(start(workdir=killed, mesh={"data": 1, "fsdp": 2, "context": 2}, devices=4))
+    np.testing.assert_allclose(losses(tmp_path / "killed"), one_device, rtol=2e-4)
+
+
+@pytest.mark.parametrize(("processes", "mesh"), [(2, {"fsdp": 2}), (4, {"data": 1, "expert": 2, "context": 2})])
+def test_processes_give_one_process_losses(one_device, tmp_path, processes, mesh):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        coordinator = f"localhost:{free.getsockname()[1]}"
+    together = {"workdir": str(tmp_path), "mesh": mesh, "coordinator": coordinator, "processes": processes}
+    finish(*(start(**together, process=process) for process in range(processes)))
+    np.testing.assert_allclose(losses(tmp_path), one_device, rtol=2e-4)

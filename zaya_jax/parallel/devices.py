@@ -1,0 +1,54 @@
+"""Devices and processes: how many there are, and starting them. Call these before anything else touches JAX."""
+
+import os
+
+import jax
+
+LAUNCHERS = ("SLURM_JOB_ID", "OMPI_MCA_orte_hnp_uri", "PMIX_RANK")  # what Slurm and Open MPI (4, 5) set
+
+
+def use_cpu_devices(count: int) -> None:
+    """Splits the CPU into `count` devices, which share its cores: for sharding on one machine, and for testing it.
+
+    Raises:
+      ValueError: count below 1.
+      RuntimeError: JAX has already started (from JAX itself).
+    """
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"cpu_devices: got {count!r}, may be an integer of at least 1")
+    jax.config.update("jax_num_cpu_devices", count)
+
+
+def start_processes(coordinator: str | None, processes: int | None, process: int | None) -> None:
+    """Joins the processes of one run: explicit addresses, or what Slurm or Open MPI says.
+
+    Args:
+      coordinator: "host:port" of process 0, or "auto" to ask the launcher (Slurm, Open MPI; `jax.distributed` knows
+        them); None for a run of one process, which does nothing here.
+      processes, process: how many, and which this is; with explicit addresses only.
+
+    Raises:
+      ValueError: arguments that do not go together, or a launcher that is not there.
+    """
+    if coordinator is None:
+        if processes is not None or process is not None:
+            raise ValueError("--coordinator: missing, may be HOST:PORT of process 0 beside --processes and --process")
+        return
+    # CPU processes need a library for their collectives; accelerators bring their own.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    if coordinator == "auto":
+        if not any(name in os.environ for name in LAUNCHERS):
+            raise ValueError("--coordinator: got 'auto' outside Slurm and Open MPI, may be HOST:PORT of process 0")
+        jax.distributed.initialize()
+        return
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(f"--coordinator: got {coordinator!r}, may be HOST:PORT of process 0, or auto")
+    if processes is None or process is None or not 0 <= process < processes:
+        raise ValueError(f"--process: got {process!r} of {processes!r} (--processes), may be 0 .. processes - 1")
+    jax.distributed.initialize(coordinator, processes, process)
+
+
+def is_first() -> bool:
+    """Whether this process writes files: metrics, results, configurations."""
+    return jax.process_index() == 0
