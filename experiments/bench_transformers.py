@@ -10,30 +10,32 @@ turns, and they must produce the same tokens: a baseline that computes something
 extra: pip install -e ".[parity]".
 """
 
-import functools
 import importlib
 import importlib.metadata
-import itertools
-import tempfile
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
 
 from experiments import cli, environment
-from zaya_jax import SamplerConfig, Zaya, ZayaConfig, generate, preset
-from zaya_jax.interop import save_huggingface
+from experiments.oracle import (
+    EXPERTS,
+    PAUSE,
+    Setting,
+    benchmark_config,
+    fastest_setting,
+    require_parity_extra,
+    their_model,
+    use,
+)  # fmt: skip
+from zaya_jax import SamplerConfig, Zaya, generate
 from zaya_jax.timing import medians
 from zaya_jax.training.state import init_variables
 
 PROMPT_TOKENS = 32
-EXPERTS = 16
 SAME_TOKENS = 0.99  # at least; not 1, for two float32 sums in different orders may part at a near tie
-TRIAL_REPEATS, TRIAL_SHARE = 3, 8  # timed calls of a setting; this part of the tokens
-PAUSE = 0.3  # seconds before each timed call: torch's and XLA's threads spin on behind a call
+TRIAL_SHARE = 8  # of the tokens, to find transformers' fastest setting
 # Ratios of transformers' time over ours to reach at batch 1; at batch 8, half of them.
 GOALS = {"zaya1_1m": 20.0, "zaya1_25m": 8.0, "zaya1_200m": 4.0}
 
@@ -44,14 +46,6 @@ _NEW_TOKENS = flags.DEFINE_integer("new_tokens", 64, "Tokens each prompt is cont
 _REPEATS = flags.DEFINE_integer("repeats", 9, "Timed calls of each side of a ratio.", lower_bound=1)
 
 
-class Setting(NamedTuple):
-    """How transformers computes; none of these changes what."""
-
-    attention: str
-    experts: str
-    threads: int
-
-
 def main() -> None:
     """Runs every model and batch, and prints the ratios."""
     cli.check_output(_OUTPUT.value)
@@ -59,7 +53,7 @@ def main() -> None:
         raise ValueError(f"--batches: got {','.join(_BATCHES.value)}, may be integers of at least 1, e.g. 1,8")
     if jax.default_backend() != "cpu":
         raise ValueError(f"JAX runs on {jax.default_backend()}, torch's side on the CPU: set JAX_PLATFORMS=cpu")
-    require_parity_extra()
+    require_parity_extra("bench_transformers")
     configs = {name: benchmark_config(name) for name in _PRESETS.value}
     numbers: dict = {"hardware": environment.hardware(), "environment": environment.describe(), "transformers": []}
     for package in ("torch", "transformers"):
@@ -79,45 +73,6 @@ def main() -> None:
             cli.write_numbers(_OUTPUT.value, numbers)
 
 
-def require_parity_extra() -> None:
-    """Raises ValueError, with the command that installs them, unless torch and a transformers with ZAYA are here."""
-    install = 'they come with the parity extra: pip install -e ".[parity]"'
-    try:
-        importlib.import_module("torch")
-        transformers = importlib.import_module("transformers")
-    except ImportError as error:
-        raise ValueError(f"bench_transformers needs torch and transformers ({error}); {install}") from None
-    if not hasattr(transformers, "ZayaForCausalLM"):
-        version = transformers.__version__
-        raise ValueError(f"bench_transformers needs a transformers with ZAYA, {version} has none; {install}")
-
-
-def benchmark_config(name: str) -> ZayaConfig:
-    """A preset with 16 experts whose random model has well separated logits and spreads tokens over its experts.
-
-    Variance is kept through every matrix (a spread of 1 / sqrt(width)); smaller and the tied embedding makes the model
-    repeat its last token. Without an end token neither side stops early, and transformers has nothing to look for.
-    """
-    config = preset(name, num_experts=EXPERTS)
-    return config.replace(initializer_range=config.hidden_size**-0.5, eos_token_id=None)
-
-
-def their_model(config: ZayaConfig, variables) -> Any:
-    """transformers' ZayaForCausalLM in float32 with our weights.
-
-    5.23.0 resets every router's skip bias to -1 on loading, which is what it is in fresh variables.
-    """
-    torch, transformers = importlib.import_module("torch"), importlib.import_module("transformers")
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    with tempfile.TemporaryDirectory() as folder:
-        save_huggingface(Path(folder) / "model", config, variables)
-        model = transformers.ZayaForCausalLM.from_pretrained(Path(folder) / "model", dtype=torch.float32).eval()
-        for tensor in itertools.chain(model.parameters(), model.buffers()):
-            tensor.data = tensor.data.clone()  # aligned memory of its own, not the mapped file about to be removed
-    return model
-
-
 def compare(model: Zaya, variables, theirs: Any, batch: int, new_tokens: int, repeats: int) -> dict:
     """Both sides on the same prompts.
 
@@ -126,7 +81,7 @@ def compare(model: Zaya, variables, theirs: Any, batch: int, new_tokens: int, re
       fraction of equal tokens, transformers' setting and the trial it won.
     """
     prompts = np.random.default_rng(1).integers(0, model.config.vocab_size, (batch, PROMPT_TOKENS))
-    setting, trial = fastest_setting(theirs, prompts, new_tokens)
+    setting, trial = fastest_decoding(theirs, prompts, new_tokens)
     use(theirs, setting)
     produced: dict[str, np.ndarray] = {}
 
@@ -150,34 +105,11 @@ def compare(model: Zaya, variables, theirs: Any, batch: int, new_tokens: int, re
     }  # fmt: skip
 
 
-def fastest_setting(theirs: Any, prompts: np.ndarray, new_tokens: int) -> tuple[Setting, list[dict]]:
-    """Which setting decodes some of the tokens fastest, and every setting's median milliseconds per token.
-
-    One thread is among them: torch's threads wait for each other at every operation, which small matrices do not repay
-    and which another program on the same cores makes a hundred times slower.
-    """
-    threads = sorted({1, environment.cores()})
-    settings = itertools.product(("eager", "sdpa"), ("eager", "batched_mm", "grouped_mm"), threads)
+def fastest_decoding(theirs: Any, prompts: np.ndarray, new_tokens: int) -> tuple[Setting, list[dict]]:
+    """Which setting decodes some of the tokens fastest, and every setting's median milliseconds per token."""
     short = -(-new_tokens // TRIAL_SHARE)
-
-    def call(setting: Setting) -> None:
-        use(theirs, setting)
-        continue_greedily(theirs, prompts, short)
-
-    sides: dict[str, Callable[[], object]] = {}
-    by_name = {" ".join(map(str, values)): Setting(*values) for values in settings}
-    for name, setting in by_name.items():
-        sides[name] = functools.partial(call, setting)
-    times = medians(sides, TRIAL_REPEATS, "transformers' settings", PAUSE)
-    trial = [{**by_name[name]._asdict(), "milliseconds_per_token": time / short} for name, time in times.items()]
-    return by_name[min(times, key=lambda name: times[name])], trial
-
-
-def use(theirs: Any, setting: Setting) -> None:
-    """Sets how transformers computes from now on."""
-    importlib.import_module("torch").set_num_threads(setting.threads)
-    theirs.set_attn_implementation(setting.attention)
-    theirs.set_experts_implementation(setting.experts)
+    setting, times = fastest_setting(theirs, lambda: continue_greedily(theirs, prompts, short))
+    return setting, [{**s._asdict(), "milliseconds_per_token": time / short} for s, time in times.items()]
 
 
 def continue_greedily(theirs: Any, prompts: np.ndarray, new_tokens: int) -> np.ndarray:

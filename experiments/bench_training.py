@@ -1,0 +1,150 @@
+"""A training step beside its rivals, in turn and on this machine: TiDAR's, a dense model's, transformers' in torch.
+
+    python -m experiments.bench_training [--output=FILE.json] [--presets=zaya1_1m,zaya1_25m] [--repeats=N] [--threads=1]
+
+Every side makes a whole step (forward, backward, clipping, AdamW) on the same batch of clean tokens in float32:
+
+* autoregressive: ours, 16 experts. Everything else is measured against it;
+* tidar: the same model, [clean ‖ masks] rows of block 16;
+* dense: one SwiGLU of an expert's size in the experts' place: as many active FLOPs but for the router;
+* transformers: its ZayaForCausalLM with our weights in torch, with the fastest of its attention and expert
+  implementations and thread counts. Its loss must be ours. Needs the `parity` extra: pip install -e ".[parity]".
+"""
+
+import functools
+import importlib
+import importlib.metadata
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from experiments import cli, environment
+from experiments.oracle import PAUSE, benchmark_config, fastest_setting, require_parity_extra, their_model, use
+from zaya_jax import Zaya, ZayaConfig
+from zaya_jax.timing import medians
+from zaya_jax.training.objective import Objective
+from zaya_jax.training.optimizer import OptimizerConfig
+from zaya_jax.training.state import init_state, init_variables, make_train_step
+
+GOALS = {"tidar": "<= 2.1", "dense": ">= 1 / 1.6", "transformers": ">= 1.5"}
+BLOCK_SIZE = 16
+SAME_LOSS = 1e-3  # at most, relative: float32 sums in different orders
+
+_OUTPUT = flags.DEFINE_string("output", None, "Where to write the numbers as JSON; nowhere by default.")
+_PRESETS = flags.DEFINE_list("presets", ["zaya1_1m", "zaya1_25m"], "Models, by preset; with 16 experts.")
+_BATCH = flags.DEFINE_integer("batch", 8, "Rows of a batch.", lower_bound=1)
+_ROW = flags.DEFINE_integer("row", 256, "Clean tokens of a row.", lower_bound=BLOCK_SIZE)
+_REPEATS = flags.DEFINE_integer("repeats", 9, "Timed steps of each side.", lower_bound=1)
+
+
+def main() -> None:
+    cli.check_output(_OUTPUT.value)
+    if jax.default_backend() != "cpu":
+        raise ValueError(f"JAX runs on {jax.default_backend()}, torch's side on the CPU: set JAX_PLATFORMS=cpu")
+    require_parity_extra("bench_training")
+    configs = {name: benchmark_config(name) for name in _PRESETS.value}
+    numbers: dict = {"hardware": environment.hardware(), "environment": environment.describe(), "training": []}
+    for package in ("torch", "transformers"):
+        numbers["environment"]["packages"][package] = importlib.metadata.version(package)
+    for name, config in configs.items():
+        row: dict = {"preset": name, **compare(config, _BATCH.value, _ROW.value, _REPEATS.value)}
+        numbers["training"].append(row)
+        for side, goal in GOALS.items():
+            ratio = f"{side} / autoregressive {row['ratio'][side]:.2f} (goal {goal})"
+            print(f"{name} ({row['parameters']:,} parameters): {ratio}", flush=True)
+        cli.write_numbers(_OUTPUT.value, numbers)
+
+
+def compare(config: ZayaConfig, batch: int, row: int, repeats: int) -> dict:
+    """Median milliseconds of a step of each side, and their ratios over the autoregressive one's."""
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (batch, row)).astype(np.int32)
+    variables = init_variables(Zaya(config), 0)
+    theirs = Theirs(config, variables, tokens)
+    losses: dict[str, float] = {}
+    sides: dict[str, Callable[[], object]] = {
+        "autoregressive": our_step(config, variables, Objective("autoregressive"), tokens, losses),
+        "tidar": our_step(config, variables, Objective("tidar", BLOCK_SIZE), tokens, losses),
+    }
+    dense = config.replace(feed_forward="dense")
+    sides["dense"] = our_step(dense, init_variables(Zaya(dense), 0), Objective("autoregressive"), tokens, {})
+    sides["transformers"] = theirs.step
+    require_same_loss(losses["autoregressive"], theirs.first_loss)
+    times = medians(sides, repeats, "training steps", PAUSE)
+    return {
+        "parameters": sum(x.size for x in jax.tree.leaves(variables["params"])), "experts": config.num_experts,
+        "dense_parameters": sum(
+            x.size for x in jax.tree.leaves(jax.eval_shape(functools.partial(init_variables, Zaya(dense), 0))["params"])
+        ),
+        "batch": batch, "row": row, "block_size": BLOCK_SIZE, "dtype": config.dtype, "milliseconds": times,
+        "ratio": {side: times[side] / times["autoregressive"] for side in GOALS},
+        "tokens_per_second": {side: 1e3 * tokens.size / time for side, time in times.items()},
+        "loss": {"autoregressive": losses["autoregressive"], "transformers": theirs.first_loss},
+        "transformers_setting": theirs.setting._asdict(),
+    }  # fmt: skip
+
+
+def our_step(
+    config: ZayaConfig, variables: dict, objective: Objective, tokens: np.ndarray, losses: dict[str, float]
+) -> Callable[[], object]:
+    """A call that trains one step on; the first one's AR loss goes to `losses` under the objective's kind."""
+    optimizer = OptimizerConfig()
+    # flax modules are hashable; its dataclass_transform (eq without frozen) does not say so
+    step = make_train_step(Zaya(config), objective, optimizer)  # pyrefly: ignore[bad-argument-type]
+    batch = {"tokens": jnp.asarray(tokens), "document": jnp.zeros(tokens.shape, jnp.int32)}
+    state = jax.tree.map(jnp.copy, init_state(variables, optimizer, 0))
+    state, metrics = step(state, batch, 1.0)
+    losses[objective.kind] = float(metrics["ar_loss"])
+    held = [state]
+
+    def call() -> object:
+        held[0], metrics = step(held[0], batch, 1.0)  # the state is donated: keep the new one
+        return metrics
+
+    return call
+
+
+class Theirs:
+    """transformers' side: the model, its optimizer and its fastest setting."""
+
+    def __init__(self, config: ZayaConfig, variables: dict, tokens: np.ndarray) -> None:
+        self.torch = importlib.import_module("torch")
+        self.model = their_model(config, variables).train()
+        rule = OptimizerConfig()
+        self.clip = rule.clip_norm
+        self.optimizer = self.torch.optim.AdamW(
+            self.model.parameters(), lr=rule.learning_rate, betas=(rule.b1, rule.b2), weight_decay=rule.weight_decay
+        )
+        self.ids = self.torch.from_numpy(tokens.astype(np.int64))
+        with self.torch.no_grad():
+            self.first_loss = float(self._loss())
+        self.setting, _ = fastest_setting(self.model, self.step)
+        use(self.model, self.setting)
+
+    def _loss(self) -> Any:
+        # without the mask, tokens that equal the padding token would be taken for padding
+        mask = self.torch.ones_like(self.ids)
+        return self.model(self.ids, attention_mask=mask, labels=self.ids, use_cache=False).loss
+
+    def step(self) -> float:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self._loss()
+        loss.backward()
+        self.torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+        self.optimizer.step()
+        return float(loss)
+
+
+def require_same_loss(ours: float, theirs: float) -> None:
+    """Raises ValueError when the two sides compute different things, whose times cannot be compared."""
+    if abs(ours - theirs) > SAME_LOSS * abs(ours):
+        raise ValueError(
+            f"the first loss is {ours:.6f} here and {theirs:.6f} in transformers, may differ by {SAME_LOSS:g}"
+        )
+
+
+if __name__ == "__main__":
+    cli.run(main)
