@@ -1,6 +1,7 @@
 """The training state and one training step."""
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -12,9 +13,10 @@ from jax.sharding import Mesh, PartitionSpec
 from zaya_jax.architecture import Layout, Zaya
 from zaya_jax.architecture.moe import BALANCING
 from zaya_jax.training.objective import Objective
-from zaya_jax.training.optimizer import OptimizerConfig, balancing_error, make_optimizer
+from zaya_jax.training.optimizer import OptimizerConfig, balancing_error, frozen_parameters, hold, make_optimizer
 
 Array = jax.Array
+RECENT_STEPS = 20  # about so many losses does `TrainState.recent_loss` average
 
 
 class TrainState(struct.PyTreeNode):
@@ -26,10 +28,19 @@ class TrainState(struct.PyTreeNode):
     opt_state: optax.OptState
     balancing_opt_state: optax.OptState
     rng: Array  # uint32 key data; step s uses fold_in(rng, s)
+    ema: dict  # average of the parameters, float32 or wider; empty where there is none
+    recent_loss: Array  # float32 []: average of the last few losses, which a spike is measured against; nan: none yet
+    skipped: Array  # int32 []: steps of this phase that changed nothing
 
     @property
     def variables(self) -> dict:
         return {"params": self.params, BALANCING: self.balancing}
+
+    @property
+    def ema_variables(self) -> dict:
+        """`variables` with the averaged parameters, in the parameters' own dtypes."""
+        averaged = jax.tree.map(lambda average, leaf: average.astype(leaf.dtype), self.ema, self.params)
+        return {"params": averaged, BALANCING: self.balancing}
 
 
 def init_variables(model: Zaya, seed: int) -> dict:
@@ -39,7 +50,11 @@ def init_variables(model: Zaya, seed: int) -> dict:
 
 
 def init_state(variables: dict, optimizer: OptimizerConfig, seed: int) -> TrainState:
-    """The state at the start of a phase: given variables, fresh optimizer."""
+    """The state at the start of a phase: given variables, fresh optimizer.
+
+    Raises:
+      ValueError: the optimizer's `freeze` matches nothing.
+    """
     params, balancing = variables["params"], variables.get(BALANCING, {})
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -48,42 +63,96 @@ def init_state(variables: dict, optimizer: OptimizerConfig, seed: int) -> TrainS
         opt_state=make_optimizer(optimizer).init(params),
         balancing_opt_state=optax.adam(1.0).init(balancing),
         rng=jax.random.key_data(jax.random.key(seed)),
+        ema=jax.tree.map(_widened, params) if optimizer.ema_decay else {},
+        recent_loss=jnp.full((), jnp.nan, jnp.float32),
+        skipped=jnp.zeros((), jnp.int32),
     )
 
 
-@functools.lru_cache(maxsize=8)  # phases that share all four (pretraining and its control, say) compile once
+@functools.lru_cache(maxsize=8)  # phases that share all five (pretraining and its control, say) compile once
 def make_train_step(
-    model: Zaya, objective: Objective, optimizer: OptimizerConfig, mesh: Mesh | None = None
-) -> Callable[[TrainState, dict[str, Array], float], tuple[TrainState, dict[str, Array]]]:
-    """A jitted (state, batch, share of the peak rate) -> (state, metrics); the old state's buffers are given away.
+    model: Zaya, objective: Objective, optimizer: OptimizerConfig, mesh: Mesh | None = None, skip_bad: bool = False
+) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+    """A jitted (state, batch, share of the peak rate, spike factor) -> (state, metrics).
+
+    The old state's buffers are given away. A step is bad if its loss or its gradient's norm is not finite, or its loss
+    is above spike factor x `recent_loss`; without the last argument (infinity) no loss is too high. The metrics say so
+    in `bad`, and in `recent_loss` what the loss was compared with.
 
     Args:
       mesh: with an axis "data", the batch is split along it; None for one device. The random draws are made for the
         whole batch before it is split, so the numbers differ between device counts by rounding alone.
+      skip_bad: a bad step changes nothing but the step's number (hence draws and rate), `recent_loss` and `skipped`.
     """
     rule = make_optimizer(optimizer)
     balancing_rule = optax.adam(optimizer.balancing_rate)
     gradients = _gradients(model, objective, mesh)
+    if optimizer.accumulate > 1:
+        gradients = _accumulated(gradients, model, objective, optimizer.accumulate)
 
-    def train_step(state: TrainState, batch: dict[str, Array], rate: Array) -> tuple[TrainState, dict[str, Array]]:
-        key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-        drawn = objective.draw(key, *batch["tokens"].shape)
-        grads, sums = gradients(state.params, state.balancing, batch, drawn)
+    def moved(state: TrainState, grads: dict, load: Array, rate: Array) -> TrainState:
+        """The state behind an update, the counters aside."""
         updates, opt_state = rule.update(grads, state.opt_state, state.params)
         updates = jax.tree.map(lambda update: update * rate, updates)
-        error = jax.tree.map(lambda leaf: balancing_error(sums["load"]).astype(leaf.dtype), state.balancing)
+        if optimizer.freeze:  # weight decay would move the layers that are held still within a stacked parameter
+            updates = hold(frozen_parameters(optimizer, state.params), updates)
+        params = optax.apply_updates(state.params, updates)
+        error = balancing_error(load, optimizer.balance_skip)
+        error = jax.tree.map(lambda leaf: error.astype(leaf.dtype), state.balancing)
         nudge, balancing_opt_state = balancing_rule.update(error, state.balancing_opt_state)
-        metrics = {"loss": objective.loss(sums, sums), "grad_norm": optax.tree.norm(grads), **summarise(sums)}
-        state = state.replace(
-            step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
+        return state.replace(
+            params=params,
             balancing=optax.apply_updates(state.balancing, nudge),
             opt_state=opt_state,
             balancing_opt_state=balancing_opt_state,
+            ema=_averaged(optimizer.ema_decay, state.ema, params),
         )
-        return state, metrics
+
+    def train_step(
+        state: TrainState, batch: dict[str, Array], rate: Array, spike_factor: Array | float = math.inf
+    ) -> tuple[TrainState, dict[str, Array]]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+        drawn = objective.draw(key, *batch["tokens"].shape)
+        grads, sums = gradients(state.params, state.balancing, batch, drawn)
+        if optimizer.freeze:
+            grads = hold(frozen_parameters(optimizer, state.params), grads)
+        loss, norm = objective.loss(sums, sums), optax.tree.norm(grads)
+        limit, recent = spike_factor * state.recent_loss, state.recent_loss
+        bad = ~(jnp.isfinite(loss) & jnp.isfinite(norm)) | (loss > limit)
+        new = moved(state, grads, sums["load"], rate)
+        if skip_bad:
+            new = jax.tree.map(functools.partial(jnp.where, bad), state, new)
+        new = new.replace(
+            step=state.step + 1, recent_loss=_recent(recent, loss, limit), skipped=state.skipped + (bad & skip_bad)
+        )
+        metrics = {"loss": loss, "grad_norm": norm, **summarise(sums), "bad": bad, "recent_loss": recent}
+        if skip_bad:
+            metrics["skipped_steps"] = new.skipped
+        return new, metrics
 
     return jax.jit(train_step, donate_argnums=0)
+
+
+def _widened(x: Array) -> Array:
+    """In float32 at least: where sums of many small terms must not be rounded away."""
+    return x.astype(jnp.promote_types(jnp.float32, x.dtype))
+
+
+def _averaged(decay: float, ema: dict, params: dict) -> dict:
+    """The next average of the parameters; empty where there is none."""
+    if not decay:
+        return ema
+    return jax.tree.map(lambda average, leaf: decay * average + (1 - decay) * leaf.astype(average.dtype), ema, params)
+
+
+def _recent(recent: Array, loss: Array, limit: Array) -> Array:
+    """The next average of recent losses.
+
+    A spike counts as its limit, so that it moves the average little, and a lasting change of level is caught up with.
+    """
+    kept = jnp.where(loss > limit, limit, loss).astype(recent.dtype)
+    moved = jnp.where(jnp.isnan(recent), kept, recent + (kept - recent) / RECENT_STEPS)
+    return jnp.where(jnp.isfinite(loss), moved, recent)
 
 
 def make_eval_step(model: Zaya, objective: Objective, seed: int = 0):
@@ -96,25 +165,55 @@ def make_eval_step(model: Zaya, objective: Objective, seed: int = 0):
     return jax.jit(eval_step)
 
 
-def _gradients(model: Zaya, objective: Objective, mesh: Mesh | None):
-    """(params, balancing, batch, drawn) -> (gradients of the batch's mean loss, the batch's sums)."""
+def _accumulated(gradients, model: Zaya, objective: Objective, count: int):
+    """`_gradients` of a whole batch out of `count` micro-batches, run one after the other.
 
-    def local(params, balancing, batch, drawn):
+    The loss is a mean over the whole batch's tokens, of which micro-batches hold different numbers: so the tokens are
+    counted first, and every micro-batch divides by the whole batch's counts. Their gradients and sums then add up.
+    """
+
+    def whole(params, balancing, batch, drawn):
+        rows = batch["tokens"].shape[0]
+        if rows % count:
+            raise ValueError(f"OptimizerConfig.accumulate: got {count}, may be a divisor of the batch's rows ({rows})")
+        # The counts do not depend on the model, which XLA therefore leaves out of this call.
+        sums = objective.sums(model, {"params": params, BALANCING: balancing}, batch, drawn)
+        counts = {name: value for name, value in sums.items() if name.endswith("count")}
+
+        def micro(total, piece):
+            return jax.tree.map(jnp.add, total, gradients(params, balancing, *piece, counts)), None
+
+        # Strided, so that rows that are split over devices stay where they are.
+        pieces = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), (batch, drawn))
+        zeros = jax.tree.map(jnp.zeros_like, (jax.tree.map(_widened, params), sums))
+        grads, sums = jax.lax.scan(micro, zeros, pieces)[0]
+        return jax.tree.map(lambda grad, leaf: grad.astype(leaf.dtype), grads, params), sums
+
+    return whole
+
+
+def _gradients(model: Zaya, objective: Objective, mesh: Mesh | None):
+    """(params, balancing, batch, drawn) -> (gradients of the batch's mean loss, the batch's sums).
+
+    A fifth argument `counts` makes the mean one over that many tokens instead of the batch's own.
+    """
+
+    def local(params, balancing, batch, drawn, given):
         def loss(params):
             sums = objective.sums(model, {"params": params, BALANCING: balancing}, batch, drawn)
             counts = {k: v for k, v in sums.items() if k.endswith("count")}
             counts = counts if mesh is None else jax.lax.psum(counts, "data")
-            return objective.loss(sums, counts), sums
+            return objective.loss(sums, given or counts), sums
 
         grads, sums = jax.grad(loss, has_aux=True)(params)
         return (grads, sums) if mesh is None else jax.lax.psum((grads, sums), "data")
 
-    if mesh is None:
-        return local
-    whole, split = PartitionSpec(), PartitionSpec("data")
-    return jax.shard_map(
-        local, mesh=mesh, in_specs=(whole, whole, split, split), out_specs=whole, check_vma=False
-    )  # fmt: skip
+    if mesh is not None:
+        whole, split = PartitionSpec(), PartitionSpec("data")
+        local = jax.shard_map(
+            local, mesh=mesh, in_specs=(whole, whole, split, split, whole), out_specs=whole, check_vma=False
+        )  # fmt: skip
+    return lambda params, balancing, batch, drawn, counts=None: local(params, balancing, batch, drawn, counts)
 
 
 def summarise(sums: dict[str, Array]) -> dict[str, Array]:
