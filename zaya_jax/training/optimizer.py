@@ -5,6 +5,7 @@ import fnmatch
 import functools
 import math
 import re
+from collections.abc import Hashable
 
 import jax
 import jax.numpy as jnp
@@ -99,22 +100,23 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
 
     Parameters that are frozen whole have no state in it.
     """
-    adamw = functools.partial(optax.adamw, b1=config.b1, b2=config.b2)
-    if config.name == "adamw":
-        rule = adamw(config.learning_rate, weight_decay=config.weight_decay, mask=matrices)
-        rules = {"adamw": rule}
-    else:
+    is_muon = config.name == "muon"
+    adam_rate = config.adam_learning_rate if is_muon else None
+    rule = adamw = optax.adamw(
+        adam_rate or config.learning_rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mask=matrices
+    )
+    if is_muon or config.freeze:
+        # For matrices only: optax's Muon would give the rest a Nesterov Adam without weight decay.
         muon = optax.contrib.muon(
             config.learning_rate,
             weight_decay=config.weight_decay,
             muon_weight_dimension_numbers=_muon_axes,
             consistent_rms=0.2,  # updates of AdamW's size, so that its rates carry over (arXiv 2502.16982)
         )
-        # Not optax.contrib.muon's own Adam, which would be a Nesterov one and decay no matrix
-        rest = adamw(config.adam_learning_rate or config.learning_rate, weight_decay=config.weight_decay, mask=matrices)
-        rules = {"muon": muon, "adamw": rest}
-    if len(rules) > 1 or config.freeze:
-        rule = optax.partition(rules | {"frozen": optax.set_to_zero()}, functools.partial(_rule_names, config))
+        rules: dict[Hashable, optax.GradientTransformation] = {"adamw": adamw, "frozen": optax.set_to_zero()}
+        if is_muon:
+            rules["muon"] = muon
+        rule = optax.partition(rules, functools.partial(_rule_names, config))
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), rule) if config.clip_norm else rule
 
 

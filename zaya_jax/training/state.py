@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +97,7 @@ def make_train_step(
         updates = jax.tree.map(lambda update: update * rate, updates)
         if optimizer.freeze:  # weight decay would move the layers that are held still within a stacked parameter
             updates = hold(frozen_parameters(optimizer, state.params), updates)
-        params = optax.apply_updates(state.params, updates)
+        params = cast(dict, optax.apply_updates(state.params, updates))
         error = balancing_error(load, optimizer.balance_skip)
         error = jax.tree.map(lambda leaf: error.astype(leaf.dtype), state.balancing)
         nudge, balancing_opt_state = balancing_rule.update(error, state.balancing_opt_state)
