@@ -36,7 +36,8 @@ def finish(*args) -> tuple[int, str]:
 
 def numbers(workdir: Path) -> list[dict]:
     return [
-        {k: v for k, v in line.items() if k != "tokens_per_second"} for line in read_metrics(workdir / "metrics.jsonl")
+        {k: v for k, v in line.items() if not k.endswith("_per_second")}
+        for line in read_metrics(workdir / "metrics.jsonl")
     ]
 
 

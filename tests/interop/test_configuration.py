@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zaya_jax.architecture import PRESETS, ZayaConfig, preset
+from zaya_jax.architecture.config import REMATS
 from zaya_jax.interop import config_from_huggingface, config_to_huggingface
 
 KINDS = ("hybrid", "hybrid_sliding")
@@ -35,7 +36,7 @@ def configs(draw):
         tie_word_embeddings=draw(st.booleans()), attention_bias=draw(st.booleans()), lm_head_bias=draw(st.booleans()),
         eos_token_id=draw(st.none() | st.integers(0, 3)), mask_token_id=draw(st.integers(0, vocab - 1)),
         skip_expert=draw(st.sampled_from(["zero", "identity"])), dtype=draw(st.sampled_from(["float32", "bfloat16"])),
-        param_dtype=draw(st.sampled_from(["float32", "bfloat16"])), remat=draw(st.booleans()),
+        param_dtype=draw(st.sampled_from(["float32", "bfloat16"])), remat=draw(st.sampled_from(REMATS)),
         expert_backend=draw(st.sampled_from(["auto", "gather", "dense"])), query_chunk=draw(st.integers(1, 4096)),
     )  # fmt: skip
 

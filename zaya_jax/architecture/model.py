@@ -123,7 +123,10 @@ class Zaya(nn.Module):
             # The first layer has no state to scale, hence one row fewer than layers; it stands here, not in the scan.
             shape = (cfg.num_hidden_layers - 1, cfg.state_size)
             self.router_states_scale = self.param("router_states_scale", nn.initializers.ones, shape, param_dtype)
-        layer = nn.remat(DecoderLayer, prevent_cse=False) if cfg.remat else DecoderLayer
+        layer = DecoderLayer
+        if cfg.remat != "none":
+            keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if cfg.remat == "dots" else None
+            layer = nn.remat(DecoderLayer, prevent_cse=False, policy=keep)
         self.layers = nn.scan(
             layer,
             variable_axes={"params": 0, BALANCING: 0},

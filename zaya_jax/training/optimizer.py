@@ -88,7 +88,8 @@ def schedule(config: OptimizerConfig, step: int, steps: int) -> float:
         return (step + 1) / (warmup + 1)
     if config.schedule == "constant":
         return 1.0
-    start = warmup if config.schedule != "wsd" else max(warmup, steps - round(config.decay_share * steps))
+    decaying = max(1, round(config.decay_share * steps)) if config.schedule == "wsd" else steps
+    start = max(warmup, steps - decaying)
     progress = max(0, step - start) / max(1, steps - start)
     if config.schedule == "cosine":
         return config.final_learning_rate + (1 - config.final_learning_rate) * 0.5 * (1 + math.cos(math.pi * progress))

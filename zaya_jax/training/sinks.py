@@ -75,9 +75,12 @@ class TensorBoard:
         if stage not in self._writers:
             from tensorboardX import SummaryWriter  # pyrefly: ignore[missing-import]
 
-            # TensorBoard hides what files before this one say of these steps
+            # TensorBoard hides what files before this one say of these steps. Their names have a time in seconds,
             purge = self._behind.get(stage.split("/")[0], 0) + 1
-            self._writers[stage] = SummaryWriter(str(self._directory / stage), purge_step=purge)
+            # so a suffix keeps those of a quick restart apart, in order.
+            self._writers[stage] = SummaryWriter(
+                str(self._directory / stage), purge_step=purge, filename_suffix=f".{purge:09}"
+            )
         for name, value in curves(metrics).items():
             self._writers[stage].add_scalar(name, value, step)
         self._writers[stage].flush()

@@ -98,8 +98,9 @@ def make_train_step(
         if optimizer.freeze:  # weight decay would move the layers that are held still within a stacked parameter
             updates = hold(frozen_parameters(optimizer, state.params), updates)
         params = cast(dict, optax.apply_updates(state.params, updates))
-        error = balancing_error(load, optimizer.balance_skip)
-        error = jax.tree.map(lambda leaf: error.astype(leaf.dtype), state.balancing)
+        error = jax.tree.map(
+            lambda leaf: balancing_error(load, optimizer.balance_skip).astype(leaf.dtype), state.balancing
+        )
         nudge, balancing_opt_state = balancing_rule.update(error, state.balancing_opt_state)
         return state.replace(
             params=params,
