@@ -1,6 +1,7 @@
 """config.json <-> ZayaConfig."""
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -127,3 +128,14 @@ def test_refused_in_one_line(case):
 def test_float64_parameters_are_not_exported():
     with pytest.raises(ValueError, match="ZayaConfig: param_dtype: got 'float64'"):
         config_to_huggingface(preset("tiny", param_dtype="float64"))
+
+
+def test_remat_of_older_files_is_read():
+    """It was True or False before it had names."""
+    assert ZayaConfig(remat=False).remat == "none"
+    assert ZayaConfig(remat=True).remat == "full"
+    stored = json.loads((Path(__file__).parents[2] / "results/quickstart/model/config.json").read_text())
+    assert stored["zaya_jax"]["remat"] is False
+    assert config_from_huggingface(stored).remat == "none"
+    with pytest.raises(ValueError, match=r"ZayaConfig.remat: got 'some', may be one of \('none', 'full', 'dots'\)"):
+        ZayaConfig(remat="some")

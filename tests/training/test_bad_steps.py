@@ -12,6 +12,7 @@ import pytest
 
 from tests.helpers import random_variables, small_config
 from zaya_jax.architecture import Zaya
+from zaya_jax.interop.native import load_native, write_model_file
 from zaya_jax.training import watch
 from zaya_jax.training.checkpoints import Checkpoints
 from zaya_jax.training.loop import Phase, train
@@ -103,6 +104,15 @@ def test_bad_steps_change_nothing(skipped):
     averaged = [line["norm"] for line in lines if line["stage"] == "convert/validation"]
     assert averaged == [float(final.ema["norm"]["weight"].sum())]
     json.loads((directory / "metrics.jsonl").read_text().splitlines()[1], parse_constant=pytest.fail)  # no NaN in JSON
+
+
+def test_the_average_can_be_read_alone(skipped):
+    """In the parameters' place; a checkpoint that has none says so."""
+    directory, final = skipped
+    write_model_file(directory / "steps", CONFIG)
+    for ema, expected in ((True, final.ema), (False, final.params)):
+        jax.tree.map(np.testing.assert_array_equal, load_native(directory / "steps", ema)[1]["params"], expected)
+    assert not np.array_equal(final.ema["norm"]["weight"], final.params["norm"]["weight"])
 
 
 def test_bad_batches_are_written_down_and_found_again(skipped):

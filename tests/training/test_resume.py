@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -21,7 +22,7 @@ from zaya_jax.data.tokenizers import ByteTokenizer
 from zaya_jax.interop.native import CheckpointError, load_native, write_model_file
 from zaya_jax.parallel import data_mesh
 from zaya_jax.training.checkpoints import Checkpoints
-from zaya_jax.training.interrupt import Interrupted, StopRequest, stop_request
+from zaya_jax.training.interrupt import Interrupted
 from zaya_jax.training.loop import Phase, train
 from zaya_jax.training.metrics import MetricWriter, read_metrics
 from zaya_jax.training.objective import Objective
@@ -133,21 +134,37 @@ def test_a_signal_in_the_last_step_lets_the_phase_end(whole, tmp_path):
     assert equal(run(tmp_path, data=Signalled(batches(), 7, signal.SIGTERM)), whole[1])
 
 
-def test_processes_stop_together(monkeypatch):
-    """With several, what this one was asked counts only where all ask each other, and what another was asked does."""
-    others = [False]
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    gather = lambda mine: np.stack([mine, *map(np.asarray, others)])  # noqa: E731
-    monkeypatch.setattr("zaya_jax.training.interrupt.multihost_utils.process_allgather", gather)
-    request = StopRequest()
-    assert not request.agreed(look=True)
-    request.signal = signal.SIGTERM
-    assert request.agreed(look=True) and not request.agreed(look=False)
-    request.signal, others = None, [True]
-    assert request.agreed(look=True)
-    with stop_request() as asked:
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert asked.signal == signal.SIGTERM
+TOGETHER = """
+    import os, signal, sys, time
+    import jax
+    from zaya_jax.training.interrupt import stop_request
+
+    process = int(sys.argv[2])
+    jax.distributed.initialize(f"127.0.0.1:{sys.argv[1]}", 2, process)
+    with stop_request() as stop:
+        for step in range(1, 100):
+            if process == 1 and step == 6:
+                os.kill(os.getpid(), signal.SIGTERM)
+            if stop.agreed(look=step % 4 == 0):
+                print("STOPPED", step, flush=True)
+                break
+"""
+
+
+def test_processes_stop_together():
+    """One of two is asked, behind step 5; both stop where they next ask each other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", textwrap.dedent(TOGETHER), str(port)]
+    both = [
+        subprocess.Popen([*command, str(i)], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for i in range(2)
+    ]
+    for process in both:
+        out, err = process.communicate(timeout=180)
+        assert out.splitlines() == ["STOPPED 8"], err[-3000:]
+        assert process.returncode == 0
 
 
 # One process that has imported everything and not started JAX forks a child for each number n it is given; the child
@@ -254,6 +271,12 @@ def test_damaged_files_are_named_in_one_line(whole, tmp_path, damage):
         path.unlink() if damage == "remove" else os.truncate(path, path.stat().st_size // 2)
     with pytest.raises(CheckpointError, match=r"^checkpoint .*steps/7: cannot be read: ") as error:
         load_native(tmp_path / "steps")
+    assert "\n" not in str(error.value)
+
+
+def test_a_checkpoint_without_an_average_says_so(whole):
+    with pytest.raises(CheckpointError, match=r"^checkpoint .*steps: holds no average of the parameters") as error:
+        load_native(whole[0] / "steps", ema=True)
     assert "\n" not in str(error.value)
 
 

@@ -50,8 +50,17 @@ def load_native(directory: Path | str, ema: bool = False) -> tuple[ZayaConfig, d
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract)
     params = "ema" if ema else "params"
+    if ema and not _has_average(path):
+        raise CheckpointError(f"checkpoint {directory}: holds no average of the parameters (optimizer.ema_decay is 0)")
     read = read_tree(path, {params: wanted["params"], BALANCING: wanted.get(BALANCING, {})})
     return config, {"params": read[params], BALANCING: read[BALANCING]}
+
+
+def _has_average(path: Path) -> bool:
+    try:
+        return bool(cast(dict, ocp.metadata(str(path)).metadata).get("ema"))
+    except Exception as error:  # as in `read_tree`
+        raise CheckpointError(f"checkpoint {path}: cannot be read: {one_line(error)}") from error
 
 
 def read_tree(path: Path, abstract) -> dict:
