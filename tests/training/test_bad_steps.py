@@ -170,7 +170,7 @@ def told(bad: bool, loss: float, recent: float) -> dict:
 
 def see(watched: watch.BadSteps, step: int, metrics: dict) -> None:
     watched.add(step, {"done": step - 1}, next(Scripted()), metrics)
-    watched.look(wait=True)
+    watched.look()
 
 
 def test_a_spike_stops_the_run_in_one_line(tmp_path):
@@ -180,6 +180,16 @@ def test_a_spike_stops_the_run_in_one_line(tmp_path):
         see(watched, 2, told(True, 9.0, 3.0))
     line = "sft step 2: loss is 9, more than 2 (spike_factor) x the recent 3; the batch is in bad_steps.jsonl"
     assert str(error.value) == line
+
+
+def test_a_verdict_is_late_by_a_few_steps_and_no_batch_is_lost(tmp_path):
+    watched = watch.BadSteps("sft", MetricWriter(tmp_path / "metrics.jsonl"), skip=True, spike_factor=2.0)
+    seen = []
+    for step in range(1, watch.LAG + 4):
+        watched.add(step, {"done": step - 1}, next(Scripted()), told(step == 2, 9.0, 3.0))
+        seen.append((tmp_path / "bad_steps.jsonl").exists())
+    assert seen == [False] * (watch.LAG + 1) + [True] * 2
+    assert [(line["step"], line["data"]) for line in read_metrics(tmp_path / "bad_steps.jsonl")] == [(2, {"done": 1})]
 
 
 def test_skipping_has_an_end(tmp_path, monkeypatch):

@@ -129,7 +129,7 @@ def train(
             bar.update()
             last = step == phase.steps
             if step % phase.log_every == 0 or last:
-                bad_steps.look(wait=True)
+                bad_steps.look()
                 metrics = jax.device_get(metrics) | speed.since_last(step, batch["tokens"].size)
                 writer.write(phase.name, step, _finite(metrics) if skip else metrics)
                 bar.set_postfix_str(_postfix(metrics))
@@ -139,7 +139,7 @@ def train(
                 speed.restart(step)
             stopping = stop.agreed(look=step % phase.log_every == 0) and not last
             if step % phase.save_every == 0 or last or stopping:
-                bad_steps.look(wait=True)  # so that no checkpoint is behind a step that should have stopped the run
+                bad_steps.look()  # so that no checkpoint is behind a step that should have stopped the run
                 checkpoints.save(step, state, {"data": batches.get_state()})
                 speed.restart(step)
             if stopping:

@@ -1,4 +1,4 @@
-"""Bad steps: losses that are not finite or jump, seen without making the device wait, and written down."""
+"""Bad steps: losses that are not finite or jump, seen a few steps late so that nothing waits, and written down."""
 
 import collections
 import hashlib
@@ -10,6 +10,7 @@ import numpy as np
 
 from zaya_jax.training.metrics import MetricWriter
 
+LAG = 8  # steps that a verdict may be late: no device is kept waiting unless the host is ahead of it by as many
 MOST_IN_A_ROW = 50  # bad steps that "skip" takes for accidents; `recent_loss` has followed any change of level by then
 
 
@@ -21,7 +22,9 @@ class _Step(NamedTuple):
 
 
 class BadSteps:
-    """Looks at every step's verdict as soon as it is there, and remembers the batches of those that are not done yet.
+    """Looks at every step's verdict when LAG more steps are on their way, and keeps their batches until then.
+
+    Processes that step together find the same step bad, and stop in front of the same one.
 
     A bad step becomes a line of bad_steps.jsonl: loss, gradient norm, what the loss was compared with (null: it was not
     finite), the data position in front of the batch (a pipeline at that position gives it again) and its rows' hashes.
@@ -33,7 +36,7 @@ class BadSteps:
         self._in_a_row = 0
 
     def add(self, step: int, position: dict[str, Any], batch: dict[str, np.ndarray], metrics: dict[str, Any]) -> None:
-        """Takes what only it needs out of a step's metrics (`bad`, `recent_loss`), then looks without waiting.
+        """Takes what only it needs out of a step's metrics (`bad`, `recent_loss`), then looks LAG steps back.
 
         Args:
           position: of the data before the batch.
@@ -45,16 +48,15 @@ class BadSteps:
         told = {name: metrics.pop(name) for name in ("bad", "recent_loss")}
         told |= {name: metrics[name] for name in ("loss", "grad_norm")}
         self._waiting.append(_Step(step, position, batch, told))
-        self.look(wait=False)
+        self.look(LAG)
 
-    def look(self, wait: bool) -> None:
-        """Writes down the bad ones among the steps that the device has finished; with `wait`, of all.
+    def look(self, lag: int = 0) -> None:
+        """Writes down the bad ones among all steps but the newest `lag`, waiting until they are done.
 
         Raises:
           FloatingPointError: one is bad and bad steps stop the run, or too many in a row are.
         """
-        # jax.Array's is_ready is not in its stubs
-        while self._waiting and (wait or self._waiting[0].told["bad"].is_ready()):  # pyrefly: ignore[missing-attribute]
+        while len(self._waiting) > lag:
             step = self._waiting.popleft()
             self._in_a_row = self._in_a_row + 1 if bool(step.told["bad"]) else 0
             if self._in_a_row:
