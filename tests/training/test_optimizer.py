@@ -230,6 +230,14 @@ def test_schedules_warm_up_and_fall_to_the_final_rate(name, warmup, steps, final
         np.testing.assert_allclose(np.diff(shares[warm:]), -(1 - final) / (steps - warm), atol=1e-9)
 
 
+def test_another_schedule_compiles_nothing():
+    model, objective = Zaya(CONFIG), Objective()
+    mine = make_train_step(model, objective, OptimizerConfig())
+    others = OptimizerConfig(schedule="wsd", warmup_steps=3, final_learning_rate=0, decay_share=0.5)
+    assert make_train_step(model, objective, others) is mine
+    assert make_train_step(model, objective, OptimizerConfig(b1=0.8)) is not mine
+
+
 def test_skip_is_a_class_like_the_others_if_it_is_balanced():
     load = jnp.array([[[40, 20, 20, 10, 10], [0, 0, 0, 0, 0]]])
     np.testing.assert_allclose(balancing_error(load)[0], [0.15, -0.05, -0.05, -0.15, 0], atol=1e-6)

@@ -111,8 +111,7 @@ def train(
     done = int(state.step)
     writer.rewind(phase.name, done)
     skip = phase.on_bad_step == "skip"
-    # flax modules are hashable; its dataclass_transform (eq without frozen) does not say so
-    train_step = make_train_step(model, phase.objective, phase.optimizer, mesh, skip)  # pyrefly: ignore[bad-argument-type]
+    train_step = make_train_step(model, phase.objective, phase.optimizer, mesh, skip)
     bad_steps = BadSteps(phase.name, writer, skip, phase.spike_factor)
     speed = _Speed(done, flops_per_step, peak_flops)
     bar = tqdm(total=phase.steps, initial=done, desc=phase.name, unit="step", dynamic_ncols=True)

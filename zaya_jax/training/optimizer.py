@@ -77,6 +77,10 @@ class OptimizerConfig:
         require(patterns, "freeze", "a tuple of patterns such as ('embed_tokens', 'layers[0:2]/*')")
         object.__setattr__(self, "freeze", tuple(self.freeze))  # JSON gives lists, which do not hash
 
+    def without_schedule(self) -> "OptimizerConfig":
+        """The same but for what `schedule` alone reads: what a compiled step depends on."""
+        return dataclasses.replace(self, schedule="constant", final_learning_rate=1.0, decay_share=1.0, warmup_steps=0)
+
 
 def schedule(config: OptimizerConfig, step: int, steps: int) -> float:
     """Share of the peak rate at 0-based `step` of `steps`: linear warm-up, then what `config.schedule` says.
@@ -103,21 +107,20 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     """
     is_muon = config.name == "muon"
     adam_rate = config.adam_learning_rate if is_muon else None
-    rule = adamw = optax.adamw(
+    adamw = optax.adamw(
         adam_rate or config.learning_rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mask=matrices
     )
-    if is_muon or config.freeze:
+    rules: dict[Hashable, optax.GradientTransformation] = {"adamw": adamw, "frozen": optax.set_to_zero()}
+    if is_muon:
         # For matrices only: optax's Muon would give the rest a Nesterov Adam without weight decay.
-        muon = optax.contrib.muon(
+        rules["muon"] = optax.contrib.muon(
             config.learning_rate,
             weight_decay=config.weight_decay,
             muon_weight_dimension_numbers=_muon_axes,
             consistent_rms=0.2,  # updates of AdamW's size, so that its rates carry over (arXiv 2502.16982)
         )
-        rules: dict[Hashable, optax.GradientTransformation] = {"adamw": adamw, "frozen": optax.set_to_zero()}
-        if is_muon:
-            rules["muon"] = muon
-        rule = optax.partition(rules, functools.partial(_rule_names, config))
+    split = is_muon or config.freeze
+    rule = optax.partition(rules, functools.partial(_rule_names, config)) if split else adamw
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), rule) if config.clip_norm else rule
 
 
@@ -140,11 +143,9 @@ def _rule_names(config: OptimizerConfig, params):
     def name(path, frozen, is_matrix) -> str:
         if frozen is True:
             return "frozen"
-        keys = [part.key for part in path]
         # the router and an untied head are matrices whose outputs are classes: AdamW's, like the embedding
-        return (
-            "muon" if config.name == "muon" and is_matrix and "gate" not in keys and "lm_head" not in keys else "adamw"
-        )
+        classifies = not {"gate", "lm_head"}.isdisjoint(part.key for part in path)
+        return "muon" if config.name == "muon" and is_matrix and not classifies else "adamw"
 
     return jax.tree_util.tree_map_with_path(name, frozen_parameters(config, params), matrices(params))
 

@@ -70,7 +70,6 @@ def init_state(variables: dict, optimizer: OptimizerConfig, seed: int) -> TrainS
     )
 
 
-@functools.lru_cache(maxsize=8)  # phases that share all five (pretraining and its control, say) compile once
 def make_train_step(
     model: Zaya, objective: Objective, optimizer: OptimizerConfig, mesh: Mesh | None = None, skip_bad: bool = False
 ) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
@@ -85,6 +84,14 @@ def make_train_step(
         whole batch before it is split, so the numbers differ between device counts by rounding alone.
       skip_bad: a bad step changes nothing but the step's number (hence draws and rate), `recent_loss` and `skipped`.
     """
+    optimizer = optimizer.without_schedule()
+    # flax modules are hashable; its dataclass_transform (eq without frozen) does not say so
+    return _train_step(model, objective, optimizer, mesh, skip_bad)  # pyrefly: ignore[bad-argument-type]
+
+
+@functools.lru_cache(maxsize=8)  # phases that share all five (pretraining and its control, say) compile once
+def _train_step(model: Zaya, objective: Objective, optimizer: OptimizerConfig, mesh: Mesh | None, skip_bad: bool):
+    """See `make_train_step`."""
     rule = make_optimizer(optimizer)
     balancing_rule = optax.adam(optimizer.balancing_rate)
     gradients = _gradients(model, objective, mesh)
