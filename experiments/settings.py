@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flax import traverse_util
 from ml_collections import ConfigDict
 
 from zaya_jax.architecture import ZayaConfig
@@ -15,10 +16,11 @@ from zaya_jax.data.pipeline import Source
 from zaya_jax.data.tasks import BENCHMARKS, Task, TaskSource, make_task
 from zaya_jax.data.tokenizers import Tokenizer, load_tokenizer
 from zaya_jax.evaluation.task_accuracy import Arm, Trial
+from zaya_jax.interop.names import abstract_variables
 from zaya_jax.sampling import SamplerConfig
 from zaya_jax.training.loop import Phase
 from zaya_jax.training.objective import Objective
-from zaya_jax.training.optimizer import OptimizerConfig
+from zaya_jax.training.optimizer import OptimizerConfig, frozen_parameters
 
 # What `evaluate.arms` may name: how a forward is spent and whose distribution comes out.
 ARMS: dict[str, dict[str, Any]] = {
@@ -106,6 +108,9 @@ def read(config: ConfigDict) -> Settings:
             f"data.row_length: got {config.data.row_length}, may be at most model.max_position_embeddings "
             f"({model.max_position_embeddings})"
         )
+    batch_sizes = {name: _positive(f"{name}.batch_size", config[name].batch_size) for name in phases}
+    for name, phase in phases.items():
+        _check_optimizer(name, phase.optimizer, model, batch_sizes[name])
     return Settings(
         name=config.name,
         seed=config.seed,
@@ -117,7 +122,7 @@ def read(config: ConfigDict) -> Settings:
         validation_batches=config.data.validation_batches,
         mixture=mixture,
         phases=phases,
-        batch_sizes={name: _positive(f"{name}.batch_size", config[name].batch_size) for name in phases},
+        batch_sizes=batch_sizes,
         starts={name: _start(name, config[name]) for name in phases},
         tasks=tuple(_task(name, tasks) for name in config.evaluate.tasks),
         arms=_arms(config.evaluate, phases["convert"].objective.block_size, tokenizer),
@@ -211,6 +216,19 @@ def _phase(name: str, section: ConfigDict, seed: int) -> Phase:
     values["objective"] = _build(Objective, section.objective, f"{name}.objective")
     values["optimizer"] = _build(OptimizerConfig, section.optimizer, f"{name}.optimizer")
     return _build(Phase, {"name": name, "seed": seed, **values}, name)
+
+
+def _check_optimizer(name: str, optimizer: OptimizerConfig, model: ZayaConfig, batch_size: int) -> None:
+    """Whether the optimizer fits the model and the batch."""
+    if batch_size % optimizer.accumulate:
+        got = optimizer.accumulate
+        raise ValueError(f"{name}.optimizer.accumulate: got {got}, may be a divisor of batch_size ({batch_size})")
+    if optimizer.freeze:
+        params = traverse_util.unflatten_dict(abstract_variables(model))["params"]
+        try:
+            frozen_parameters(optimizer, params)
+        except ValueError as error:
+            raise ValueError(f"{name}.optimizer: {error}") from error
 
 
 def _start(name: str, section: ConfigDict) -> Path | None:

@@ -132,7 +132,9 @@ def test_packed_documents_and_padding_change_nothing(name, x64):
     assert_close(packed[:, 7:14], alone[1])
 
 
-@pytest.mark.parametrize("changes", [dict(attention_backend="dense"), dict(query_chunk=4), dict(remat=True)])
+@pytest.mark.parametrize(
+    "changes", [dict(attention_backend="dense"), dict(query_chunk=4), dict(remat="full"), dict(remat="dots")]
+)
 @pytest.mark.parametrize("name", ["plain", "sliding"])
 def test_fast_paths_agree_with_their_twins(name, changes, x64):
     """Structured, chunked and rematerialised attention against the dense mask, values and gradients."""

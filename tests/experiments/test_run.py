@@ -13,7 +13,7 @@ from unittest import mock
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import environment, settings
+from experiments import cli, environment, settings
 from tests.experiments import tiny
 from zaya_jax import load_pretrained
 from zaya_jax.analysis.results import read_results
@@ -36,7 +36,8 @@ def finish(*args) -> tuple[int, str]:
 
 def numbers(workdir: Path) -> list[dict]:
     return [
-        {k: v for k, v in line.items() if k != "tokens_per_second"} for line in read_metrics(workdir / "metrics.jsonl")
+        {k: v for k, v in line.items() if not k.endswith("_per_second")}
+        for line in read_metrics(workdir / "metrics.jsonl")
     ]
 
 
@@ -74,15 +75,29 @@ def test_a_run_leaves_what_it_promises(whole):
     assert set(environment["seconds"]) == {"data", "pretrain", "convert", "control", "evaluate", "figures"}
 
 
-def test_a_run_killed_in_conversion_goes_on_to_the_same_numbers(whole, tmp_path):
-    workdir = tmp_path / "killed"
-    process = start(CONFIG, f"--workdir={workdir}", start_new_session=True)
-    deadline = time.monotonic() + 300
+def wait_for(process: subprocess.Popen, workdir: Path, stage: str, step: int) -> None:
+    """Until a run has written the metrics of a step, or has ended."""
+    deadline, path = time.monotonic() + 300, workdir / "metrics.jsonl"
     while time.monotonic() < deadline and process.poll() is None:
-        path = workdir / "metrics.jsonl"
-        if path.exists() and any(m["stage"] == "convert" and m["step"] >= 3 for m in read_metrics(path)):
+        if path.exists() and any(m["stage"] == stage and m["step"] >= step for m in read_metrics(path)):
             break
         time.sleep(0.01)
+
+
+def test_a_run_stopped_and_killed_goes_on_to_the_same_numbers(whole, tmp_path):
+    """SIGTERM in pretraining, SIGKILL in conversion; the run that is stopped also traces and fills TensorBoard."""
+    workdir = tmp_path / "killed"
+    process = start(CONFIG, f"--workdir={workdir}", "--sinks=tensorboard", f"--profile={tmp_path / 'trace'}")
+    wait_for(process, workdir, "pretrain", 1)
+    process.terminate()
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == cli.INTERRUPTED, output
+    line = r"interrupted: pretrain: asked to stop; saved at step \d of 6; the same command goes on from there"
+    assert re.fullmatch(line, output.strip().splitlines()[-1]), output
+    assert list((workdir / "tensorboard" / "pretrain").glob("events*"))
+    assert list((tmp_path / "trace" / "pretrain").rglob("*.xplane.pb"))
+    process = start(CONFIG, f"--workdir={workdir}", start_new_session=True)
+    wait_for(process, workdir, "convert", 3)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (workdir / "results.csv").exists()
@@ -150,6 +165,7 @@ def test_a_finished_run_is_skipped_and_another_config_is_refused(whole):
         (["--config.convert.objective.block_size=0"], "error: convert.objective: Objective.block_size: got 0"),
         (["--config=configs/quickstart.py:blocksize=3"], "error: .*'blocksize': unknown, may be one of"),
         (["--config=configs/nowhere.py"], "error: .*nowhere.py"),
+        (["--sinks=csv"], "error: sinks: got 'csv', may be any of"),
         (["--confg=x"], "error: Unknown command line flag 'confg'"),
     ],
 )
@@ -178,6 +194,10 @@ def test_mistakes_on_the_command_line_are_one_line(args, line, tmp_path):
         (lambda c: c.data.update(row_length=0), "data.row_length: got 0"),
         (lambda c: c.pretrain.update(steps=-1), "pretrain.steps: got -1"),
         (lambda c: c.pretrain.optimizer.update(learning_rate=-1.0), "OptimizerConfig.learning_rate: got -1"),
+        (lambda c: c.convert.optimizer.update(freeze=("a",)), "convert.optimizer: OptimizerConfig.freeze: 'a' matches"),
+        (lambda c: c.convert.optimizer.update(accumulate=3), "convert.optimizer.accumulate: got 3, may be a divisor"),
+        (lambda c: c.convert.update(evaluate_ema=True), "convert.evaluate_ema: got True, may be False"),
+        (lambda c: c.model.update(remat="some"), "model: ZayaConfig.remat: got 'some', may be one of"),
         (lambda c: c.evaluate.update(tasks=("poetry",)), "evaluate.tasks: got 'poetry', may be of the tasks"),
         (lambda c: c.evaluate.update(arms=("lossless",)), "evaluate.arms: got .*, may be 'autoregressive' and any"),
         (lambda c: c.evaluate.update(anchor_budget=99), "evaluate.anchor_budget: got 99, may be 0"),

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -20,6 +22,7 @@ from zaya_jax.data.tokenizers import ByteTokenizer
 from zaya_jax.interop.native import CheckpointError, load_native, write_model_file
 from zaya_jax.parallel import data_placement
 from zaya_jax.training.checkpoints import Checkpoints
+from zaya_jax.training.interrupt import Interrupted
 from zaya_jax.training.loop import Phase, train
 from zaya_jax.training.metrics import MetricWriter, read_metrics
 from zaya_jax.training.objective import Objective
@@ -58,20 +61,33 @@ def batches():
     return make_train_iterator(mixture, ByteTokenizer(), 32, 4, seed=3)
 
 
-def run(directory, after=10**9, placement=None):
+class Signalled(Dying):
+    """A data iterator at whose n-th batch this process gets signals."""
+
+    def __init__(self, batches, after, *signals):
+        super().__init__(batches, 10**9)
+        self.after, self.signals = after, signals
+
+    def __next__(self):
+        self.after -= 1
+        for number in self.signals if self.after == 0 else ():
+            os.kill(os.getpid(), number)
+        return super().__next__()
+
+
+def run(directory, after=10**9, placement=None, data=None):
     model = Zaya(CONFIG)
     write_model_file(directory / "steps", CONFIG)
     with Checkpoints(directory / "steps") as checkpoints:
         writer = MetricWriter(directory / "metrics.jsonl")
-        return train(
-            model, init_variables(model, 0), PHASE, Dying(batches(), after), checkpoints, writer, placement=placement
-        )
+        data = data or Dying(batches(), after)
+        return train(model, init_variables(model, 0), PHASE, data, checkpoints, writer, placement=placement)
 
 
 def numbers(directory):
     """Everything in metrics.jsonl but the clock."""
     return [
-        {k: v for k, v in line.items() if k != "tokens_per_second"}
+        {k: v for k, v in line.items() if not k.endswith("_per_second")}
         for line in read_metrics(directory / "metrics.jsonl")
     ]
 
@@ -94,6 +110,124 @@ def test_a_killed_run_resumes_to_bit_identical_numbers(whole, tmp_path, after):
     assert equal(state, whole[1])
     assert numbers(tmp_path) == numbers(whole[0])
     assert [line["step"] for line in numbers(tmp_path)] == list(range(1, 8))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_stops_at_the_next_step(whole, tmp_path, number):
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    with pytest.raises(Interrupted, match=r"^convert: asked to stop; saved at step 3 of 7$"):
+        run(tmp_path, data=Signalled(batches(), 3, number))
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
+    with Checkpoints(tmp_path / "steps") as checkpoints:
+        assert checkpoints.latest == 3
+    assert equal(run(tmp_path), whole[1])
+    assert numbers(tmp_path) == numbers(whole[0])
+
+
+def test_a_second_signal_does_not_wait(whole, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, data=Signalled(batches(), 3, signal.SIGTERM, signal.SIGINT))
+    assert equal(run(tmp_path), whole[1])
+
+
+def test_a_signal_in_the_last_step_lets_the_phase_end(whole, tmp_path):
+    assert equal(run(tmp_path, data=Signalled(batches(), 7, signal.SIGTERM)), whole[1])
+
+
+TOGETHER = """
+    import os, signal, sys, time
+    import jax
+    from zaya_jax.training.interrupt import stop_request
+
+    process = int(sys.argv[2])
+    jax.distributed.initialize(f"127.0.0.1:{sys.argv[1]}", 2, process)
+    with stop_request() as stop:
+        for step in range(1, 100):
+            if process == 1 and step == 6:
+                os.kill(os.getpid(), signal.SIGTERM)
+            if stop.agreed(look=step % 4 == 0):
+                print("STOPPED", step, flush=True)
+                break
+"""
+
+
+def test_processes_stop_together():
+    """One of two is asked, behind step 5; both stop where they next ask each other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", textwrap.dedent(TOGETHER), str(port)]
+    both = [
+        subprocess.Popen([*command, str(i)], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for i in range(2)
+    ]
+    for process in both:
+        out, err = process.communicate(timeout=180)
+        assert out.splitlines() == ["STOPPED 8"], err[-3000:]
+        assert process.returncode == 0
+
+
+# One process that has imported everything and not started JAX forks a child for each number n it is given; the child
+# trains, and is killed as by kill -9 at its n-th action on a file or folder of the run.
+KILLED = """
+    import os, signal, sys, threading
+    from pathlib import Path
+    from tests.training import test_resume
+
+    directory, moments = Path(sys.argv[1]), map(int, sys.argv[2:])
+    directory.mkdir()
+    ACTIONS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link", "os.truncate"}
+
+    def train(moment):
+        left = [moment]
+
+        def hook(event, args):
+            if event in ACTIONS and args and str(args[0]).startswith(str(directory)):
+                left[0] -= 1
+                if left[0] == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(hook)
+        test_resume.run(directory)
+        print("ACTIONS", moment - left[0], flush=True)
+
+    assert threading.active_count() == 1
+    for moment in (*moments, 10**9):
+        if (child := os.fork()) == 0:
+            train(moment)
+            os._exit(0)
+        print("STATUS", os.waitpid(child, 0)[1], sorted(p.name for p in (directory / "steps").glob("*")), flush=True)
+"""
+
+
+def killed_at(directory, moments: list[int]) -> list[str]:
+    """The output of KILLED."""
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(directory), *map(str, moments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.splitlines()
+
+
+def check_killed_runs(whole, directory, moments: list[int]) -> None:
+    lines = killed_at(directory, moments)
+    statuses = [int(line.split()[1]) for line in lines if line.startswith("STATUS")]
+    killed = [status for status in statuses if status == signal.SIGKILL]
+    assert len(killed) >= len(moments) // 2 and set(statuses) <= {0, signal.SIGKILL}, lines
+    assert statuses[-1] == 0
+    assert numbers(directory) == numbers(whole[0])
+    config, variables = load_pretrained(directory / "steps")
+    assert config == CONFIG
+    assert equal(variables, whole[1].variables)
+
+
+def test_kill_9_at_moments_of_saving_and_logging(whole, tmp_path):
+    check_killed_runs(whole, tmp_path / "run", [15, 40])
+
+
+@pytest.mark.slow
+def test_kill_9_at_any_moment(whole, tmp_path):
+    moments = np.random.default_rng(0).integers(2, 60, 25).tolist()
+    check_killed_runs(whole, tmp_path / "run", moments)
 
 
 def test_a_finished_phase_changes_nothing(whole, tmp_path):
@@ -137,6 +271,12 @@ def test_damaged_files_are_named_in_one_line(whole, tmp_path, damage):
         path.unlink() if damage == "remove" else os.truncate(path, path.stat().st_size // 2)
     with pytest.raises(CheckpointError, match=r"^checkpoint .*steps/7: cannot be read: ") as error:
         load_native(tmp_path / "steps")
+    assert "\n" not in str(error.value)
+
+
+def test_a_checkpoint_without_an_average_says_so(whole):
+    with pytest.raises(CheckpointError, match=r"^checkpoint .*steps: holds no average of the parameters") as error:
+        load_native(whole[0] / "steps", ema=True)
     assert "\n" not in str(error.value)
 
 

@@ -127,7 +127,7 @@ def forward_flops(config: ZayaConfig, rows: int, context: float, head_rows: int 
 
 
 def training_flops(config: ZayaConfig, batch: int, row_length: int, tidar: bool = False, block_size: int = 8) -> int:
-    """One training step: forward, and a backward of twice that; with remat the layers' forward runs twice.
+    """One training step: forward, and a backward of twice that; with remat "full" the layers' forward runs twice.
 
     Every clean or draft slot is scored against all clean slots of its row (hidden pairs are computed, then masked),
     draft slots also against their block.
@@ -136,7 +136,7 @@ def training_flops(config: ZayaConfig, batch: int, row_length: int, tidar: bool 
     clean = forward_flops(config, batch * row_length, row_length)
     draft = forward_flops(config, batch * drafts, row_length + block_size)
     layers = clean.total + draft.total - clean.head - draft.head
-    return 3 * (clean.total + draft.total) + layers * config.remat
+    return 3 * (clean.total + draft.total) + layers * (config.remat == "full")
 
 
 def training_memory(

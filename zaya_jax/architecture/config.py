@@ -17,6 +17,10 @@ PARTS = (
     "feed_forward", "router_state", "residual_scaling",
 )  # fmt: skip
 
+# What a training step recomputes of each layer instead of keeping it: nothing; all but the layer's input; all but the
+# input and the outputs of plain matrix products (the projections and the router's, not the experts' nor attention's).
+REMATS = ("none", "full", "dots")
+
 
 @dataclasses.dataclass(frozen=True)
 class ZayaConfig:
@@ -71,9 +75,11 @@ class ZayaConfig:
     expert_backend: str = "auto"  # "auto", "block_padded", "looped", "gather" or "dense" (the slow twin)
     attention_backend: str = "structured"  # or "dense": the slow twin, which builds the row x row mask
     query_chunk: int = 1024  # queries whose scores exist at once; bounds attention's memory
-    remat: bool = False  # recompute each layer in the backward pass
+    remat: str = "none"  # or "full", "dots": what of a layer the backward pass recomputes (REMATS)
 
     def __post_init__(self) -> None:
+        if isinstance(self.remat, bool):  # as stored configurations have it that knew no third choice
+            object.__setattr__(self, "remat", "full" if self.remat else "none")
         if self.mask_token_id is None:
             object.__setattr__(self, "mask_token_id", self.vocab_size - 1)
         layer_types = self.layer_types or (FULL_ATTENTION,) * self.num_hidden_layers
@@ -130,6 +136,7 @@ class ZayaConfig:
             "skip_expert": ("zero", "identity"),
             "expert_backend": ("auto", "block_padded", "looped", "gather", "dense"),
             "attention_backend": ("structured", "dense"),
+            "remat": REMATS,
             "dtype": ("float32", "bfloat16", "float64"),
             "param_dtype": ("float32", "bfloat16", "float64"),
         }

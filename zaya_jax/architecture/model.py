@@ -133,7 +133,9 @@ class Zaya(nn.Module):
         layer = DecoderLayer
         if self.shards.rules:
             layer = nn.map_variables(layer, "params", self.shards.gather_layer)
-        layer = nn.remat(layer, prevent_cse=False) if cfg.remat else layer
+        if cfg.remat != "none":
+            keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if cfg.remat == "dots" else None
+            layer = nn.remat(layer, prevent_cse=False, policy=keep)
         self.layers = nn.scan(
             layer,
             variable_axes={"params": 0, BALANCING: 0},

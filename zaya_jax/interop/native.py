@@ -27,8 +27,11 @@ def write_model_file(directory: Path | str, config: ZayaConfig) -> None:
     (path / MODEL_FILE).write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
 
 
-def load_native(directory: Path | str) -> tuple[ZayaConfig, dict]:
+def load_native(directory: Path | str, ema: bool = False) -> tuple[ZayaConfig, dict]:
     """Configuration and variables of the newest step of one of our checkpoint directories.
+
+    Args:
+      ema: the average that training kept (OptimizerConfig.ema_decay) in place of the parameters.
 
     Raises:
       CheckpointError: no configuration, no whole step, or files that do not fit it or are damaged.
@@ -46,7 +49,18 @@ def load_native(directory: Path | str) -> tuple[ZayaConfig, dict]:
     abstract = traverse_util.unflatten_dict(abstract_variables(config))
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract)
-    return config, read_tree(path, {"params": wanted["params"], BALANCING: wanted.get(BALANCING, {})})
+    params = "ema" if ema else "params"
+    if ema and not _has_average(path):
+        raise CheckpointError(f"checkpoint {directory}: holds no average of the parameters (optimizer.ema_decay is 0)")
+    read = read_tree(path, {params: wanted["params"], BALANCING: wanted.get(BALANCING, {})})
+    return config, {"params": read[params], BALANCING: read[BALANCING]}
+
+
+def _has_average(path: Path) -> bool:
+    try:
+        return bool(cast(dict, ocp.metadata(str(path)).metadata).get("ema"))
+    except Exception as error:  # as in `read_tree`
+        raise CheckpointError(f"checkpoint {path}: cannot be read: {one_line(error)}") from error
 
 
 def read_tree(path: Path, abstract) -> dict:

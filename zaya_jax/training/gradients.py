@@ -4,10 +4,12 @@ Over many, everything is explicit: each device runs its own rows (and part of ea
 what must be fetched is fetched where it is needed (architecture/shards.py), and one sum over devices ends it.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from zaya_jax.architecture import Zaya
@@ -17,6 +19,11 @@ from zaya_jax.training.objective import Objective
 
 Array = jax.Array
 Sums = dict[str, Array]
+
+
+def widen(tree: Any) -> Any:
+    """Every leaf in float32 at least: where sums of many small terms must not be rounded away."""
+    return jax.tree.map(lambda x: x.astype(jnp.promote_types(jnp.float32, x.dtype)), tree)
 
 
 def make_sums(model: Zaya, objective: Objective, placement: Placement | None) -> Callable[..., Sums]:
@@ -36,41 +43,66 @@ def make_sums(model: Zaya, objective: Objective, placement: Placement | None) ->
     return sums
 
 
-def make_gradients(model: Zaya, objective: Objective, placement: Placement | None):
-    """(params, balancing, batch, drawn, counts) -> (gradients of the mean loss, the batch's sums).
+def make_gradients(model: Zaya, objective: Objective, placement: Placement | None, accumulate: int = 1):
+    """(params, balancing, batch, drawn) -> (gradients of the batch's mean loss, the batch's sums).
 
-    `counts` holds the token counts that the sums are divided by; None for the batch's own.
+    Args:
+      accumulate: micro-batches that a batch is run in, one after the other. Each divides by the whole batch's counts,
+        so their gradients and sums add up to the whole batch's.
     """
-    if placement is None:
-        return _whole_gradients(model, objective)
-    local, everywhere = _local_sums(model, objective, placement), placement.mesh.axis_names
+    gradients = _micro_gradients(model, objective, placement)
 
-    def run(params, balancing, batch, drawn, counts):
+    def whole(params, balancing, batch: dict[str, Array], drawn: dict[str, Array]) -> tuple[dict, Sums]:
+        counts, rows = objective.counts(batch, drawn), batch["tokens"].shape[0]
+        if accumulate == 1:
+            return gradients(params, balancing, batch, drawn, counts)
+        if rows % accumulate:
+            may_be = f"a divisor of the batch's rows ({rows})"
+            raise ValueError(f"OptimizerConfig.accumulate: got {accumulate}, may be {may_be}")
+
+        def micro(total, piece):
+            rows, draws = piece
+            return jax.tree.map(jnp.add, total, gradients(params, balancing, rows, draws, counts)), None
+
+        # Strided, so that rows that are split over devices stay where they are.
+        pieces = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), (batch, drawn))
+        first_rows, first_draws = jax.tree.map(lambda x: x[0], pieces)
+        _, of_sums = jax.eval_shape(gradients, params, balancing, first_rows, first_draws, counts)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (jax.eval_shape(widen, params), of_sums))
+        grads, sums = jax.lax.scan(micro, zeros, pieces)[0]
+        return jax.tree.map(lambda grad, leaf: grad.astype(leaf.dtype), grads, params), sums
+
+    return whole
+
+
+def _micro_gradients(model: Zaya, objective: Objective, placement: Placement | None):
+    """(params, balancing, batch, drawn, counts) -> (gradients of the loss over `counts` tokens, the batch's sums)."""
+
+    def backward(sums_of: Callable[..., Sums], params, balancing, batch, drawn, counts):
         def loss(params):
-            sums = local(params, balancing, batch, drawn)
-            own = jax.lax.psum({k: v for k, v in sums.items() if k.endswith("count")}, everywhere)
-            return objective.loss(sums, own if counts is None else counts), sums
-
-        grads, sums = jax.grad(loss, has_aux=True)(params)
-        # along the names that split a weight, fetching it has added its gradients up already
-        specs = placement.specs(grads)
-        grads = jax.tree.map(lambda g, spec: _add_up(g, spec, everywhere), grads, specs)
-        return grads, jax.lax.psum(sums, everywhere)
-
-    def gradients(params, balancing, batch, drawn, counts=None):
-        mapped = _mapped(run, placement, params, lambda specs: (specs, PartitionSpec()), PartitionSpec())
-        return mapped(params, balancing, batch, drawn, counts)
-
-    return gradients
-
-
-def _whole_gradients(model: Zaya, objective: Objective):
-    def gradients(params, balancing, batch, drawn, counts=None):
-        def loss(params):
-            sums = objective.sums(model, {"params": params, BALANCING: balancing}, batch, drawn)
-            return objective.loss(sums, sums if counts is None else counts), sums
+            sums = sums_of(params, balancing, batch, drawn)
+            return objective.loss(sums, counts), sums
 
         return jax.grad(loss, has_aux=True)(params)
+
+    if placement is None:
+
+        def sums_of(params, balancing, batch, drawn) -> Sums:
+            return objective.sums(model, {"params": params, BALANCING: balancing}, batch, drawn)
+
+        return functools.partial(backward, sums_of)
+
+    local, everywhere = _local_sums(model, objective, placement), placement.mesh.axis_names
+
+    def run(*args):
+        grads, sums = backward(local, *args)
+        # along the names that split a weight, fetching it has added its gradients up already
+        grads = jax.tree.map(lambda g, spec: _add_up(g, spec, everywhere), grads, placement.specs(grads))
+        return grads, jax.lax.psum(sums, everywhere)
+
+    def gradients(params, *rest):
+        mapped = _mapped(run, placement, params, lambda specs: (specs, PartitionSpec()), PartitionSpec())
+        return mapped(params, *rest)
 
     return gradients
 

@@ -1,8 +1,10 @@
 """The training loop of one phase: resume, step, log, save."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Protocol
 
 import jax
@@ -13,10 +15,13 @@ from tqdm import tqdm
 from zaya_jax.architecture import Zaya
 from zaya_jax.parallel import Placement
 from zaya_jax.training.checkpoints import Checkpoints
+from zaya_jax.training.interrupt import Interrupted, stop_request
 from zaya_jax.training.metrics import MetricWriter
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig, schedule
 from zaya_jax.training.state import TrainState, init_state, make_train_step
+from zaya_jax.training.trace import StepTrace
+from zaya_jax.training.watch import BadSteps
 
 
 class DataIterator(Iterator[dict[str, np.ndarray]], Protocol):
@@ -35,6 +40,10 @@ class Phase:
       steps: optimizer steps.
       log_every, evaluate_every, save_every: in steps; the last step always logs, evaluates and saves.
       seed: of the phase's random draws (grid offsets, reveals).
+      on_bad_step: "stop" or "skip": what a step does whose loss or gradient is not finite, or whose loss is a spike.
+        Either way its batch is written down: see `BadSteps`.
+      spike_factor: a loss above this many times the recent average is a spike; 0: none is.
+      evaluate_ema: evaluate the average that optimizer.ema_decay keeps instead of the parameters.
     """
 
     name: str
@@ -45,12 +54,23 @@ class Phase:
     evaluate_every: int = 100
     save_every: int = 200
     seed: int = 0
+    on_bad_step: str = "stop"
+    spike_factor: float = 0.0
+    evaluate_ema: bool = False
 
     def __post_init__(self) -> None:
+        def require(ok: bool, field: str, may_be: str) -> None:
+            if not ok:
+                raise ValueError(f"{self.name}.{field}: got {getattr(self, field)!r}, may be {may_be}")
+
         for field in ("steps", "log_every", "evaluate_every", "save_every"):
             value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{self.name}.{field}: got {value!r}, may be an integer of at least 1")
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            require(whole and value >= 1, field, "an integer of at least 1")
+        require(self.on_bad_step in ("stop", "skip"), "on_bad_step", "'stop' or 'skip'")
+        require(self.spike_factor == 0 or self.spike_factor > 1, "spike_factor", "0 (none) or a number above 1")
+        averaged = self.optimizer.ema_decay > 0
+        require(averaged or not self.evaluate_ema, "evaluate_ema", "False with optimizer.ema_decay 0")
 
 
 def train(
@@ -62,6 +82,9 @@ def train(
     writer: MetricWriter,
     evaluate: Callable[[dict], dict[str, Any]] | None = None,
     placement: Placement | None = None,
+    flops_per_step: float | None = None,
+    peak_flops: float | None = None,
+    profile: Path | None = None,
 ) -> TrainState:
     """Runs a phase to its end, from its newest checkpoint if there is one.
 
@@ -70,14 +93,62 @@ def train(
       batches: at its start; set to the saved position when the phase resumes.
       evaluate: (variables) -> metrics, called every `evaluate_every` steps.
       placement: see `make_train_step`.
+      flops_per_step: of a step's matrix products; gives the metric model_flops_per_second.
+      peak_flops: of all devices together, a second; gives the metric mfu, what share of it is used.
+      profile: a folder for a trace of a few steps: see `StepTrace`.
 
     Returns:
       The final state, which is also the newest checkpoint.
 
     Raises:
       CheckpointError: a checkpoint that cannot be read or written.
-      FloatingPointError: the loss is not finite.
+      FloatingPointError: a bad step (see `Phase.on_bad_step`).
+      Interrupted: SIGTERM or SIGINT came; the newest checkpoint is the last step's.
+      ValueError: the optimizer's freeze or accumulate does not fit the model or the batch.
     """
+    state = _start(variables, phase, batches, checkpoints, placement)
+    done = int(state.step)
+    writer.rewind(phase.name, done)
+    skip = phase.on_bad_step == "skip"
+    train_step = make_train_step(model, phase.objective, phase.optimizer, placement, skip)
+    bad_steps = BadSteps(phase.name, writer, skip, phase.spike_factor)
+    speed = _Speed(done, flops_per_step, peak_flops)
+    bar = tqdm(total=phase.steps, initial=done, desc=phase.name, unit="step", dynamic_ncols=True)
+    with bar, stop_request() as stop, StepTrace(profile, done) as trace:
+        for step in range(done + 1, phase.steps + 1):
+            trace.before(step)
+            position = batches.get_state()
+            rows = next(batches)
+            batch = jax.device_put(rows) if placement is None else placement.put_batch(rows)
+            rate = schedule(phase.optimizer, step - 1, phase.steps)
+            state, metrics = train_step(state, batch, rate, phase.spike_factor or math.inf)
+            bad_steps.add(step, position, rows, metrics)
+            trace.behind(step, state.step)
+            bar.update()
+            last = step == phase.steps
+            if step % phase.log_every == 0 or last:
+                bad_steps.look()
+                metrics = jax.device_get(metrics) | speed.since_last(step, batch["tokens"].size)
+                writer.write(phase.name, step, _finite(metrics) if skip else metrics)
+                bar.set_postfix_str(_postfix(metrics))
+            if evaluate is not None and (step % phase.evaluate_every == 0 or last):
+                chosen = state.ema_variables if phase.evaluate_ema else state.variables
+                writer.write(f"{phase.name}/validation", step, evaluate(chosen))
+                speed.restart(step)
+            stopping = stop.agreed(look=step % phase.log_every == 0) and not last
+            if step % phase.save_every == 0 or last or stopping:
+                bad_steps.look()  # so that no checkpoint is behind a step that should have stopped the run
+                checkpoints.save(step, state, {"data": batches.get_state()})
+                speed.restart(step)
+            if stopping:
+                raise Interrupted(f"{phase.name}: asked to stop; saved at step {step} of {phase.steps}")
+    return state
+
+
+def _start(
+    variables: dict, phase: Phase, batches: DataIterator, checkpoints: Checkpoints, placement: Placement | None
+) -> TrainState:
+    """The newest checkpoint's state, with `batches` at its position, or a fresh one; its buffers are nobody else's."""
     state = init_state(variables, phase.optimizer, phase.seed)
     # All of it committed to its place: a state that is so in part (weights read from a checkpoint, a fresh optimizer)
     # would compile the step twice.
@@ -86,36 +157,34 @@ def train(
         state, extra = checkpoints.load(state)
         batches.set_state(extra["data"])
     # Donated buffers must be nobody else's: `variables` may still serve a later phase.
-    state = jax.tree.map(jnp.copy, state)
-    done = int(state.step)
-    writer.rewind(phase.name, done)
-    # flax modules are hashable; its dataclass_transform (eq without frozen) does not say so
-    train_step = make_train_step(model, phase.objective, phase.optimizer, placement)  # pyrefly: ignore[bad-argument-type]
+    return jax.tree.map(jnp.copy, state)
 
-    bar = tqdm(total=phase.steps, initial=done, desc=phase.name, unit="step", dynamic_ncols=True)
-    clock, since = time.perf_counter(), done
-    for step in range(done + 1, phase.steps + 1):
-        batch = next(batches)
-        batch = jax.device_put(batch) if placement is None else placement.put_batch(batch)
-        state, metrics = train_step(state, batch, schedule(phase.optimizer, step - 1, phase.steps))
-        bar.update()
-        last = step == phase.steps
-        if step % phase.log_every == 0 or last:
-            metrics = jax.device_get(metrics)
-            elapsed = time.perf_counter() - clock
-            # The first lines' speed includes compilation; it is what was measured, so it stays.
-            metrics["tokens_per_second"] = (step - since) * batch["tokens"].size / elapsed
-            writer.write(phase.name, step, metrics)
-            bar.set_postfix_str(_postfix(metrics))
-            clock, since = time.perf_counter(), step
-        if evaluate is not None and (step % phase.evaluate_every == 0 or last):
-            writer.write(f"{phase.name}/validation", step, evaluate(state.variables))
-            clock, since = time.perf_counter(), step
-        if step % phase.save_every == 0 or last:
-            checkpoints.save(step, state, {"data": batches.get_state()})
-            clock, since = time.perf_counter(), step
-    bar.close()
-    return state
+
+class _Speed:
+    """What was done since the last look, a second. The first look includes compilation: it was measured so."""
+
+    def __init__(self, step: int, flops_per_step: float | None, peak_flops: float | None):
+        self._flops, self._peak = flops_per_step, peak_flops
+        self.restart(step)
+
+    def restart(self, step: int) -> None:
+        self._clock, self._step = time.perf_counter(), step
+
+    def since_last(self, step: int, tokens: int) -> dict[str, float]:
+        """Rates of the steps up to `step`, of `tokens` each; starts anew."""
+        steps_per_second = (step - self._step) / (time.perf_counter() - self._clock)
+        self.restart(step)
+        rates = {"tokens_per_second": tokens * steps_per_second}
+        if self._flops is not None:
+            rates["model_flops_per_second"] = self._flops * steps_per_second
+            if self._peak is not None:
+                rates["mfu"] = self._flops * steps_per_second / self._peak
+        return rates
+
+
+def _finite(metrics: dict[str, Any]) -> dict[str, Any]:
+    """A skipped step's numbers, without those that are not."""
+    return {name: value for name, value in metrics.items() if np.isfinite(value).all()}
 
 
 def _postfix(metrics: dict[str, Any]) -> str:

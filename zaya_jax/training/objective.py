@@ -117,6 +117,16 @@ class Objective:
                 out[name] = value.reshape(-1, self.block_size).sum(0).astype(jnp.float32)
         return out
 
+    def counts(self, batch: dict[str, Array], drawn: dict[str, Array]) -> dict[str, Array]:
+        """The entries of `sums` that the loss divides by; they need no model."""
+        layout = self.layout(batch, drawn)
+        scored = batch["answer"] != 0 if self.loss_on == "answers" else None
+        out = {"ar_count": layout.clean_targets(scored)[1].sum().astype(jnp.float32)}
+        if self.kind == "tidar":
+            has = layout.draft_targets(drawn["offset"], scored)[1]
+            out["draft_count"] = has.reshape(-1, self.block_size).sum(0).astype(jnp.float32)
+        return out
+
     def loss(self, sums: dict[str, Array], counts: dict[str, Array]) -> Array:
         """The loss from (possibly one shard's) sums and the whole batch's counts."""
         ar = sums["ar_nll"] / jnp.maximum(counts["ar_count"], 1)

@@ -1,29 +1,62 @@
 """Optimizers, schedules and the router's balancing controller."""
 
 import dataclasses
+import fnmatch
+import functools
 import math
+import re
+from collections.abc import Hashable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 Array = jax.Array
 
 
+SCHEDULES = ("cosine", "linear", "constant", "wsd")
+
+
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW, or Muon for matrices with AdamW for the rest (ZAYA1's own choice), under a warm-up and cosine schedule."""
+    """AdamW, or Muon for matrices with AdamW for the rest (ZAYA1's own choice), under a schedule with a warm-up.
 
-    name: str = "adamw"  # or "muon"
+    Attributes:
+      name: "adamw" or "muon".
+      learning_rate: the peak.
+      adam_learning_rate: muon: the peak of what is not a matrix; None: learning_rate.
+      schedule: from the warm-up's end to the last step: "cosine" or "linear" down to the final rate, "constant", or
+        "wsd" (warm-up, stable, decay): constant, then linear down to the final rate.
+      final_learning_rate: share of the peak that cosine, linear and wsd end at.
+      decay_share: wsd: share of all steps, the last ones, that decay.
+      warmup_steps: linear from near 0; at most half of the steps.
+      clip_norm: the gradient's largest global norm; 0: not clipped.
+      accumulate: micro-batches that a batch is cut into, one after the other, to hold the activations of one alone.
+        The step is the whole batch's up to rounding.
+      ema_decay: of an average of the parameters over steps, ema = decay * ema + (1 - decay) * parameters, kept in
+        float32 or wider; 0: none.
+      freeze: patterns of parameters that do not train: see `frozen_parameters`.
+      balancing_rate: Adam's rate on the balancing biases; 0 leaves them alone.
+      balance_skip: the skip expert's bias is balanced too: see `balancing_error`.
+    """
+
+    name: str = "adamw"
     learning_rate: float = 3e-3
-    adam_learning_rate: float | None = None  # muon: of what is not a matrix; None: learning_rate
-    final_learning_rate: float = 0.1  # share of learning_rate the cosine ends at
+    adam_learning_rate: float | None = None
+    schedule: str = "cosine"
+    final_learning_rate: float = 0.1
+    decay_share: float = 0.2
     warmup_steps: int = 20
     b1: float = 0.9
     b2: float = 0.95
     weight_decay: float = 0.01
     clip_norm: float = 1.0
-    balancing_rate: float = 1e-3  # Adam's rate on the balancing biases; 0 leaves them alone
+    accumulate: int = 1
+    ema_decay: float = 0.0
+    freeze: tuple[str, ...] = ()
+    balancing_rate: float = 1e-3
+    balance_skip: bool = False
 
     def __post_init__(self) -> None:
         def require(ok: bool, field: str, may_be: str) -> None:
@@ -31,45 +64,68 @@ class OptimizerConfig:
                 raise ValueError(f"OptimizerConfig.{field}: got {getattr(self, field)!r}, may be {may_be}")
 
         require(self.name in ("adamw", "muon"), "name", "'adamw' or 'muon'")
-        for field in ("learning_rate", "clip_norm"):
-            require(getattr(self, field) > 0, field, "a number above 0")
-        for field in ("final_learning_rate", "warmup_steps", "weight_decay", "balancing_rate"):
+        require(self.schedule in SCHEDULES, "schedule", f"one of {SCHEDULES}")
+        require(self.learning_rate > 0, "learning_rate", "a number above 0")
+        for field in ("final_learning_rate", "warmup_steps", "weight_decay", "clip_norm", "balancing_rate"):
             require(getattr(self, field) >= 0, field, "a number of at least 0")
+        require(0 < self.decay_share <= 1, "decay_share", "a number in (0, 1]")
+        require(0 <= self.ema_decay < 1, "ema_decay", "a number in [0, 1)")
+        whole = isinstance(self.accumulate, int) and not isinstance(self.accumulate, bool)
+        require(whole and self.accumulate >= 1, "accumulate", "an integer of at least 1")
+        require(isinstance(self.balance_skip, bool), "balance_skip", "True or False")
+        patterns = isinstance(self.freeze, tuple | list) and all(isinstance(x, str) for x in self.freeze)
+        require(patterns, "freeze", "a tuple of patterns such as ('embed_tokens', 'layers[0:2]/*')")
+        object.__setattr__(self, "freeze", tuple(self.freeze))  # JSON gives lists, which do not hash
+
+    def without_schedule(self) -> "OptimizerConfig":
+        """The same but for what `schedule` alone reads: what a compiled step depends on."""
+        return dataclasses.replace(self, schedule="constant", final_learning_rate=1.0, decay_share=1.0, warmup_steps=0)
 
 
 def schedule(config: OptimizerConfig, step: int, steps: int) -> float:
-    """Share of the peak rate at 0-based `step` of `steps`: linear warm-up, then cosine to `final_learning_rate`.
+    """Share of the peak rate at 0-based `step` of `steps`: linear warm-up, then what `config.schedule` says.
 
-    A number that is fed to the compiled step, not part of it: phases of other lengths compile nothing.
+    A number that is fed to the compiled step, not part of it: other schedules and lengths compile nothing.
     """
     warmup = min(config.warmup_steps, steps // 2)
     if step < warmup:
         return (step + 1) / (warmup + 1)
-    progress = (step - warmup) / max(1, steps - warmup)
-    return config.final_learning_rate + (1 - config.final_learning_rate) * 0.5 * (1 + math.cos(math.pi * progress))
+    if config.schedule == "constant":
+        return 1.0
+    decaying = max(1, round(config.decay_share * steps)) if config.schedule == "wsd" else steps
+    start = max(warmup, steps - decaying)
+    progress = max(0, step - start) / max(1, steps - start)
+    if config.schedule == "cosine":
+        return config.final_learning_rate + (1 - config.final_learning_rate) * 0.5 * (1 + math.cos(math.pi * progress))
+    return 1 - (1 - config.final_learning_rate) * progress
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """The rule at its peak rate; the caller scales its updates by `schedule` (weight decay included, as optax does)."""
-    if config.name == "adamw":
-        rule = optax.adamw(
-            config.learning_rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mask=matrices
-        )
-    else:
-        rule = optax.contrib.muon(
+    """The rule at its peak rate; the caller scales its updates by `schedule` (weight decay included, as optax does).
+
+    Parameters that are frozen whole have no state in it.
+    """
+    is_muon = config.name == "muon"
+    adam_rate = config.adam_learning_rate if is_muon else None
+    adamw = optax.adamw(
+        adam_rate or config.learning_rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mask=matrices
+    )
+    rules: dict[Hashable, optax.GradientTransformation] = {"adamw": adamw, "frozen": optax.set_to_zero()}
+    if is_muon:
+        # For matrices only: optax's Muon would give the rest a Nesterov Adam without weight decay.
+        rules["muon"] = optax.contrib.muon(
             config.learning_rate,
             weight_decay=config.weight_decay,
-            adam_b1=config.b1,
-            adam_b2=config.b2,
-            adam_learning_rate=config.adam_learning_rate or config.learning_rate,
             muon_weight_dimension_numbers=_muon_axes,
             consistent_rms=0.2,  # updates of AdamW's size, so that its rates carry over (arXiv 2502.16982)
         )
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
+    split = is_muon or config.freeze
+    rule = optax.partition(rules, functools.partial(_rule_names, config)) if split else adamw
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), rule) if config.clip_norm else rule
 
 
 def matrices(params):
-    """True for projections and experts (what weight decay and Muon act on), else False.
+    """True for projections and experts (what weight decay acts on), else False.
 
     False are vectors, convolutions and the embedding.
     """
@@ -81,22 +137,83 @@ def matrices(params):
     return jax.tree_util.tree_map_with_path(is_matrix, params)
 
 
+def _rule_names(config: OptimizerConfig, params):
+    """Which rule moves each parameter: "muon" (the layers' matrices but the router's), "adamw" or "frozen"."""
+
+    def name(path, frozen, is_matrix) -> str:
+        if frozen is True:
+            return "frozen"
+        # the router and an untied head are matrices whose outputs are classes: AdamW's, like the embedding
+        classifies = not {"gate", "lm_head"}.isdisjoint(part.key for part in path)
+        return "muon" if config.name == "muon" and is_matrix and not classifies else "adamw"
+
+    return jax.tree_util.tree_map_with_path(name, frozen_parameters(config, params), matrices(params))
+
+
 def _muon_axes(params):
-    def axes(is_matrix: bool, leaf):
-        last = leaf.ndim - 1  # stacked layers and experts are batch axes in front
-        return optax.contrib.MuonDimensionNumbers(last - 1, last) if is_matrix else None
-
-    return jax.tree.map(axes, matrices(params), params)
+    """Every leaf is a matrix [..., in, out]: stacked layers and experts are batch axes in front."""
+    return jax.tree.map(lambda leaf: optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1), params)
 
 
-def balancing_error(load: Array) -> Array:
-    """How far each expert is above its fair share: load fraction - 1 / num_experts (zaya1.md section 5).
+def frozen_parameters(config: OptimizerConfig, params):
+    """What `config.freeze` holds still, a tree like `params` with leaves True, False, or bool [layer, 1, ...].
+
+    A pattern is matched with a parameter's whole path, such as layers/mlp/gate_up_proj; `*` stands for any text,
+    slashes too, and `?` and `[...]` are as in a shell. `layers[2]/...` and `layers[0:2]/...` mean some of the layers,
+    which are stacked along the first axis, and count as Python's slices do.
+
+    Raises:
+      ValueError: a pattern that matches no parameter, or no layer of one.
+    """
+    flat, tree = jax.tree_util.tree_flatten_with_path(params)
+    paths = ["/".join(part.key for part in path) for path, _ in flat]
+    layers = [leaf.shape[0] if path.startswith("layers/") else 1 for path, (_, leaf) in zip(paths, flat, strict=True)]
+    held = [np.zeros(count, bool) for count in layers]
+    for pattern in config.freeze:
+        some = _LAYERS.match(pattern)
+        chosen = _slice(some) if some else slice(None)
+        glob = "layers" + pattern[some.end() :] if some else pattern
+        hits = [mask[chosen] for path, mask in zip(paths, held, strict=True) if fnmatch.fnmatchcase(path, glob)]
+        if not any(hit.size for hit in hits):
+            raise ValueError(f"OptimizerConfig.freeze: {pattern!r} matches nothing, may be of paths like {paths[-2:]}")
+        for hit in hits:
+            hit[:] = True  # a view of `held`
+    leaves = [
+        bool(mask.all()) if mask.all() or not mask.any() else mask.reshape(-1, *[1] * (leaf.ndim - 1))
+        for mask, (_, leaf) in zip(held, flat, strict=True)
+    ]
+    return jax.tree.unflatten(tree, leaves)
+
+
+def hold(frozen, tree):
+    """`tree` (gradients or updates) with zeros where `frozen` (see `frozen_parameters`) says so."""
+
+    def held(mask: bool | np.ndarray, leaf: Array) -> Array:
+        if mask is False:
+            return leaf
+        return jnp.zeros_like(leaf) if mask is True else jnp.where(mask, 0, leaf)
+
+    return jax.tree.map(held, frozen, tree)
+
+
+_LAYERS = re.compile(r"layers\[((?P<one>-?\d+)|(?P<start>-?\d+)?:(?P<stop>-?\d+)?)\](?=/)")
+
+
+def _slice(layers: re.Match) -> slice:
+    one, start, stop = (layers[name] and int(layers[name]) for name in ("one", "start", "stop"))
+    return slice(start, stop) if one is None else slice(one, one + 1 or None)
+
+
+def balancing_error(load: Array, balance_skip: bool = False) -> Array:
+    """How far each class is above its fair share of tokens (zaya1.md section 5).
 
     Clean and draft slots are two populations (all drafts share one embedding), so their fractions are averaged, not
-    their counts: otherwise a collapse of one could hide behind the other. Skip has no error; its bias stays.
+    their counts: otherwise a collapse of one could hide behind the other.
 
     Args:
       load: int32 [layer, 2, classes], skip last.
+      balance_skip: False: an expert's fair share is 1 / num_experts and skip has no error, so its bias stays. True:
+        skip is one more class, and the fair share of every class is 1 / (num_experts + 1).
 
     Returns:
       float32 [layer, classes].
@@ -104,6 +221,6 @@ def balancing_error(load: Array) -> Array:
     total = load.sum(-1, keepdims=True)
     fraction = load / jnp.maximum(total, 1)
     present = total > 0
-    experts = load.shape[-1] - 1
-    error = jnp.where(present, fraction - 1 / experts, 0).sum(1) / jnp.maximum(present.sum(1), 1)
-    return error.at[:, -1].set(0.0)
+    balanced = load.shape[-1] if balance_skip else load.shape[-1] - 1
+    error = jnp.where(present, fraction - 1 / balanced, 0).sum(1) / jnp.maximum(present.sum(1), 1)
+    return error if balance_skip else error.at[:, -1].set(0.0)

@@ -1,7 +1,9 @@
 """The training state and one training step."""
 
 import functools
+import math
 from collections.abc import Callable
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +13,12 @@ from flax import struct
 from zaya_jax.architecture import Layout, Zaya
 from zaya_jax.architecture.moe import BALANCING
 from zaya_jax.parallel import Placement
-from zaya_jax.training.gradients import make_gradients, make_sums
+from zaya_jax.training.gradients import make_gradients, make_sums, widen
 from zaya_jax.training.objective import Objective
-from zaya_jax.training.optimizer import OptimizerConfig, balancing_error, make_optimizer
+from zaya_jax.training.optimizer import OptimizerConfig, balancing_error, frozen_parameters, hold, make_optimizer
 
 Array = jax.Array
+RECENT_STEPS = 20  # about so many losses does `TrainState.recent_loss` average
 
 
 class TrainState(struct.PyTreeNode):
@@ -27,10 +30,19 @@ class TrainState(struct.PyTreeNode):
     opt_state: optax.OptState
     balancing_opt_state: optax.OptState
     rng: Array  # uint32 key data; step s uses fold_in(rng, s)
+    ema: dict  # average of the parameters, float32 or wider; empty where there is none
+    recent_loss: Array  # float32 []: average of the last few losses, which a spike is measured against; nan: none yet
+    skipped: Array  # int32 []: steps of this phase that changed nothing
 
     @property
     def variables(self) -> dict:
         return {"params": self.params, BALANCING: self.balancing}
+
+    @property
+    def ema_variables(self) -> dict:
+        """`variables` with the averaged parameters, in the parameters' own dtypes."""
+        averaged = jax.tree.map(lambda average, leaf: average.astype(leaf.dtype), self.ema, self.params)
+        return {"params": averaged, BALANCING: self.balancing}
 
 
 def init_variables(model: Zaya, seed: int) -> dict:
@@ -40,7 +52,11 @@ def init_variables(model: Zaya, seed: int) -> dict:
 
 
 def init_state(variables: dict, optimizer: OptimizerConfig, seed: int) -> TrainState:
-    """The state at the start of a phase: given variables, fresh optimizer."""
+    """The state at the start of a phase: given variables, fresh optimizer.
+
+    Raises:
+      ValueError: the optimizer's `freeze` matches nothing.
+    """
     params, balancing = variables["params"], variables.get(BALANCING, {})
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -49,44 +65,105 @@ def init_state(variables: dict, optimizer: OptimizerConfig, seed: int) -> TrainS
         opt_state=make_optimizer(optimizer).init(params),
         balancing_opt_state=optax.adam(1.0).init(balancing),
         rng=jax.random.key_data(jax.random.key(seed)),
+        ema=widen(params) if optimizer.ema_decay else {},
+        recent_loss=jnp.full((), jnp.nan, jnp.float32),
+        skipped=jnp.zeros((), jnp.int32),
     )
 
 
-@functools.lru_cache(maxsize=8)  # phases that share all four (pretraining and its control, say) compile once
 def make_train_step(
-    model: Zaya, objective: Objective, optimizer: OptimizerConfig, placement: Placement | None = None
-) -> Callable[[TrainState, dict[str, Array], float], tuple[TrainState, dict[str, Array]]]:
-    """A jitted (state, batch, share of the peak rate) -> (state, metrics); the old state's buffers are given away.
+    model: Zaya,
+    objective: Objective,
+    optimizer: OptimizerConfig,
+    placement: Placement | None = None,
+    skip_bad: bool = False,
+) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+    """A jitted (state, batch, share of the peak rate, spike factor) -> (state, metrics).
+
+    The old state's buffers are given away. A step is bad if its loss or its gradient's norm is not finite, or its loss
+    is above spike factor x `recent_loss`; without the last argument (infinity) no loss is too high. The metrics say so
+    in `bad`, and in `recent_loss` what the loss was compared with.
 
     Args:
       placement: of the state and the batch; None for one device. The random draws are made for the whole batch before
         it is split, so the numbers differ between placements by rounding alone.
+      skip_bad: a bad step changes nothing but the step's number (hence draws and rate), `recent_loss` and `skipped`.
     """
+    optimizer = optimizer.without_schedule()
+    # flax modules are hashable; its dataclass_transform (eq without frozen) does not say so
+    return _train_step(model, objective, optimizer, placement, skip_bad)  # pyrefly: ignore[bad-argument-type]
+
+
+@functools.lru_cache(maxsize=8)  # phases that share all five (pretraining and its control, say) compile once
+def _train_step(
+    model: Zaya, objective: Objective, optimizer: OptimizerConfig, placement: Placement | None, skip_bad: bool
+):
+    """See `make_train_step`."""
     rule = make_optimizer(optimizer)
     balancing_rule = optax.adam(optimizer.balancing_rate)
-    gradients = make_gradients(model, objective, placement)
+    gradients = make_gradients(model, objective, placement, optimizer.accumulate)
 
-    def train_step(state: TrainState, batch: dict[str, Array], rate: Array) -> tuple[TrainState, dict[str, Array]]:
-        key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-        drawn = objective.draw(key, *batch["tokens"].shape)
-        grads, sums = gradients(state.params, state.balancing, batch, drawn)
+    def moved(state: TrainState, grads: dict, load: Array, rate: Array) -> TrainState:
+        """The state behind an update, the counters aside."""
         updates, opt_state = rule.update(grads, state.opt_state, state.params)
         updates = jax.tree.map(lambda update: update * rate, updates)
-        error = jax.tree.map(lambda leaf: balancing_error(sums["load"]).astype(leaf.dtype), state.balancing)
+        if optimizer.freeze:  # weight decay would move the layers that are held still within a stacked parameter
+            updates = hold(frozen_parameters(optimizer, state.params), updates)
+        params = cast(dict, optax.apply_updates(state.params, updates))
+        error = jax.tree.map(
+            lambda leaf: balancing_error(load, optimizer.balance_skip).astype(leaf.dtype), state.balancing
+        )
         nudge, balancing_opt_state = balancing_rule.update(error, state.balancing_opt_state)
-        metrics = {"loss": objective.loss(sums, sums), "grad_norm": optax.tree.norm(grads), **summarise(sums)}
-        state = state.replace(
-            step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
+        return state.replace(
+            params=params,
             balancing=optax.apply_updates(state.balancing, nudge),
             opt_state=opt_state,
             balancing_opt_state=balancing_opt_state,
+            ema=_averaged(optimizer.ema_decay, state.ema, params),
         )
+
+    def train_step(
+        state: TrainState, batch: dict[str, Array], rate: Array, spike_factor: Array | float = math.inf
+    ) -> tuple[TrainState, dict[str, Array]]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+        drawn = objective.draw(key, *batch["tokens"].shape)
+        grads, sums = gradients(state.params, state.balancing, batch, drawn)
+        if optimizer.freeze:
+            grads = hold(frozen_parameters(optimizer, state.params), grads)
+        loss, norm = objective.loss(sums, sums), optax.tree.norm(grads)
+        limit, recent = spike_factor * state.recent_loss, state.recent_loss
+        bad = ~(jnp.isfinite(loss) & jnp.isfinite(norm)) | (loss > limit)
+        new = moved(state, grads, sums["load"], rate)
+        if skip_bad:
+            new = jax.tree.map(functools.partial(jnp.where, bad), state, new)
+        new = new.replace(
+            step=state.step + 1, recent_loss=_recent(recent, loss, limit), skipped=state.skipped + (bad & skip_bad)
+        )
+        metrics = {"loss": loss, "grad_norm": norm, **summarise(sums), "bad": bad, "recent_loss": recent}
+        if skip_bad:
+            metrics["skipped_steps"] = new.skipped
         if placement is not None:
-            state = jax.lax.with_sharding_constraint(state, placement.shardings(state))
-        return state, metrics
+            new = jax.lax.with_sharding_constraint(new, placement.shardings(new))
+        return new, metrics
 
     return jax.jit(train_step, donate_argnums=0)
+
+
+def _averaged(decay: float, ema: dict, params: dict) -> dict:
+    """The next average of the parameters; empty where there is none."""
+    if not decay:
+        return ema
+    return jax.tree.map(lambda average, leaf: decay * average + (1 - decay) * leaf.astype(average.dtype), ema, params)
+
+
+def _recent(recent: Array, loss: Array, limit: Array) -> Array:
+    """The next average of recent losses.
+
+    A spike counts as its limit, so that it moves the average little, and a lasting change of level is caught up with.
+    """
+    kept = jnp.where(loss > limit, limit, loss).astype(recent.dtype)
+    moved = jnp.where(jnp.isnan(recent), kept, recent + (kept - recent) / RECENT_STEPS)
+    return jnp.where(jnp.isfinite(loss), moved, recent)
 
 
 def make_eval_step(model: Zaya, objective: Objective, seed: int = 0, placement: Placement | None = None):
