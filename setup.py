@@ -31,6 +31,7 @@ setup(
         "array_record>=0.8.1",
         "grain>=0.2.15",
         "importlib_resources>=6.0",  # tensorflow-datasets needs it and does not say so
+        "jinja2>=3.1",  # chat templates
         "matplotlib>=3.9",
         "tqdm>=4.66",
     ],
