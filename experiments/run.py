@@ -1,4 +1,4 @@
-"""Runs a config's stages: data, pretrain, convert, control, evaluate, figures. Finished stages are skipped.
+"""Runs a config's stages: data, its training phases, evaluate, figures. Finished stages are skipped.
 
     python -m experiments.run --config=configs/quickstart.py --workdir=runs/quickstart
     python -m experiments.run --config=configs/quickstart.py:fast,block_size=4 --config.convert.objective.alpha=0.5
@@ -7,10 +7,16 @@ What follows the colon changes several fields at once (see the config file); --c
 workdir then holds config.json, environment.json, metrics.jsonl, checkpoints/, results.csv, samples.jsonl, figures/ and
 report.html. Interrupt it at any moment: the same command goes on from the last checkpoint, to the same numbers.
 
+The config's `phases` names its training phases in order, such as ("pretrain", "convert", "control"); a section of that
+name describes each (experiments/phases.py): what it starts from (an earlier phase, a checkpoint's folder, "scratch"),
+its steps, objective and optimizer, and where it differs from the others its row length, rotary base and data. A phase
+of 0 steps is left out. configs/zaya1_8b.py is ZAYA1's own list, from 4k tokens of context to 128k and chats.
+
 --stages=DIR keeps the training stages there, each under a name that says what decides it (model, data, seed, steps,
 what it starts from), so that runs which differ only behind a stage train it once. Sweeps use it.
 """
 
+import contextlib
 import functools
 import itertools
 import json
@@ -23,12 +29,15 @@ from flax import traverse_util
 from ml_collections import ConfigDict, config_flags
 
 from experiments import cli, environment, settings
+from experiments.mixture import MixtureSource
+from experiments.phases import Stage
 from zaya_jax.analysis.flops import describe
 from zaya_jax.analysis.plots import draw_figures
 from zaya_jax.analysis.report import write_report
 from zaya_jax.analysis.results import Row, load_run, write_results
 from zaya_jax.architecture import Zaya
-from zaya_jax.data.pipeline import eval_batches, make_train_iterator
+from zaya_jax.data.chat import ChatSource, survey
+from zaya_jax.data.pipeline import Source, eval_batches, make_train_iterator
 from zaya_jax.data.tasks import Task
 from zaya_jax.evaluation.likelihood import likelihood
 from zaya_jax.evaluation.task_accuracy import Outcome, run_task, task_rows
@@ -40,7 +49,7 @@ from zaya_jax.sampling.cost import AUTOREGRESSIVE, forward_cost, rows_of
 from zaya_jax.sampling.method import Plan
 from zaya_jax.training.checkpoints import Checkpoints
 from zaya_jax.training.loop import train
-from zaya_jax.training.metrics import MetricWriter
+from zaya_jax.training.metrics import MetricWriter, read_metrics
 from zaya_jax.training.state import init_variables, make_eval_step
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with an optional :argument.", lock_config=True)
@@ -63,28 +72,30 @@ def main() -> None:
 def stage_folders(config: ConfigDict, setup: settings.Settings, workdir: Path) -> dict[str, Path]:
     """Where each stage's checkpoints are: in the workdir, or under a name of what decides them in --stages."""
     if _STAGES.value is None:
-        return {name: workdir / "checkpoints" / name for name in setup.phases}
+        return {name: workdir / "checkpoints" / name for name in setup.stages}
     keys = settings.stage_keys(config, setup)
-    return {name: Path(_STAGES.value).absolute() / f"{name}-{keys[name]}" for name in setup.phases}
+    return {name: Path(_STAGES.value).absolute() / f"{name}-{keys[name]}" for name in setup.stages}
 
 
 def run_stages(setup: settings.Settings, workdir: Path, folders: dict[str, Path]) -> None:
     """All stages in order."""
-    batch = setup.batch_sizes["convert"]
-    block_size = setup.phases["convert"].objective.block_size
-    print(describe(setup.model, batch, setup.row_length, tidar=True, block_size=block_size), flush=True)
+    for name, stage in setup.stages.items():
+        objective = stage.phase.objective
+        tidar, block_size = objective.kind == "tidar", objective.block_size
+        print(f"{name}\n{describe(stage.model, stage.batch_size, stage.row_length, tidar, block_size)}", flush=True)
     with environment.timed(workdir, "data"):
-        sources = [open_source(setup, workdir, source, "train") for source in setup.mixture]
-        held_out = {source.name: held_out_batches(setup, workdir, source) for source in setup.mixture}
-    model = Zaya(setup.model)
-    for name in setup.phases:
+        train_data, held_out = (
+            {name: open_source(setup, workdir, source, split) for name, source in setup.sources.items()}
+            for split in ("train", "validation")
+        )
+    for name in setup.stages:
         folder = folders[name]
         # two runs that share a stage do not train it at once: the second waits, and finds it finished
         with environment.locked(folder.with_suffix(".lock"), f"waiting for the run that is training {folder}"):
-            run_phase(setup, workdir, model, name, folders, sources, held_out)
+            run_phase(setup, workdir, name, folders, train_data, held_out)
     if not (workdir / "results.csv").exists():
         with environment.timed(workdir, "evaluate"):
-            evaluate(setup, workdir, model, folders, held_out)
+            evaluate(setup, workdir, folders, held_out)
     with environment.timed(workdir, "figures"):
         run = load_run(workdir)
         figures = draw_figures(run, workdir / "figures")
@@ -93,105 +104,141 @@ def run_stages(setup: settings.Settings, workdir: Path, folders: dict[str, Path]
 
 
 def run_phase(
-    setup: settings.Settings, workdir: Path, model: Zaya, name: str, folders: dict[str, Path], sources, held_out
+    setup: settings.Settings,
+    workdir: Path,
+    name: str,
+    folders: dict[str, Path],
+    train_data: dict[str, Source],
+    held_out: dict[str, Source],
 ) -> None:
-    """One training stage, unless it is finished.
-
-    It starts from the checkpoint that it names, else from pretraining, if it is not that and there is one.
-    """
-    phase = setup.phases[name]
-    parent = "pretrain" if name != "pretrain" and "pretrain" in folders else None
-    write_model_file(folders[name], setup.model)
-    with Checkpoints(folders[name]) as checkpoints:
-        if checkpoints.latest == phase.steps:
+    """One training stage, unless it is finished."""
+    stage = setup.stages[name]
+    model = Zaya(stage.model)
+    write_model_file(folders[name], stage.model)
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(Checkpoints(folders[name]))
+        if checkpoints.latest == stage.phase.steps:
             return
-        start = setup.starts[name] or (folders[parent] if parent else None)
+        count_chats(setup, workdir, stage, train_data)
+        start = folders[stage.start] if isinstance(stage.start, str) else stage.start
         variables = init_variables(model, setup.seed) if start is None else load_start(model, start, f"{name}.start")
-        mixture = list(zip(sources, [source.weight for source in setup.mixture], strict=True))
-        # A stage's own seed: conversion and its control read the same data, which pretraining has not seen in that
-        # order.
-        seed = setup.seed + (0 if parent is None else 1)
-        batches = make_train_iterator(mixture, setup.tokenizer, setup.row_length, setup.batch_sizes[name], seed)
-        eval_step = make_eval_step(model, phase.objective)
+        carry = stack.enter_context(Checkpoints(folders[str(stage.start)])) if stage.continues else None
+        mixture = [(train_data[source.name], source.weight) for source in stage.mixture]
+        batches = make_train_iterator(
+            mixture, setup.tokenizer, stage.row_length, stage.batch_size, stage.data_seed, packing=stage.packing
+        )
+        eval_step = make_eval_step(model, stage.phase.objective)
+        own = {source.name: held_out_batches(setup, stage, held_out[source.name]) for source in stage.mixture}
         with environment.timed(workdir, name):
             train(
-                model, variables, phase, batches, checkpoints, MetricWriter(workdir / "metrics.jsonl"),
-                evaluate=functools.partial(validate, setup, held_out, eval_step),
-                mesh=data_mesh(setup.batch_sizes[name]),
+                model, variables, stage.phase, batches, checkpoints, MetricWriter(workdir / "metrics.jsonl"),
+                evaluate=functools.partial(validate, setup, own, eval_step), mesh=data_mesh(stage.batch_size),
+                carry=carry,
             )  # fmt: skip
 
 
+def count_chats(setup: settings.Settings, workdir: Path, stage: Stage, train_data: dict[str, Source]) -> None:
+    """Says, and puts in metrics.jsonl once, how many of each source's chats are trimmed or dropped in this stage.
+
+    Raises:
+      ValueError: a source all of whose chats are.
+    """
+    counts = {}
+    for source in stage.mixture:
+        chats = train_data[source.name]
+        if isinstance(chats, ChatSource):
+            try:
+                found = survey(chats, setup.tokenizer, stage.row_length)
+            except ValueError as error:
+                raise ValueError(f"{stage.phase.name}, source {source.name}: {error}") from error
+            counts |= {f"{source.name}/{what}": count for what, count in found._asdict().items()}
+            print(
+                f"{stage.phase.name}: of {found.chats} {source.name}s {found.trimmed} are trimmed and {found.dropped} "
+                f"dropped, to fit {stage.row_length} tokens",
+                flush=True,
+            )
+    path, where = workdir / "metrics.jsonl", f"{stage.phase.name}/data"
+    if counts and not (path.exists() and any(line["stage"] == where for line in read_metrics(path))):
+        MetricWriter(path).write(where, 0, counts)
+
+
 def load_start(model: Zaya, folder: Path, field: str) -> dict:
-    """A checkpoint's variables. ValueError unless they are the model's own, by name and shape."""
+    """A checkpoint's variables, in the model's dtypes. ValueError unless they are its own, by name and shape."""
     variables = load_pretrained(folder)[1]
-    mine = {path: leaf.shape for path, leaf in abstract_variables(model.config).items()}
-    flat = cast(dict, traverse_util.flatten_dict(variables))
-    theirs = {path: leaf.shape for path, leaf in flat.items()}
-    for path in sorted(mine | theirs):
-        if mine.get(path) != theirs.get(path):
-            got, may_be = theirs.get(path, "nothing"), mine.get(path, "nothing")
+    mine, flat = abstract_variables(model.config), cast(dict, traverse_util.flatten_dict(variables))
+    for path in sorted(mine | flat):
+        got, may_be = (found[path].shape if path in found else "nothing" for found in (flat, mine))
+        if got != may_be:
             raise ValueError(f"{field}: {folder} has {got} for {'/'.join(path)}, may be the model's {may_be}")
-    return variables
+    return traverse_util.unflatten_dict({path: leaf.astype(mine[path].dtype) for path, leaf in flat.items()})
 
 
-def held_out_batches(setup: settings.Settings, workdir: Path, source: settings.MixtureSource) -> list[dict]:
-    """The validation batches of a source: the same few at every evaluation, so they are read once."""
-    documents = open_source(setup, workdir, source, "validation")
-    batches = eval_batches(documents, setup.tokenizer, setup.row_length, setup.batch_sizes["convert"])
+def held_out_batches(setup: settings.Settings, stage: Stage, documents: Source) -> list[dict]:
+    """A source's validation batches in a stage's shape: the same few at every evaluation, so they are made once."""
+    batches = eval_batches(documents, setup.tokenizer, stage.row_length, stage.batch_size, packing=stage.packing)
     return list(itertools.islice(batches, setup.validation_batches))
 
 
 def validate(setup: settings.Settings, held_out: dict[str, list[dict]], eval_step, variables: dict) -> dict:
-    """Likelihood on the validation split of every source, names prefixed with the source's."""
+    """Likelihood on validation batches of every source, names prefixed with the source's."""
     out = {}
-    for source in setup.mixture:
-        text_tokenizer = setup.tokenizer if source.task is None else None
-        for name, value in likelihood(eval_step, variables, held_out[source.name], text_tokenizer).items():
-            out[f"{source.name}/{name}"] = value
+    for name, batches in held_out.items():
+        text_tokenizer = setup.tokenizer if setup.sources[name].is_text else None
+        for metric, value in likelihood(eval_step, variables, batches, text_tokenizer).items():
+            out[f"{name}/{metric}"] = value
     return out
 
 
-def evaluate(
-    setup: settings.Settings, workdir: Path, model: Zaya, folders: dict[str, Path], held_out: dict[str, list[dict]]
-) -> None:
+def evaluate(setup: settings.Settings, workdir: Path, folders: dict[str, Path], held_out: dict[str, Source]) -> None:
     """Writes answers/, samples.jsonl, then results.csv (whose presence says that the stage is finished)."""
     hardware = environment.hardware()
-    rows: list[Row] = []
-    weights = {name: load_native(folder)[1] for name, folder in folders.items()}
-    # One objective for all, so that one compiled program measures all.
-    eval_step = make_eval_step(model, setup.phases["convert"].objective)
-    for name, phase in setup.phases.items():
-        measured = validate(setup, held_out, eval_step, weights[name])
-        for source in setup.mixture:
-            row: Row = {"kind": "likelihood", "model": name, "source": source.name, "hardware": hardware}
-            kept = ["ar_loss", "bits_per_byte"]
-            kept += ["draft_loss", "draft_accuracy_by_slot"] * (phase.objective.kind == "tidar")
-            found = {key: measured.get(f"{source.name}/{key}") for key in kept}
-            row |= {key: np.asarray(value).tolist() for key, value in found.items() if value is not None}
-            rows.append(row)
-
-    variables, samples = weights["convert"], []
+    rows: list[Row] = likelihood_rows(setup, folders, held_out, hardware)
+    model, variables = Zaya(setup.stages[setup.sampled].model), load_native(folders[setup.sampled])[1]
+    samples = []
     for task in setup.tasks:
         outcomes = run_task(
             model, variables, setup.tokenizer, task, setup.arms, setup.trial, workdir / "answers", setup.anchor_budget
         )
-        common = {"kind": "sampling", "model": "convert", "source": task.name, "hardware": hardware}
+        common = {"kind": "sampling", "model": setup.sampled, "source": task.name, "hardware": hardware}
         rows += [common | row for row in task_rows(outcomes, setup.trial)]
         samples += some_samples(setup, task, outcomes)
     if setup.measures_cost:
-        rows += cost_rows(model, variables, hardware)
+        rows += cost_rows(model, variables, setup.sampled, hardware)
     (workdir / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
     write_results(workdir / "results.csv", rows)
 
 
-def cost_rows(model: Zaya, variables: dict, hardware: str) -> list[dict]:
+def likelihood_rows(
+    setup: settings.Settings, folders: dict[str, Path], held_out: dict[str, Source], hardware: str
+) -> list[Row]:
+    """The kind=likelihood rows of results.csv: every stage's model on every source, all on the same rows.
+
+    They are the sampled stage's rows and objective, so that one compiled program measures all of one rotary base.
+    """
+    sampled = setup.stages[setup.sampled]
+    batches = {name: held_out_batches(setup, sampled, documents) for name, documents in held_out.items()}
+    models = {stage.model for stage in setup.stages.values()}
+    eval_steps = {model: make_eval_step(Zaya(model), sampled.phase.objective) for model in models}
+    rows: list[Row] = []
+    for name, stage in setup.stages.items():
+        measured = validate(setup, batches, eval_steps[stage.model], load_native(folders[name])[1])
+        kept = ["ar_loss", "bits_per_byte"]
+        kept += ["draft_loss", "draft_accuracy_by_slot"] * (stage.phase.objective.kind == "tidar")
+        for source in batches:
+            found = {key: measured.get(f"{source}/{key}") for key in kept}
+            cells = {key: np.asarray(value).tolist() for key, value in found.items() if value is not None}
+            rows.append({"kind": "likelihood", "model": name, "source": source, "hardware": hardware} | cells)
+    return rows
+
+
+def cost_rows(model: Zaya, variables: dict, name: str, hardware: str) -> list[dict]:
     """The kind=cost rows of results.csv: one AR row, 8 verified alone, and those with 1, 2 or all 8 blocks drafted."""
     anchors = ((), (8,), (1, 8), tuple(range(1, 9)))
     plans = [AUTOREGRESSIVE, *(Plan("single_pass", 8, some, "autoregressive") for some in anchors)]
     cost = {rows_of(plan): ms for plan, ms in forward_cost(model, variables, plans).items()}
     return [
         {
-            "kind": "cost", "model": "convert", "batch": 1, "block_size": 8, "rows": count, "milliseconds": ms,
+            "kind": "cost", "model": name, "batch": 1, "block_size": 8, "rows": count, "milliseconds": ms,
             "cost_ratio": ms / cost[1], "hardware": hardware,
         }
         for count, ms in cost.items()
@@ -215,8 +262,8 @@ def some_samples(setup: settings.Settings, task: Task, outcomes: list[Outcome], 
     ]
 
 
-def open_source(setup: settings.Settings, workdir: Path, source: settings.MixtureSource, split: str):
-    """A source's split; tasks draw validation from their own hold-out."""
+def open_source(setup: settings.Settings, workdir: Path, source: MixtureSource, split: str) -> Source:
+    """A source's split."""
     return source.open(split, workdir / "data", setup.task_documents, setup.seed)
 
 

@@ -63,6 +63,7 @@ def train(
     writer: MetricWriter,
     evaluate: Callable[[dict], dict[str, Any]] | None = None,
     mesh: Mesh | None = None,
+    carry: Checkpoints | None = None,
 ) -> TrainState:
     """Runs a phase to its end, from its newest checkpoint if there is one.
 
@@ -71,6 +72,8 @@ def train(
       batches: at its start; set to the saved position when the phase resumes.
       evaluate: (variables) -> metrics, called every `evaluate_every` steps.
       mesh: see `make_train_step`.
+      carry: of the phase that `variables` are from: its optimizer's state is gone on with, not a fresh one. Its
+        optimizer must keep state of the same structure.
 
     Returns:
       The final state, which is also the newest checkpoint.
@@ -87,6 +90,9 @@ def train(
     if checkpoints.latest is not None:
         state, extra = checkpoints.load(state)
         batches.set_state(extra["data"])
+    elif carry is not None:
+        carried, _ = carry.load(state)
+        state = carried.replace(step=state.step, rng=state.rng)  # those are a phase's own
     # Donated buffers must be nobody else's: `variables` may still serve a later phase.
     state = jax.tree.map(jnp.copy, state)
     done = int(state.step)
