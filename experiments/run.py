@@ -35,7 +35,7 @@ from zaya_jax.analysis.flops import describe
 from zaya_jax.analysis.plots import draw_figures
 from zaya_jax.analysis.report import write_report
 from zaya_jax.analysis.results import Row, load_run, write_results
-from zaya_jax.architecture import Zaya
+from zaya_jax.architecture import Zaya, ZayaConfig
 from zaya_jax.data.chat import ChatSource, survey
 from zaya_jax.data.pipeline import Source, eval_batches, make_train_iterator
 from zaya_jax.data.tasks import Task
@@ -50,6 +50,7 @@ from zaya_jax.sampling.method import Plan
 from zaya_jax.training.checkpoints import Checkpoints
 from zaya_jax.training.loop import train
 from zaya_jax.training.metrics import MetricWriter, read_metrics
+from zaya_jax.training.objective import Objective
 from zaya_jax.training.state import init_variables, make_eval_step
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with an optional :argument.", lock_config=True)
@@ -127,7 +128,7 @@ def run_phase(
         batches = make_train_iterator(
             mixture, setup.tokenizer, stage.row_length, stage.batch_size, stage.data_seed, packing=stage.packing
         )
-        eval_step = make_eval_step(model, stage.phase.objective)
+        eval_step = shared_eval_step(stage.model, stage.phase.objective)
         own = {source.name: held_out_batches(setup, stage, held_out[source.name]) for source in stage.mixture}
         with environment.timed(workdir, name):
             train(
@@ -217,11 +218,10 @@ def likelihood_rows(
     """
     sampled = setup.stages[setup.sampled]
     batches = {name: held_out_batches(setup, sampled, documents) for name, documents in held_out.items()}
-    models = {stage.model for stage in setup.stages.values()}
-    eval_steps = {model: make_eval_step(Zaya(model), sampled.phase.objective) for model in models}
     rows: list[Row] = []
     for name, stage in setup.stages.items():
-        measured = validate(setup, batches, eval_steps[stage.model], load_native(folders[name])[1])
+        eval_step = shared_eval_step(stage.model, sampled.phase.objective)
+        measured = validate(setup, batches, eval_step, load_native(folders[name])[1])
         kept = ["ar_loss", "bits_per_byte"]
         kept += ["draft_loss", "draft_accuracy_by_slot"] * (stage.phase.objective.kind == "tidar")
         for source in batches:
@@ -229,6 +229,12 @@ def likelihood_rows(
             cells = {key: np.asarray(value).tolist() for key, value in found.items() if value is not None}
             rows.append({"kind": "likelihood", "model": name, "source": source, "hardware": hardware} | cells)
     return rows
+
+
+@functools.lru_cache(maxsize=8)
+def shared_eval_step(model: ZayaConfig, objective: Objective):
+    """`make_eval_step`, one for all that measure the same, so that it is compiled once."""
+    return make_eval_step(Zaya(model), objective)
 
 
 def cost_rows(model: Zaya, variables: dict, name: str, hardware: str) -> list[dict]:
