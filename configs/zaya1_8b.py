@@ -3,9 +3,10 @@
 Command:   python -m experiments.run --config=configs/zaya1_8b.py:start=BASE,tokenizer=TOKENIZER,data=DATA
            python -m experiments.run --config=configs/zaya1_8b.py:scratch,tokenizer=TOKENIZER,data=DATA
            python -m experiments.run --config=configs/zaya1_8b.py:twin --workdir=runs/zaya1_twin
-Arguments: start= folder of ZAYA1-8B-base (a Hugging Face one); tokenizer= a tokenizer json; data= a folder that holds
-           midtrain/, extend/ (text or .jsonl files) and sft/ (.jsonl files of chats), and for :scratch pretrain/;
-           block_size=16; :scratch, from nothing in place of the base; :twin, the same phases tiny, on data it has
+Arguments: start= folder of ZAYA1-8B-base (in the layout of transformers 5.23); tokenizer= its tokenizer.json, with its
+           config.json beside it; data= a folder that holds midtrain/, extend/ (text or .jsonl files) and sft/ (.jsonl
+           files of chats), and for :scratch pretrain/; block_size=16; :scratch, from nothing in place of the base;
+           :twin, the same phases tiny, on data that every checkout has
 Hardware:  the 8B phases have not been run (see README.md for what was compiled); the twin, 2 CPU cores
 Time and result: the twin runs in the tests, in about a minute; it shows that the phases work, nothing else
 
@@ -95,9 +96,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
         c.pretrain = size.of(0, Objective("autoregressive"), rope_theta=1e4, mixture=mixture["pretrain"])
         c.midtrain.start = "pretrain"
 
-    c.evaluate = evaluation(("human_eval",), prompts=164, phase="sft", chat=True, max_new_tokens=1024)
+    # its problems are functions to go on with, so they are not asked in chats
+    c.evaluate = evaluation(("human_eval",), prompts=164, phase="sft", max_new_tokens=512)
     if chosen.twin:
-        c.evaluate.update(tasks=("addition",), prompts=4, batch=4, max_new_tokens=16, cost=False)
+        c.evaluate.update(tasks=("addition",), chat=True, prompts=4, batch=4, max_new_tokens=16, cost=False)
         c.evaluate.update(arms=("autoregressive", "lossless"), temperatures=(0.0,))
     return c
 
