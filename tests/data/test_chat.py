@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from zaya_jax.data.builders import prepare_chats
 from zaya_jax.data.chat import ChatSource, encode_chat, load_template, survey
 from zaya_jax.data.pipeline import eval_batches, make_train_iterator
-from zaya_jax.data.tasks import TaskSource, make_task
+from zaya_jax.data.tasks import ChatTask, TaskSource, make_task
 from zaya_jax.data.tokenizers import BPETokenizer, ByteTokenizer
 
 TOKENIZER = ByteTokenizer()
@@ -185,3 +185,15 @@ def test_only_jsonl_files_hold_chats(tmp_path):
     (tmp_path / "a.txt").write_text("hello")
     with pytest.raises(ValueError, match=r"a\.txt is no \.jsonl file of chats"):
         prepare_chats([str(tmp_path / "a.txt")], tmp_path / "data", "train")
+
+
+def test_a_task_asked_in_a_chat_is_the_same_task():
+    task = make_task("addition", digits=2)
+    asked = ChatTask(task, PLAIN)
+    for split in ("validation", "test"):
+        for problem, plain in zip(asked.problems(split, 5, 1), task.problems(split, 5, 1), strict=True):
+            assert problem.prompt == f"<|user|>\n{plain.prompt}\n<|assistant|>\n"
+            assert asked.check(problem, plain.solution.rstrip("\n")) and not asked.check(problem, "x:1")
+    assert (asked.name, asked.tuning_split) == (task.name, task.tuning_split)
+    with pytest.raises(ValueError, match="special tokens into a prompt"):
+        ChatTask(task, MARKED).problems("test", 1, 0)
