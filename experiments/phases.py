@@ -11,7 +11,7 @@ its start's.
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 from flax import traverse_util
@@ -22,6 +22,7 @@ from experiments.mixture import Mixtures, MixtureSource
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.data.pipeline import PACKINGS
 from zaya_jax.interop.names import abstract_variables
+from zaya_jax.interop.pretrained import load_pretrained
 from zaya_jax.training.loop import Phase
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
@@ -79,6 +80,17 @@ def read_stages(config: ConfigDict, model: ZayaConfig, mixtures: Mixtures) -> di
     if not stages:
         raise ValueError(f"phases: got {names}, may be some of which at least one has steps above 0")
     return stages
+
+
+def load_start(model: ZayaConfig, folder: Path, field: str) -> dict:
+    """A checkpoint's variables, in the model's dtypes. ValueError unless they are its own, by name and shape."""
+    variables = load_pretrained(folder)[1]
+    mine, flat = abstract_variables(model), cast(dict, traverse_util.flatten_dict(variables))
+    for path in sorted(mine | flat):
+        got, may_be = (found[path].shape if path in found else "nothing" for found in (flat, mine))
+        if got != may_be:
+            raise ValueError(f"{field}: {folder} has {got} for {'/'.join(path)}, may be the model's {may_be}")
+    return traverse_util.unflatten_dict({path: leaf.astype(mine[path].dtype) for path, leaf in flat.items()})
 
 
 def _stage(

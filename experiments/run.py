@@ -21,16 +21,14 @@ import functools
 import itertools
 import json
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from absl import flags
-from flax import traverse_util
 from ml_collections import ConfigDict, config_flags
 
 from experiments import cli, environment, settings
 from experiments.mixture import MixtureSource
-from experiments.phases import Stage
+from experiments.phases import Stage, load_start
 from zaya_jax.analysis.flops import describe
 from zaya_jax.analysis.plots import draw_figures
 from zaya_jax.analysis.report import write_report
@@ -41,9 +39,7 @@ from zaya_jax.data.pipeline import Source, eval_batches, make_train_iterator
 from zaya_jax.data.tasks import Task
 from zaya_jax.evaluation.likelihood import likelihood
 from zaya_jax.evaluation.task_accuracy import Outcome, run_task, task_rows
-from zaya_jax.interop.names import abstract_variables
 from zaya_jax.interop.native import load_native, write_model_file
-from zaya_jax.interop.pretrained import load_pretrained
 from zaya_jax.parallel import data_mesh, use_cpu_devices
 from zaya_jax.sampling.cost import AUTOREGRESSIVE, forward_cost, rows_of
 from zaya_jax.sampling.method import Plan
@@ -122,7 +118,9 @@ def run_phase(
             return
         count_chats(setup, workdir, stage, train_data)
         start = folders[stage.start] if isinstance(stage.start, str) else stage.start
-        variables = init_variables(model, setup.seed) if start is None else load_start(model, start, f"{name}.start")
+        variables = (
+            init_variables(model, setup.seed) if start is None else load_start(stage.model, start, f"{name}.start")
+        )
         carry = stack.enter_context(Checkpoints(folders[str(stage.start)])) if stage.continues else None
         mixture = [(train_data[source.name], source.weight) for source in stage.mixture]
         batches = make_train_iterator(
@@ -161,17 +159,6 @@ def count_chats(setup: settings.Settings, workdir: Path, stage: Stage, train_dat
     path, where = workdir / "metrics.jsonl", f"{stage.phase.name}/data"
     if counts and not (path.exists() and any(line["stage"] == where for line in read_metrics(path))):
         MetricWriter(path).write(where, 0, counts)
-
-
-def load_start(model: Zaya, folder: Path, field: str) -> dict:
-    """A checkpoint's variables, in the model's dtypes. ValueError unless they are its own, by name and shape."""
-    variables = load_pretrained(folder)[1]
-    mine, flat = abstract_variables(model.config), cast(dict, traverse_util.flatten_dict(variables))
-    for path in sorted(mine | flat):
-        got, may_be = (found[path].shape if path in found else "nothing" for found in (flat, mine))
-        if got != may_be:
-            raise ValueError(f"{field}: {folder} has {got} for {'/'.join(path)}, may be the model's {may_be}")
-    return traverse_util.unflatten_dict({path: leaf.astype(mine[path].dtype) for path, leaf in flat.items()})
 
 
 def held_out_batches(setup: settings.Settings, stage: Stage, documents: Source) -> list[dict]:

@@ -9,19 +9,22 @@ import time
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from configs import chats, zaya1_8b
 from experiments import settings
-from experiments.phases import Stage
+from experiments.phases import Stage, load_start
 from tests.experiments import tiny
+from zaya_jax import Zaya, load_pretrained, preset
 from zaya_jax.analysis.results import load_run, read_results
 from zaya_jax.data.tokenizers import BPETokenizer
+from zaya_jax.interop import save_huggingface
 from zaya_jax.interop.native import load_native
 from zaya_jax.training.checkpoints import Checkpoints
 from zaya_jax.training.metrics import read_metrics
-from zaya_jax.training.state import init_state
+from zaya_jax.training.state import init_state, init_variables
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,6 +66,19 @@ def test_a_phase_has_its_own_rows_data_and_rotary_base_or_those_it_comes_from():
     assert names == [["addition", "stdlib"], ["stdlib"], ["addition", "stdlib"]]
     assert list(setup.sources) == ["addition", "stdlib"]  # the same source, whatever its weight
     assert read(lambda c: c.pretrain.update(rope_theta=500.0)).stages["control"].model.rope_theta == 500.0
+
+
+def test_a_start_is_read_in_the_models_own_dtype(tmp_path):
+    stored = preset("tiny", param_dtype="bfloat16")
+    save_huggingface(tmp_path / "base", stored, init_variables(Zaya(stored), 0))
+    model = stored.replace(param_dtype="float32")
+    loaded, same = load_start(model, tmp_path / "base", "midtrain.start"), load_pretrained(tmp_path / "base")[1]
+    assert jax.tree.map(lambda leaf: leaf.dtype.name, loaded["params"]) == jax.tree.map(
+        lambda _: "float32", loaded["params"]
+    )
+    jax.tree.map(np.testing.assert_array_equal, loaded, jax.tree.map(lambda leaf: leaf.astype("float32"), same))
+    with pytest.raises(ValueError, match=r"midtrain.start: .*base has .* may be the model's \(260, 16\)"):
+        load_start(preset("tiny", hidden_size=16), tmp_path / "base", "midtrain.start")
 
 
 def test_two_sources_never_share_a_name():
