@@ -17,6 +17,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["zaya_jax*", "experiments*", "configs*"]),
+    package_data={"configs.chats": ["*.jsonl"]},
     python_requires=">=3.11",
     install_requires=[
         f"jax>={JAX}",
@@ -32,6 +33,7 @@ setup(
         "array_record>=0.8.1",
         "grain>=0.2.15",
         "importlib_resources>=6.0",  # tensorflow-datasets needs it and does not say so
+        "jinja2>=3.1",  # chat templates
         "matplotlib>=3.9",
         "tqdm>=4.66",
     ],

@@ -40,13 +40,48 @@ def model(name: str, **changes: Any) -> ConfigDict:
     return ConfigDict({**fields, "mask_token_id": None, "layer_types": None, **changes})
 
 
+def data(row_length: int, *mixture: dict[str, Any], **changes: Any) -> ConfigDict:
+    """What all phases are trained on, but for those that say otherwise: see `experiments.mixture`.
+
+    Args:
+      mixture: {"text": "stdlib" or [paths]}, {"task": name, "options": {...}} or {"chat": [paths]}, each with a
+        "weight", its share of training rows.
+    """
+    c = ConfigDict()
+    c.row_length = row_length  # tokens
+    c.mixture = tuple(map(ConfigDict, mixture))
+    c.packing = "first_fit"  # or "best_fit" (decreasing): fuller rows where documents are long beside a row
+    c.chat_template = "plain"  # or a Jinja file, or a Jinja text: see zaya_jax/data/chat.py
+    c.thinking = ("<think>", "</think>")  # what a chat that is too long is trimmed between
+    c.task_documents = 200_000  # an epoch of a task source
+    c.validation_batches = 8
+    c.update(changes)
+    return c
+
+
+def mesh(rules: dict[str, tuple[str, ...]] | None = None, **sizes: int) -> ConfigDict:
+    """The devices' mesh: see `zaya_jax.parallel.MeshConfig`.
+
+    Args:
+      rules: logical axes that other mesh axes than the usual ones carry.
+      sizes: of the axes data (0: as many devices as divide the batch), fsdp, expert and context.
+    """
+    return ConfigDict({"data": 0, "fsdp": 1, "expert": 1, "context": 1, "rules": ConfigDict(rules or {}), **sizes})
+
+
 def phase(steps: int, objective: Objective, optimizer: OptimizerConfig, **rest: Any) -> ConfigDict:
-    """A training stage: see `zaya_jax.training.loop.Phase`."""
+    """A training phase: see `experiments.phases` and `zaya_jax.training.loop.Phase`."""
     return ConfigDict(
         {
             "steps": steps,
             "batch_size": 16,
-            "start": placeholder(str),  # a checkpoint's folder to start from; None: pretraining's, or from scratch
+            "start": placeholder(str),  # an earlier phase (None: the one before), a checkpoint's folder, or "scratch"
+            "optimizer_state": "fresh",  # or "continue": the start's moments, balancing controller and averages
+            "row_length": placeholder(int),  # None: data.row_length
+            "rope_theta": placeholder(float),  # None: that of the phase it starts from, else model.rope_theta
+            "mixture": placeholder(tuple),  # None: data.mixture
+            "packing": placeholder(str),  # None: data.packing
+            "mesh": placeholder(ConfigDict),  # None: the run's
             "log_every": 10,
             "evaluate_every": 100,
             "save_every": 200,
@@ -63,7 +98,9 @@ def phase(steps: int, objective: Objective, optimizer: OptimizerConfig, **rest: 
 def evaluation(tasks: tuple[str, ...], prompts: int, **changes: Any) -> ConfigDict:
     """How a run is evaluated; every arm meets the same prompts with the same seeds."""
     c = ConfigDict()
-    c.tasks = tasks  # of the mixture, or benchmarks
+    c.phase = placeholder(str)  # whose model is sampled; None: "convert", or the last that drafts
+    c.tasks = tasks  # of the mixtures, or benchmarks
+    c.chat = False  # ask them as chats are trained on
     c.prompts = prompts  # test problems of each task
     c.samples = 1  # of each, at temperatures above 0: 16 for pass@16
     c.batch = 64  # rows: prompts x samples

@@ -12,7 +12,7 @@ conversion costs is measured against it.
 
 from ml_collections import ConfigDict
 
-from configs.common import evaluation, model, parse_arg, phase
+from configs.common import data, evaluation, mesh, model, parse_arg, phase
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
 
@@ -23,25 +23,23 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.name = "quickstart"
     c.seed = 0
     c.cpu_devices = 1  # devices the CPU is split into; batches are laid over them
+    c.mesh = mesh()
     c.tokenizer = "bytes"  # or the path of a trained tokenizer.json
     c.model = model(chosen.preset)
 
-    c.data = ConfigDict()
-    c.data.row_length = 128
-    # weight: share of training rows. Sources: {"text": "stdlib" or [paths]} or {"task": name, "options": {...}}.
-    c.data.mixture = (
-        ConfigDict({"task": "addition", "options": ConfigDict({"digits": 3}), "weight": 0.7}),
-        ConfigDict({"text": "stdlib", "weight": 0.3}),
+    c.data = data(
+        128,
+        {"task": "addition", "options": {"digits": 3}, "weight": 0.7},
+        {"text": "stdlib", "weight": 0.3},
     )
-    c.data.task_documents = 200_000  # an epoch of a task source
-    c.data.validation_batches = 8
 
+    c.phases = ("pretrain", "convert", "control")
     optimizer = OptimizerConfig(learning_rate=3e-3)
     steps = (20, 20) if chosen.fast else (900, 600)
     c.pretrain = phase(steps[0], Objective("autoregressive"), optimizer)
     draft = Objective("tidar", block_size=chosen.block_size, alpha=chosen.alpha, masking=chosen.masking)
     c.convert = phase(steps[1], draft, optimizer)
-    c.control = phase(steps[1], Objective("autoregressive"), optimizer)
+    c.control = phase(steps[1], Objective("autoregressive"), optimizer, start="pretrain")
 
     c.evaluate = evaluation(("addition",), prompts=512)
     if chosen.fast:

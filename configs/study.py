@@ -9,7 +9,7 @@ Time and result: see results/sweeps/ (each made by the sweep of its name).
 
 from ml_collections import ConfigDict
 
-from configs.common import evaluation, model, parse_arg, phase
+from configs.common import data, evaluation, mesh, model, parse_arg, phase
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
 
@@ -20,18 +20,18 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.name = "study"
     c.seed = 0
     c.cpu_devices = 1
+    c.mesh = mesh()
     c.tokenizer = "bytes"
     c.model = model(chosen.preset)
 
-    c.data = ConfigDict()
-    c.data.row_length = 256
-    c.data.mixture = (
-        ConfigDict({"task": "list_programs", "options": ConfigDict({"max_operations": 2}), "weight": 0.6}),
-        ConfigDict({"task": "countdown", "options": ConfigDict({"numbers": 3}), "weight": 0.4}),
+    c.data = data(
+        256,
+        {"task": "list_programs", "options": {"max_operations": 2}, "weight": 0.6},
+        {"task": "countdown", "options": {"numbers": 3}, "weight": 0.4},
+        task_documents=2_000_000,
     )
-    c.data.task_documents = 2_000_000
-    c.data.validation_batches = 8
 
+    c.phases = ("pretrain", "convert")
     optimizer = OptimizerConfig(learning_rate=3e-3)
     steps = (20, 20) if chosen.fast else (1000, 400)
     c.pretrain = phase(steps[0], Objective("autoregressive", loss_on="answers"), optimizer)

@@ -15,6 +15,8 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
+from zaya_jax.parallel import is_first
+
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
 
@@ -55,7 +57,7 @@ def claim_workdir(workdir: Path, config: ConfigDict) -> None:
             theirs = json.loads(path.read_text())
         except json.JSONDecodeError:
             raise ValueError(f"{path}: not JSON; remove the folder or choose another --workdir") from None
-        difference = first_difference(theirs, mine)
+        difference = first_difference(_without_devices(theirs), _without_devices(mine))
         if difference:
             raise ValueError(f"--workdir {workdir}: holds a run whose config differs in {difference}; choose another")
         return
@@ -64,6 +66,12 @@ def claim_workdir(workdir: Path, config: ConfigDict) -> None:
     swap = path.with_suffix(".partial")
     swap.write_text(json.dumps(mine, indent=2) + "\n")
     swap.replace(path)
+
+
+def _without_devices(config: dict) -> dict:
+    """A config but for the devices: a run may go on with others."""
+    left = {name: value for name, value in config.items() if name not in ("cpu_devices", "mesh")}
+    return {k: _without_devices(v) if isinstance(v, dict) and "objective" in v else v for k, v in left.items()}
 
 
 def first_difference(a, b, where: str = "") -> str | None:
@@ -127,14 +135,15 @@ def git_commit() -> str | None:
 
 @contextlib.contextmanager
 def timed(workdir: Path, stage: str) -> Iterator[None]:
-    """Adds a stage's wall seconds to environment.json; a resumed stage adds up."""
+    """Adds a stage's wall seconds to environment.json; a resumed stage adds up. Of many processes the first does it."""
     clock = time.perf_counter()
     try:
         yield
     finally:
-        path = workdir / "environment.json"
-        known = json.loads(path.read_text())
-        known["seconds"][stage] = round(known["seconds"].get(stage, 0) + time.perf_counter() - clock, 2)
-        swap = path.with_suffix(".partial")
-        swap.write_text(json.dumps(known, indent=2) + "\n")
-        swap.replace(path)
+        if is_first():
+            path = workdir / "environment.json"
+            known = json.loads(path.read_text())
+            known["seconds"][stage] = round(known["seconds"].get(stage, 0) + time.perf_counter() - clock, 2)
+            swap = path.with_suffix(".partial")
+            swap.write_text(json.dumps(known, indent=2) + "\n")
+            swap.replace(path)

@@ -1,4 +1,4 @@
-"""Runs a config's stages: data, pretrain, convert, control, evaluate, figures. Finished stages are skipped.
+"""Runs a config's stages: data, its training phases, evaluate, figures. Finished stages are skipped.
 
     python -m experiments.run --config=configs/quickstart.py --workdir=runs/quickstart
     python -m experiments.run --config=configs/quickstart.py:fast,block_size=4 --config.convert.objective.alpha=0.5
@@ -10,8 +10,19 @@ stage trains, SIGTERM or one Ctrl-C finishes the step, saves, and exits with sta
 
 --sinks=tensorboard,wandb sends metrics there too; --profile=DIR writes a trace of a few steps of every training stage.
 
+The config's `phases` names its training phases in order, such as ("pretrain", "convert", "control"); a section of that
+name describes each (experiments/phases.py): what it starts from (an earlier phase, a checkpoint's folder, "scratch"),
+its steps, objective and optimizer, and where it differs from the others its row length, rotary base and data. A phase
+of 0 steps is left out. configs/zaya1_8b.py is ZAYA1's own list, from 4k tokens of context to 128k and chats.
+
 --stages=DIR keeps the training stages there, each under a name that says what decides it (model, data, seed, steps,
 what it starts from), so that runs which differ only behind a stage train it once. Sweeps use it.
+
+Many devices: --config.mesh.fsdp=2 --config.mesh.expert=8 --config.mesh.context=4 (zaya_jax/parallel/placement.py says
+what each splits; on a CPU --config.cpu_devices=8 makes eight). A run may go on with another mesh, on more or fewer
+devices.
+Many processes, the same command in each: --coordinator=auto under Slurm or Open MPI, or --coordinator=HOST:PORT
+--processes=N --process=I. They train; evaluation and figures follow when one process runs the command without these.
 """
 
 import contextlib
@@ -19,32 +30,33 @@ import functools
 import itertools
 import json
 from pathlib import Path
-from typing import cast
 
+import jax
 import numpy as np
 from absl import flags
-from flax import traverse_util
 from ml_collections import ConfigDict, config_flags
 
 from experiments import cli, environment, settings
+from experiments.mixture import MixtureSource
+from experiments.phases import Stage, load_start
 from zaya_jax.analysis.flops import describe, training_flops
 from zaya_jax.analysis.plots import draw_figures
 from zaya_jax.analysis.report import write_report
 from zaya_jax.analysis.results import Row, load_run, write_results
-from zaya_jax.architecture import Zaya
-from zaya_jax.data.pipeline import eval_batches, make_train_iterator
+from zaya_jax.architecture import Zaya, ZayaConfig
+from zaya_jax.data.chat import ChatSource, survey
+from zaya_jax.data.pipeline import Source, eval_batches, make_train_iterator
 from zaya_jax.data.tasks import Task
 from zaya_jax.evaluation.likelihood import likelihood
 from zaya_jax.evaluation.task_accuracy import Outcome, run_task, task_rows
-from zaya_jax.interop.names import abstract_variables
 from zaya_jax.interop.native import load_native, write_model_file
-from zaya_jax.interop.pretrained import load_pretrained
-from zaya_jax.parallel import data_placement, use_cpu_devices
+from zaya_jax.parallel import Placement, is_first, start_processes, use_cpu_devices, wait_for_all
 from zaya_jax.sampling.cost import AUTOREGRESSIVE, forward_cost, rows_of
 from zaya_jax.sampling.method import Plan
 from zaya_jax.training.checkpoints import Checkpoints
 from zaya_jax.training.loop import train
-from zaya_jax.training.metrics import MetricWriter
+from zaya_jax.training.metrics import MetricWriter, read_metrics
+from zaya_jax.training.objective import Objective
 from zaya_jax.training.sinks import Sink, check_sinks, open_sinks
 from zaya_jax.training.state import init_variables, make_eval_step
 
@@ -52,6 +64,9 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with an 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; default: runs/<the config's name>.")
 _SINKS = flags.DEFINE_list("sinks", [], "Where metrics go besides metrics.jsonl: tensorboard, wandb.")
 _PROFILE = flags.DEFINE_string("profile", None, "Folder for a profiler trace of a few steps of every training stage.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "Many processes: HOST:PORT of process 0, or auto.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are, with HOST:PORT.", lower_bound=1)
+_PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0, with HOST:PORT.", lower_bound=0)
 _STAGES = flags.DEFINE_string("stages", None, "Where training stages live; default: WORKDIR/checkpoints.")
 
 
@@ -63,41 +78,69 @@ def main() -> None:
     check_sinks(_SINKS.value)
     workdir = Path(_WORKDIR.value or f"runs/{setup.name}").absolute()
     use_cpu_devices(setup.cpu_devices)
-    with environment.locked(workdir / ".lock"):
-        environment.claim_workdir(workdir, config)
-        with contextlib.ExitStack() as stack:
+    start_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    placements = {name: stage.placement() for name, stage in setup.stages.items()}
+    with contextlib.ExitStack() as stack:
+        sinks: list[Sink] = []
+        if is_first():
+            stack.enter_context(environment.locked(workdir / ".lock"))
+            environment.claim_workdir(workdir, config)
             sinks = open_sinks(_SINKS.value, workdir, setup.name, json.loads(config.to_json_best_effort()))
             for sink in sinks:
                 stack.callback(sink.close)
-            run_stages(setup, workdir, stage_folders(config, setup, workdir), sinks)
+        wait_for_all("workdir")
+        folders = stage_folders(config, setup, workdir)
+        held_out = train_stages(setup, workdir, folders, placements, sinks)
+        if jax.process_count() > 1:
+            print("trained; to evaluate, run the same command as one process", flush=True)
+            return
+        finish(setup, workdir, folders, held_out)
 
 
 def stage_folders(config: ConfigDict, setup: settings.Settings, workdir: Path) -> dict[str, Path]:
     """Where each stage's checkpoints are: in the workdir, or under a name of what decides them in --stages."""
     if _STAGES.value is None:
-        return {name: workdir / "checkpoints" / name for name in setup.phases}
+        return {name: workdir / "checkpoints" / name for name in setup.stages}
     keys = settings.stage_keys(config, setup)
-    return {name: Path(_STAGES.value).absolute() / f"{name}-{keys[name]}" for name in setup.phases}
+    return {name: Path(_STAGES.value).absolute() / f"{name}-{keys[name]}" for name in setup.stages}
 
 
-def run_stages(setup: settings.Settings, workdir: Path, folders: dict[str, Path], sinks: list[Sink]) -> None:
-    """All stages in order."""
-    batch = setup.batch_sizes["convert"]
-    block_size = setup.phases["convert"].objective.block_size
-    print(describe(setup.model, batch, setup.row_length, tidar=True, block_size=block_size), flush=True)
+def train_stages(
+    setup: settings.Settings,
+    workdir: Path,
+    folders: dict[str, Path],
+    placements: dict[str, Placement | None],
+    sinks: list[Sink],
+) -> dict[str, Source]:
+    """All training stages in order. Returns the sources' validation splits by name."""
+    for name, stage in setup.stages.items():
+        objective = stage.phase.objective
+        tidar, block_size = objective.kind == "tidar", objective.block_size
+        print(f"{name}\n{describe(stage.model, stage.batch_size, stage.row_length, tidar, block_size)}", flush=True)
     with environment.timed(workdir, "data"):
-        sources = [open_source(setup, workdir, source, "train") for source in setup.mixture]
-        held_out = {source.name: held_out_batches(setup, workdir, source) for source in setup.mixture}
-    model = Zaya(setup.model)
+        train_data, held_out = (
+            {name: open_source(setup, workdir, source, split) for name, source in setup.sources.items()}
+            for split in ("train", "validation")
+        )
     writer = MetricWriter(workdir / "metrics.jsonl", sinks)
-    for name in setup.phases:
+    for name in setup.stages:
         folder = folders[name]
-        # two runs that share a stage do not train it at once: the second waits, and finds it finished
-        with environment.locked(folder.with_suffix(".lock"), f"waiting for the run that is training {folder}"):
-            run_phase(setup, workdir, model, name, folders, writer, sources, held_out)
+        with contextlib.ExitStack() as stack:
+            if is_first():
+                # two runs that share a stage do not train it at once: the second waits, and finds it finished
+                lock = folder.with_suffix(".lock")
+                stack.enter_context(environment.locked(lock, f"waiting for the run that is training {folder}"))
+                write_model_file(folder, setup.stages[name].model)
+            wait_for_all(name)
+            run_phase(setup, workdir, name, folders, placements[name], writer, train_data, held_out)
+    return held_out
+
+
+def finish(setup: settings.Settings, workdir: Path, folders: dict[str, Path], held_out: dict[str, Source]) -> None:
+    """What follows training: evaluate, figures, report."""
     if not (workdir / "results.csv").exists():
         with environment.timed(workdir, "evaluate"):
-            evaluate(setup, workdir, model, folders, held_out)
+            evaluate(setup, workdir, folders, held_out)
     with environment.timed(workdir, "figures"):
         run = load_run(workdir)
         figures = draw_figures(run, workdir / "figures")
@@ -108,114 +151,146 @@ def run_stages(setup: settings.Settings, workdir: Path, folders: dict[str, Path]
 def run_phase(
     setup: settings.Settings,
     workdir: Path,
-    model: Zaya,
     name: str,
     folders: dict[str, Path],
+    placement: Placement | None,
     writer: MetricWriter,
-    sources,
-    held_out,
+    train_data: dict[str, Source],
+    held_out: dict[str, Source],
 ) -> None:
-    """One training stage, unless it is finished.
-
-    It starts from the checkpoint that it names, else from pretraining, if it is not that and there is one.
-    """
-    phase = setup.phases[name]
-    parent = "pretrain" if name != "pretrain" and "pretrain" in folders else None
-    write_model_file(folders[name], setup.model)
-    with Checkpoints(folders[name]) as checkpoints:
-        if checkpoints.latest == phase.steps:
+    """One training stage, unless it is finished."""
+    stage = setup.stages[name]
+    model = Zaya(stage.model)
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(Checkpoints(folders[name]))
+        if checkpoints.latest == stage.phase.steps:
             return
-        start = setup.starts[name] or (folders[parent] if parent else None)
-        variables = init_variables(model, setup.seed) if start is None else load_start(model, start, f"{name}.start")
-        mixture = list(zip(sources, [source.weight for source in setup.mixture], strict=True))
-        # A stage's own seed: conversion and its control read the same data, which pretraining has not seen in that
-        # order.
-        seed = setup.seed + (0 if parent is None else 1)
-        batches = make_train_iterator(mixture, setup.tokenizer, setup.row_length, setup.batch_sizes[name], seed)
-        eval_step = make_eval_step(model, phase.objective)
-        batch_size, objective = setup.batch_sizes[name], phase.objective
-        tidar, plain = objective.kind == "tidar", setup.model.replace(remat="none")  # what is recomputed is no use
+        count_chats(setup, writer, stage, train_data)
+        start = folders[stage.start] if isinstance(stage.start, str) else stage.start
+        if start is None:
+            variables = init_variables(model, setup.seed, placement)
+        else:
+            variables = load_start(stage.model, start, f"{name}.start")
+        carry = stack.enter_context(Checkpoints(folders[str(stage.start)])) if stage.continues else None
+        mixture = [(train_data[source.name], source.weight) for source in stage.mixture]
+        batches = make_train_iterator(
+            mixture, setup.tokenizer, stage.row_length, stage.batch_size, stage.data_seed, packing=stage.packing
+        )
+        eval_step = shared_eval_step(stage.model, stage.phase.objective, placement)
+        own = {source.name: held_out_batches(setup, stage, held_out[source.name]) for source in stage.mixture}
         with environment.timed(workdir, name):
             train(
-                model, variables, phase, batches, checkpoints, writer,
-                evaluate=functools.partial(validate, setup, held_out, eval_step),
-                placement=data_placement(setup.model, batch_size // phase.optimizer.accumulate, setup.row_length),
-                flops_per_step=training_flops(plain, batch_size, setup.row_length, tidar, objective.block_size),
+                model, variables, stage.phase, batches, checkpoints, writer,
+                evaluate=functools.partial(validate, setup, own, eval_step), carry=carry,
+                placement=placement, flops_per_step=step_flops(stage),
                 profile=Path(_PROFILE.value).absolute() / name if _PROFILE.value else None,
             )  # fmt: skip
 
 
-def load_start(model: Zaya, folder: Path, field: str) -> dict:
-    """A checkpoint's variables. ValueError unless they are the model's own, by name and shape."""
-    variables = load_pretrained(folder)[1]
-    mine = {path: leaf.shape for path, leaf in abstract_variables(model.config).items()}
-    flat = cast(dict, traverse_util.flatten_dict(variables))
-    theirs = {path: leaf.shape for path, leaf in flat.items()}
-    for path in sorted(mine | theirs):
-        if mine.get(path) != theirs.get(path):
-            got, may_be = theirs.get(path, "nothing"), mine.get(path, "nothing")
-            raise ValueError(f"{field}: {folder} has {got} for {'/'.join(path)}, may be the model's {may_be}")
-    return variables
+def step_flops(stage: Stage) -> float:
+    """FLOPs of a step of a stage. What a policy computes again is no use, so it is not counted."""
+    objective = stage.phase.objective
+    model, tidar = stage.model.replace(remat="none"), objective.kind == "tidar"
+    return training_flops(model, stage.batch_size, stage.row_length, tidar, objective.block_size)
 
 
-def held_out_batches(setup: settings.Settings, workdir: Path, source: settings.MixtureSource) -> list[dict]:
-    """The validation batches of a source: the same few at every evaluation, so they are read once."""
-    documents = open_source(setup, workdir, source, "validation")
-    batches = eval_batches(documents, setup.tokenizer, setup.row_length, setup.batch_sizes["convert"])
+def count_chats(setup: settings.Settings, writer: MetricWriter, stage: Stage, train_data: dict[str, Source]) -> None:
+    """Says, and puts in metrics.jsonl once, how many of each source's chats are trimmed or dropped in this stage.
+
+    Raises:
+      ValueError: a source all of whose chats are.
+    """
+    counts = {}
+    for source in stage.mixture:
+        chats = train_data[source.name]
+        if isinstance(chats, ChatSource):
+            try:
+                found = survey(chats, setup.tokenizer, stage.row_length)
+            except ValueError as error:
+                raise ValueError(f"{stage.phase.name}, source {source.name}: {error}") from error
+            counts |= {f"{source.name}/{what}": count for what, count in found._asdict().items()}
+            print(
+                f"{stage.phase.name}: of {found.chats} {source.name}s {found.trimmed} are trimmed and {found.dropped} "
+                f"dropped, to fit {stage.row_length} tokens",
+                flush=True,
+            )
+    path, where = writer.path, f"{stage.phase.name}/data"
+    if counts and not (path.exists() and any(line["stage"] == where for line in read_metrics(path))):
+        writer.write(where, 0, counts)
+
+
+def held_out_batches(setup: settings.Settings, stage: Stage, documents: Source) -> list[dict]:
+    """A source's validation batches in a stage's shape: the same few at every evaluation, so they are made once."""
+    batches = eval_batches(documents, setup.tokenizer, stage.row_length, stage.batch_size, packing=stage.packing)
     return list(itertools.islice(batches, setup.validation_batches))
 
 
 def validate(setup: settings.Settings, held_out: dict[str, list[dict]], eval_step, variables: dict) -> dict:
-    """Likelihood on the validation split of every source, names prefixed with the source's."""
+    """Likelihood on validation batches of every source, names prefixed with the source's."""
     out = {}
-    for source in setup.mixture:
-        text_tokenizer = setup.tokenizer if source.task is None else None
-        for name, value in likelihood(eval_step, variables, held_out[source.name], text_tokenizer).items():
-            out[f"{source.name}/{name}"] = value
+    for name, batches in held_out.items():
+        text_tokenizer = setup.tokenizer if setup.sources[name].is_text else None
+        for metric, value in likelihood(eval_step, variables, batches, text_tokenizer).items():
+            out[f"{name}/{metric}"] = value
     return out
 
 
-def evaluate(
-    setup: settings.Settings, workdir: Path, model: Zaya, folders: dict[str, Path], held_out: dict[str, list[dict]]
-) -> None:
+def evaluate(setup: settings.Settings, workdir: Path, folders: dict[str, Path], held_out: dict[str, Source]) -> None:
     """Writes answers/, samples.jsonl, then results.csv (whose presence says that the stage is finished)."""
     hardware = environment.hardware()
-    rows: list[Row] = []
-    weights = {name: load_native(folder, setup.phases[name].evaluate_ema)[1] for name, folder in folders.items()}
-    # One objective for all, so that one compiled program measures all.
-    eval_step = make_eval_step(model, setup.phases["convert"].objective)
-    for name, phase in setup.phases.items():
-        measured = validate(setup, held_out, eval_step, weights[name])
-        for source in setup.mixture:
-            row: Row = {"kind": "likelihood", "model": name, "source": source.name, "hardware": hardware}
-            kept = ["ar_loss", "bits_per_byte"]
-            kept += ["draft_loss", "draft_accuracy_by_slot"] * (phase.objective.kind == "tidar")
-            found = {key: measured.get(f"{source.name}/{key}") for key in kept}
-            row |= {key: np.asarray(value).tolist() for key, value in found.items() if value is not None}
-            rows.append(row)
-
-    variables, samples = weights["convert"], []
+    rows: list[Row] = likelihood_rows(setup, folders, held_out, hardware)
+    stage = setup.stages[setup.sampled]
+    model, variables = Zaya(stage.model), load_native(folders[setup.sampled], stage.phase.evaluate_ema)[1]
+    samples = []
     for task in setup.tasks:
         outcomes = run_task(
             model, variables, setup.tokenizer, task, setup.arms, setup.trial, workdir / "answers", setup.anchor_budget
         )
-        common = {"kind": "sampling", "model": "convert", "source": task.name, "hardware": hardware}
+        common = {"kind": "sampling", "model": setup.sampled, "source": task.name, "hardware": hardware}
         rows += [common | row for row in task_rows(outcomes, setup.trial)]
         samples += some_samples(setup, task, outcomes)
     if setup.measures_cost:
-        rows += cost_rows(model, variables, hardware)
+        rows += cost_rows(model, variables, setup.sampled, hardware)
     (workdir / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
     write_results(workdir / "results.csv", rows)
 
 
-def cost_rows(model: Zaya, variables: dict, hardware: str) -> list[dict]:
+def likelihood_rows(
+    setup: settings.Settings, folders: dict[str, Path], held_out: dict[str, Source], hardware: str
+) -> list[Row]:
+    """The kind=likelihood rows of results.csv: every stage's model on every source, all on the same rows.
+
+    They are the sampled stage's rows and objective, so that one compiled program measures all of one rotary base.
+    """
+    sampled = setup.stages[setup.sampled]
+    batches = {name: held_out_batches(setup, sampled, documents) for name, documents in held_out.items()}
+    rows: list[Row] = []
+    for name, stage in setup.stages.items():
+        eval_step = shared_eval_step(stage.model, sampled.phase.objective)
+        measured = validate(setup, batches, eval_step, load_native(folders[name], stage.phase.evaluate_ema)[1])
+        kept = ["ar_loss", "bits_per_byte"]
+        kept += ["draft_loss", "draft_accuracy_by_slot"] * (stage.phase.objective.kind == "tidar")
+        for source in batches:
+            found = {key: measured.get(f"{source}/{key}") for key in kept}
+            cells = {key: np.asarray(value).tolist() for key, value in found.items() if value is not None}
+            rows.append({"kind": "likelihood", "model": name, "source": source, "hardware": hardware} | cells)
+    return rows
+
+
+@functools.lru_cache(maxsize=8)
+def shared_eval_step(model: ZayaConfig, objective: Objective, placement: Placement | None = None):
+    """`make_eval_step`, one for all that measure the same, so that it is compiled once."""
+    return make_eval_step(Zaya(model), objective, placement=placement)
+
+
+def cost_rows(model: Zaya, variables: dict, name: str, hardware: str) -> list[dict]:
     """The kind=cost rows of results.csv: one AR row, 8 verified alone, and those with 1, 2 or all 8 blocks drafted."""
     anchors = ((), (8,), (1, 8), tuple(range(1, 9)))
     plans = [AUTOREGRESSIVE, *(Plan("single_pass", 8, some, "autoregressive") for some in anchors)]
     cost = {rows_of(plan): ms for plan, ms in forward_cost(model, variables, plans).items()}
     return [
         {
-            "kind": "cost", "model": "convert", "batch": 1, "block_size": 8, "rows": count, "milliseconds": ms,
+            "kind": "cost", "model": name, "batch": 1, "block_size": 8, "rows": count, "milliseconds": ms,
             "cost_ratio": ms / cost[1], "hardware": hardware,
         }
         for count, ms in cost.items()
@@ -239,8 +314,8 @@ def some_samples(setup: settings.Settings, task: Task, outcomes: list[Outcome], 
     ]
 
 
-def open_source(setup: settings.Settings, workdir: Path, source: settings.MixtureSource, split: str):
-    """A source's split; tasks draw validation from their own hold-out."""
+def open_source(setup: settings.Settings, workdir: Path, source: MixtureSource, split: str) -> Source:
+    """A source's split."""
     return source.open(split, workdir / "data", setup.task_documents, setup.seed)
 
 

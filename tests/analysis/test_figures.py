@@ -1,5 +1,7 @@
 """Figures are drawn, are not blank, and say what they show; partial runs give fewer of them."""
 
+import json
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -71,6 +73,30 @@ def test_convert_and_control_start_where_pretraining_ended(make_run):
     x, unit = clean_tokens(load_run(make_run()))
     assert unit == "million clean token slots"
     assert x("convert", 0) == x("control", 0) == x("pretrain", 900) == pytest.approx(900 * 16 * 128 / 1e6)
+
+
+def test_phases_of_any_list_follow_the_one_they_start_from(make_run):
+    path = make_run(stages=("pretrain", "convert", "control"))
+    config = json.loads((path / "config.json").read_text())
+    config["phases"] = ["pretrain", "convert", "control"]
+    config["convert"]["row_length"] = 256
+    config["control"]["start"] = "convert"
+    (path / "config.json").write_text(json.dumps(config))
+    run = load_run(path)
+    x, _ = clean_tokens(run)
+    assert run.path_to("control") == ("pretrain", "convert", "control")
+    assert x("control", 0) == pytest.approx((900 * 128 + 1000 * 256) * 16 / 1e6)
+    assert "million clean token slots (pretrain, then convert, then control)" in texts(FIGURES["training_curves"](run))
+
+    config["pretrain"]["steps"] = 0
+    config["evaluate"]["phase"] = "other"
+    (path / "config.json").write_text(json.dumps(config))
+    run = load_run(path)
+    assert (run.phases, run.sampled, run.path_to("convert")) == (("convert", "control"), "other", ("convert",))
+    config["phases"] = "convert"
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"config\.json.*phases: got 'convert', should be list"):
+        load_run(path)
 
 
 def test_layout_picture_paints_the_rule():

@@ -32,7 +32,7 @@ CAPTIONS = {
         "break-even line (cost ratio = tokens per forward)."
     ),
     "training_curves": (
-        "Lines are training batches (all sources mixed), markers held-out text of one source; control trains the "
+        "Lines are training batches (all sources mixed), markers held-out text of one source; a control trains the "
         "pretrained model on for the same clean tokens with the AR loss alone, so convert is compared with it."
     ),
     "draft_accuracy": (

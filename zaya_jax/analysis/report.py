@@ -10,7 +10,7 @@ from typing import Any
 from zaya_jax.analysis import style
 from zaya_jax.analysis.page import facts, folded, page, table
 from zaya_jax.analysis.plots import CAPTIONS
-from zaya_jax.analysis.results import STAGES, Row, Run
+from zaya_jax.analysis.results import Row, Run
 from zaya_jax.analysis.verdict import hardware, relative_loss, verdict
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.architecture.config import PARTS
@@ -112,7 +112,10 @@ def _what_was_run(run: Run) -> str:
     if mixture := config.get("data", {}).get("mixture"):
         row_length = config["data"].get("row_length", "?")
         items.append(("Data", f"{', '.join(map(_ingredient, mixture))}; rows of {row_length} tokens"))
-    items += [(stage.capitalize(), _stage(run, stage)) for stage in STAGES if stage in config]
+    for stage in run.phases:
+        if mixture := config.get(stage, {}).get("mixture"):
+            items.append((f"Data of {stage}", ", ".join(map(_ingredient, mixture))))
+    items += [(stage.capitalize(), _stage(run, stage)) for stage in run.phases if stage in config]
     items.append(("Tokenizer, seed", f"{config.get('tokenizer', '?')}, {config.get('seed', '?')}"))
     items.append(("Hardware", f"{hardware(run)}; jax {env.get('jax', '?')} on {env.get('device', '?')}"))
     if seconds := env.get("seconds"):
@@ -122,6 +125,7 @@ def _what_was_run(run: Run) -> str:
 
 def _ingredient(item: dict[str, Any]) -> str:
     name = f"task {item['task']}" if "task" in item else f"text {item.get('text', '?')}"
+    name = f"chats {item['chat']}" if "chat" in item else name + " as chats" * bool(item.get("as_chat"))
     return f"{name} (weight {item.get('weight', 1):g})"
 
 
@@ -131,7 +135,10 @@ def _stage(run: Run, stage: str) -> str:
     tidar = objective.get("kind") == "tidar"
     what = f"next tokens and draft blocks of {objective.get('block_size', '?')}" if tidar else "next tokens"
     alpha = f" (AR weight {objective['alpha']:g})" if tidar and "alpha" in objective else ""
-    return f"{section.get('steps', '?')} steps of {section.get('batch_size', '?')} rows: {what}{alpha}"
+    row_length, theta = section.get("row_length"), section.get("rope_theta")
+    rows = f"rows of {row_length} tokens" if row_length else "rows"
+    base = f", rotary base {theta:g}" if theta else ""
+    return f"{section.get('steps', '?')} steps of {section.get('batch_size', '?')} {rows}{base}: {what}{alpha}"
 
 
 def _duration(seconds: float) -> str:
@@ -185,7 +192,7 @@ def _likelihood_table(run: Run) -> str:
     rows = run.rows("likelihood")
     if not rows:
         return ""
-    rank = {stage: i for i, stage in enumerate(STAGES)}
+    rank = {stage: i for i, stage in enumerate(run.phases)}
     order = list(dict.fromkeys(r["source"] for r in rows))
     rows = sorted(rows, key=lambda r: (order.index(r["source"]), rank.get(r["model"], len(rank))))
     head = (
@@ -202,9 +209,12 @@ def _likelihood_table(run: Run) -> str:
         losses = (r["ar_loss"], r["bits_per_byte"], r["draft_loss"])
         cells = [_fixed(value, 4) for value in losses]
         body.append((r["source"] or "–", r["model"] or "–", *cells, "" if change is None else f"{100 * change:+.2f}%"))
-    note = (
-        "Control is the fair comparison for convert: same start, same further tokens, next-token loss alone. One seed."
-    )
+    note = "One seed."
+    if "control" in run.phases:
+        note = (
+            "Control is the fair comparison for convert: same start, same further tokens, next-token loss alone. "
+            f"{note}"
+        )
     return f"<h2>Likelihood</h2>{table(head, body, words=2, group=True)}<p class='quiet'>{note}</p>"
 
 

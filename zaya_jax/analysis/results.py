@@ -14,8 +14,12 @@ from zaya_jax.training.metrics import read_metrics
 Row = dict[str, Any]  # a line of results.csv: text, float, or None where the column does not apply
 
 KINDS = ("sampling", "likelihood", "cost")
-STAGES = ("pretrain", "convert", "control")
-SECTIONS = ("model", "data", "evaluate", *STAGES)  # of config.json, each an object
+STAGES = (
+    "pretrain",
+    "convert",
+    "control",
+)  # the phases of a config.json that names none: of runs before there was a list
+SECTIONS = ("model", "data", "evaluate")  # of config.json, each an object, as is the section of every phase
 ARMS = ("autoregressive", "lossless", "mix_stale")
 TEXT_COLUMNS = ("kind", "model", "source", "arm", "anchors", "hardware")
 LIST_COLUMNS = ("draft_accuracy_by_slot",)  # floats, joined by spaces
@@ -68,9 +72,42 @@ class Run:
             raise ValueError(f"{self.directory / 'config.json'}: model: {error}") from None
 
     @property
+    def phases(self) -> tuple[str, ...]:
+        """Names of the training phases that have steps, in order, whether they have been run or not."""
+        names = _phase_names(self.config)
+        return tuple(name for name in names if self.config.get(name, {}).get("steps") != 0)
+
+    @property
+    def sampled(self) -> str | None:
+        """The phase whose model is sampled (`evaluate.phase`): without it "convert", or the last that drafts."""
+        chosen = self.config.get("evaluate", {}).get("phase")
+        drafting = [name for name in self.phases if self.drafts(name)]
+        if chosen or "convert" in drafting or "phases" not in self.config:
+            return chosen or "convert"
+        return drafting[-1] if drafting else None
+
+    def drafts(self, phase: str) -> bool:
+        """Whether a phase trains draft blocks."""
+        return self.config.get(phase, {}).get("objective", {}).get("kind") == "tidar"
+
+    def path_to(self, phase: str) -> tuple[str, ...]:
+        """The phases whose weights came to be `phase`'s, itself the last (experiments/phases.py says how)."""
+        names, at = _phase_names(self.config), phase
+        path = []
+        while at in names:
+            if at in self.phases:
+                path.append(at)
+            before = names[: names.index(at)]
+            start = self.config.get(at, {}).get("start")
+            if start is None and "phases" not in self.config and before:
+                start = before[0]  # everything started from pretraining then
+            at = start or (before[-1] if before else "")
+        return tuple(reversed(path))
+
+    @property
     def block_size(self) -> int | None:
-        """Slots a draft block in the convert stage."""
-        return self.config.get("convert", {}).get("objective", {}).get("block_size")
+        """Slots a draft block in the sampled phase."""
+        return self.config.get(self.sampled or "", {}).get("objective", {}).get("block_size")
 
     def rows(self, kind: str, **equal: Any) -> list[Row]:
         """Lines of results.csv of a kind, with the given cells."""
@@ -90,7 +127,7 @@ class Run:
         lacks = [f"{name} (no such file)" for name in self.absent_files]
         if METRICS not in self.absent_files:
             stages = {m["stage"] for m in self.metrics}
-            lacks += [f"stage {name} (not in {METRICS})" for name in STAGES if name not in stages]
+            lacks += [f"stage {name} (not in {METRICS})" for name in self.phases if name not in stages]
         if RESULTS in self.absent_files:
             return lacks
         lacks += [f"{kind} rows (none in {RESULTS})" for kind in KINDS if not self.rows(kind)]
@@ -121,7 +158,9 @@ def load_run(directory: Path | str) -> Run:
     }
     read = {name: reader(directory / name) for name, reader in readers.items() if (directory / name).exists()}
     config = _read_object(directory / "config.json")
-    _require(config, {name: dict for name in SECTIONS if name in config}, str(directory / "config.json"))
+    where = str(directory / "config.json")
+    _require(config, {"phases": list} if "phases" in config else {}, where)
+    _require(config, {name: dict for name in (*SECTIONS, *_phase_names(config)) if name in config}, where)
     return Run(
         directory=directory,
         config=config,
@@ -278,6 +317,10 @@ def _number(text: str, column: str, where: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{where}: {column}: got {text!r}, should be a finite number or blank")
     return number
+
+
+def _phase_names(config: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(config.get("phases", STAGES))
 
 
 def _read_text(path: Path) -> str:

@@ -70,6 +70,12 @@ def plain_numbers(axis) -> None:
     axis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
 
 
+def stage_colours(run: Run) -> dict[str, str]:
+    """Phase -> colour; those of other names than the usual three have the spare ones."""
+    spare = iter((BLUE, ORANGE, *OTHERS) * (1 + len(run.phases)))
+    return {name: STAGE_COLOURS.get(name) or next(spare) for name in run.phases}
+
+
 def parameters(run: Run) -> int | None:
     return parameter_count(run.model).total if run.model else None
 

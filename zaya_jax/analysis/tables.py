@@ -31,13 +31,18 @@ def sampling_table(rows: list[Row]) -> str:
 
 
 def likelihood_table(rows: list[Row]) -> str:
-    """AR loss of every stage, and of convert against control: rows of kind "likelihood"."""
+    """AR loss of every phase, and of convert against control if both are there: rows of kind "likelihood"."""
+    names = {"pretrain": "pretrained", "convert": "converted", "control": "AR-only control"}
     loss = {(r["source"], r["model"]): r["ar_loss"] for r in rows if r["kind"] == "likelihood"}
+    models = list(dict.fromkeys(model for _, model in loss))
+    compared = {"convert", "control"} <= set(models)
     lines = []
     for source in dict.fromkeys(source for source, _ in loss):
-        before, after, control = (loss[source, model] for model in ("pretrain", "convert", "control"))
-        lines.append((source, f"{before:.4f}", f"{after:.4f}", f"{control:.4f}", f"{after / control - 1:+.1%}"))
-    return _table(("held-out source", "pretrained", "converted", "AR-only control", "converted vs control"), lines)
+        cells = [f"{loss[source, model]:.4f}" for model in models]
+        cells += [f"{loss[source, 'convert'] / loss[source, 'control'] - 1:+.1%}"] * compared
+        lines.append((source, *cells))
+    head = [names.get(model, model) for model in models] + ["converted vs control"] * compared
+    return _table(("held-out source", *head), lines)
 
 
 def anchors_table(rows: list[dict]) -> str:

@@ -7,21 +7,23 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
 from zaya_jax.analysis import style
-from zaya_jax.analysis.results import STAGES, Run
+from zaya_jax.analysis.results import Run
 
 
 def training_curves(run: Run) -> Figure | None:
-    """AR loss of pretrain -> convert and pretrain -> control, and the draft loss beside it; None without metrics."""
-    if not any(run.stage(stage, "ar_loss") for stage in STAGES):
+    """AR loss of every phase behind the one it starts from, and the draft loss beside it; None without metrics."""
+    stages = [stage for stage in run.phases if run.stage(stage, "ar_loss")]
+    if not stages:
         return None
-    drafts = bool(run.stage("convert", "draft_loss"))
+    drafting = [stage for stage in stages if run.stage(stage, "draft_loss")]
+    drafts = bool(drafting)
     figure = style.new_figure(_curves_title(run), style.footer(run, f"block size {run.block_size}" if drafts else ""))
     axes = figure.subplots(1, 2 if drafts else 1, squeeze=False, width_ratios=[3, 2] if drafts else [1])[0]
     _, unit = clean_tokens(run)
-    style.tidy(axes[0], "Autoregressive loss", f"{unit} (pretrain, then convert or control)", "nats per token")
+    style.tidy(axes[0], "Autoregressive loss", f"{unit} ({_order(run, stages)})", "nats per token")
     _loss_curves(axes[0], run, "ar_loss")
     if drafts:
-        style.tidy(axes[1], "Draft loss, all slots (convert)", unit, "nats per draft slot")
+        style.tidy(axes[1], f"Draft loss, all slots ({', '.join(drafting)})", unit, "nats per draft slot")
         _loss_curves(axes[1], run, "draft_loss")
     for axis in axes:
         axis.set_yscale("log")
@@ -33,7 +35,7 @@ def training_curves(run: Run) -> Figure | None:
 
 def draft_accuracy(run: Run) -> Figure | None:
     """How often a slot's likeliest token is right: final validation by source, and training over time."""
-    lines = run.stage("convert", "draft_accuracy_by_slot")
+    lines = run.stage(run.sampled or "", "draft_accuracy_by_slot")
     final = _final_accuracy(run)
     if not lines and not final:
         return None
@@ -51,7 +53,7 @@ def draft_accuracy(run: Run) -> Figure | None:
 
 def expert_load(run: Run) -> Figure | None:
     """The busiest expert's share, clean and mask rows apart, over training; and the last step's shares by layer."""
-    stages = [stage for stage in ("pretrain", "convert") if run.stage(stage, "expert_load_clean")]
+    stages = [stage for stage in run.path_to(run.sampled or "") if run.stage(stage, "expert_load_clean")]
     if not stages:
         return None
     last = run.stage(stages[-1], "expert_load_clean")[-1]
@@ -69,19 +71,29 @@ def expert_load(run: Run) -> Figure | None:
 
 def clean_tokens(run: Run):
     """The common x axis: (function (stage, step) -> x, label). Clean token slots in millions, else steps."""
-    sections = [run.config.get(stage, {}) for stage in STAGES]
+    sections = {stage: run.config.get(stage, {}) for stage in run.phases}
     length = run.config.get("data", {}).get("row_length")
-    present = [s for s, stage in zip(sections, STAGES, strict=True) if run.stage(stage, "ar_loss")]
-    known = length and all("batch_size" in s for s in present)
-    batches = {stage: section.get("batch_size", 1) for stage, section in zip(STAGES, sections, strict=True)}
-    size = {stage: batch * length / 1e6 if known else 1 for stage, batch in batches.items()}
-    before = run.stage("pretrain", "ar_loss")
-    start = before[-1]["step"] * size["pretrain"] if before else 0
+    lengths = {stage: section.get("row_length") or length for stage, section in sections.items()}
+    present = [stage for stage in run.phases if run.stage(stage, "ar_loss")]
+    known = all(lengths[stage] and "batch_size" in sections[stage] for stage in present)
+    size = {
+        stage: section.get("batch_size", 1) * lengths[stage] / 1e6 if known and lengths[stage] else 1
+        for stage, section in sections.items()
+    }
 
     def x(stage: str, step: int) -> float:
-        return (0 if stage == "pretrain" else start) + step * size[stage]
+        before = [(other, run.stage(other, "ar_loss")) for other in run.path_to(stage)[:-1]]
+        return sum(lines[-1]["step"] * size[other] for other, lines in before if lines) + step * size[stage]
 
     return x, "million clean token slots" if known else "steps"
+
+
+def _order(run: Run, stages: list[str]) -> str:
+    """Which phase follows which, in words: "pretrain, then convert or control"."""
+    levels: dict[int, list[str]] = {}
+    for stage in stages:
+        levels.setdefault(len(run.path_to(stage)), []).append(stage)
+    return ", then ".join(" or ".join(levels[depth]) for depth in sorted(levels))
 
 
 _SHARES = {"clean": "expert_share_clean", "mask": "expert_share_draft"}
@@ -108,8 +120,8 @@ def _relative_cost(run: Run, source: str) -> float | None:
 def _loss_curves(axis: Axes, run: Run, key: str) -> None:
     """Training as thin lines, validation as markers: a shape a source, control's hollow so that both are seen."""
     x, _ = clean_tokens(run)
-    for stage in STAGES:
-        lines, colour = run.stage(stage, key), style.STAGE_COLOURS[stage]
+    for stage, colour in style.stage_colours(run).items():
+        lines = run.stage(stage, key)
         axis.plot([x(stage, m["step"]) for m in lines], [m[key] for m in lines], color=colour, linewidth=1, alpha=0.5)
         for source, marker in zip(run.sources(), style.MARKERS, strict=False):
             points = run.stage(f"{stage}/validation", f"{source}/{key}")
@@ -121,8 +133,9 @@ def _loss_curves(axis: Axes, run: Run, key: str) -> None:
 
 def _loss_handles(run: Run) -> list[Line2D]:
     """Legend: a colour a stage, a shape a validation source."""
-    stages = [stage for stage in STAGES if run.stage(stage, "ar_loss")]
-    lines = [Line2D([], [], color=style.STAGE_COLOURS[stage], linewidth=2, label=stage) for stage in stages]
+    colours = style.stage_colours(run)
+    stages = [stage for stage in run.phases if run.stage(stage, "ar_loss")]
+    lines = [Line2D([], [], color=colours[stage], linewidth=2, label=stage) for stage in stages]
     shapes = zip(run.sources(), style.MARKERS, strict=False)
     return lines + [
         Line2D([], [], marker=m, color=style.INK, linestyle="none", markersize=5, label=f"{source}, validation")
@@ -131,10 +144,10 @@ def _loss_handles(run: Run) -> list[Line2D]:
 
 
 def _final_accuracy(run: Run) -> dict[str, list[float]]:
-    """Source -> accuracy by slot at the last validation of convert."""
+    """Source -> accuracy by slot at the last validation of the sampled phase."""
     out = {}
     for source in run.sources():
-        points = run.stage("convert/validation", f"{source}/draft_accuracy_by_slot")
+        points = run.stage(f"{run.sampled}/validation", f"{source}/draft_accuracy_by_slot")
         if points:
             out[source] = points[-1][f"{source}/draft_accuracy_by_slot"]
     return out
@@ -158,8 +171,8 @@ def _accuracy_bars(axis: Axes, final: dict[str, list[float]], size: int) -> None
 
 def _accuracy_lines(axis: Axes, run: Run, lines: list, size: int) -> None:
     x, unit = clean_tokens(run)
-    style.tidy(axis, "Over convert, training batches", unit, "share right")
-    xs = [x("convert", m["step"]) for m in lines]
+    style.tidy(axis, f"Over {run.sampled}, training batches", unit, "share right")
+    xs = [x(run.sampled or "", m["step"]) for m in lines]
     values = np.asarray([m["draft_accuracy_by_slot"] for m in lines])
     for slot in range(size):
         colour = style.DEPTHS(slot / max(1, size - 1))
@@ -182,10 +195,10 @@ def _load_lines(axis: Axes, run: Run, stages: list[str], experts: int | None) ->
         note = f"1/{experts}: perfectly even"
         axis.annotate(note, (1, 1 / experts), (0, -4), xycoords=("axes fraction", "data"), textcoords="offset points",
                       ha="right", va="top", fontsize=8.5, color=style.INK)  # fmt: skip
-    if "convert" in stages and len(stages) > 1:
-        start = x("convert", 0)
+    for stage in stages[1:]:
+        start = x(stage, 0)
         axis.axvline(start, color=style.QUIET, linewidth=0.8)
-        axis.annotate(" convert starts", (start, 0.98), xycoords=("data", "axes fraction"), va="top", fontsize=8.5,
+        axis.annotate(f" {stage} starts", (start, 0.98), xycoords=("data", "axes fraction"), va="top", fontsize=8.5,
                       color=style.QUIET)  # fmt: skip
     axis.set_ylim(0, None)
     style.in_percent(axis.yaxis)

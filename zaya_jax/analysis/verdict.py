@@ -1,7 +1,7 @@
 """What a run shows about speed, in sentences made from its own numbers."""
 
 from zaya_jax.analysis import style
-from zaya_jax.analysis.results import STAGES, Row, Run
+from zaya_jax.analysis.results import Row, Run
 
 
 def verdict(run: Run) -> list[str]:
@@ -47,7 +47,7 @@ def _kind(run: Run) -> str:
 
 
 def _training_time(run: Run) -> str:
-    seconds = [s for stage, s in run.environment.get("seconds", {}).items() if stage in STAGES]
+    seconds = [s for stage, s in run.environment.get("seconds", {}).items() if stage in run.phases]
     return f", {sum(seconds) / 60:.3g} minutes of training in all" if seconds else ""
 
 

@@ -1,9 +1,9 @@
 """Text corpora as tfds builders that write ArrayRecord, without TensorFlow and without network.
 
-`prepare_text` is the door: it prepares a corpus once and opens one split for random access. The
-prepared directory's name holds a hash of every byte that was read, so changed files are prepared
-again and stale data is never reused. A document (a file, or a line of a .jsonl) belongs to train,
-validation or test, 96/2/2, by a hash of its text.
+`prepare_text` (and `prepare_chats`, for chats) is the door: it prepares a corpus once and opens one
+split for random access. The prepared directory's name holds a hash of every byte that was read, so
+changed files are prepared again and stale data is never reused. A document (a file, or a line of a
+.jsonl) belongs to train, validation or test, 96/2/2, by a hash of its text.
 """
 
 import fcntl
@@ -23,6 +23,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from absl import logging
 
+from zaya_jax.data.chat import check_messages
 from zaya_jax.data.splits import SPLITS, require_split, split_of
 
 SPLIT_PERCENTS = (96, 2, 2)
@@ -139,6 +140,25 @@ class LocalText(_TextBuilder):
                 yield str(path), _decode(path, data)
 
 
+class LocalChats(LocalText):
+    """.jsonl files of {"messages": [{"role", "content"}, ...]} lines; a document's text is its messages as JSON."""
+
+    skip_registering = False
+
+    def __init__(self, *, paths: Sequence[str | Path], **kwargs: Any):
+        super().__init__(paths=paths, key="messages", **kwargs)
+        for path in self._files:
+            if path.suffix.lower() != ".jsonl":
+                raise ValueError(f"paths: {path} is no .jsonl file of chats")
+
+    def documents(self) -> Iterator[Document]:
+        """(path:line, messages as JSON) of each line."""
+        for path in self._files:
+            for where, record in _jsonl_records(path, _read(path)):
+                messages = record.get("messages") if isinstance(record, dict) else None
+                yield where, _encodable(json.dumps(check_messages(messages, where), ensure_ascii=False), where)
+
+
 @dataclass(frozen=True)
 class TextSource:
     """One prepared split: `source[i]` is {"text": str, "name": str}."""
@@ -171,8 +191,21 @@ def prepare_text(
       ValueError: unknown source or split, malformed file, empty corpus or split.
       FileNotFoundError: a path that names no file.
     """
+    return _open(_make_builder(source, Path(data_dir).expanduser()), source, split)
+
+
+def prepare_chats(paths: Sequence[str | Path], data_dir: str | Path, split: str) -> TextSource:
+    """As `prepare_text`, of .jsonl files with a chat a line; "text" is the chat's messages as JSON.
+
+    Raises:
+      ValueError, FileNotFoundError: as `prepare_text`, and for a line that is no chat.
+    """
+    return _open(LocalChats(paths=paths, data_dir=Path(data_dir).expanduser()), paths, split)
+
+
+def _open(builder: _TextBuilder, source: Any, split: str) -> TextSource:
+    """A split of a builder's data, prepared if need be."""
     require_split(split)
-    builder = _make_builder(source, Path(data_dir).expanduser())
     _prepare(builder)
     counts = {name: info.num_examples for name, info in builder.info.splits.items()}
     if not counts.get(split):
@@ -318,21 +351,29 @@ def _decode(path: Path, data: bytes) -> str:
 
 
 def _jsonl_documents(path: Path, data: bytes, key: str) -> Iterator[Document]:
-    # split("\n"), not splitlines(): JSON strings may hold U+2028 and its like as they are.
-    for number, line in enumerate(_decode(path, data).split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: not JSON: {error.msg} at column {error.colno}") from error
+    for where, record in _jsonl_records(path, data):
         text = record.get(key) if isinstance(record, dict) else None
         if not isinstance(text, str):
             message = f"{where}: must be an object whose field {key!r} is a string"
             raise ValueError(message)
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise ValueError(f"{where}: field {key!r} holds a lone surrogate") from error
-        yield where, text
+        yield where, _encodable(text, f"{where}: field {key!r}")
+
+
+def _jsonl_records(path: Path, data: bytes) -> Iterator[tuple[str, Any]]:
+    """(path:line, value) of every line that is not blank."""
+    # split("\n"), not splitlines(): JSON strings may hold U+2028 and its like as they are.
+    for number, line in enumerate(_decode(path, data).split("\n"), start=1):
+        if line.strip():
+            try:
+                yield f"{path}:{number}", json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}:{number}: not JSON: {error.msg} at column {error.colno}") from error
+
+
+def _encodable(text: str, where: str) -> str:
+    """`text`; ValueError if it has no UTF-8."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{where} holds a lone surrogate") from error
+    return text

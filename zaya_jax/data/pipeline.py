@@ -2,32 +2,35 @@
 
 A batch is {"tokens", "document", "answer"}, all int32 [batch, row]. `document` counts 0, 1, 2, ...
 along a row and is -1 on padding, where `tokens` is `pad_id`. `answer` is 1 on what a model is asked
-to write: a task's solution and its EOS, or all of a plain text. A document is its text's ids and
-EOS; one longer than a row is cut into pieces, each a document of its own. The tokens of a document stand
-together and in order.
+to write: a task's solution and its EOS, an assistant's turns of a chat, or all of a plain text. A document
+is its text's ids and EOS; one longer than a row is cut into pieces, each a document of its own. A chat is
+never cut: it is trimmed or left out (chat.py). The tokens of a document stand together and in order.
 
 Packing works on groups of documents, and a group's rows are a pure function of the group's number.
 So there is no packing buffer to save: an iterator's state is a small JSON-able dict of positions,
 and a resumed run sees the very batches an uninterrupted one would have seen. (grain's own packers
-work document by document; for the short documents of the tasks they cost more than the rest of the
-pipeline together.) Everything runs in the calling thread.
+work document by document, so its best-fit cannot sort by length first; and for the short documents of the
+tasks they cost more than the rest of the pipeline together.) Everything runs in the calling thread.
 """
 
+import bisect
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import grain
 import numpy as np
 from grain import experimental as grain_experimental
 
+from zaya_jax.data.chat import ChatSource
 from zaya_jax.data.tokenizers import Tokenizer
 
 Batch = dict[str, np.ndarray]
+Document = tuple[Sequence[int], Sequence[int]]  # (ids, answer): as long as each other, answer 0 or 1
 
 GROUP_DOCUMENTS = 64  # At least so many documents share a group; their pieces are shuffled in it.
 GROUP_ROWS = 64  # At least about so many rows come of a group, so its unfilled end weighs little.
+GROUP_CHARACTERS = 2**22  # At most about so many share a group: it is tokenised at once, and again on resuming.
 OPEN_ROWS = 16  # Rows that first-fit looks at: 64 fill at most 0.5% more but are slower.
 _IN_THIS_THREAD = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 
@@ -36,6 +39,7 @@ class Source(Protocol):
     """A random-access sequence of documents; each has at least the field "text", a str.
 
     One with "prompt", the text's beginning, is answered behind it; its two parts are tokenised apart, as when sampling.
+    A `ChatSource` makes its own ids.
     """
 
     def __len__(self) -> int: ...
@@ -49,6 +53,7 @@ def make_train_iterator(
     batch_size: int,
     seed: int,
     *,
+    packing: str = "first_fit",
     shard_index: int = 0,
     shard_count: int = 1,
 ) -> grain.DatasetIterator[Batch]:
@@ -60,6 +65,8 @@ def make_train_iterator(
       row_length: tokens in a row.
       batch_size: rows in a batch of this process.
       seed: of every shuffle, at least 0.
+      packing: of PACKINGS: "first_fit", or "best_fit" (decreasing), which fills rows better where documents are long
+        beside a row.
       shard_index, shard_count: this process reads every shard_count-th document of the shuffled
         order, from shard_index on; shards are disjoint within an epoch.
 
@@ -77,13 +84,14 @@ def make_train_iterator(
     if seed < 0:
         raise ValueError(f"seed: got {seed}, must be at least 0")
     _require_mixture(mixture, shard_count)
+    require_packing(packing)
     rows = []
     for number, (source, _) in enumerate(mixture):
         # grain shuffles epoch e with seed + e, so nearby seeds would repeat each other's orders.
         order, within = map(int, np.random.SeedSequence([seed, number]).generate_state(2))
         documents = grain.MapDataset.source(source).shuffle(seed=order)
         documents = documents[shard_index::shard_count].repeat()
-        rows.append(_packed(documents, source, tokenizer, row_length, shuffle_seed=within))
+        rows.append(_packed(documents, source, tokenizer, row_length, packing, shuffle_seed=within))
     mixed = grain.IterDataset.mix(rows, [weight for _, weight in mixture])
     return iter(mixed.batch(batch_size, drop_remainder=True))
 
@@ -94,6 +102,7 @@ def eval_batches(
     row_length: int,
     batch_size: int,
     limit: int | None = None,
+    packing: str = "first_fit",
 ) -> Iterable[Batch]:
     """One pass over the first `limit` documents (all by default), unshuffled, the same every time.
 
@@ -105,12 +114,13 @@ def eval_batches(
       ValueError: an argument out of range, an empty source.
     """
     _require_positive(row_length=row_length, batch_size=batch_size)
+    require_packing(packing)
     if limit is not None:
         _require_positive(limit=limit)
     if len(source) == 0:
         raise ValueError("source: got one without documents")
     documents = grain.MapDataset.source(source)[:limit]
-    rows = _packed(documents, source, tokenizer, row_length, shuffle_seed=None)
+    rows = _packed(documents, source, tokenizer, row_length, packing, shuffle_seed=None)
 
     def fill_up(batch: Batch) -> Batch:
         missing = ((0, batch_size - len(batch["tokens"])), (0, 0))
@@ -120,49 +130,66 @@ def eval_batches(
     return rows.batch(batch_size, drop_remainder=False).map(fill_up)
 
 
-def pack(documents: Iterable[tuple[Sequence[int], int]], row_length: int, pad_id: int) -> Batch:
-    """First-fit packing of documents, cut to pieces of at most `row_length`, into rows.
-
-    Args:
-      documents: (ids, how many of them are the prompt).
+def pack(documents: Iterable[Document], row_length: int, pad_id: int, packing: str = "first_fit") -> Batch:
+    """Packs documents, cut to pieces of at most `row_length`, into rows.
 
     Returns:
       {"tokens", "document", "answer"}, all int32 [rows, row_length]; see the module's docstring.
     """
-    rows: list[_Row] = []
-    open_rows: list[_Row] = []
-    for ids, prompt in documents:
-        for start in range(0, len(ids), row_length):
-            piece = ids[start : start + row_length]
-            for row in open_rows:
-                if len(row.ids) + len(piece) <= row_length:
-                    break
-            else:
-                row = _Row()
-                rows.append(row)
-                open_rows.append(row)
-            row.ids.extend(piece)
-            row.lengths.append(len(piece))
-            row.prompts.append(min(max(0, prompt - start), len(piece)))
-            if len(row.ids) == row_length:
-                open_rows.remove(row)
-            elif len(open_rows) > OPEN_ROWS:
-                open_rows.remove(max(open_rows, key=lambda row: len(row.ids)))
+    pieces = [
+        (ids[start : start + row_length], answer[start : start + row_length])
+        for ids, answer in documents
+        for start in range(0, len(ids), row_length)
+    ]
+    rows = PACKINGS[packing]([len(ids) for ids, _ in pieces], row_length)
+    count = max(rows, default=-1) + 1
     fill = {"tokens": pad_id, "document": -1, "answer": 0}
-    out = {name: np.full((len(rows), row_length), value, dtype=np.int32) for name, value in fill.items()}
-    for index, row in enumerate(rows):
-        used, starts = len(row.ids), np.cumsum([0, *row.lengths[:-1]])
-        out["tokens"][index, :used] = row.ids
-        out["document"][index, :used] = np.repeat(np.arange(len(row.lengths)), row.lengths)
-        out["answer"][index, :used] = np.arange(used) >= np.repeat(starts + row.prompts, row.lengths)
+    out = {name: np.full((count, row_length), value, dtype=np.int32) for name, value in fill.items()}
+    used, held = [0] * count, [0] * count
+    for (ids, answer), row in zip(pieces, rows, strict=True):
+        place = slice(used[row], used[row] + len(ids))
+        out["tokens"][row, place] = ids
+        out["answer"][row, place] = answer
+        out["document"][row, place] = held[row]
+        used[row], held[row] = place.stop, held[row] + 1
     return out
 
 
-@dataclass(eq=False)  # Compared by identity: two rows may hold the same ids.
-class _Row:
-    ids: list[int] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=list)  # Of its documents, in order.
-    prompts: list[int] = field(default_factory=list)  # How much of each is prompt.
+def first_fit(lengths: Sequence[int], row_length: int) -> list[int]:
+    """The row of each piece: the first of at most OPEN_ROWS open ones that has room for it."""
+    placed: list[int] = []
+    open_rows: dict[int, int] = {}  # Row -> tokens in it.
+    count = 0
+    for length in lengths:
+        row = next((row for row, used in open_rows.items() if used + length <= row_length), count)
+        count = max(count, row + 1)
+        placed.append(row)
+        open_rows[row] = open_rows.get(row, 0) + length
+        if open_rows[row] == row_length:
+            del open_rows[row]
+        elif len(open_rows) > OPEN_ROWS:
+            del open_rows[max(open_rows, key=lambda row: open_rows[row])]
+    return placed
+
+
+def best_fit(lengths: Sequence[int], row_length: int) -> list[int]:
+    """The row of each piece, the longest piece first: the fullest row that has room for it."""
+    placed = [0] * len(lengths)
+    spaces: list[tuple[int, int]] = []  # Sorted: (room left, row).
+    count = 0
+    for piece in sorted(range(len(lengths)), key=lambda piece: -lengths[piece]):
+        at = bisect.bisect_left(spaces, (lengths[piece],))
+        space, row = spaces.pop(at) if at < len(spaces) else (row_length, count)
+        count = max(count, row + 1)
+        placed[piece] = row
+        bisect.insort(spaces, (space - lengths[piece], row))
+    # Rows in the order of their first piece, not of their longest: one pass over a part of them is no pass over the
+    # longest documents.
+    order: dict[int, int] = {}
+    return [order.setdefault(row, len(order)) for row in placed]
+
+
+PACKINGS: dict[str, Callable[[Sequence[int], int], list[int]]] = {"first_fit": first_fit, "best_fit": best_fit}
 
 
 class _Rows(grain_experimental.FlatMapTransform):
@@ -177,17 +204,22 @@ def _packed(
     source: Source,
     tokenizer: Tokenizer,
     row_length: int,
+    packing: str,
     shuffle_seed: int | None,
 ) -> grain.IterDataset:
     """Rows {"tokens", "document", "answer"}, all int32 [row_length], of `documents`, drawn from `source`."""
 
-    def encode(element: dict[str, str]) -> tuple[list[int], int]:
+    def encode(element: dict[str, str]) -> Document | None:
+        if isinstance(source, ChatSource):
+            encoded = source.encode(element, tokenizer, row_length)
+            return None if encoded is None else (encoded.ids, encoded.answer)
         text, prompt = element["text"], element.get("prompt", "")
         given = tokenizer.encode(prompt)
-        return given + tokenizer.encode(text[len(prompt) :]) + [tokenizer.eos_id], len(given)
+        written = tokenizer.encode(text[len(prompt) :]) + [tokenizer.eos_id]
+        return given + written, [0] * len(given) + [1] * len(written)
 
     def pack_group(number: int, group: Sequence[dict[str, str]]) -> Batch:
-        packed = pack(map(encode, group), row_length, tokenizer.pad_id)
+        packed = pack(filter(None, map(encode, group)), row_length, tokenizer.pad_id, packing)
         if shuffle_seed is None:
             return packed
         order = np.random.default_rng([shuffle_seed, number]).permutation(len(packed["tokens"]))
@@ -202,7 +234,15 @@ def _group_size(source: Source, row_length: int) -> int:
     """Documents to a group, judged by the lengths of up to 32 spread evenly over `source`."""
     probes = range(0, len(source), math.ceil(len(source) / 32))
     characters = sum(len(source[index]["text"]) + 1 for index in probes) / len(probes)
-    return max(GROUP_DOCUMENTS, math.ceil(GROUP_ROWS * row_length / characters))
+    rows = min(GROUP_ROWS, max(1, GROUP_CHARACTERS // row_length))
+    wanted = max(GROUP_DOCUMENTS, math.ceil(rows * row_length / characters))
+    return min(wanted, math.ceil(max(GROUP_CHARACTERS, rows * row_length) / characters))
+
+
+def require_packing(packing: str) -> None:
+    """Raises ValueError unless `packing` is one of PACKINGS."""
+    if packing not in PACKINGS:
+        raise ValueError(f"packing: got {packing!r}, may be one of {', '.join(PACKINGS)}")
 
 
 def _require_positive(**values: Any) -> None:

@@ -1,6 +1,6 @@
-"""Tokenizers: raw bytes, or a byte-level BPE trained here with the `tokenizers` library.
+"""Tokenizers: raw bytes, a byte-level BPE trained here with the `tokenizers` library, or a published model's.
 
-Both share one layout of the vocabulary: ordinary tokens first, then BOS, EOS, PAD, MASK. The mask
+The first two share one layout of the vocabulary: ordinary tokens first, then BOS, EOS, PAD, MASK. The mask
 token is therefore always the vocabulary's last row, so an autoregressive model without one can be
 given one by appending a row to its embedding. Special tokens have no spelling: no text encodes to
 one, and decoding skips them.
@@ -159,16 +159,86 @@ class BPETokenizer(_SpecialsLast):
         return self.model.decode(self._ordinary(ids), skip_special_tokens=False)
 
 
-def load_tokenizer(spec: str | Path) -> Tokenizer:
-    """The tokenizer that `spec` names: "bytes", or the path of a json saved by BPETokenizer.
+@dataclass(frozen=True)
+class PublishedTokenizer:
+    """A published model's tokenizer.json, of any kind the `tokenizers` library reads; MASK is one id behind its last.
 
-    Raises FileNotFoundError if the path does not exist, ValueError if it is not such a file.
+    Its special tokens are ids like ours: what spells one in a text is ordinary text, and decoding skips them.
+    """
+
+    model: tokenizers.Tokenizer
+    bos_id: int
+    eos_id: int
+    pad_id: int
+
+    @classmethod
+    def load(cls, path: str | Path) -> "PublishedTokenizer":
+        """Reads a tokenizer.json and, from the model's config.json beside it, which ids are BOS, EOS and PAD.
+
+        Raises ValueError, in one line, for files that do not say so.
+        """
+        config = Path(path).with_name("config.json")
+        try:
+            values = json.loads(config.read_text(encoding="utf-8"))
+            model = tokenizers.Tokenizer.from_str(Path(path).read_text(encoding="utf-8"))
+        except Exception as error:  # `tokenizers` raises bare Exception for a bad file.
+            raise ValueError(f"tokenizer: {path} or {config} cannot be read ({str(error).splitlines()[0]})") from error
+        ids = []
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            value = values.get(name)
+            value = value[0] if isinstance(value, list) and value else value
+            if not isinstance(value, int) or model.id_to_token(value) is None:
+                raise ValueError(f"tokenizer: {config}: {name}: got {value!r}, must be an id of {path}")
+            ids.append(value)
+        model.encode_special_tokens = True
+        model.no_padding()
+        model.no_truncation()
+        return cls(model, *ids)
+
+    @property
+    def vocab_size(self) -> int:
+        return max(self.model.get_vocab(with_added_tokens=True).values()) + 2
+
+    @property
+    def mask_id(self) -> int:
+        return self.vocab_size - 1
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`. UnicodeEncodeError (a ValueError) for lone surrogates."""
+        text.encode("utf-8")
+        return self.model.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`. ValueError if an id is outside the vocabulary."""
+        values = [int(i) for i in ids]
+        if any(not 0 <= i < self.vocab_size for i in values):
+            raise ValueError(f"ids: must be in [0, {self.vocab_size})")
+        kept = [i for i in values if i not in (self.bos_id, self.eos_id, self.pad_id, self.mask_id)]
+        return self.model.decode(kept, skip_special_tokens=True)
+
+
+def load_tokenizer(spec: str | Path) -> Tokenizer:
+    """The tokenizer that `spec` names: "bytes", or the path of a tokenizer json.
+
+    That is what BPETokenizer saved, or a published model's, with special tokens and that model's config.json beside it.
+    Raises FileNotFoundError if the path does not exist, ValueError if it is no such file.
     """
     if spec == "bytes":
         return ByteTokenizer()
-    if not Path(spec).is_file():
+    path = Path(spec)
+    if not path.is_file():
         raise FileNotFoundError(f'tokenizer: got {str(spec)!r}, must be "bytes" or the path of a saved tokenizer json')
-    return BPETokenizer.load(spec)
+    published = path.with_name("config.json").is_file() and _has_added_tokens(path)
+    return PublishedTokenizer.load(path) if published else BPETokenizer.load(path)
+
+
+def _has_added_tokens(path: Path) -> bool:
+    """Whether a json file lists some; False where it is none, which whoever reads it will say."""
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return isinstance(description, dict) and bool(description.get("added_tokens"))
 
 
 def _require_byte_level(description: dict, path: Path) -> None:

@@ -3,6 +3,7 @@
 import os
 
 import jax
+from jax.experimental import multihost_utils
 
 LAUNCHERS = ("SLURM_JOB_ID", "OMPI_MCA_orte_hnp_uri", "PMIX_RANK")  # what Slurm and Open MPI (4, 5) set
 
@@ -52,3 +53,9 @@ def start_processes(coordinator: str | None, processes: int | None, process: int
 def is_first() -> bool:
     """Whether this process writes files: metrics, results, configurations."""
     return jax.process_index() == 0
+
+
+def wait_for_all(what: str) -> None:
+    """Returns when every process of the run has come here; at once in a run of one."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)

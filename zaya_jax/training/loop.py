@@ -1,6 +1,7 @@
 """The training loop of one phase: resume, step, log, save."""
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -82,6 +83,7 @@ def train(
     writer: MetricWriter,
     evaluate: Callable[[dict], dict[str, Any]] | None = None,
     placement: Placement | None = None,
+    carry: Checkpoints | None = None,
     flops_per_step: float | None = None,
     peak_flops: float | None = None,
     profile: Path | None = None,
@@ -93,6 +95,8 @@ def train(
       batches: at its start; set to the saved position when the phase resumes.
       evaluate: (variables) -> metrics, called every `evaluate_every` steps.
       placement: see `make_train_step`.
+      carry: of the phase that `variables` are from: its optimizer's state is gone on with, not a fresh one. Its
+        optimizer must keep state of the same structure.
       flops_per_step: of a step's matrix products; gives the metric model_flops_per_second.
       peak_flops: of all devices together, a second; gives the metric mfu, what share of it is used.
       profile: a folder for a trace of a few steps: see `StepTrace`.
@@ -106,7 +110,7 @@ def train(
       Interrupted: SIGTERM or SIGINT came; the newest checkpoint is the last step's.
       ValueError: the optimizer's freeze or accumulate does not fit the model or the batch.
     """
-    state = _start(variables, phase, batches, checkpoints, placement)
+    state = _start(variables, phase, batches, checkpoints, placement, carry)
     done = int(state.step)
     writer.rewind(phase.name, done)
     skip = phase.on_bad_step == "skip"
@@ -146,16 +150,29 @@ def train(
 
 
 def _start(
-    variables: dict, phase: Phase, batches: DataIterator, checkpoints: Checkpoints, placement: Placement | None
+    variables: dict,
+    phase: Phase,
+    batches: DataIterator,
+    checkpoints: Checkpoints,
+    placement: Placement | None,
+    carry: Checkpoints | None,
 ) -> TrainState:
     """The newest checkpoint's state, with `batches` at its position, or a fresh one; its buffers are nobody else's."""
-    state = init_state(variables, phase.optimizer, phase.seed)
     # All of it committed to its place: a state that is so in part (weights read from a checkpoint, a fresh optimizer)
     # would compile the step twice.
-    state = jax.device_put(state, jax.devices()[0]) if placement is None else placement.put(state)
+    if placement is None:
+        state = jax.device_put(init_state(variables, phase.optimizer, phase.seed), jax.devices()[0])
+    else:
+        fresh = functools.partial(init_state, optimizer=phase.optimizer, seed=phase.seed)
+        places = placement.shardings(jax.eval_shape(fresh, variables))
+        state = jax.jit(fresh, out_shardings=places)(placement.put(variables))
     if checkpoints.latest is not None:
         state, extra = checkpoints.load(state)
         batches.set_state(extra["data"])
+    elif carry is not None:
+        carried, _ = carry.load(state)
+        own = ("step", "rng", "recent_loss", "skipped")
+        state = carried.replace(**{name: getattr(state, name) for name in own})
     # Donated buffers must be nobody else's: `variables` may still serve a later phase.
     return jax.tree.map(jnp.copy, state)
 

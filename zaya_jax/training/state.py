@@ -7,6 +7,7 @@ from typing import cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 
@@ -45,10 +46,13 @@ class TrainState(struct.PyTreeNode):
         return {"params": averaged, BALANCING: self.balancing}
 
 
-def init_variables(model: Zaya, seed: int) -> dict:
-    """Fresh parameters and balancing biases."""
+def init_variables(model: Zaya, seed: int, placement: Placement | None = None) -> dict:
+    """Fresh parameters and balancing biases, each made where it will lie."""
     layout = Layout.causal(jnp.zeros((1, 2), jnp.int32))
-    return jax.jit(model.init)(jax.random.key(seed), layout)
+    places = None
+    if placement is not None:
+        places = placement.shardings(jax.eval_shape(model.init, jax.random.key(seed), layout))
+    return jax.jit(model.init, out_shardings=places)(jax.random.key(seed), layout)
 
 
 def init_state(variables: dict, optimizer: OptimizerConfig, seed: int) -> TrainState:
@@ -167,14 +171,21 @@ def _recent(recent: Array, loss: Array, limit: Array) -> Array:
 
 
 def make_eval_step(model: Zaya, objective: Objective, seed: int = 0, placement: Placement | None = None):
-    """A jitted (variables, batch, index) -> sums; the grid offsets depend on (seed, index) alone."""
+    """(variables, batch on the host, index) -> sums, jitted; the grid offsets depend on (seed, index) alone.
+
+    Args:
+      placement: of the variables; the batch's rows are laid over it here.
+    """
     sums = make_sums(model, objective, placement)
 
     def eval_step(variables: dict, batch: dict[str, Array], index: Array) -> dict[str, Array]:
         key = jax.random.fold_in(jax.random.key(seed), index)
         return sums(variables, batch, objective.draw(key, *batch["tokens"].shape))
 
-    return jax.jit(eval_step)
+    jitted = jax.jit(eval_step)
+    if placement is None:
+        return jitted
+    return lambda variables, batch, index: jitted(variables, placement.put_batch(batch), np.int32(index))
 
 
 def summarise(sums: dict[str, Array]) -> dict[str, Array]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from zaya_jax.data.tasks.addition import Addition
 from zaya_jax.data.tasks.base import Problem, Task, TaskSource
+from zaya_jax.data.tasks.chat_task import ChatTask
 from zaya_jax.data.tasks.countdown import Countdown
 from zaya_jax.data.tasks.gsm_symbolic import GsmSymbolic
 from zaya_jax.data.tasks.human_eval import HumanEval
@@ -14,7 +15,7 @@ from zaya_jax.data.tasks.list_programs import ListPrograms
 TASKS: dict[str, type[Task]] = {task.name: task for task in (Addition, Countdown, ListPrograms, GsmSymbolic)}
 BENCHMARKS: dict[str, type[Task]] = {task.name: task for task in (HumanEval,)}
 
-__all__ = ["BENCHMARKS", "TASKS", "Problem", "Task", "TaskSource", "make_task"]
+__all__ = ["BENCHMARKS", "TASKS", "ChatTask", "Problem", "Task", "TaskSource", "make_task"]
 
 
 def make_task(name: str, **options: Any) -> Task:

@@ -1,0 +1,5 @@
+"""Writes the file."""
+
+from configs.chats import FILE, text
+
+FILE.write_text(text())

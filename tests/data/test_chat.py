@@ -1,0 +1,199 @@
+"""Chats: what is answer token by token, what trimming keeps, what is refused, and packing without a cut."""
+
+import json
+from itertools import islice
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zaya_jax.data.builders import prepare_chats
+from zaya_jax.data.chat import ChatSource, encode_chat, load_template, survey
+from zaya_jax.data.pipeline import eval_batches, make_train_iterator
+from zaya_jax.data.tasks import ChatTask, TaskSource, make_task
+from zaya_jax.data.tokenizers import BPETokenizer, ByteTokenizer
+
+TOKENIZER = ByteTokenizer()
+PLAIN = load_template("plain")
+# As many published ones are: a BOS, a turn marker of its own, content trimmed, the end of a turn a special token.
+MARKED = load_template(
+    "{{ bos_token }}{% for m in messages %}<start>{{ m.role }}\n{{ m.content | trim }}{{ eos_token }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<start>assistant\n{% endif %}"
+)
+
+
+def chat(*contents: str, system: str = "") -> list[dict[str, str]]:
+    """Contents in turn the user's and the assistant's."""
+    turns = [{"role": ["user", "assistant"][i % 2], "content": text} for i, text in enumerate(contents)]
+    return [{"role": "system", "content": system}] * bool(system) + turns
+
+
+def written(*parts: str | int) -> list[int]:
+    return [i for part in parts for i in ([part] if isinstance(part, int) else part.encode())]
+
+
+def test_answers_are_the_assistants_words_and_the_end_of_its_turns():
+    eos, bos = TOKENIZER.eos_id, TOKENIZER.bos_id
+    given_1, given_2 = "<|system|>\ns\n<|user|>\nhi\n<|assistant|>\n", "\n<|user|>\nmore\n<|assistant|>\n"
+    encoded = encode_chat(chat("hi", "you", "more", "no", "left out", system="s"), PLAIN, TOKENIZER, 999)
+    assert encoded.ids == written(given_1, "you", eos, given_2, "no", eos)
+    assert encoded.answer == [0] * len(given_1) + [1] * 4 + [0] * len(given_2) + [1] * 3
+    assert not encoded.trimmed
+
+    # One user turn here ends with the same special token, which is no answer.
+    encoded = encode_chat(chat("hi", " you ", "more", "no"), MARKED, TOKENIZER, 999)
+    first, second = written(bos, "<start>user\nhi", eos, "\n<start>assistant\n"), written("\n<start>user\nmore", eos)
+    second += written("\n<start>assistant\n")
+    assert encoded.ids == [*first, *written("you", eos), *second, *written("no", eos)]
+    assert encoded.answer == [0] * len(first) + [1] * 4 + [0] * len(second) + [1] * 3
+
+
+def test_what_is_given_is_what_a_sampler_would_be_given():
+    tokenizer = BPETokenizer.train(["<|user|>\nhi there<|assistant|>\nyou there\n" * 50], 275)
+    messages = chat("hi there", "you there")
+    encoded = encode_chat(messages, PLAIN, tokenizer, 999)
+    prompt = tokenizer.encode(PLAIN.prompt(messages[:1]))
+    assert encoded.ids == [*prompt, *tokenizer.encode("you there"), tokenizer.eos_id]
+    assert encoded.answer == [int(i >= len(prompt)) for i in range(len(encoded.ids))]
+    with pytest.raises(ValueError, match="special tokens into a prompt"):
+        MARKED.prompt(messages[:1])
+
+
+THOUGHT = chat("q", "<think>first</think>a", "r", "<think>0123456789</think>answer")
+
+
+@pytest.mark.parametrize("over", range(11))
+def test_trimming_takes_the_tail_of_the_last_thinking_block_alone(over):
+    whole = encode_chat(THOUGHT, PLAIN, TOKENIZER, 999)
+    fitted = encode_chat(THOUGHT, PLAIN, TOKENIZER, len(whole.ids) - over)
+    kept = chat("q", "<think>first</think>a", "r", f"<think>{'0123456789'[: 10 - over]}</think>answer")
+    assert fitted == encode_chat(kept, PLAIN, TOKENIZER, 999)._replace(trimmed=over > 0)
+
+
+def test_what_does_not_fit_without_its_thinking_is_dropped():
+    size = len(encode_chat(THOUGHT, PLAIN, TOKENIZER, 999).ids)
+    assert encode_chat(THOUGHT, PLAIN, TOKENIZER, size - 11) is None
+    assert encode_chat(chat("q", "a long answer"), PLAIN, TOKENIZER, 30) is None
+    # A block of the user's, or one never closed, is no thinking.
+    assert encode_chat(chat("<think>01234567</think>", "a<think>b"), PLAIN, TOKENIZER, 50) is None
+    other = chat("q", "[0123456789]a")
+    assert encode_chat(other, PLAIN, TOKENIZER, 33) is None
+    fitted = encode_chat(other, PLAIN, TOKENIZER, 33, thinking=("[", "]"))
+    assert bytes(fitted.ids[-8:-1]) == b"[0123]a" and len(fitted.ids) == 33
+
+
+@given(st.lists(st.text(max_size=8).filter(lambda t: "\0" not in t), min_size=2, max_size=6), st.integers(1, 120))
+def test_any_chat_is_whole_trimmed_or_dropped(contents, row_length):
+    messages = chat(*contents[:-1], f"<think>{contents[-1]}</think>b")
+    messages = messages if messages[-1]["role"] == "assistant" else chat("", *contents, "<think></think>")
+    whole, fitted = (encode_chat(messages, PLAIN, TOKENIZER, size) for size in (10**6, row_length))
+    if len(whole.ids) <= row_length:
+        assert fitted == whole
+    elif fitted is not None:
+        assert len(fitted.ids) == len(fitted.answer) == row_length and fitted.trimmed
+        assert sum(fitted.answer) == sum(whole.answer) - (len(whole.ids) - row_length)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{% for", "chat_template: unexpected"),
+        ("{{ messages[0].content.__class__.__mro__ }}", "chat_template: access to attribute '__class__'"),
+        ("{{ messages.clear() }}", "chat_template: access to attribute 'clear'"),
+        ("{{ raise_exception('not so') }}", "chat_template: not so"),
+        ("{% for m in messages %}{{ m.content }}{% endfor %}", "writes no {{ eos_token }} behind"),
+        ("{{ messages | length }}{{ eos_token }}", "message 2 of a chat changes how those before it"),
+    ],
+)
+def test_bad_templates_are_refused_at_once(template, message):
+    with pytest.raises(ValueError) as error:
+        load_template(template)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_templates_are_built_in_files_or_texts(tmp_path):
+    (tmp_path / "own.jinja").write_text(PLAIN.source)
+    assert load_template(str(tmp_path / "own.jinja")) == PLAIN == load_template(PLAIN.source)
+    with pytest.raises(FileNotFoundError, match="chat_template: got 'chatml', may be \"plain\""):
+        load_template("chatml")
+
+
+def write_chats(path, chats) -> list[str]:
+    path.write_text("".join(json.dumps({"messages": messages, "id": 1}) + "\n" for messages in chats))
+    return [str(path)]
+
+
+def test_chats_of_a_file_become_rows_without_a_cut(tmp_path):
+    chats = [chat(f"{i}?", f"<think>{'t' * (i * 37 % 90)}</think>{i}!") for i in range(300)]
+    paths = write_chats(tmp_path / "chats.jsonl", chats)
+    source = ChatSource(prepare_chats(paths, tmp_path / "data", "train"), PLAIN)
+    assert 250 < len(source) < 300
+    expected = {tuple(source.encode(source[i], TOKENIZER, 96).ids) for i in range(len(source))}
+    iterator = make_train_iterator([(source, 1.0)], TOKENIZER, 96, 8, seed=0, packing="best_fit")
+    state, seen = json.dumps(iterator.get_state()), set()
+    batches = list(islice(iterator, 60))
+    for batch in batches:
+        for tokens, document, answer in zip(*(batch[name] for name in ("tokens", "document", "answer")), strict=True):
+            for number in range(document.max() + 1):
+                ids = tokens[document == number]
+                seen.add(tuple(ids.tolist()))
+                assert answer[document == number].sum() == len(ids) - bytes(ids[:-1].tolist()).index(b"<think>")
+    assert seen == expected
+    iterator.set_state(json.loads(state))
+    again = list(islice(iterator, 60))
+    assert all(np.array_equal(a[name], b[name]) for a, b in zip(batches, again, strict=True) for name in a)
+
+    one, two = survey(source, TOKENIZER, 999), survey(source, TOKENIZER, 96, limit=100)
+    assert (one.trimmed, one.dropped) == (0, 0) and two.chats == 100 and two.trimmed > 10 and two.dropped == 0
+    with pytest.raises(ValueError, match=r"row_length: got 30, may be more: none of \d+ chats fits"):
+        survey(source, TOKENIZER, 30)
+
+
+def test_a_tasks_problems_are_chats_too():
+    source = ChatSource(TaskSource(make_task("addition", digits=2), "train", 0, 50), PLAIN)
+    element = source[7]
+    encoded = source.encode(element, TOKENIZER, 128)
+    solution = element["text"].removeprefix(element["prompt"]).rstrip("\n")
+    prompt = f"<|user|>\n{element['prompt']}\n<|assistant|>\n"
+    assert encoded.ids == written(prompt, solution, TOKENIZER.eos_id)
+    batch = next(iter(eval_batches(source, TOKENIZER, 128, 4)))
+    assert batch["answer"].sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "not JSON"),
+        ('{"messages": []}', "must be an object whose field 'messages' is a list"),
+        ('{"text": "a"}', "must be an object whose field 'messages' is a list"),
+        ('{"messages": [{"role": "user"}]}', r"messages\[0\]: must be an object with the strings"),
+        ('{"messages": [{"role": "user", "content": "a"}]}', "none is an assistant's"),
+        ('{"messages": [{"role": "assistant", "content": "\\u0000eos"}]}', r"messages\[0\]: holds a NUL"),
+        ('{"messages": [{"role": "assistant", "content": "\\ud800"}]}', "holds a lone surrogate"),
+    ],
+)
+def test_a_line_that_is_no_chat_is_named(tmp_path, line, message):
+    path = tmp_path / "bad.jsonl"
+    path.write_text(f"{json.dumps({'messages': chat('a', 'b')})}\n{line}\n")
+    with pytest.raises(ValueError, match=f"bad.jsonl:2:? ?.*{message}"):
+        prepare_chats([str(path)], tmp_path / "data", "train")
+    assert not list((tmp_path / "data").rglob("*.array_record*"))
+
+
+def test_only_jsonl_files_hold_chats(tmp_path):
+    (tmp_path / "a.txt").write_text("hello")
+    with pytest.raises(ValueError, match=r"a\.txt is no \.jsonl file of chats"):
+        prepare_chats([str(tmp_path / "a.txt")], tmp_path / "data", "train")
+
+
+def test_a_task_asked_in_a_chat_is_the_same_task():
+    task = make_task("addition", digits=2)
+    asked = ChatTask(task, PLAIN)
+    for split in ("validation", "test"):
+        for problem, plain in zip(asked.problems(split, 5, 1), task.problems(split, 5, 1), strict=True):
+            assert problem.prompt == f"<|user|>\n{plain.prompt}\n<|assistant|>\n"
+            assert asked.check(problem, plain.solution.rstrip("\n")) and not asked.check(problem, "x:1")
+    assert (asked.name, asked.tuning_split) == (task.name, task.tuning_split)
+    with pytest.raises(ValueError, match="special tokens into a prompt"):
+        ChatTask(task, MARKED).problems("test", 1, 0)
