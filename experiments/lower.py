@@ -1,0 +1,239 @@
+"""Compiles a config's programs for a GPU that is not here, and says what memory they take and what they consist of.
+
+    python -m experiments.lower --config=configs/quickstart.py --target=mi300x
+    python -m experiments.lower --config=configs/quickstart.py:preset=zaya1_8b --target=mi355x --what=decode \\
+        --context=32768 --output=decode.json
+
+Programs: the train step of a phase, and for sampling on one device the prefill, the loop of one-token steps and the
+loop of verify-and-draft steps (the phase's block size, evaluate.anchor_budget). Nothing is executed and no weights
+exist: this shows that a program compiles and fits, not how fast it is. Exit status 1 if one does not.
+
+Needs the target's compiler from PyPI (extra `lower-amd` or `lower-nvidia`; a GPU or ROCm is not needed, gcc is).
+Each program is compiled in a process of its own, since XLA may abort. A device's memory counts as published, in powers
+of ten; what the runtime and the communication library take is not in the totals.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+
+from experiments import cli, environment, settings
+from zaya_jax.analysis import compiled
+from zaya_jax.analysis.flops import binary, si
+from zaya_jax.analysis.programs import Program, decode_programs, train_program
+from zaya_jax.parallel import targets
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with an optional :argument.", lock_config=True)
+_TARGET = flags.DEFINE_string("target", None, f"The GPU: {', '.join(targets.TARGETS)}.")
+_PHASE = flags.DEFINE_string("phase", "convert", "Training phase whose step is compiled.")
+_WHAT = flags.DEFINE_enum("what", "both", ["train", "decode", "both"], "Which programs.")
+_DEVICES = flags.DEFINE_integer("devices", 1, "Devices the train step is laid over.", lower_bound=1)
+_CONTEXT = flags.DEFINE_integer("context", 4096, "Decoding: tokens a sequence that the cache holds.", lower_bound=1)
+_BATCH = flags.DEFINE_integer("batch", 1, "Decoding: sequences.", lower_bound=1)
+_OUTPUT = flags.DEFINE_string("output", None, "Where to write the numbers as JSON; nowhere by default.")
+_CACHE = flags.DEFINE_string("cache", "~/.cache/zaya_jax", "Where stand-ins for missing ROCm libraries are kept.")
+_CHILD = flags.DEFINE_string("child", None, "Internal: PROGRAM,FILE of a process that compiles one of them.")
+
+DECODING = ("prefill", "autoregressive", "single_pass")
+NOTE = "compiled, not executed"
+
+
+def main() -> None:
+    """Compiles every program that was asked for, each in its own process."""
+    target, setup = _target(), _setup()
+    if _CHILD.value:
+        name, path = _CHILD.value.split(",", 1)
+        Path(path).write_text(json.dumps(compile_here(target, setup, name)))
+        return
+    cli.check_output(_OUTPUT.value)
+    child_environment = targets.environment(target, Path(_CACHE.value).expanduser(), os.environ)
+    names = ["train"] * (_WHAT.value != "decode") + list(DECODING) * (_WHAT.value != "train")
+    numbers = _header(target, setup)
+    print(f"{target.name} ({target.architecture}); {numbers['versions']}; {NOTE}", flush=True)
+    for name in names:
+        found = numbers["programs"][name] = compile_apart(name, child_environment)
+        print(f"{describe(setup, name)}\n{table(found, target)}", flush=True)
+    cli.write_numbers(_OUTPUT.value, numbers)
+    bad = [failure(name, found, target) for name, found in numbers["programs"].items()]
+    if any(bad):
+        cli.complain([line for line in bad if line])
+        raise SystemExit(1)
+
+
+def failure(name: str, found: dict[str, Any], target: targets.Target) -> str | None:
+    """One line for a program that does not compile or fit."""
+    if not found["compiles"]:
+        return f"{name}: does not compile for {target.name}: {found['reason']}"
+    if not found["fits"]:
+        total, limit = found["memory"]["total"], found["memory_limit"]
+        return f"{name}: does not fit {target.name}: {gigabytes(total)} a device, may be at most {gigabytes(limit)}"
+    return None
+
+
+def compile_apart(name: str, child_environment: dict[str, str]) -> dict[str, Any]:
+    """`compile_here` in a process of its own; an abort or a refusal of XLA's becomes a reason."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "numbers.json"
+        kept = {"TMPDIR": folder, "TF_ROCM_KEEP_XLA_TEMPFILES": "1", "JAX_ENABLE_COMPILATION_CACHE": "false"}
+        done = subprocess.run(
+            [sys.executable, "-m", "experiments.lower", *sys.argv[1:], f"--child={name},{out}"],
+            env={**child_environment, **kept}, capture_output=True, text=True,
+        )  # fmt: skip
+        if done.returncode == 0:
+            return json.loads(out.read_text())
+    return {"compiles": False, "reason": reason(done.returncode, done.stderr)}
+
+
+def reason(status: int, stderr: str) -> str:
+    """The line of a dead process's stderr that says why, and the signal that ended it, if one did."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    telling = [line for line in lines if "Check failed" in line or line.startswith("error: ")] or lines[-1:]
+    why = telling[-1].removeprefix("error: ")[:400] if telling else "no word of why"
+    return f"{why} (aborted: {signal.Signals(-status).name})" if status < 0 else why
+
+
+def compile_here(target: targets.Target, setup: settings.Settings, name: str) -> dict[str, Any]:
+    """Compiles one program in this process and takes it apart."""
+    devices = targets.devices(target, _DEVICES.value if name == "train" else 1)
+    program = make_program(setup, name, devices)
+    start = time.perf_counter()
+    lowered = program.lower(target.platform)
+    traced = time.perf_counter()
+    try:
+        executable = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        raise ValueError(str(error).splitlines()[0]) from None
+    seconds = {"trace": traced - start, "compile": time.perf_counter() - traced}
+    memory, parts = compiled.Memory.of(executable), compiled.anatomy(executable.as_text())
+    kernels = compiled.amd_kernels(Path(os.environ["TMPDIR"])) if target.platform == "rocm" else None
+    return {
+        "compiles": True,
+        "devices": len(devices),
+        "seconds": {key: round(value, 1) for key, value in seconds.items()},
+        "memory": {**dataclasses.asdict(memory), "total": memory.total},
+        "memory_limit": target.memory,
+        "fits": memory.total <= target.memory,
+        "flops": program.flops,
+        "traffic": program.traffic,
+        **dataclasses.asdict(parts),
+        "grouped_matmuls": parts.grouped_matmuls,
+        "library_matmuls": parts.library_matmuls,
+        "other_calls": sorted(parts.other_calls),
+        "kernels": kernels and dataclasses.asdict(kernels),
+    }
+
+
+def make_program(setup: settings.Settings, name: str, devices: list[jax.Device]) -> Program:
+    """One of the programs, for these devices."""
+    phase = setup.phases[_PHASE.value]
+    if name == "train":
+        return train_program(
+            setup.model, phase.objective, phase.optimizer, setup.batch_sizes[phase.name], setup.row_length, devices,
+            targets.data_mesh_of(devices),
+        )  # fmt: skip
+    size = phase.objective.block_size
+    return decode_programs(setup.model, size, setup.anchor_budget or size, _BATCH.value, _CONTEXT.value, devices[0])[
+        name
+    ]
+
+
+def describe(setup: settings.Settings, name: str) -> str:
+    """What a program computes, in a line."""
+    phase = setup.phases[_PHASE.value]
+    size = phase.objective.block_size
+    if name == "train":
+        kind = f"tidar, block {size}" if phase.objective.kind == "tidar" else "autoregressive"
+        batch = setup.batch_sizes[phase.name]
+        return f"train: phase {phase.name} ({kind}), {batch} rows of {setup.row_length} on {_DEVICES.value} devices"
+    shape = f"{_BATCH.value} sequences, a cache for {_CONTEXT.value} tokens each"
+    rows = f", {size * (1 + (setup.anchor_budget or size))} rows a forward" if name == "single_pass" else ""
+    return f"{name}: {shape}{rows}"
+
+
+def table(found: dict[str, Any], target: targets.Target) -> str:
+    """What was found out about a program, a line for each kind of thing."""
+    if not found["compiles"]:
+        return f"  does not compile: {found['reason']}"
+    memory, devices = found["memory"], found["devices"]
+    share = f"{memory['total'] / target.memory:.0%} of {gigabytes(target.memory)}"
+    lines = [
+        f"  memory a device   {gigabytes(memory['total'])}, {share}: arguments {gigabytes(memory['arguments'])}, "
+        f"temporaries {gigabytes(memory['temporaries'])}, new outputs "
+        f"{gigabytes(memory['outputs'] - memory['reused'])}" + ("" if found["fits"] else "; DOES NOT FIT"),
+        f"  FLOPs a step      {si(found['flops'])}FLOP" + f", {si(found['flops'] / devices)}FLOP a device (counted)",
+    ]
+    if found["traffic"] is not None:
+        lines.append(f"  bytes a step      at least {binary(found['traffic'])} read (weights, experts touched, cache)")
+    lines.append(f"  collectives       {_collectives(found['collectives'])}")
+    calls = f"{found['grouped_matmuls']} grouped, {found['library_matmuls']} other"
+    lines.append(f"  library products  {calls}; other custom calls: {', '.join(found['other_calls']) or 'none'}")
+    if (kernels := found["kernels"]) is not None:
+        spills = f"{kernels['vgpr_spills']} VGPRs in {kernels['spilling']} kernels, {kernels['sgpr_spills']} SGPRs"
+        lines.append(
+            f"  kernels           {kernels['count']} for {', '.join(kernels['architectures'])}; spilled {spills}"
+        )
+    seconds = found["seconds"]
+    lines.append(f"  seconds           {seconds['trace']:.1f} to trace, {seconds['compile']:.1f} to compile")
+    return "\n".join(lines)
+
+
+def gigabytes(size: float) -> str:
+    """Powers of ten, as memory is sold."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
+def _collectives(found: dict[str, dict]) -> str:
+    parts = (f"{c['executions']} x {kind} ({gigabytes(c['bytes'])})" for kind, c in found.items())
+    return ", ".join(parts) or "none"
+
+
+def _header(target: targets.Target, setup: settings.Settings) -> dict[str, Any]:
+    plugin = target.packages[-1]
+    return {
+        "note": f"{NOTE}: shows what compiles and fits, not how fast it is",
+        "command": " ".join(["python -m experiments.lower", *sys.argv[1:]]),
+        "config": setup.name,
+        "phase": _PHASE.value,
+        "model": dataclasses.asdict(setup.model),
+        "target": target.name,
+        "architecture": target.architecture,
+        "versions": f"jax {jax.__version__}, {plugin} {importlib.metadata.version(plugin)}",
+        "xla_flags": targets.XLA_FLAGS,
+        "git_commit": environment.git_commit(),
+        "programs": {},
+    }
+
+
+def _target() -> targets.Target:
+    if _TARGET.value not in targets.TARGETS:
+        raise ValueError(f"--target: got {_TARGET.value!r}, may be one of {sorted(targets.TARGETS)}")
+    return targets.TARGETS[_TARGET.value]
+
+
+def _setup() -> settings.Settings:
+    """The config, checked against the other flags."""
+    if _CONFIG.value is None:
+        raise ValueError("--config: missing, may be a config file such as configs/quickstart.py")
+    setup = settings.read(_CONFIG.value)
+    if _PHASE.value not in setup.phases:
+        raise ValueError(f"--phase: got {_PHASE.value!r}, may be one of {sorted(setup.phases)}")
+    batch = setup.batch_sizes[_PHASE.value]
+    if batch % _DEVICES.value:
+        raise ValueError(f"--devices: got {_DEVICES.value}, may be a divisor of {_PHASE.value}.batch_size ({batch})")
+    return setup
+
+
+if __name__ == "__main__":
+    cli.run(main)
