@@ -68,7 +68,7 @@ class ZayaConfig:
     # How the forward pass is computed; none of these changes the parameters.
     dtype: str = "float32"  # of activations and matrix products; parameters stay as they are stored
     param_dtype: str = "float32"
-    expert_backend: str = "auto"  # "auto", "block_padded", "gather" or "dense" (the slow twin)
+    expert_backend: str = "auto"  # "auto", "block_padded", "ragged_dot", "gather" or "dense" (the slow twin)
     attention_backend: str = "structured"  # or "dense": the slow twin, which builds the row x row mask
     query_chunk: int = 1024  # queries whose scores exist at once; bounds attention's memory
     remat: bool = False  # recompute each layer in the backward pass
@@ -128,7 +128,7 @@ class ZayaConfig:
         self._check_parts()
         choices = {
             "skip_expert": ("zero", "identity"),
-            "expert_backend": ("auto", "block_padded", "gather", "dense"),
+            "expert_backend": ("auto", "block_padded", "ragged_dot", "gather", "dense"),
             "attention_backend": ("structured", "dense"),
             "dtype": ("float32", "bfloat16", "float64"),
             "param_dtype": ("float32", "bfloat16", "float64"),

@@ -57,7 +57,8 @@ _AMD = dict(
     registers_per_core_limit=131_072, registers_per_block_limit=131_072,
 )  # fmt: skip
 _ROCM = dict(
-    platform="rocm", plugin="jax_plugins.xla_rocm7", library="xla_rocm_plugin.so", packages=("jax-rocm7-plugin", "jax-rocm7-pjrt")
+    platform="rocm", plugin="jax_plugins.xla_rocm7", library="xla_rocm_plugin.so",
+    packages=("jax-rocm7-plugin", "jax-rocm7-pjrt"),
 )  # fmt: skip
 
 TARGETS = {
