@@ -71,8 +71,9 @@ def stage_folders(config: ConfigDict, setup: settings.Settings, workdir: Path) -
 def run_stages(setup: settings.Settings, workdir: Path, folders: dict[str, Path]) -> None:
     """All stages in order."""
     batch = setup.batch_sizes["convert"]
-    block_size = setup.phases["convert"].objective.block_size
-    print(describe(setup.model, batch, setup.row_length, tidar=True, block_size=block_size), flush=True)
+    phase = setup.phases["convert"]
+    block_size, optimizer = phase.objective.block_size, phase.optimizer.name
+    print(describe(setup.model, batch, setup.row_length, True, block_size, optimizer), flush=True)
     with environment.timed(workdir, "data"):
         sources = [open_source(setup, workdir, source, "train") for source in setup.mixture]
         held_out = {source.name: held_out_batches(setup, workdir, source) for source in setup.mixture}

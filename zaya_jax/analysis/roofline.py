@@ -40,6 +40,23 @@ HARDWARE = {
 }
 
 
+# How JAX names these devices (`device_kind`, in part) and what the names must not hold: boards of other peaks.
+_KINDS = {
+    "mi300x": ("MI300X", ()),
+    "mi355x": ("MI355X", ()),
+    "h100": ("H100", ("PCIe", "NVL")),
+    "h200": ("H200", ("NVL",)),
+}
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Dense bf16 FLOP/s of a JAX `device_kind` ("NVIDIA H100 80GB HBM3"); None for what is not in `HARDWARE`."""
+    for name, (part, others) in _KINDS.items():
+        if part.lower() in device_kind.lower() and not any(other.lower() in device_kind.lower() for other in others):
+            return HARDWARE[name].flops
+    return None
+
+
 @dataclasses.dataclass(frozen=True)
 class CachedAttention:
     """Attention over a bf16 cache, for one layer and one cached token."""

@@ -68,11 +68,24 @@ def _of_blocks(weights: Array, block_expert: Array) -> Array:
 
 
 def _block_rows(tokens: int, experts: int) -> int:
-    """Rows a block: about a quarter of an expert's fair share, so padding stays small, but whole vector registers."""
+    """Rows a block: whole vector registers, at most an expert's fair share, and for many tokens an eighth of it.
+
+    Every block has a copy of its expert's weights: an eighth bounds them, however long the rows, to the weights of
+    17 blocks an expert, and padding to an eighth of the tokens.
+    """
     size = 8
-    while size < 64 and 4 * size * experts <= 2 * tokens:
+    while (size < 64 and 2 * size * experts <= tokens) or 16 * size * experts <= tokens:
         size *= 2
     return size
+
+
+def blocks_of(tokens: int, experts: int) -> int:
+    """How many blocks `block_padded` makes: enough for any choice, so never less than the sum of ceil(count / size)."""
+    return _blocks(tokens, experts, _block_rows(tokens, experts))
+
+
+def _blocks(tokens: int, experts: int, size: int) -> int:
+    return min(tokens, (tokens + experts * (size - 1)) // size)
 
 
 def _into_blocks(x: Array, choice: Array, experts: int, size: int) -> tuple[Array, Array, Array]:
@@ -82,8 +95,7 @@ def _into_blocks(x: Array, choice: Array, experts: int, size: int) -> tuple[Arra
       (x by slot [num_blocks * size, hidden], zero where there is no token; `_block_slots`).
     """
     tokens = x.shape[0]
-    # the sum over experts of ceil(count / size) is never above either
-    num_blocks = min(tokens, (tokens + experts * (size - 1)) // size)
+    num_blocks = _blocks(tokens, experts, size)
     slot, block_expert = _block_slots(choice, experts, size, num_blocks)
     source = (
         jnp.full((num_blocks * size,), tokens, jnp.int32).at[slot].set(jnp.arange(tokens, dtype=jnp.int32), mode="drop")
