@@ -17,7 +17,6 @@ import dataclasses
 import importlib.metadata
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -31,8 +30,10 @@ from ml_collections import config_flags
 
 from experiments import cli, environment, settings
 from zaya_jax.analysis import compiled
-from zaya_jax.analysis.flops import binary, si
+from zaya_jax.analysis.flops import parameter_count, si
+from zaya_jax.analysis.lowering import failure, reason, table
 from zaya_jax.analysis.programs import Program, decode_programs, train_program
+from zaya_jax.architecture import PRESETS, ZayaConfig, preset
 from zaya_jax.parallel import targets
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with an optional :argument.", lock_config=True)
@@ -63,23 +64,14 @@ def main() -> None:
     numbers = _header(target, setup)
     print(f"{target.name} ({target.architecture}); {numbers['versions']}; {NOTE}", flush=True)
     for name in names:
-        found = numbers["programs"][name] = compile_apart(name, child_environment)
-        print(f"{describe(setup, name)}\n{table(found, target)}", flush=True)
+        found = {"target": target.name, "program": describe(setup, name)} | compile_apart(name, child_environment)
+        numbers["programs"][name] = found
+        print(f"{found['program']}\n{table(found)}", flush=True)
     cli.write_numbers(_OUTPUT.value, numbers)
-    bad = [failure(name, found, target) for name, found in numbers["programs"].items()]
+    bad = [failure(name, found) for name, found in numbers["programs"].items()]
     if any(bad):
         cli.complain([line for line in bad if line])
         raise SystemExit(1)
-
-
-def failure(name: str, found: dict[str, Any], target: targets.Target) -> str | None:
-    """One line for a program that does not compile or fit."""
-    if not found["compiles"]:
-        return f"{name}: does not compile for {target.name}: {found['reason']}"
-    if not found["fits"]:
-        total, limit = found["memory"]["total"], found["memory_limit"]
-        return f"{name}: does not fit {target.name}: {gigabytes(total)} a device, may be at most {gigabytes(limit)}"
-    return None
 
 
 def compile_apart(name: str, child_environment: dict[str, str]) -> dict[str, Any]:
@@ -94,14 +86,6 @@ def compile_apart(name: str, child_environment: dict[str, str]) -> dict[str, Any
         if done.returncode == 0:
             return json.loads(out.read_text())
     return {"compiles": False, "reason": reason(done.returncode, done.stderr)}
-
-
-def reason(status: int, stderr: str) -> str:
-    """The line of a dead process's stderr that says why, and the signal that ended it, if one did."""
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    telling = [line for line in lines if "Check failed" in line or line.startswith("error: ")] or lines[-1:]
-    why = telling[-1].removeprefix("error: ")[:400] if telling else "no word of why"
-    return f"{why} (aborted: {signal.Signals(-status).name})" if status < 0 else why
 
 
 def compile_here(target: targets.Target, setup: settings.Settings, name: str) -> dict[str, Any]:
@@ -162,41 +146,13 @@ def describe(setup: settings.Settings, name: str) -> str:
     return f"{name}: {shape}{rows}"
 
 
-def table(found: dict[str, Any], target: targets.Target) -> str:
-    """What was found out about a program, a line for each kind of thing."""
-    if not found["compiles"]:
-        return f"  does not compile: {found['reason']}"
-    memory, devices = found["memory"], found["devices"]
-    share = f"{memory['total'] / target.memory:.0%} of {gigabytes(target.memory)}"
-    lines = [
-        f"  memory a device   {gigabytes(memory['total'])}, {share}: arguments {gigabytes(memory['arguments'])}, "
-        f"temporaries {gigabytes(memory['temporaries'])}, new outputs "
-        f"{gigabytes(memory['outputs'] - memory['reused'])}" + ("" if found["fits"] else "; DOES NOT FIT"),
-        f"  FLOPs a step      {si(found['flops'])}FLOP" + f", {si(found['flops'] / devices)}FLOP a device (counted)",
-    ]
-    if found["traffic"] is not None:
-        lines.append(f"  bytes a step      at least {binary(found['traffic'])} read (weights, experts touched, cache)")
-    lines.append(f"  collectives       {_collectives(found['collectives'])}")
-    calls = f"{found['grouped_matmuls']} grouped, {found['library_matmuls']} other"
-    lines.append(f"  library products  {calls}; other custom calls: {', '.join(found['other_calls']) or 'none'}")
-    if (kernels := found["kernels"]) is not None:
-        spills = f"{kernels['vgpr_spills']} VGPRs in {kernels['spilling']} kernels, {kernels['sgpr_spills']} SGPRs"
-        lines.append(
-            f"  kernels           {kernels['count']} for {', '.join(kernels['architectures'])}; spilled {spills}"
-        )
-    seconds = found["seconds"]
-    lines.append(f"  seconds           {seconds['trace']:.1f} to trace, {seconds['compile']:.1f} to compile")
-    return "\n".join(lines)
-
-
-def gigabytes(size: float) -> str:
-    """Powers of ten, as memory is sold."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
-
-
-def _collectives(found: dict[str, dict]) -> str:
-    parts = (f"{c['executions']} x {kind} ({gigabytes(c['bytes'])})" for kind, c in found.items())
-    return ", ".join(parts) or "none"
+def model_name(model: ZayaConfig) -> str:
+    """The preset that a model is, whatever computes it; else its number of parameters."""
+    how = ("dtype", "param_dtype", "expert_backend", "attention_backend", "query_chunk", "remat")
+    for name in PRESETS:
+        if preset(name, **{field: getattr(model, field) for field in how}) == model:
+            return name
+    return f"{si(parameter_count(model).total)}parameters"
 
 
 def _header(target: targets.Target, setup: settings.Settings) -> dict[str, Any]:
@@ -205,6 +161,8 @@ def _header(target: targets.Target, setup: settings.Settings) -> dict[str, Any]:
         "note": f"{NOTE}: shows what compiles and fits, not how fast it is",
         "command": " ".join(["python -m experiments.lower", *sys.argv[1:]]),
         "config": setup.name,
+        "name": model_name(setup.model),
+        "devices": _DEVICES.value,
         "phase": _PHASE.value,
         "model": dataclasses.asdict(setup.model),
         "target": target.name,

@@ -49,12 +49,19 @@ _KINDS = {
 }
 
 
-def peak_flops(device_kind: str) -> float | None:
-    """Dense bf16 FLOP/s of a JAX `device_kind` ("NVIDIA H100 80GB HBM3"); None for what is not in `HARDWARE`."""
+def hardware_name(device_kind: str) -> str | None:
+    """A JAX `device_kind` ("NVIDIA H100 80GB HBM3") as a key of `HARDWARE`; None for what is not there."""
+    kind = device_kind.lower()
     for name, (part, others) in _KINDS.items():
-        if part.lower() in device_kind.lower() and not any(other.lower() in device_kind.lower() for other in others):
-            return HARDWARE[name].flops
+        if part.lower() in kind and not any(other.lower() in kind for other in others):
+            return name
     return None
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Dense bf16 FLOP/s of a JAX `device_kind`; None for what is not in `HARDWARE`."""
+    name = hardware_name(device_kind)
+    return None if name is None else HARDWARE[name].flops
 
 
 @dataclasses.dataclass(frozen=True)

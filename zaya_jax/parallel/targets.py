@@ -25,6 +25,8 @@ from zaya_jax.parallel import link_stubs
 # jax 0.10.2 refuses it with "Shared memory size limit exceeded: requested 131072, available: 65536").
 XLA_FLAGS = "--xla_gpu_enable_triton_gemm=false --xla_disable_hlo_passes=triton-softmax-rewriter"
 
+AMD_GPUS = ("/sys/class/kfd/kfd/topology/nodes", "/dev/dxg")
+
 
 @dataclasses.dataclass(frozen=True)
 class Target:
@@ -125,10 +127,12 @@ def environment(target: Target, cache: Path, inherited: Mapping[str, str]) -> di
     library = plugin_library(target)
     stubs = link_stubs.make(library, cache)
     paths = [str(stubs)] if stubs else []
+    # NVIDIA's plugin makes itself known to JAX on any machine, AMD's only where the kernel knows of an AMD GPU.
+    known = target.platform == "cuda" or any(Path(path).exists() for path in AMD_GPUS)
     return {
         **inherited,
         "LD_LIBRARY_PATH": os.pathsep.join([*paths, *filter(None, [inherited.get("LD_LIBRARY_PATH")])]),
-        "PJRT_NAMES_AND_LIBRARY_PATHS": f"{target.platform}:{library}",
+        "PJRT_NAMES_AND_LIBRARY_PATHS": "" if known else f"{target.platform}:{library}",
         "JAX_PLATFORMS": "cpu",  # what a trace computes by the way, it computes here
         "XLA_FLAGS": f"{XLA_FLAGS} {inherited.get('XLA_FLAGS', '')}".strip(),  # the user's come last and win
     }
