@@ -26,7 +26,7 @@ def check() -> None:
     names = (platform(device), hardware_name(device.device_kind))
     if asked not in names:
         raise ValueError(
-            f"--device: got {asked!r}, but JAX computes on {names[0]} ({device.device_kind}); measured nothing"
+            f"--device: got {asked!r}, but JAX computes on {names[0]} ({device.device_kind}); nothing is measured"
         )
 
 
