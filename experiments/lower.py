@@ -159,7 +159,7 @@ def _header(target: targets.Target, setup: settings.Settings) -> dict[str, Any]:
     plugin = target.packages[-1]
     return {
         "note": f"{NOTE}: shows what compiles and fits, not how fast it is",
-        "command": " ".join(["python -m experiments.lower", *sys.argv[1:]]),
+        "command": " ".join(["python -m experiments.lower", *(arg for arg in sys.argv[1:] if "--output" not in arg)]),
         "config": setup.name,
         "name": model_name(setup.model),
         "devices": _DEVICES.value,

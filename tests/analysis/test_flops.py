@@ -146,10 +146,9 @@ def test_activations_grow_linearly_with_the_row_and_less_with_remat():
     assert activations(config.replace(remat=False), 2**16, 2**15) > 5 * sizes[0]
 
 
-@pytest.mark.slow  # compiles three train steps
-@pytest.mark.parametrize("remat", [False, True])
-def test_activations_are_what_xla_allocates_within_a_factor_of_two(remat):
-    config = preset("zaya1_25m", num_hidden_layers=6, remat=remat, vocab_size=260)
+@pytest.mark.slow  # compiles a train step
+def test_activations_are_what_xla_allocates_within_a_factor_of_two():
+    config = preset("zaya1_25m", num_hidden_layers=6, remat=True, vocab_size=260)
     optimizer = OptimizerConfig()
     step = make_train_step(Zaya(config), Objective("tidar", 8), optimizer)
     state = jax.eval_shape(lambda: init_state(init_variables(Zaya(config), 0), optimizer, 0))

@@ -1,5 +1,8 @@
 """What lowering found, in words; and the programs that it lowers."""
 
+import json
+from pathlib import Path
+
 import jax
 import pytest
 
@@ -11,6 +14,7 @@ from zaya_jax.parallel.targets import data_mesh_of
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
 
+RESULTS = Path(__file__).parents[2] / "results" / "lower"
 FOUND = {
     "target": "MI300X",
     "program": "train: phase convert",
@@ -51,6 +55,14 @@ def test_a_program_that_does_not_fit_or_compile_is_one_line():
     lines = lowered_table([{**run, "programs": {"a": FOUND, "b": big, "c": none}}]).splitlines()
     assert len(lines) == 5 and {line.count("|") for line in lines} == {11}
     assert "104.0 GB of 192.0 GB |" in lines[2] and ": does not fit |" in lines[3] and "too much" in lines[4]
+
+
+def test_committed_results_say_what_they_are():
+    runs = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    assert {run["architecture"] for run in runs} >= {"gfx942"}
+    for run in runs:
+        assert run["note"].startswith("compiled, not executed") and run["command"] and "jax" in run["versions"]
+    assert lowered_table(runs).count("\n") == 1 + sum(len(run["programs"]) for run in runs)
 
 
 def test_the_reason_is_found_in_what_a_process_left_behind():

@@ -219,7 +219,8 @@ def activations(config: ZayaConfig, rows: int, keys: int, expert_ways: int = 1) 
 
     With remat: what goes from layer to layer, and all of one layer while it is computed again; without: all of every
     layer. Linear in `rows`; scores exist for `query_chunk` queries and all `keys` at once, and the experts' blocks each
-    have a copy of their weights (`block_padded`).
+    have a copy of their weights (`block_padded`). Attention that keeps its scores for the backward pass comes on top
+    where there is no remat.
     """
     c, width, stream = config, jnp.dtype(config.dtype).itemsize, jnp.dtype(config.stream_dtype).itemsize
     queries, values = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
