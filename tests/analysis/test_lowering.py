@@ -51,10 +51,21 @@ def test_a_program_that_does_not_fit_or_compile_is_one_line():
     none = {"target": "MI300X", "program": "p", "compiles": False, "reason": "too much"}
     assert failure("prefill", none) == "prefill: does not compile for MI300X: too much"
     assert table(none) == "  does not compile: too much"
-    run = {"target": "MI300X", "architecture": "gfx942", "name": "zaya1_8b", "devices": 8}
+    run = {
+        "target": "MI300X",
+        "architecture": "gfx942",
+        "name": "zaya1_8b",
+        "devices": 8,
+        "model": {"expert_backend": "dense"},
+    }
     lines = lowered_table([{**run, "programs": {"a": FOUND, "b": big, "c": none}}]).splitlines()
     assert len(lines) == 5 and {line.count("|") for line in lines} == {11}
-    assert "104.0 GB of 192.0 GB |" in lines[2] and ": does not fit |" in lines[3] and "too much" in lines[4]
+    assert (
+        "| zaya1_8b, dense |" in lines[2]
+        and "104.0 GB of 192.0 GB |" in lines[2]
+        and ": does not fit |" in lines[3]
+        and "too much" in lines[4]
+    )
 
 
 def test_committed_results_say_what_they_are():

@@ -61,7 +61,9 @@ def lowered_table(runs: Iterable[dict[str, Any]]) -> str:
     rows = [head + "grouped, other library products | spilled VGPRs | seconds to compile |", "|" + "---|" * 10]
     for run in runs:
         for found in run["programs"].values():
-            start = f"| {run['target']} ({run['architecture']}) | {run['name']} | {found['program']} | "
+            backend = run["model"]["expert_backend"]
+            model = run["name"] if backend == "auto" else f"{run['name']}, {backend}"
+            start = f"| {run['target']} ({run['architecture']}) | {model} | {found['program']} | "
             if not found["compiles"]:
                 rows.append(start + f"{run['devices']} | does not compile: {found['reason']} |" + " |" * 5)
                 continue
