@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from zaya_jax.architecture.experts import (
     BACKENDS,
+    _block_rows,
     block_padded,
+    blocks_of,
     dense,
     dispatch,
     dispatch_cached,
@@ -73,6 +75,19 @@ def test_gradients_agree(x64):
     for f in (block_padded, ragged_dot, gather):
         for got, want in zip(gradient(f), expected, strict=True):
             np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("experts", [1, 8, 16])
+def test_blocks_are_enough_for_any_choice_and_few_for_many_tokens(experts):
+    """Each block copies its expert's weights, so that their number must not grow with the row."""
+    for tokens in (1, 17, 1000, 8192, 65_536, 10**6):
+        size, blocks = _block_rows(tokens, experts), blocks_of(tokens, experts)
+        lone = min(experts, tokens) - 1  # experts with one token each; the last one has the rest
+        assert lone + -(-(tokens - lone) // size) <= blocks <= tokens
+        even = -(-tokens // experts)
+        assert min(tokens, experts) * -(-even // size) <= blocks + experts
+        if tokens >= 1024 * experts:
+            assert blocks <= 17 * experts and blocks * size <= 1.126 * tokens
 
 
 def test_ragged_dot_lets_no_gradient_out_of_skip(x64):
