@@ -40,6 +40,10 @@ setup(
     extras_require={
         "cuda": [f"jax[cuda12]>={JAX}"],
         "rocm": [f"jax[rocm7-local]>={JAX}"],  # ROCm 7 itself comes from AMD's installer or container
+        # Compilers for GPUs that are not there (experiments.lower): 150 MB and 200 MB, of JAX's own version; gcc makes
+        # stand-ins for the ROCm libraries that AMD's is linked to, NVIDIA's needs ptxas.
+        "lower-amd": [f"jax[rocm7-local]>={JAX}", "msgpack>=1.1"],
+        "lower-nvidia": [f"jax[cuda12-local]>={JAX}"],
         "test": [
             "pytest>=9.0",
             "pytest-xdist>=3.6",

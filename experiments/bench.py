@@ -1,9 +1,10 @@
 """Training speed, as ratios of medians in one run on this machine.
 
-    python -m experiments.bench [--output=FILE.json]
+    python -m experiments.bench [--device=rocm] [--output=FILE.json]
 
 What a TiDAR training step costs over an autoregressive one, and what block-padded experts save over the dense twin.
-Both sides of a ratio are timed in turn, so that a busy machine disturbs them alike. Sampling has its own:
+Both sides of a ratio are timed in turn, so that a busy machine disturbs them alike. With --device, nothing is measured
+unless JAX computes on that device. Sampling has its own:
 `experiments.bench_sampling`, and `experiments.bench_transformers` for the baseline.
 """
 
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import cli, environment
+from experiments import cli, devices, environment
 from zaya_jax import Zaya, preset
 from zaya_jax.architecture.experts import block_padded, dense
 from zaya_jax.timing import medians
@@ -31,6 +32,7 @@ _REPEATS = flags.DEFINE_integer("repeats", 15, "Timed calls of each side of a ra
 def main() -> None:
     """Runs every benchmark and prints it."""
     cli.check_output(_OUTPUT.value)
+    devices.check()
     numbers: dict = {"hardware": environment.hardware(), "environment": environment.describe()}
     numbers["train_step"] = train_step_ratio(_PRESET.value, _REPEATS.value)
     show(

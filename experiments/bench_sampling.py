@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from experiments import cli, environment
+from experiments import cli, devices, environment
 from zaya_jax import SamplerConfig, Zaya, generate, load_pretrained, preset
 from zaya_jax.analysis.flops import parameter_count
 from zaya_jax.analysis.roofline import HARDWARE, forward_seconds
@@ -91,6 +91,7 @@ def main() -> None:
     for name in _ONLY.value:
         if name not in _SECTIONS:
             raise ValueError(f"--only: got {name!r}, may be some of {_SECTIONS}")
+    devices.check()
     config, variables = load_pretrained(_CHECKPOINT.value)
     task = make_task(TASK)
     bench = Bench(

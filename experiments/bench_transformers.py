@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import cli, environment
+from experiments import cli, devices, environment
 from experiments.oracle import (
     EXPERTS,
     PAUSE,
@@ -51,6 +51,7 @@ def main() -> None:
     cli.check_output(_OUTPUT.value)
     if not all(batch.isdecimal() and int(batch) for batch in _BATCHES.value):
         raise ValueError(f"--batches: got {','.join(_BATCHES.value)}, may be integers of at least 1, e.g. 1,8")
+    devices.check()
     if jax.default_backend() != "cpu":
         raise ValueError(f"JAX runs on {jax.default_backend()}, torch's side on the CPU: set JAX_PLATFORMS=cpu")
     require_parity_extra("bench_transformers")

@@ -29,6 +29,7 @@ import contextlib
 import functools
 import itertools
 import json
+import math
 from pathlib import Path
 
 import jax
@@ -39,7 +40,7 @@ from ml_collections import ConfigDict, config_flags
 from experiments import cli, environment, settings
 from experiments.mixture import MixtureSource
 from experiments.phases import Stage, load_start
-from zaya_jax.analysis.flops import describe, training_flops
+from zaya_jax.analysis.flops import Split, describe, training_flops
 from zaya_jax.analysis.plots import draw_figures
 from zaya_jax.analysis.report import write_report
 from zaya_jax.analysis.results import Row, load_run, write_results
@@ -116,7 +117,12 @@ def train_stages(
     for name, stage in setup.stages.items():
         objective = stage.phase.objective
         tidar, block_size = objective.kind == "tidar", objective.block_size
-        print(f"{name}\n{describe(stage.model, stage.batch_size, stage.row_length, tidar, block_size)}", flush=True)
+        optimizer = stage.phase.optimizer
+        sizes = describe(
+            stage.model, stage.batch_size, stage.row_length, tidar, block_size, optimizer.name,
+            optimizer.ema_decay > 0, split_of(placements[name]),
+        )  # fmt: skip
+        print(f"{name}\n{sizes}", flush=True)
     with environment.timed(workdir, "data"):
         train_data, held_out = (
             {name: open_source(setup, workdir, source, split) for name, source in setup.sources.items()}
@@ -185,6 +191,15 @@ def run_phase(
                 placement=placement, flops_per_step=step_flops(stage),
                 profile=Path(_PROFILE.value).absolute() / name if _PROFILE.value else None,
             )  # fmt: skip
+
+
+def split_of(placement: Placement | None) -> Split:
+    """How many ways a placement cuts what `training_memory` counts."""
+    if placement is None:
+        return Split()
+    experts = placement.split("expert")
+    along = math.prod(placement.mesh.shape[n] for n in placement.names("embed") if n not in placement.names("expert"))
+    return Split(along, experts, placement.split("batch"), placement.split("sequence"))
 
 
 def step_flops(stage: Stage) -> float:

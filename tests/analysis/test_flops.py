@@ -1,11 +1,26 @@
 """Analytic counts against the model's own shapes, and FLOPs against products counted by hand and by XLA."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import pytest
 
-from zaya_jax.analysis.flops import describe, forward_flops, parameter_count, training_flops, training_memory
+from zaya_jax.analysis.flops import (
+    Split,
+    activations,
+    describe,
+    forward_flops,
+    matrix_count,
+    parameter_count,
+    training_flops,
+    training_memory,
+    visible_pairs,
+)
 from zaya_jax.architecture import PRESETS, Layout, Zaya, preset
+from zaya_jax.training.objective import Objective
+from zaya_jax.training.optimizer import OptimizerConfig, matrices
+from zaya_jax.training.state import init_state, init_variables, make_train_step
 
 VARIANTS = [(name, {}) for name in PRESETS] + [
     ("tiny", {"tie_word_embeddings": False, "attention_bias": True, "lm_head_bias": True}),
@@ -62,15 +77,86 @@ def test_forward_flops_agree_with_xla_on_one_layer():
     assert expected < analysis["flops"] < 1.35 * expected  # the rest is elementwise: norms, softmax, rotation
 
 
+@pytest.mark.parametrize("window", [None, 1, 3, 6])
+@pytest.mark.parametrize(("row", "block"), [(12, 4), (9, 3), (5, 1), (8, 8)])
+def test_visible_pairs_are_those_of_the_layout(row, block, window):
+    tokens = jnp.zeros((1, row), jnp.int32)
+    assert visible_pairs(row, window=window) == int(Layout.causal(tokens).visibility(window).sum())
+    assert visible_pairs(row, True, block, window) == int(Layout.tidar(tokens, block).visibility(window).sum())
+    assert visible_pairs(row - 1, True, block) >= visible_pairs(row - 1) + block  # a last block that is not full
+
+
+def test_training_flops_agree_with_xla_on_one_layer():
+    """Forward and backward of one layer, every pair and every expert computed, which ours then counts too."""
+    config = preset("tiny", num_hidden_layers=1, expert_backend="dense", attention_backend="dense")
+    rows = 64
+    model, layout = Zaya(config), Layout.causal(jnp.zeros((1, rows), jnp.int32))
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), layout))
+    loss = jax.grad(lambda v: model.apply(v, layout).logits.sum())
+    got = jax.jit(loss).lower(variables).cost_analysis()["flops"]
+    width = 2 * 2 * config.num_attention_heads * config.head_dim
+    hidden = width * (rows * rows - visible_pairs(rows))
+    others = forward_flops(config, rows, 0).experts * (config.num_experts - 1)
+    expected = training_flops(config, 1, rows) + 3 * (hidden + others)
+    assert 0.95 * expected < got < 1.35 * expected  # dead ends (the ids' gradient) go, elementwise work comes on top
+
+
 def test_training_counts():
     config = preset("zaya1_300k")
     plain, tidar = (training_flops(config, 16, 128, tidar=tidar) for tidar in (False, True))
-    assert plain == 3 * forward_flops(config, 16 * 128, 128).total
+    attention = forward_flops(config, 16 * 128, 129 / 2).attention  # a token sees 64.5 on average
+    assert plain == 3 * (forward_flops(config, 16 * 128, 0).total + attention)
     assert 2 < tidar / plain < 2.1
     assert training_flops(config.replace(remat="full"), 16, 128) < 4 / 3 * plain
-    memory = training_memory(config, 16, 128)
-    assert memory.optimizer == 2 * memory.parameters == 8 * parameter_count(config).total
     assert training_memory(preset("zaya1_8b"), 64, 4096).logits <= 2 * 4 * 2**26  # the head runs in chunks
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("model", ["zaya1_300k", "zaya1_8b"])
+def test_memory_of_the_state_is_that_of_the_real_state(name, model):
+    """To within step counters: a few scalars."""
+    config = preset(model, tie_word_embeddings=model == "zaya1_8b")
+    state = jax.eval_shape(lambda: init_state(init_variables(Zaya(config), 0), OptimizerConfig(name), 0))
+    size = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))  # noqa: E731
+    memory = training_memory(config, 1, 8, optimizer=name)
+    assert memory.parameters == memory.gradients == size(state.params)
+    assert 0 <= size(state.opt_state) - memory.optimizer < 200
+    marked = jax.tree.map(lambda leaf, is_matrix: leaf.size * is_matrix, state.params, matrices(state.params))
+    assert matrix_count(config) == sum(jax.tree.leaves(marked))
+
+
+def test_memory_is_divided():
+    config = preset("zaya1_8b", remat=True)
+    one, many = (training_memory(config, 8, 4096, True, 16, "muon", True, split) for split in (None, Split(8, 1, 8)))
+    assert one.parameters == one.average == 17_680_977_568
+    for name in ("parameters", "gradients", "optimizer", "average"):
+        assert abs(getattr(one, name) / 8 - getattr(many, name)) <= 8
+    by_expert = training_memory(config, 8, 4096, True, 16, split=Split(experts=16))
+    assert by_expert.parameters == 2 * (parameter_count(config).total - 15 * 8_053_063_680 // 16)
+    assert training_memory(config, 8, 4096, split=Split(batch=8)).activations < one.activations / 3
+    grouped = config.replace(expert_backend="ragged_dot")  # no copies of experts for every block
+    whole, half = (training_memory(grouped, 8, 4096, split=split).activations for split in (None, Split(sequence=2)))
+    assert 0.45 < half / whole < 0.55 and whole < training_memory(config, 8, 4096).activations
+
+
+def test_activations_grow_linearly_with_the_row_and_less_with_remat():
+    config = preset("zaya1_8b", remat=True)
+    sizes = [activations(config, 2 * row, row) for row in (2**15, 2**16, 2**17)]
+    assert all(1.8 < b / a < 2.0 for a, b in itertools.pairwise(sizes))
+    assert activations(config.replace(remat=False), 2**16, 2**15) > 5 * sizes[0]
+
+
+@pytest.mark.slow  # compiles a train step
+def test_activations_are_what_xla_allocates_within_a_factor_of_two():
+    config = preset("zaya1_25m", num_hidden_layers=6, remat=True, vocab_size=260)
+    optimizer = OptimizerConfig()
+    step = make_train_step(Zaya(config), Objective("tidar", 8), optimizer)
+    state = jax.eval_shape(lambda: init_state(init_variables(Zaya(config), 0), optimizer, 0))
+    rows = jax.ShapeDtypeStruct((4, 512), jnp.int32)
+    stats = step.lower(state, {"tokens": rows, "document": rows}, jnp.float32(1)).compile().memory_analysis()
+    memory = training_memory(config, 4, 512, True, 8)
+    ours = memory.gradients + memory.logits + memory.activations
+    assert 0.5 < stats.temp_size_in_bytes / ours < 2
 
 
 def test_describe_says_sizes_before_compiling():
@@ -78,5 +164,8 @@ def test_describe_says_sizes_before_compiling():
     assert "8,840,488,784 total" in text
     assert "753,608,528" in text
     assert "100 clean + 112 draft slots (block size 16)" in text
+    assert "GFLOP a clean token" in text and "without remat" in text
     assert len(text.splitlines()) == 4
     assert "draft" not in describe(preset("tiny"), 4, 100, tidar=False)
+    split = describe(preset("tiny"), 4, 100, False, optimizer="muon", average=True, split=Split(parameters=2))
+    assert "parameters / 2" in split and "muon" in split and "moving average" in split

@@ -16,10 +16,12 @@ from zaya_jax.analysis.roofline import (
     free_query_tokens,
     free_rows,
     grouped_attention,
+    peak_flops,
     resident_bytes,
     ridge_rows,
 )
 from zaya_jax.architecture import preset
+from zaya_jax.parallel.targets import TARGETS
 
 CONFIG = preset("zaya1_8b")
 
@@ -109,3 +111,18 @@ def test_what_must_fit_is_counted():
     assert resident_bytes(CONFIG, 0, 0) == weights
     assert resident_bytes(CONFIG, 64, 32768) - weights == 64 * 32768 * 40 * 1024  # 40 KiB a token
     assert HARDWARE["h100"].memory < resident_bytes(CONFIG, 64, 32768) < HARDWARE["mi300x"].memory
+
+
+def test_peaks_by_the_names_that_jax_gives_devices():
+    assert peak_flops("AMD Instinct MI300X") == peak_flops("MI300X") == 1307.4e12
+    assert peak_flops("AMD Instinct MI355X OAM") == 2516.6e12
+    assert peak_flops("NVIDIA H100 80GB HBM3") == peak_flops("NVIDIA H200") == 989.4e12
+    for other in ("cpu", "NVIDIA H100 PCIe", "NVIDIA H100 NVL", "AMD Instinct MI300A", "NVIDIA A100-SXM4-80GB"):
+        assert peak_flops(other) is None
+
+
+def test_targets_hold_the_memory_of_their_data_sheets():
+    for name, target in TARGETS.items():
+        assert target.memory == HARDWARE[name].memory
+        assert f"device_memory_size: {target.memory}" in target.config
+        assert f"memory_bandwidth: {HARDWARE[name].bandwidth:.0f}" in target.config

@@ -1,4 +1,4 @@
-"""The four dispatches compute one thing."""
+"""The five dispatches compute one thing."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zaya_jax.architecture.experts import BACKENDS, block_padded, dense, dispatch, dispatch_cached, gather, in_turn
+from zaya_jax.architecture.experts import (
+    BACKENDS,
+    _block_rows,
+    block_padded,
+    blocks_of,
+    dense,
+    dispatch,
+    dispatch_cached,
+    gather,
+    in_turn,
+    ragged_dot,
+)  # fmt: skip
 
 
 def loop(x, choice, gate_up, down):
@@ -38,7 +49,7 @@ def test_every_backend_is_the_loop(tokens, experts, seed):
     with jax.enable_x64(True):
         args = inputs(tokens, experts, seed)
         expected = loop(*args)
-        for f in (dense, block_padded, gather, turn):
+        for f in (dense, block_padded, ragged_dot, gather, turn):
             np.testing.assert_allclose(jax.jit(f)(*args), expected, rtol=0, atol=1e-11)
 
 
@@ -47,7 +58,7 @@ def test_any_imbalance_is_dropless(collapse, x64):
     """All tokens on one expert, the last expert, or skip."""
     x, choice, gate_up, down = inputs(200, 4)
     choice[:] = collapse
-    for f in (block_padded, turn):
+    for f in (block_padded, ragged_dot, turn):
         np.testing.assert_allclose(f(x, jnp.asarray(choice), gate_up, down), loop(x, choice, gate_up, down), atol=1e-11)
 
 
@@ -61,9 +72,35 @@ def test_gradients_agree(x64):
         return jax.grad(loss, argnums=(0, 1, 2))(args[0], args[2], args[3])
 
     expected = gradient(dense)
-    for f in (block_padded, gather):
+    for f in (block_padded, ragged_dot, gather):
         for got, want in zip(gradient(f), expected, strict=True):
             np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("experts", [1, 8, 16])
+def test_blocks_are_enough_for_any_choice_and_few_for_many_tokens(experts):
+    """Each block copies its expert's weights, so that their number must not grow with the row."""
+    for tokens in (1, 17, 1000, 8192, 65_536, 10**6):
+        size, blocks = _block_rows(tokens, experts), blocks_of(tokens, experts)
+        lone = min(experts, tokens) - 1  # experts with one token each; the last one has the rest
+        assert lone + -(-(tokens - lone) // size) <= blocks <= tokens
+        even = -(-tokens // experts)
+        assert min(tokens, experts) * -(-even // size) <= blocks + experts
+        if tokens >= 1024 * experts:
+            assert blocks <= 17 * experts and blocks * size <= 1.126 * tokens
+
+
+def test_ragged_dot_lets_no_gradient_out_of_skip(x64):
+    """Skip tokens are multiplied with the last expert; nothing of that may come back."""
+    x, choice, gate_up, down = inputs(12, 3)
+    choice[:] = np.arange(12) % 4
+    gradient = jax.grad(lambda *a: (ragged_dot(a[0], jnp.asarray(choice), *a[1:]) ** 2).sum(), argnums=(0, 1, 2))
+    skipped = choice == 3
+    dx, *dw = gradient(x, gate_up, down)
+    assert not np.any(dx[skipped]) and np.all(np.any(dx[~skipped], axis=1))
+    louder = np.where(skipped[:, None], 100 * x, x)
+    for a, b in zip(dw, gradient(louder, gate_up, down)[1:], strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_auto_picks_by_token_count(x64):

@@ -3,11 +3,14 @@
 XLA's cost analysis counts the body of a scan once, whatever the number of layers, so it cannot answer these questions.
 """
 
+import collections
 import dataclasses
 
 import jax.numpy as jnp
+import numpy as np
 
 from zaya_jax.architecture import ZayaConfig
+from zaya_jax.architecture.experts import blocks_of
 from zaya_jax.training.objective import LOGITS_AT_ONCE
 
 
@@ -63,12 +66,24 @@ class Flops:
 
 
 @dataclasses.dataclass(frozen=True)
+class Split:
+    """Into how many parts things are cut, each device holding one; 1: every device holds (or computes) all of it."""
+
+    parameters: int = 1  # every parameter, with its gradient and optimizer state
+    experts: int = 1  # expert weights, on top of `parameters`
+    batch: int = 1  # rows
+    sequence: int = 1  # tokens of a row
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainingMemory:
-    """Bytes a training step holds at least; activations come on top (keep them small with remat and query_chunk)."""
+    """Bytes a training step holds on a device. All but activations are exact; those are an estimate (`activations`)."""
 
     parameters: int
     gradients: int
-    optimizer: int  # two moments a parameter (AdamW)
+    optimizer: int  # moments: AdamW's two a parameter, Muon's one a matrix
+    average: int  # moving average of the parameters, if one is kept
+    activations: int
     logits: int  # the chunk that exists at once, float32, with its gradient
 
     @property
@@ -129,44 +144,133 @@ def forward_flops(config: ZayaConfig, rows: int, context: float, head_rows: int 
 def training_flops(config: ZayaConfig, batch: int, row_length: int, tidar: bool = False, block_size: int = 8) -> int:
     """One training step: forward, and a backward of twice that; with remat "full" the layers' forward runs twice.
 
-    Every clean or draft slot is scored against all clean slots of its row (hidden pairs are computed, then masked),
-    draft slots also against their block.
+    Attention counts the pairs that see each other in a row of one document (`visible_pairs`): what the step needs, as
+    in MFU. Attention that computes hidden pairs to mask them does more; packed documents need less.
     """
-    drafts = -(-row_length // block_size) * block_size if tidar else 0
-    clean = forward_flops(config, batch * row_length, row_length)
-    draft = forward_flops(config, batch * drafts, row_length + block_size)
-    layers = clean.total + draft.total - clean.head - draft.head
-    return 3 * (clean.total + draft.total) + layers * (config.remat == "full")
+    drafts = _drafts(row_length, tidar, block_size)
+    products = forward_flops(config, batch * (row_length + drafts), 0)
+    windows = collections.Counter(config.sliding_window if "sliding" in kind else None for kind in config.layer_kinds)
+    layer = ((visible_pairs(row_length, tidar, block_size, window), layers) for window, layers in windows.items())
+    pairs = batch * sum(pairs * layers for pairs, layers in layer)
+    layers = products.total - products.head + 2 * pairs * 2 * config.num_attention_heads * config.head_dim
+    return 3 * (layers + products.head) + layers * (config.remat == "full")
+
+
+def visible_pairs(row_length: int, tidar: bool = False, block_size: int = 8, window: int | None = None) -> int:
+    """(query, key) pairs of a layer that see each other in a training row of one document.
+
+    Clean tokens see themselves and all before them; draft slots all clean tokens before their block, and their block;
+    both no further back than a window of so many positions, their own included. Blocks start at offset 0, and slots
+    beyond the row count.
+    """
+    drafts = _drafts(row_length, tidar, block_size)
+    window = row_length + drafts if window is None else window
+    clean = np.minimum(np.arange(1, row_length + 1), window).sum(dtype=np.int64)
+    slot = np.arange(block_size)
+    start = np.arange(0, drafts, block_size)[:, None]
+    before = np.minimum(start, np.maximum(0, window - slot - 1))
+    block = block_size - np.maximum(0, slot - window + 1)
+    return int(clean + (before + block).sum(dtype=np.int64))
 
 
 def training_memory(
-    config: ZayaConfig, batch: int, row_length: int, tidar: bool = False, block_size: int = 8
-) -> TrainingMemory:
-    """A lower estimate, in bytes, for AdamW on one device."""
-    state = parameter_count(config).total * jnp.dtype(config.param_dtype).itemsize
-    drafts = -(-row_length // block_size) * block_size if tidar else 0
-    rows = batch * max(row_length, drafts)  # the clean and the draft half take turns
-    logits = min(rows, max(1, LOGITS_AT_ONCE // config.vocab_size)) * config.vocab_size * 4
-    return TrainingMemory(parameters=state, gradients=state, optimizer=2 * state, logits=2 * logits)
+    config: ZayaConfig, batch: int, row_length: int, tidar: bool = False, block_size: int = 8,
+    optimizer: str = "adamw", average: bool = False, split: Split | None = None,
+) -> TrainingMemory:  # fmt: skip
+    """Bytes on each device.
+
+    Args:
+      optimizer: "adamw" or "muon", as `OptimizerConfig.name`.
+      average: whether a moving average of the parameters is kept.
+      split: how parameters and tokens are laid over devices; None for one device.
+    """
+    split = split or Split()
+    width, count = jnp.dtype(config.param_dtype).itemsize, parameter_count(config)
+
+    def held(parameters: int, of_experts: int) -> int:
+        return width * -(-(parameters - of_experts + of_experts // split.experts) // split.parameters)
+
+    state = held(count.total, count.experts)
+    matrices = matrix_count(config)
+    second = state if optimizer == "adamw" else state - held(matrices, count.experts)  # moments beyond the first
+    rows = -(-batch // split.batch) * -(-row_length // split.sequence)
+    drafts = -(-batch // split.batch) * -(-_drafts(row_length, tidar, block_size) // split.sequence)
+    # the clean and the draft half take turns at the head
+    logits = min(max(rows, drafts), max(1, LOGITS_AT_ONCE // config.vocab_size)) * config.vocab_size * 4
+    return TrainingMemory(
+        parameters=state,
+        gradients=state,
+        optimizer=state + second,
+        average=state * average,
+        activations=activations(config, rows + drafts, row_length // split.sequence, split.experts),
+        logits=2 * logits,
+    )
 
 
-def describe(config: ZayaConfig, batch_size: int, row_length: int, tidar: bool, block_size: int = 8) -> str:
-    """What a run is about to compile, in four lines: parameters, FLOPs a step, bytes."""
+def matrix_count(config: ZayaConfig) -> int:
+    """Parameters that Muon takes: the layers' projections and experts."""
+    return config.num_hidden_layers * _projections(config) + parameter_count(config).experts
+
+
+def activations(config: ZayaConfig, rows: int, keys: int, expert_ways: int = 1) -> int:
+    """Bytes that a training step keeps between its forward and its backward pass, estimated.
+
+    With remat: what goes from layer to layer, and all of one layer while it is computed again; without: all of every
+    layer. Linear in `rows`; scores exist for `query_chunk` queries and all `keys` at once, and the experts' blocks each
+    have a copy of their weights (`block_padded`). Attention that keeps its scores for the backward pass comes on top
+    where there is no remat.
+    """
+    c, width, stream = config, jnp.dtype(config.dtype).itemsize, jnp.dtype(config.stream_dtype).itemsize
+    queries, values = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+    carried = rows * (stream * c.hidden_size + width * c.state_size)
+    attention = 4 * (queries + values) + 2 * values + queries + 2 * c.hidden_size
+    routed = 3 * c.hidden_size + 3 * c.moe_intermediate_size + 5 * c.router_hidden_size * (c.router_classes > 0)
+    layer = rows * (3 * stream * c.hidden_size + width * (attention + routed))
+    scores = 4 * min(c.query_chunk, rows) * keys * c.num_attention_heads
+    copies = 0
+    if c.router_classes and c.expert_backend in ("auto", "block_padded"):
+        copies = 3 * c.hidden_size * c.moe_intermediate_size * width * blocks_of(rows, c.num_experts // expert_ways)
+    working = 2 * (layer + scores + copies)  # with the gradients
+    return (
+        c.num_hidden_layers * carried + working
+        if c.remat == "full"
+        else c.num_hidden_layers * (layer + copies) + working
+    )
+
+
+def describe(
+    config: ZayaConfig, batch_size: int, row_length: int, tidar: bool, block_size: int = 8, optimizer: str = "adamw",
+    average: bool = False, split: Split | None = None,
+) -> str:  # fmt: skip
+    """What a run is about to compile, in four lines: parameters, FLOPs a step and a token, bytes a device."""
     count = parameter_count(config)
-    drafts = -(-row_length // block_size) * block_size if tidar else 0
+    drafts = _drafts(row_length, tidar, block_size)
     flops = training_flops(config, batch_size, row_length, tidar, block_size)
-    memory = training_memory(config, batch_size, row_length, tidar, block_size)
+    memory = training_memory(config, batch_size, row_length, tidar, block_size, optimizer, average, split)
     halves = f"{row_length} clean" + (f" + {drafts} draft slots (block size {block_size})" if tidar else " tokens")
+    ways = f" ({_ways(split)})" if split and split != Split() else ""
     return (
         f"parameters  {count.total:,} total ({count.total_without_embedding:,} without embedding); one token uses "
         f"{count.active_without_embedding:,}, with the head {count.active_with_head:,}\n"
         f"model       {config.num_hidden_layers} layers x {config.hidden_size} wide, {_feed_forward(config)}, "
         f"vocabulary {config.vocab_size}, {config.param_dtype} parameters, {config.dtype} compute\n"
-        f"step        {batch_size} rows x {halves}: {si(flops)}FLOP forward and backward\n"
-        f"memory      at least {binary(memory.total)}: parameters {binary(memory.parameters)}, gradients "
-        f"{binary(memory.gradients)}, AdamW {binary(memory.optimizer)}, logits {binary(memory.logits)}; "
-        "activations come on top"
+        f"step        {batch_size} rows x {halves}: {si(flops)}FLOP forward and backward, "
+        f"{si(flops / (batch_size * row_length))}FLOP a clean token\n"
+        f"memory      about {binary(memory.total)} a device{ways}: parameters {binary(memory.parameters)}, gradients "
+        f"{binary(memory.gradients)}, {optimizer} {binary(memory.optimizer)}"
+        + (f", moving average {binary(memory.average)}" if average else "")
+        + f", logits {binary(memory.logits)}, activations {binary(memory.activations)} (estimated, "
+        + f"remat {config.remat})"
     )
+
+
+def _ways(split: Split) -> str:
+    return ", ".join(f"{name} / {ways}" for name, ways in dataclasses.asdict(split).items() if ways > 1)
+
+
+def _drafts(row_length: int, tidar: bool, block_size: int) -> int:
+    """Draft slots of a training row."""
+    return -(-row_length // block_size) * block_size if tidar else 0
 
 
 def si(value: float) -> str:

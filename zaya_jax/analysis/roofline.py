@@ -40,6 +40,30 @@ HARDWARE = {
 }
 
 
+# How JAX names these devices (`device_kind`, in part) and what the names must not hold: boards of other peaks.
+_KINDS = {
+    "mi300x": ("MI300X", ()),
+    "mi355x": ("MI355X", ()),
+    "h100": ("H100", ("PCIe", "NVL")),
+    "h200": ("H200", ("NVL",)),
+}
+
+
+def hardware_name(device_kind: str) -> str | None:
+    """A JAX `device_kind` ("NVIDIA H100 80GB HBM3") as a key of `HARDWARE`; None for what is not there."""
+    kind = device_kind.lower()
+    for name, (part, others) in _KINDS.items():
+        if part.lower() in kind and not any(other.lower() in kind for other in others):
+            return name
+    return None
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Dense bf16 FLOP/s of a JAX `device_kind`; None for what is not in `HARDWARE`."""
+    name = hardware_name(device_kind)
+    return None if name is None else HARDWARE[name].flops
+
+
 @dataclasses.dataclass(frozen=True)
 class CachedAttention:
     """Attention over a bf16 cache, for one layer and one cached token."""

@@ -72,7 +72,7 @@ class ZayaConfig:
     # How the forward pass is computed; none of these changes the parameters.
     dtype: str = "float32"  # of activations and matrix products; parameters stay as they are stored
     param_dtype: str = "float32"
-    expert_backend: str = "auto"  # "auto", "block_padded", "looped", "gather" or "dense" (the slow twin)
+    expert_backend: str = "auto"  # "auto", "block_padded", "looped", "ragged_dot", "gather" or "dense" (the slow twin)
     attention_backend: str = "structured"  # or "dense": the slow twin, which builds the row x row mask
     query_chunk: int = 1024  # queries whose scores exist at once; bounds attention's memory
     remat: str = "none"  # or "full", "dots": what of a layer the backward pass recomputes (REMATS)
@@ -134,7 +134,7 @@ class ZayaConfig:
         self._check_parts()
         choices = {
             "skip_expert": ("zero", "identity"),
-            "expert_backend": ("auto", "block_padded", "looped", "gather", "dense"),
+            "expert_backend": ("auto", "block_padded", "looped", "ragged_dot", "gather", "dense"),
             "attention_backend": ("structured", "dense"),
             "remat": REMATS,
             "dtype": ("float32", "bfloat16", "float64"),

@@ -1,4 +1,4 @@
-"""Dropless top-1 expert dispatch: four exact ways to compute the same thing.
+"""Dropless top-1 expert dispatch: five exact ways to compute the same thing.
 
 Each takes x [token, hidden], choice int32 [token] in 0 .. num_experts (num_experts itself = skip), gate_up
 [expert, hidden, 2 * intermediate] (gate first) and down [expert, intermediate, hidden], and returns each token's expert
@@ -8,7 +8,9 @@ output [token, hidden], zero for skip. None drops a token or lets one token's re
 padded to a static count, and is 5 times faster on CPU at 1024 tokens (results/bench/cpu.json;
 `jax.lax.ragged_dot` is dense there). `gather` copies each token's expert: best for a handful of rows, where a block
 would be mostly padding. `in_turn` makes the same blocks but visits them one after the other; it cannot be
-differentiated and serves forwards with a cache (`dispatch_cached`).
+differentiated and serves forwards with a cache (`dispatch_cached`). `ragged_dot` sorts tokens by expert and leaves the
+rest to `jax.lax.ragged_dot`: on gfx942 in bfloat16 or float16 one grouped product of hipBLASLt, without padding; on
+gfx950 in bfloat16, on CUDA and on CPU XLA computes every expert for every token (rocm_and_speed.md section 3).
 """
 
 import jax
@@ -66,11 +68,24 @@ def _of_blocks(weights: Array, block_expert: Array) -> Array:
 
 
 def _block_rows(tokens: int, experts: int) -> int:
-    """Rows a block: about a quarter of an expert's fair share, so padding stays small, but whole vector registers."""
+    """Rows a block: whole vector registers, at most an expert's fair share, and for many tokens an eighth of it.
+
+    Every block has a copy of its expert's weights: an eighth bounds them, however long the rows, to the weights of
+    17 blocks an expert, and padding to an eighth of the tokens.
+    """
     size = 8
-    while size < 64 and 4 * size * experts <= 2 * tokens:
+    while (size < 64 and 2 * size * experts <= tokens) or 16 * size * experts <= tokens:
         size *= 2
     return size
+
+
+def blocks_of(tokens: int, experts: int) -> int:
+    """How many blocks `block_padded` makes: enough for any choice, so never less than the sum of ceil(count / size)."""
+    return _blocks(tokens, experts, _block_rows(tokens, experts))
+
+
+def _blocks(tokens: int, experts: int, size: int) -> int:
+    return min(tokens, (tokens + experts * (size - 1)) // size)
 
 
 def _into_blocks(x: Array, choice: Array, experts: int, size: int) -> tuple[Array, Array, Array]:
@@ -80,8 +95,7 @@ def _into_blocks(x: Array, choice: Array, experts: int, size: int) -> tuple[Arra
       (x by slot [num_blocks * size, hidden], zero where there is no token; `_block_slots`).
     """
     tokens = x.shape[0]
-    # the sum over experts of ceil(count / size) is never above either
-    num_blocks = min(tokens, (tokens + experts * (size - 1)) // size)
+    num_blocks = _blocks(tokens, experts, size)
     slot, block_expert = _block_slots(choice, experts, size, num_blocks)
     source = (
         jnp.full((num_blocks * size,), tokens, jnp.int32).at[slot].set(jnp.arange(tokens, dtype=jnp.int32), mode="drop")
@@ -132,6 +146,22 @@ def _turn_rows(tokens: int, experts: int) -> int:
     while size < 64 and 2 * size * experts < 3 * tokens:
         size *= 2
     return size
+
+
+def ragged_dot(x: Array, choice: Array, gate_up: Array, down: Array) -> Array:
+    """Tokens sorted by expert, and each expert's run of them against its weights.
+
+    Skip tokens come last and ride with the last expert, whose output they do not keep: rows that belong to no group
+    are zero in JAX's definition, but a library need not write them.
+    """
+    tokens, experts = x.shape[0], gate_up.shape[0]
+    order = jnp.argsort(choice, stable=True)
+    place = jnp.zeros((tokens,), jnp.int32).at[order].set(jnp.arange(tokens, dtype=jnp.int32), unique_indices=True)
+    mine = jnp.minimum(choice, experts - 1)
+    sizes = jnp.zeros((experts,), jnp.int32).at[mine].add(1)
+    gate, up = jnp.split(jax.lax.ragged_dot(x[order], gate_up, sizes), 2, axis=-1)
+    out = jax.lax.ragged_dot(jax.nn.silu(gate) * up, down, sizes)[place]
+    return jnp.where((choice < experts)[:, None], out, 0)
 
 
 @jax.custom_vjp
@@ -198,7 +228,7 @@ def across(axis: tuple[str, ...], x: Array, choice: Array, gate_up: Array, down:
     return jax.lax.psum_scatter(looped(x, mine, gate_up, down), axis, tiled=True)
 
 
-BACKENDS = {"dense": dense, "gather": gather, "block_padded": block_padded, "looped": looped}
+BACKENDS = {"dense": dense, "gather": gather, "block_padded": block_padded, "looped": looped, "ragged_dot": ragged_dot}
 
 
 def dispatch(backend: str, x: Array, choice: Array, gate_up: Array, down: Array) -> Array:

@@ -143,7 +143,7 @@ def make_placement(
     Raises:
       ValueError: one line: sizes that do not go together, or more devices than there are.
     """
-    devices = jax.devices() if devices is None else devices
+    here, devices = devices is None, jax.devices() if devices is None else devices
     sizes = {name: getattr(config, name) for name in AXES}
     others = sizes["fsdp"] * sizes["expert"] * sizes["context"]
     if not sizes["data"]:
@@ -158,9 +158,11 @@ def make_placement(
     if count == 1:
         return None
     # Auto, not the default Explicit: what is not mapped (the optimizer) is left to the compiler.
-    mesh = jax.make_mesh(
-        tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:count]
-    )  # fmt: skip
+    shape, kinds = tuple(sizes.values()), (AxisType.Auto,) * len(AXES)
+    if here:
+        mesh = jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices[:count])
+    else:  # whose wiring `make_mesh` would ask for
+        mesh = Mesh(np.array(devices[:count]).reshape(shape), AXES, axis_types=kinds)
     used = {axis: tuple(n for n in names if sizes[n] > 1) for axis, names in config.all_rules.items()}
     placement = Placement(mesh, Shards(tuple((axis, names) for axis, names in used.items() if names)))
     _check(placement, model, batch_size, row_length, block_size)

@@ -1,0 +1,67 @@
+"""The lowering door from the outside: refusals, and (slow, with the compilers at hand) real GPU code."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from zaya_jax.parallel.targets import TARGETS, plugin_library
+
+ROOT = Path(__file__).parents[2]
+
+
+def door(module: str, *arguments: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    del environment["XLA_FLAGS"]  # the tests' own: two CPU devices and no optimisation
+    command = [sys.executable, "-m", f"experiments.{module}", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+
+
+def refused(done: subprocess.CompletedProcess, words: str) -> bool:
+    line = done.stderr.strip().splitlines()[-1]
+    return done.returncode == 2 and done.stdout == "" and line.startswith("error: ") and words in line
+
+
+def test_mistakes_are_one_line():
+    config = "--config=configs/quickstart.py:preset=tiny"
+    assert refused(door("lower", config, "--target=mi300"), "--target: got 'mi300', may be one of ['h100', 'mi300x',")
+    done = door("lower", config, "--target=mi300x", "--devices=3")
+    assert refused(done, "--devices: got 3, may be a divisor of convert.batch_size (16)")
+    try:
+        plugin_library(TARGETS["mi355x"])
+    except FileNotFoundError:
+        done = door("lower", config, "--target=mi355x")
+        assert refused(done, "MI355X: its compiler is not installed, may be had by: pip install jax-rocm7-plugin==")
+
+
+def test_benchmarks_measure_nothing_for_a_device_that_is_not_there():
+    done = door("bench", "--device=mi300x")
+    assert refused(done, "--device: got 'mi300x', but JAX computes on cpu (cpu); nothing is measured")
+
+
+@pytest.mark.slow  # a minute a target; needs the extras lower-amd and lower-nvidia, but no GPU
+@pytest.mark.parametrize("name", TARGETS)
+def test_real_code_for_a_gpu_that_is_not_here(name, tmp_path):
+    try:
+        plugin_library(TARGETS[name])
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    model = ["--config.model.dtype=bfloat16", "--config.model.expert_backend=ragged_dot"]
+    done = door(
+        "lower", "--config=configs/quickstart.py:preset=tiny", *model, f"--target={name}", "--what=train",
+        "--devices=8", f"--output={tmp_path / 'found.json'}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "compiled, not executed" in done.stdout
+    found = json.loads((tmp_path / "found.json").read_text())["programs"]["train"]
+    assert found["compiles"] and found["fits"] and found["devices"] == 8
+    assert found["collectives"]["all-reduce"]["executions"] >= 1
+    assert found["library_matmuls"] > 20 and not found["other_calls"]
+    # hipBLASLt's grouped product takes bfloat16 on gfx942 only: two forward, four backward
+    assert found["grouped_matmuls"] == (6 if name == "mi300x" else 0)
+    if name != "h100":
+        assert found["kernels"]["count"] > 50 and found["kernels"]["vgpr_spills"] == 0
+        assert all(TARGETS[name].architecture in each for each in found["kernels"]["architectures"])
