@@ -37,13 +37,13 @@ class Table(NamedTuple):
 
 
 def tile_sizes(query_chunk: int) -> tuple[int, int]:
-    """(large, small) tile sides.
+    """(large, small) tile sides: a half and an eighth of query_chunk.
 
-    Tiles in which all is visible are large: few, with big products. Where something is hidden small ones waste less: at
-    16,384 tokens an eighth of 1024 executes 1.01 times the visible pairs of one document.
+    Tiles in which all is visible are large: few, with big products, and no mask. Where something is hidden small ones
+    waste less. Twice the size is slower on CPU, whose cache holds a tile's scores.
     """
-    small = query_chunk // 8 if query_chunk % 8 == 0 else query_chunk
-    return query_chunk, small
+    small = max(1, query_chunk // 8)
+    return 4 * small, small
 
 
 def table(seen: Visibility, size: int) -> Table:
@@ -137,7 +137,7 @@ def _forward(query, context, own, seen, sizes):
         shrink = jnp.exp(top - new_top)
         total = total * shrink + weights.sum(-1)
         value = at.keys(context[1])
-        more = jnp.einsum("kqgs,ksd->kqgd", weights.astype(value.dtype), value, preferred_element_type=wide)
+        more = jnp.matmul(weights.astype(value.dtype), value, preferred_element_type=wide)
         mixed = mixed * shrink[..., None] + more
         return tuple(at.put_queries(x, new) for x, new in zip(state, (new_top, total, mixed), strict=True))
 
@@ -168,12 +168,15 @@ def _backward_rule(sizes, saved, gradient):
         query, key, value, out = at.queries(grouped), *(at.keys(x) for x in context), at.queries(gradient)
         scores = at.scores(query, key, padded if masked else None, wide)
         weights = jnp.exp(scores - at.queries(log_total)[..., None])
-        slope = jnp.einsum("kqgd,ksd->kqgs", out, value, preferred_element_type=wide)
+        slope = jnp.einsum("kqd,ksd->kqs", out, value, preferred_element_type=wide)
         slope = weights * (slope - at.queries(inner)[..., None]) * query.shape[-1] ** -0.5
         slope, weights = slope.astype(query.dtype), weights.astype(query.dtype)
-        more_query = jnp.einsum("kqgs,ksd->kqgd", slope, key, preferred_element_type=wide)
-        more_key = jnp.einsum("kqgs,kqgd->ksd", slope, query, preferred_element_type=wide)
-        more_value = jnp.einsum("kqgs,kqgd->ksd", weights, out, preferred_element_type=wide)
+        more_query = jnp.matmul(slope, key, preferred_element_type=wide)
+        # Transposing the small factors and not the scores is five times faster on CPU.
+        more_key, more_value = (
+            jnp.matmul(small.swapaxes(1, 2), scores, preferred_element_type=wide).swapaxes(1, 2)
+            for small, scores in ((query, slope), (out, weights))
+        )
         return (
             at.put_queries(state[0], at.queries(state[0]) + more_query),
             at.put_keys(state[1], at.keys(state[1]) + more_key),
@@ -192,7 +195,8 @@ attend_tiles.defvjp(_forward_rule, _backward_rule)
 class _Tile(NamedTuple):
     """Where one tile stands, and how to read and write its part of arrays with leading axes [batch, row or context].
 
-    Inside a tile the key heads come first: each has its own matrix product, whose rows are its queries of all groups.
+    Inside a tile the key heads come first. Each has its own matrix products, with the queries of its group of heads, one
+    after the other, as their rows ("member" below: query * groups + group).
     """
 
     batch: Array
@@ -208,27 +212,31 @@ class _Tile(NamedTuple):
         return jax.lax.dynamic_update_slice(x, tile[None], (self.batch, first, *(jnp.int32(0),) * (x.ndim - 2)))
 
     def queries(self, x: Array) -> Array:
-        """[batch, row, kv_head, ...] -> [kv_head, query, ...]."""
-        return self._get(x, self.first_query).swapaxes(0, 1)
+        """[batch, row, kv_head, group, ...] -> [kv_head, member, ...]."""
+        x = self._get(x, self.first_query).swapaxes(0, 1)
+        return x.reshape(x.shape[0], -1, *x.shape[3:])
 
     def keys(self, x: Array) -> Array:
         """[batch, context, kv_head, ...] -> [kv_head, key, ...]."""
         return self._get(x, self.first_key).swapaxes(0, 1)
 
     def put_queries(self, x: Array, tile: Array) -> Array:
+        tile = tile.reshape(tile.shape[0], self.size, -1, *tile.shape[2:])
         return self._put(x, tile.swapaxes(0, 1), self.first_query)
 
     def put_keys(self, x: Array, tile: Array) -> Array:
         return self._put(x, tile.swapaxes(0, 1), self.first_key)
 
     def scores(self, query: Array, key: Array, seen: Visibility | None, wide) -> Array:
-        """[kv_head, query, group, key], scaled; hidden pairs get the lowest number unless `seen` is None."""
-        scores = jnp.einsum("kqgd,ksd->kqgs", query, key, preferred_element_type=wide) * query.shape[-1] ** -0.5
+        """[kv_head, member, key], scaled; hidden pairs get the lowest number unless `seen` is None."""
+        scores = jnp.einsum("kqd,ksd->kqs", query, key, preferred_element_type=wide) * query.shape[-1] ** -0.5
         if seen is None:
             return scores
         rows = jax.tree.map(lambda x: self._get(x, self.first_query), seen.rows)
         keys = jax.tree.map(lambda x: self._get(x, self.first_key), seen.keys)
-        return jnp.where(_allowed(rows, keys, seen.window)[:, None], scores, _lowest(wide))
+        apart = scores.reshape(scores.shape[0], self.size, -1, self.size)
+        allowed = _allowed(rows, keys, seen.window)[:, None]
+        return jnp.where(allowed, apart, _lowest(wide)).reshape(scores.shape)
 
 
 def _each_tile(tile, state, seen: Visibility, sizes: tuple[int, ...]):
