@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zaya_jax.architecture.attention_tiles import Visibility, attend_tiles, tile_sizes
+from zaya_jax.architecture.attention_tiles import Visibility, attend_tiles, executed_pairs, tile_sizes, visible_pairs
 from zaya_jax.architecture.layout import Keys, Layout, visible
 
 Array = jax.Array
@@ -69,6 +69,26 @@ def attend_dense(query: Array, key: Array, value: Array, layout: Layout, window:
     scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) * dim**-0.5
     scores = jnp.where(layout.visibility(window)[:, None], _wide(scores), _lowest(scores))
     return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores, axis=-1).astype(value.dtype), value)
+
+
+def count_pairs(layout: Layout, window: int | None, query_chunk: int, context_keys: Keys | None = None) -> dict:
+    """How many scores of one head `attend` computes for these rows, and how many of them anybody sees.
+
+    Args:
+      layout, window, query_chunk, context_keys: as `attend` takes them; None for context_keys is a row without cache.
+
+    Returns:
+      {"executed", "visible"}: pairs of a query and a key, summed over the batch. Padding sees nothing.
+    """
+    keys = layout.clean_rows().keys if context_keys is None else context_keys
+    seen = Visibility(layout, keys, None if window is None else jnp.int32(window))
+    (batch, row), context = layout.document.shape, keys.document.shape[1]
+    own = batch * layout.num_blocks * layout.block_size**2
+    if is_small(row, context, query_chunk):
+        executed = batch * row * context
+    else:
+        executed = executed_pairs(seen, tile_sizes(query_chunk))
+    return {"executed": executed + own, "visible": visible_pairs(seen)}
 
 
 def _over_context(query, rows, context, context_keys, window):

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from zaya_jax.architecture.layout import PADDING, Keys, Layout, visible
 
@@ -106,6 +107,27 @@ def worklist(seen: Visibility, sizes: tuple[int, ...]) -> list[tuple[Array, Arra
         (order,) = jnp.nonzero(todo.reshape(-1), size=todo.size, fill_value=0)
         out.append((order.astype(jnp.int32), todo.sum(dtype=jnp.int32)))
     return out
+
+
+def executed_pairs(seen: Visibility, sizes: tuple[int, ...]) -> int:
+    """Scores of one head that `attend_tiles` computes between the rows and the context."""
+    lists = worklist(_whole_tiles(seen, sizes[0]), sizes)
+    return sum(int(count) * size**2 for size, (_, count) in zip(sizes, lists, strict=True))
+
+
+def visible_pairs(seen: Visibility) -> int:
+    """Pairs of a query that is not padding and a key that it sees, in the context or in its own block."""
+
+    def seen_by(rows: Layout, keys: Keys) -> Array:
+        return _allowed(rows, keys, seen.window).sum(-1, dtype=jnp.int32)
+
+    # one query at a time of every batch row: no mask of the whole row
+    by_query = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0)[..., None], seen.rows)
+    counts = [jax.lax.map(lambda rows: seen_by(rows, seen.keys), by_query, batch_size=64)]
+    if seen.rows.num_blocks:
+        blocks = seen.rows.blocks()
+        counts.append(seen_by(blocks, blocks.keys))
+    return sum(int(np.asarray(x, np.int64).sum()) for x in counts)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -304,9 +326,7 @@ def _own_blocks_backward(query, own, seen: Visibility, gradient, log_total, inne
     slope = jnp.einsum("bnqkgd,bnjkd->bnkqgj", out, value, preferred_element_type=wide)
     slope = weights * (slope - jnp.moveaxis(draft(inner), 2, 3)[..., None]) * query.shape[-1] ** -0.5
     slope, weights = slope.astype(query.dtype), weights.astype(query.dtype)
-    dq = dq.at[:, clean:].set(
-        _by_row(jnp.einsum("bnkqgj,bnjkd->bnkqgd", slope, key, preferred_element_type=wide))
-    )
+    dq = dq.at[:, clean:].set(_by_row(jnp.einsum("bnkqgj,bnjkd->bnkqgd", slope, key, preferred_element_type=wide)))
     dk = jnp.einsum("bnkqgj,bnqkgd->bnjkd", slope, draft(grouped))
     dv = jnp.einsum("bnkqgj,bnqkgd->bnjkd", weights, out)
     return dq, (dk.reshape(own[0].shape), dv.reshape(own[1].shape))
@@ -335,12 +355,16 @@ def _padded(query: Array, context, seen: Visibility, size: int):
     length, kv_heads = context[0].shape[1:3]
     rows, keys = -(-row // size) * size, -(-length // size) * size
     grouped = _fill(query.reshape(batch, row, kv_heads, heads // kv_heads, dim), rows)
-    seen = Visibility(
-        jax.tree.map(lambda x: _fill(x, rows, PADDING), seen.rows),
-        jax.tree.map(lambda x: _fill(x, keys, PADDING), seen.keys),
-        seen.window,
-    )
-    return grouped, tuple(_fill(x, keys) for x in context), seen
+    return grouped, tuple(_fill(x, keys) for x in context), _whole_tiles(seen, size)
+
+
+def _whole_tiles(seen: Visibility, size: int) -> Visibility:
+    """`seen` with padding behind both axes, up to a multiple of `size`."""
+
+    def filled(x: Array) -> Array:
+        return _fill(x, -(-x.shape[1] // size) * size, PADDING)
+
+    return Visibility(jax.tree.map(filled, seen.rows), jax.tree.map(filled, seen.keys), seen.window)
 
 
 def _fill(x: Array, length: int, value: Any = 0) -> Array:
