@@ -53,8 +53,8 @@ def main() -> None:
     if _STEPS.value:
         numbers["longest"] = timed_steps(step, state, batch, _STEPS.value)
         print(
-            f"{lengths[-1]} clean tokens: {numbers['longest']['tokens_per_second']:.0f} clean tokens/s, process at most "
-            f"{numbers['longest']['peak_resident_bytes'] / 2**30:.2f} GiB",
+            f"{lengths[-1]} clean tokens: {numbers['longest']['tokens_per_second']:.0f} clean tokens/s, process at "
+            f"most {numbers['longest']['peak_resident_bytes'] / 2**30:.2f} GiB",
             flush=True,
         )
     cli.write_numbers(_OUTPUT.value, numbers)
@@ -77,7 +77,9 @@ def pairs(length: int, block_size: int, query_chunk: int) -> dict:
     }
     rows = {}
     for name, draw in draws.items():
-        layout = Layout.tidar(np.zeros((1, length)), block_size, 0, document=packed(length, draw))
+        layout = Layout.tidar(
+            jnp.zeros((1, length), jnp.int32), block_size, 0, document=jnp.asarray(packed(length, draw))
+        )
         counted = count_pairs(layout, None, query_chunk)
         rows[name] = {**counted, "ratio": counted["executed"] / counted["visible"]}
     return {"clean_tokens": length, "block_size": block_size, "query_chunk": query_chunk, "seed": 0, "rows": rows}
@@ -98,7 +100,8 @@ def compiled_step(config: ZayaConfig, length: int, block_size: int):
     state = init_state(init_variables(model, 0), optimizer, 0)
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (1, length)).astype(np.int32)
     batch = {"tokens": jnp.asarray(tokens), "document": jnp.zeros((1, length), jnp.int32)}
-    return step.lower(state, batch, jnp.float32(1.0)).compile(), state, batch
+    lowered = step.lower(state, batch, jnp.float32(1.0))  # pyrefly: ignore[missing-attribute]
+    return lowered.compile(), state, batch
 
 
 def timed_steps(step, state, batch: dict, steps: int) -> dict:

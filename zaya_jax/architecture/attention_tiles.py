@@ -80,10 +80,10 @@ def table(seen: Visibility, size: int) -> Table:
 
 
 def _groups(document: Array) -> Array:
-    """[batch, tile, member] -> bool [3, batch, tile, member]: those of a tile's first document, its last, and the rest.
+    """[batch, tile, member] -> bool [3, batch, tile, member]: a tile's first document, its last, and the rest.
 
-    Bounded apart, since a tile in which a long document ends and another starts has wide bounds on everything. Documents
-    between the two are no longer than the tile. Padding is in no group.
+    Bounded apart, since a tile in which a long document ends and another starts has wide bounds on everything, while
+    documents between the two are no longer than the tile. Padding is in no group.
     """
     real = document != PADDING
     index = jnp.argmax(real, -1), document.shape[-1] - 1 - jnp.argmax(real[..., ::-1], -1)
@@ -217,8 +217,8 @@ attend_tiles.defvjp(_forward_rule, _backward_rule)
 class _Tile(NamedTuple):
     """Where one tile stands, and how to read and write its part of arrays with leading axes [batch, row or context].
 
-    Inside a tile the key heads come first. Each has its own matrix products, with the queries of its group of heads, one
-    after the other, as their rows ("member" below: query * groups + group).
+    Inside a tile the key heads come first. Each has its own matrix products, whose rows are the queries of its whole
+    group of heads ("member" below: query * groups + group).
     """
 
     batch: Array
@@ -281,9 +281,8 @@ def _with_own_blocks(grouped: Array, own, seen: Visibility, wide):
 
     (largest score, denominator, weighted sum of values), [batch, row, kv_head, group (, head_dim)].
     """
-    batch, row, kv_heads, groups, dim = grouped.shape
     # Above every hidden score and below every other, so that exp(hidden - top) is 0 even while nothing was seen.
-    top = jnp.full((batch, row, kv_heads, groups), _lowest(wide) / 2, wide)
+    top = jnp.full(grouped.shape[:-1], _lowest(wide) / 2, wide)
     total, mixed = jnp.zeros(top.shape, wide), jnp.zeros(grouped.shape, wide)
     if not seen.rows.num_blocks:
         return top, total, mixed
