@@ -1,6 +1,7 @@
 """Attention tile by tile against the dense mask, and the list of tiles against the mask it may not contradict."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import export
 
-from tests.helpers import random_tokens, random_variables, small_config
+from tests.helpers import random_tokens, small_config
 from zaya_jax.architecture import PADDING, Layout, Zaya, preset
 from zaya_jax.architecture.attention import attend, attend_dense, count_pairs, is_small
 from zaya_jax.architecture.attention_tiles import (
@@ -18,7 +19,6 @@ from zaya_jax.architecture.attention_tiles import (
     attend_tiles,
     executed_pairs,
     table,
-    tile_sizes,
     visible_pairs,
     worklist,
 )
@@ -35,7 +35,7 @@ assert_close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-12)
 
 @st.composite
 def documents(draw, batch=BATCH, size=CLEAN):
-    """Packed rows int32 [batch, size]: documents with ids in any order, padding left and right, perhaps nothing else."""
+    """Packed rows int32 [batch, size]: documents with ids in any order, padding left and right, perhaps that alone."""
     rows = []
     for _ in range(batch):
         cuts = sorted(draw(st.sets(st.integers(1, size - 1), max_size=4)))
@@ -241,4 +241,4 @@ def test_a_short_train_step_grows_linearly():
 def test_a_long_train_step_grows_linearly():
     config = preset("zaya1_300k", remat=True)
     sizes = [temporary_bytes(config, length) for length in (4096, 8192, 16_384, 32_768)]
-    assert max(b / a for a, b in zip(sizes, sizes[1:], strict=False)) <= 2.1
+    assert max(b / a for a, b in itertools.pairwise(sizes)) <= 2.1

@@ -207,8 +207,8 @@ def _backward_rule(sizes, saved, gradient):
 
     dq, dk, dv = _each_tile(tile, state, padded, sizes)
     dq = dq[:, : query.shape[1]].reshape(query.shape)
-    dk, dv = dk[:, :length], dv[:, :length]
-    return dq.astype(query.dtype), (dk.astype(query.dtype), dv.astype(query.dtype)), own_gradients, None
+    context_gradients = tuple(x[:, :length].astype(like.dtype) for x, like in zip((dk, dv), context, strict=True))
+    return dq.astype(query.dtype), context_gradients, own_gradients, None
 
 
 attend_tiles.defvjp(_forward_rule, _backward_rule)
@@ -326,9 +326,9 @@ def _own_blocks_backward(query, own, seen: Visibility, gradient, log_total, inne
     slope = weights * (slope - jnp.moveaxis(draft(inner), 2, 3)[..., None]) * query.shape[-1] ** -0.5
     slope, weights = slope.astype(query.dtype), weights.astype(query.dtype)
     dq = dq.at[:, clean:].set(_by_row(jnp.einsum("bnkqgj,bnjkd->bnkqgd", slope, key, preferred_element_type=wide)))
-    dk = jnp.einsum("bnkqgj,bnqkgd->bnjkd", slope, draft(grouped))
-    dv = jnp.einsum("bnkqgj,bnqkgd->bnjkd", weights, out)
-    return dq, (dk.reshape(own[0].shape), dv.reshape(own[1].shape))
+    dk = jnp.einsum("bnkqgj,bnqkgd->bnjkd", slope, draft(grouped), preferred_element_type=wide)
+    dv = jnp.einsum("bnkqgj,bnqkgd->bnjkd", weights, out, preferred_element_type=wide)
+    return dq, tuple(x.reshape(like.shape).astype(like.dtype) for x, like in zip((dk, dv), own, strict=True))
 
 
 def _by_block(x: Array, rows: Layout) -> Array:
