@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zaya_jax.architecture.attention_tiles import Visibility, attend_tiles, executed_pairs, tile_sizes, visible_pairs
 from zaya_jax.architecture.layout import Keys, Layout, visible
 
 Array = jax.Array
@@ -25,25 +26,39 @@ def attend(
 ) -> Array:
     """Attention for all rows of a layout.
 
+    A row whose scores fit what `query_chunk` allows is computed directly (`is_small`); a longer one tile by tile.
+
     Args:
       query: [batch, row, head, head_dim].
       layout: the row's; clean slots first, then whole blocks.
-      context: keys and values every row may meet, [batch, context, kv_head, head_dim] each.
+      context: keys and values every row may meet, [batch, context, kv_head, head_dim] each: the row's own clean slots,
+        or more than those (a cache, or other devices' share of a row).
       context_keys: their visibility fields [batch, context].
       own: keys and values of the draft slots, [batch, num_blocks * block_size, kv_head, head_dim] each.
       window: see `visible`.
-      query_chunk: queries whose scores exist at once.
+      query_chunk: bounds the memory of scores, see `is_small` and `tile_sizes`.
 
     Returns:
       [batch, row, head, head_dim].
     """
+    if not is_small(query.shape[1], context[0].shape[1], query_chunk):
+        seen = Visibility(layout, context_keys, None if window is None else jnp.asarray(window, jnp.int32))
+        return attend_tiles(query, context, own, seen, tile_sizes(query_chunk))
     clean = layout.clean_size
     out = []
     if clean:
-        out.append(_over_context(query[:, :clean], layout.clean_rows(), context, context_keys, window, query_chunk))
+        out.append(_over_context(query[:, :clean], layout.clean_rows(), context, context_keys, window))
     if layout.num_blocks:
-        out.append(_with_own_block(query[:, clean:], layout, context, context_keys, own, window, query_chunk))
+        out.append(_with_own_block(query[:, clean:], layout, context, context_keys, own, window))
     return jnp.concatenate(out, axis=1) if len(out) > 1 else out[0]
+
+
+def is_small(row: int, context: int, query_chunk: int) -> bool:
+    """Whether `attend` computes all scores at once: no more of them than a training row of query_chunk clean slots has.
+
+    So does decoding with any usual cache: few rows, and no tables to make for them.
+    """
+    return row * context <= 2 * query_chunk**2
 
 
 def attend_dense(query: Array, key: Array, value: Array, layout: Layout, window: Array | None) -> Array:
@@ -56,73 +71,57 @@ def attend_dense(query: Array, key: Array, value: Array, layout: Layout, window:
     return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores, axis=-1).astype(value.dtype), value)
 
 
-def _over_context(query, rows, context, context_keys, window, query_chunk):
+def count_pairs(layout: Layout, window: int | None, query_chunk: int, context_keys: Keys | None = None) -> dict:
+    """How many scores of one head `attend` computes for these rows, and how many of them anybody sees.
+
+    Args:
+      layout, window, query_chunk, context_keys: as `attend` takes them; None for context_keys is a row without cache.
+
+    Returns:
+      {"executed", "visible"}: pairs of a query and a key, summed over the batch. Padding sees nothing.
+    """
+    keys = layout.clean_rows().keys if context_keys is None else context_keys
+    seen = Visibility(layout, keys, None if window is None else jnp.int32(window))
+    (batch, row), context = layout.document.shape, keys.document.shape[1]
+    own = batch * layout.num_blocks * layout.block_size**2
+    if is_small(row, context, query_chunk):
+        executed = batch * row * context
+    else:
+        executed = executed_pairs(seen, tile_sizes(query_chunk))
+    return {"executed": executed + own, "visible": visible_pairs(seen)}
+
+
+def _over_context(query, rows, context, context_keys, window):
     """Queries that see the context alone (clean slots)."""
-
-    def chunk(query, rows):
-        scores = _scores(query, context[0], visible(rows, context_keys, window))
-        weights = jnp.exp(scores - scores.max(-1, keepdims=True))
-        return (_mix(weights, context[1]) / _total(weights)).astype(query.dtype)
-
-    return _chunked(chunk, query, rows, query_chunk)
+    scores = _scores(query, context[0], visible(rows, context_keys, window))
+    weights = jnp.exp(scores - scores.max(-1, keepdims=True))
+    return (_mix(weights, context[1]) / _total(weights)).astype(query.dtype)
 
 
-def _with_own_block(query, layout, context, context_keys, own, window, query_chunk):
+def _with_own_block(query, layout, context, context_keys, own, window):
     """Queries that see the context and their own block (draft slots), under one softmax."""
     size = layout.block_size
     batch, kv_heads, dim = own[0].shape[0], own[0].shape[2], own[0].shape[3]
-    own_keys = layout.blocks().keys
+    blocks = layout.blocks()
 
     def by_block(x):
         return x.reshape(batch, -1, size, *x.shape[2:])
 
-    def chunk(query, rows, own_key, own_value, own_keys):
-        scores = _scores(query, context[0], visible(rows, context_keys, window))
-        blocks = jax.tree.map(by_block, rows)
-        grouped = by_block(query.reshape(*query.shape[:2], kv_heads, -1, dim))
-        own_scores = jnp.einsum("bnqkgd,bnjkd->bkgnqj", grouped, own_key) * dim**-0.5
-        allowed = visible(blocks, own_keys, window)[:, None, None]
-        own_scores = jnp.where(allowed, _wide(own_scores), _lowest(own_scores)).reshape(*scores.shape[:-1], size)
-        top = jnp.maximum(scores.max(-1, keepdims=True), own_scores.max(-1, keepdims=True))
-        weights, own_weights = jnp.exp(scores - top), jnp.exp(own_scores - top)
-        own_mix = jnp.einsum(
-            "bkgnqj,bnjkd->bnqkgd",
-            own_weights.reshape(batch, kv_heads, -1, query.shape[1] // size, size, size).astype(query.dtype),
-            own_value,
-        ).reshape(query.shape)
-        mixed = (_mix(weights, context[1]) + own_mix) / (_total(weights) + _total(own_weights))
-        return mixed.astype(query.dtype)
-
-    # chunks hold whole blocks
-    return _chunked(
-        chunk, query, layout.draft_rows(), max(1, query_chunk // size) * size,
-        by_block(own[0]), by_block(own[1]), own_keys, block_size=size,
-    )  # fmt: skip
-
-
-def _chunked(f, query, rows, chunk_size, *block_args, block_size=1):
-    """f over chunks of queries; block_args ([batch, block, ...]) are cut alongside, a block for block_size queries."""
-    row = query.shape[1]
-    if row <= chunk_size:
-        return f(query, rows, *block_args)
-    whole = row // chunk_size * chunk_size
-
-    def cut(x, per_query):
-        size = chunk_size // per_query
-        return jnp.moveaxis(x[:, : whole // per_query].reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0)
-
-    head = (
-        *jax.tree.map(lambda x: cut(x, 1), (query, rows)),
-        *jax.tree.map(lambda x: cut(x, block_size), block_args),
-    )
-    # Without the checkpoint the backward pass would keep every chunk's scores: the row x context matrix again.
-    done = jax.lax.map(jax.checkpoint(lambda args: f(*args)), head)
-    done = jnp.moveaxis(done, 0, 1).reshape(query.shape[0], whole, *query.shape[2:])
-    if whole == row:
-        return done
-    rest = jax.tree.map(lambda x: x[:, whole:], (query, rows))
-    rest_blocks = jax.tree.map(lambda x: x[:, whole // block_size :], block_args)
-    return jnp.concatenate([done, f(*rest, *rest_blocks)], axis=1)
+    own_key, own_value = (by_block(x) for x in own)
+    scores = _scores(query, context[0], visible(layout.draft_rows(), context_keys, window))
+    grouped = by_block(query.reshape(*query.shape[:2], kv_heads, -1, dim))
+    own_scores = jnp.einsum("bnqkgd,bnjkd->bkgnqj", grouped, own_key) * dim**-0.5
+    allowed = visible(blocks, blocks.keys, window)[:, None, None]
+    own_scores = jnp.where(allowed, _wide(own_scores), _lowest(own_scores)).reshape(*scores.shape[:-1], size)
+    top = jnp.maximum(scores.max(-1, keepdims=True), own_scores.max(-1, keepdims=True))
+    weights, own_weights = jnp.exp(scores - top), jnp.exp(own_scores - top)
+    own_mix = jnp.einsum(
+        "bkgnqj,bnjkd->bnqkgd",
+        own_weights.reshape(batch, kv_heads, -1, query.shape[1] // size, size, size).astype(query.dtype),
+        own_value,
+    ).reshape(query.shape)
+    mixed = (_mix(weights, context[1]) + own_mix) / (_total(weights) + _total(own_weights))
+    return mixed.astype(query.dtype)
 
 
 def _scores(query: Array, key: Array, allowed: Array) -> Array:

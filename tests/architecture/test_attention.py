@@ -1,0 +1,247 @@
+"""Attention tile by tile against the dense mask, and the list of tiles against the mask it may not contradict."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import export
+
+from tests.helpers import random_tokens, small_config
+from zaya_jax.architecture import PADDING, Layout, Zaya, preset
+from zaya_jax.architecture.attention import attend, attend_dense, count_pairs, is_small
+from zaya_jax.architecture.attention_tiles import (
+    Visibility,
+    attend_tiles,
+    table,
+    worklist,
+)
+from zaya_jax.architecture.cache import cached_keys
+from zaya_jax.architecture.layout import Keys, visible
+from zaya_jax.training.objective import Objective
+from zaya_jax.training.optimizer import OptimizerConfig
+from zaya_jax.training.state import init_state, init_variables, make_train_step
+
+EVERYTHING = np.iinfo(np.int32).max  # a window that hides nothing
+CLEAN, BATCH, DIM = 24, 2, 4
+assert_close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-12)
+
+
+@st.composite
+def documents(draw, batch=BATCH, size=CLEAN):
+    """Packed rows int32 [batch, size]: documents with ids in any order, padding left and right, perhaps that alone."""
+    rows = []
+    for _ in range(batch):
+        cuts = sorted(draw(st.sets(st.integers(1, size - 1), max_size=4)))
+        ids = np.array(draw(st.permutations(range(5))))
+        row = ids[np.searchsorted(cuts, np.arange(size), side="right")]
+        if draw(st.booleans()):
+            row[: draw(st.integers(0, size))] = PADDING
+        if draw(st.booleans()):
+            row[size - draw(st.integers(0, size)) :] = PADDING
+        rows.append(row)
+    return np.stack(rows).astype(np.int32)
+
+
+def random_arrays(seed: int, *shapes) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal(shape) for shape in shapes]
+
+
+@functools.cache
+def both(block_size: int, sizes: tuple[int, ...], heads: int, kv_heads: int):
+    """Jitted: (output, gradients) of the tiles and of the dense twin; padding's rows, which nobody reads, count 0."""
+
+    @jax.jit
+    def run(document, offset, window, query, key, value, weight):
+        layout = Layout.tidar(jnp.zeros((BATCH, CLEAN), jnp.int32), block_size, offset, document=document)
+        real = (layout.document != PADDING)[..., None, None]
+
+        def tiled(query, key, value):
+            context, own = ((key[:, part], value[:, part]) for part in (slice(CLEAN), slice(CLEAN, None)))
+            return attend_tiles(query, context, own, Visibility(layout, layout.clean_rows().keys, window), sizes)
+
+        def dense(query, key, value):
+            return jnp.where(real, attend_dense(query, key, value, layout, window), 0)
+
+        def with_gradient(f):
+            out, back = jax.vjp(f, query, key, value)
+            return out, back(jnp.where(real, weight, 0))
+
+        return with_gradient(tiled), with_gradient(dense)
+
+    return run
+
+
+@settings(max_examples=25)
+@given(
+    documents(),
+    st.sampled_from([(3, (4, 1), 4, 2), (4, (8, 2), 2, 2), (5, (7,), 4, 1)]),
+    st.integers(0, 7),
+    st.sampled_from([EVERYTHING, 1, 5]),
+    st.integers(0, 99),
+)
+def test_tiles_are_the_dense_mask(document, kind, offset, window, seed):
+    """Values and all gradients in float64; tiles that divide the row and tiles that do not; a traced window."""
+    block_size, _, heads, kv_heads = kind
+    row = CLEAN + -(-CLEAN // block_size) * block_size
+    with jax.enable_x64(True):
+        query, weight = random_arrays(seed, *[(BATCH, row, heads, DIM)] * 2)
+        key, value = random_arrays(seed + 1, *[(BATCH, row, kv_heads, DIM)] * 2)
+        offset = np.array([offset % block_size, 0], np.int32)
+        got, expected = both(*kind)(document, offset, np.int32(window), query, key, value, weight)
+        jax.tree.map(assert_close, got, expected)
+
+
+@pytest.mark.parametrize("anchors", [None, (1, 2, 3, 5)])
+def test_a_context_longer_than_the_row(anchors, x64):
+    """A cache: the context is not the row's own clean slots, and most of it belongs to nobody yet."""
+    rows, capacity, size = 5, 40, 3
+    start = jnp.array([20, 3])
+    layout = Layout.verify_and_draft(np.zeros((2, rows), np.int32), start, anchors, size, count=jnp.array([5, 4]))
+    keys, row = cached_keys(capacity, start + rows), layout.document.shape[1]
+    query, weight = random_arrays(0, *[(2, row, 4, DIM)] * 2)
+    context, own = (tuple(random_arrays(n, *[(2, n, 2, DIM)] * 2)) for n in (capacity, row - rows))
+    weight = np.where((layout.document != PADDING)[..., None, None], weight, 0)
+
+    def run(query_chunk, window):
+        assert is_small(row, capacity, query_chunk) == (query_chunk == 1024)
+        f = lambda query, context, own: (  # noqa: E731
+            attend(query, layout, context, keys, own, window, query_chunk) * weight
+        ).sum()
+        return jax.jit(jax.value_and_grad(f, (0, 1, 2)))(query, context, own)
+
+    for window in (None, 6):
+        jax.tree.map(assert_close, run(8, window), run(1024, window))
+
+
+def test_rows_that_see_nothing_give_zero():
+    """Padding, and a query whose document's keys are all outside the context: finite, and so are the gradients."""
+    layout = Layout.tidar(np.zeros((2, 8), np.int32), 4, document=np.array([[PADDING] * 8, [0] * 4 + [PADDING] * 4]))
+    keys = layout.clean_rows().keys._replace(document=jnp.full((2, 8), 7))
+    query, key, value = (x.astype(np.float32) for x in random_arrays(0, (2, 16, 2, 4), (2, 16, 1, 4), (2, 16, 1, 4)))
+
+    def f(query, key, value):
+        context, own = ((key[:, part], value[:, part]) for part in (slice(8), slice(8, None)))
+        return attend_tiles(1e4 * query, context, own, Visibility(layout, keys, None), (4, 2))
+
+    out, back = jax.vjp(f, query, key, value)
+    assert not out[0].any()
+    assert not out[1, :8].any()  # clean slots
+    assert not out[1, 12:].any()  # the second block is padding
+    assert out[1, 8:12].any()
+    assert jax.tree.all(jax.tree.map(lambda x: bool(np.isfinite(x).all()), back(jnp.ones_like(out))))
+
+
+def dense_mask(seen: Visibility) -> np.ndarray:
+    rows, keys, window = jax.tree.map(np.asarray, seen)
+    return np.asarray(visible(rows, keys, window)) & (rows.document != PADDING)[..., None]
+
+
+def by_tile(mask: np.ndarray, size: int) -> np.ndarray:
+    """[batch, row, context] -> [batch, query tile, key tile, size * size]."""
+    batch, row, context = mask.shape
+    tiles = mask.reshape(batch, row // size, size, context // size, size)
+    return tiles.swapaxes(2, 3).reshape(batch, row // size, context // size, -1)
+
+
+@functools.cache
+def tables(sizes: tuple[int, ...]):
+    """Jitted: for each size its table, its list of tiles and how many of the list count."""
+    return jax.jit(
+        lambda seen: [(table(seen, n), *found) for n, found in zip(sizes, worklist(seen, sizes), strict=True)]
+    )
+
+
+@settings(max_examples=60)
+@given(
+    documents(),
+    st.sampled_from([(3, (8, 2)), (8, (6,)), (3, (6, 3))]),
+    st.integers(0, 7),
+    st.sampled_from([EVERYTHING, 1, 3, 9]),
+    st.randoms(use_true_random=False),
+    st.booleans(),
+)
+def test_a_skipped_tile_hides_everything(document, kind, offset, window, random, shuffled):
+    """Contexts in any order and of any kind; every visible pair is in exactly one tile, and nothing runs unmasked
+    that hides a pair."""
+    block_size, sizes = kind
+    layout = Layout.tidar(np.zeros((BATCH, CLEAN), np.int32), block_size, offset % block_size, document=document)
+    keys = layout.clean_rows().keys
+    if shuffled:  # as if gathered from somewhere, with keys in it that are in blocks themselves
+        order = random.sample(range(layout.document.shape[1]), CLEAN)
+        keys = Keys(*(np.asarray(x)[:, order] for x in layout.keys))
+    seen = Visibility(layout, keys, np.int32(window))
+    mask = dense_mask(seen)
+    covered, executed = np.zeros_like(mask, int), 0
+    for size, (known, order, count) in zip(sizes, tables(sizes)(seen), strict=True):
+        needed, whole, pairs = np.asarray(known.needed), np.asarray(known.whole), by_tile(mask, size)
+        assert not (pairs.any(-1) & ~needed).any()
+        assert pairs[whole].all()
+        todo = np.bincount(np.asarray(order)[: int(count)], minlength=needed.size).reshape(needed.shape)
+        covered += np.repeat(np.repeat(todo, size, 1), size, 2)
+        executed += int(count) * size**2
+        assert size == sizes[-1] or pairs[todo > 0].all()
+    assert (covered[mask] == 1).all()
+    assert covered.max() <= 1
+    assert covered.sum() == executed
+
+
+@pytest.mark.parametrize("mean", [None, 2048], ids=["one document", "packed"])
+def test_executed_pairs_are_the_visible_ones(mean):
+    """At 16k with blocks of 16: the tiles that the default sizes give compute at most 1.15 times what is seen."""
+    size, block = 16_384, 16
+    lengths = [size] if mean is None else np.random.default_rng(0).integers(1, 2 * mean, 40)
+    document = np.repeat(np.arange(len(lengths)), lengths)[None, :size]
+    layout = Layout.tidar(np.zeros((1, size), np.int32), block, 5, document=document)
+    counted = count_pairs(layout, None, preset("zaya1_300k").query_chunk)
+    real = np.asarray(layout.document != PADDING)
+    assert counted["visible"] == (np.asarray(layout.horizon) * real).sum() + block * real[:, size:].sum()
+    assert counted["visible"] <= counted["executed"] <= 1.15 * counted["visible"]
+
+
+def train_step_of(config, length: int, batch: int = 1, mesh=None):
+    """(jitted TiDAR step, its arguments) on packed documents."""
+    optimizer = OptimizerConfig()
+    step = make_train_step(Zaya(config), Objective("tidar", 4), optimizer, mesh)
+    document = np.searchsorted([length // 3, length // 2], np.arange(length), side="right")
+    data = {"tokens": random_tokens(config, batch, length), "document": np.tile(document.astype(np.int32), (batch, 1))}
+    return step, (init_state(init_variables(Zaya(config), 0), optimizer, 0), data, jnp.float32(1.0))
+
+
+def test_a_whole_train_step_by_tiles():
+    """Inside the scan over layers, remat and shard_map, with sliding layers; and it exports for every platform."""
+    config = small_config(layer_types=("hybrid", "hybrid_sliding"), sliding_window=5)
+    tiled = config.replace(query_chunk=8, remat=True)
+    assert not is_small(48, 24, tiled.query_chunk)
+    step, args = train_step_of(config, 24, batch=2)
+    state, metrics = step(*args)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    step, args = train_step_of(tiled, 24, batch=2, mesh=mesh)
+    assert export.export(step, platforms=("cpu", "cuda", "rocm"))(*args).mlir_module()
+    tiled_state, tiled_metrics = step(*args)
+    np.testing.assert_allclose(metrics["grad_norm"], tiled_metrics["grad_norm"], rtol=1e-5)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=2e-5), state.params, tiled_state.params)
+
+
+def temporary_bytes(config, length: int) -> int:
+    step, args = train_step_of(config, length)
+    return step.lower(*args).compile().memory_analysis().temp_size_in_bytes
+
+
+def test_a_short_train_step_grows_linearly():
+    config = small_config(remat=True, query_chunk=64)
+    sizes = [temporary_bytes(config, length) for length in (256, 512, 1024)]
+    assert sizes[1] <= 2.1 * sizes[0]
+    assert sizes[2] <= 2.1 * sizes[1]
+
+
+@pytest.mark.slow
+def test_a_long_train_step_grows_linearly():
+    config = preset("zaya1_300k", remat=True)
+    sizes = [temporary_bytes(config, length) for length in (4096, 8192, 16_384, 32_768)]
+    assert max(b / a for a, b in itertools.pairwise(sizes)) <= 2.1
