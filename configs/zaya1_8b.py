@@ -5,10 +5,10 @@ Command:   python -m experiments.run --config=configs/zaya1_8b.py:start=BASE,tok
            python -m experiments.run --config=configs/zaya1_8b.py:twin --workdir=runs/zaya1_twin
 Arguments: start= folder of ZAYA1-8B-base (in the layout of transformers 5.23); tokenizer= its tokenizer.json, with its
            config.json beside it; data= a folder that holds midtrain/, extend/ (text or .jsonl files) and sft/ (.jsonl
-           files of chats), and for :scratch pretrain/; block_size=16; :scratch, from nothing in place of the base;
-           :twin, the same phases tiny, on data that every checkout has
-Hardware:  the 8B phases have not been run (see README.md for what was compiled); the twin, 2 CPU cores
-Time and result: the twin runs in the tests, in about a minute; it shows that the phases work, nothing else
+           files of chats), and for :scratch pretrain/; block_size=16; devices=8, GPUs to lay it over; :scratch, from
+           nothing in place of the base; :twin, the same phases tiny, on data that every checkout has
+Hardware:  the 8B phases have not been run (README.md has what was compiled); the twin, 2 CPU cores
+Time and result: the twin runs in the tests, in about two minutes; it shows that the phases work, nothing else
 
 From the base: TiDAR mid-training at 32k, extension to 128k, diffusion SFT on chats. From nothing, pretraining at 4k
 comes before. The twin has all four.
@@ -22,13 +22,15 @@ Not published, so our choice: every learning rate, schedule, warm-up, decay and 
 phase; alpha = 1, which is TiDAR's own for most of its runs; that mid-training of the diffusion model uses the base's
 1e6 and extension and SFT use 5e6, as ZAYA1's own phases of these contexts do; that the optimizer's state comes along
 into the extension and nowhere else; all data and their mixtures; 50B tokens of SFT (its size is unstated); float32
-parameters under bfloat16 compute.
+parameters under bfloat16 compute; how it lies over devices (experts over 8, all other weights over them too, rows of
+128k cut in 4 from 32 devices on) and in how many pieces a step's batch is run.
 
 In SFT only answers have a loss, drafts included. Objectives shift every row's block grid by a random offset, so drafts
 are trained at every distance from a turn's start (tidar.md 5.5).
 """
 
 import dataclasses
+import math
 
 from ml_collections import ConfigDict
 
@@ -48,18 +50,23 @@ class Size:
     learning_rates: tuple[float, float, float, float]
     every: int  # steps between evaluations and between saves
 
-    def of(self, number: int, objective: Objective, **rest) -> ConfigDict:
+    def of(self, number: int, objective: Objective, devices: int, **rest) -> ConfigDict:
         """Phase `number` of the recipe."""
         row_length = self.contexts[min(number, 2)]
-        steps = round(self.tokens[number] / self.tokens_per_step)
+        steps, rows = round(self.tokens[number] / self.tokens_per_step), self.tokens_per_step // row_length
+        context = 4 if devices >= 32 and row_length > 32_768 else 1
+        expert = math.gcd(8, devices // context)
         optimizer = OptimizerConfig(
             "muon",
             learning_rate=self.learning_rates[number],
             warmup_steps=steps // 100,
             weight_decay=0.1,
             clip_norm=1.0,
+            accumulate=max(1, rows // (devices // context)) if devices > 1 else 1,  # a row a device at a time
         )
-        rest |= {"row_length": row_length, "batch_size": self.tokens_per_step // row_length}
+        everywhere = {"embed": ("fsdp", "expert", "context")}
+        rest |= {"row_length": row_length, "batch_size": rows}
+        rest["mesh"] = mesh(everywhere, data=devices // context // expert, expert=expert, context=context)
         return phase(steps, objective, optimizer, evaluate_every=self.every, save_every=self.every, **rest)
 
 
@@ -67,18 +74,23 @@ REAL = Size((4096, 32_768, 131_072), 2**24, (12e12, 600e9, 500e9, 50e9), (4e-4, 
 TWIN = Size((64, 128, 256), 1024, (6 * 1024, 6 * 1024, 4 * 1024, 4 * 1024), (3e-3, 3e-3, 1e-3, 1e-3), every=2)
 
 
+# A GPU wants large tiles of attention: 4096 x 4096 where all is visible.
+REAL_MODEL = dict(remat="full", query_chunk=8192)
+
+
 def get_config(arg: str | None = None) -> ConfigDict:
     chosen = parse_arg(
-        arg, twin=False, scratch=False, start="ZAYA1-8B-base", tokenizer="TOKENIZER", data="DATA", block_size=16
-    )
-    size = TWIN if chosen.twin else REAL
+        arg, twin=False, scratch=False, start="ZAYA1-8B-base", tokenizer="TOKENIZER", data="DATA", block_size=16,
+        devices=8,
+    )  # fmt: skip
+    size, devices = (TWIN, 1) if chosen.twin else (REAL, chosen.devices)
     c = ConfigDict()
     c.name = "zaya1_twin" if chosen.twin else "zaya1_8b"
     c.seed = 0
     c.cpu_devices = 1
-    c.mesh = mesh()
+    c.mesh = mesh()  # the phases have their own
     c.tokenizer = "bytes" if chosen.twin else chosen.tokenizer
-    c.model = model("tiny") if chosen.twin else model("zaya1_8b", param_dtype="float32", remat=True)
+    c.model = model("tiny") if chosen.twin else model("zaya1_8b", param_dtype="float32", **REAL_MODEL)
 
     sources = _twin_sources() if chosen.twin else _sources(chosen.data)
     c.data = data(size.contexts[1], *sources["midtrain"], task_documents=10_000_000)
@@ -89,12 +101,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
     draft = Objective("tidar", block_size=chosen.block_size, alpha=1.0, masking="full")
     answers = dataclasses.replace(draft, loss_on="answers")
     c.phases = ("midtrain", "extend", "sft")
-    c.midtrain = size.of(1, draft, rope_theta=1e6, start=chosen.start, mixture=mixture["midtrain"])
-    c.extend = size.of(2, draft, rope_theta=5e6, optimizer_state="continue", mixture=mixture["extend"])
-    c.sft = size.of(3, answers, rope_theta=5e6, packing="best_fit", mixture=mixture["sft"])
+    c.midtrain = size.of(1, draft, devices, rope_theta=1e6, start=chosen.start, mixture=mixture["midtrain"])
+    c.extend = size.of(2, draft, devices, rope_theta=5e6, optimizer_state="continue", mixture=mixture["extend"])
+    c.sft = size.of(3, answers, devices, rope_theta=5e6, packing="best_fit", mixture=mixture["sft"])
     if chosen.scratch or chosen.twin:
         c.phases = ("pretrain", *c.phases)
-        c.pretrain = size.of(0, Objective("autoregressive"), rope_theta=1e4, mixture=mixture["pretrain"])
+        c.pretrain = size.of(0, Objective("autoregressive"), devices, rope_theta=1e4, mixture=mixture["pretrain"])
         c.midtrain.start = "pretrain"
 
     # its problems are functions to go on with, so they are not asked in chats
