@@ -64,7 +64,7 @@ class Size:
             clip_norm=1.0,
             accumulate=max(1, rows // (devices // context)) if devices > 1 else 1,  # a row a device at a time
         )
-        everywhere = {"embed": ("fsdp", "expert", "context")}
+        everywhere: dict[str, tuple[str, ...]] = {"embed": ("fsdp", "expert", "context")}
         rest |= {"row_length": row_length, "batch_size": rows}
         rest["mesh"] = mesh(everywhere, data=devices // context // expert, expert=expert, context=context)
         return phase(steps, objective, optimizer, evaluate_every=self.every, save_every=self.every, **rest)

@@ -1,4 +1,4 @@
-"""Dropless top-1 expert dispatch: five exact ways to compute the same thing.
+"""Dropless top-1 expert dispatch: six exact ways to compute the same thing.
 
 Each takes x [token, hidden], choice int32 [token] in 0 .. num_experts (num_experts itself = skip), gate_up
 [expert, hidden, 2 * intermediate] (gate first) and down [expert, intermediate, hidden], and returns each token's expert
@@ -8,10 +8,13 @@ output [token, hidden], zero for skip. None drops a token or lets one token's re
 padded to a static count, and is 5 times faster on CPU at 1024 tokens (results/bench/cpu.json;
 `jax.lax.ragged_dot` is dense there). `gather` copies each token's expert: best for a handful of rows, where a block
 would be mostly padding. `in_turn` makes the same blocks but visits them one after the other; it cannot be
-differentiated and serves forwards with a cache (`dispatch_cached`). `ragged_dot` sorts tokens by expert and leaves the
+differentiated and serves forwards with a cache (`dispatch_cached`). `looped` does so with a backward pass, for experts
+that are spread over devices (`across`). `ragged_dot` sorts tokens by expert and leaves the
 rest to `jax.lax.ragged_dot`: on gfx942 in bfloat16 or float16 one grouped product of hipBLASLt, without padding; on
 gfx950 in bfloat16, on CUDA and on CPU XLA computes every expert for every token (rocm_and_speed.md section 3).
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -164,20 +167,27 @@ def ragged_dot(x: Array, choice: Array, gate_up: Array, down: Array) -> Array:
     return jnp.where((choice < experts)[:, None], out, 0)
 
 
-@jax.custom_vjp
-def looped(x: Array, choice: Array, gate_up: Array, down: Array) -> Array:
+def looped(x: Array, choice: Array, gate_up: Array, down: Array, everywhere: int | None = None) -> Array:
     """`block_padded` as a loop over the blocks that exist, in the backward pass too.
 
     The work follows the tokens that are here, whatever the static worst case: where experts are spread over devices
     (`across`), most of the tokens that a device sees are for others.
+
+    Args:
+      everywhere: experts on all devices, which share the tokens out; None: these are all.
     """
-    return _looped(x, choice, gate_up, down)[0]
+    x, choice, gate_up, down = map(jnp.asarray, (x, choice, gate_up, down))
+    return _looped_blocks(x, choice, gate_up, down, _block_rows(x.shape[0], everywhere or gate_up.shape[0]))
 
 
-def _looped(x: Array, choice: Array, gate_up: Array, down: Array):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _looped_blocks(x: Array, choice: Array, gate_up: Array, down: Array, size: int) -> Array:
+    return _looped(x, choice, gate_up, down, size)[0]
+
+
+def _looped(x: Array, choice: Array, gate_up: Array, down: Array, size: int):
     tokens, experts = x.shape[0], gate_up.shape[0]
-    size = _block_rows(tokens, experts)
-    num_blocks = min(tokens, (tokens + experts * (size - 1)) // size)
+    num_blocks = _blocks(tokens, experts, size)
     slot, block_expert = _block_slots(choice, experts, size, num_blocks)
     source = jnp.full((num_blocks * size,), tokens, jnp.int32)
     source = source.at[slot].set(jnp.arange(tokens, dtype=jnp.int32), mode="drop").reshape(num_blocks, size)
@@ -192,7 +202,8 @@ def _looped(x: Array, choice: Array, gate_up: Array, down: Array):
     return out, (x, gate_up, down, source, block_expert, used)
 
 
-def _looped_backward(kept, gradient: Array):
+def _looped_backward(size: int, kept, gradient: Array):
+    del size  # the blocks have it
     x, gate_up, down, source, block_expert, used = kept
 
     def one_block(block: Array, sums):
@@ -207,7 +218,7 @@ def _looped_backward(kept, gradient: Array):
     return sums[0], None, *sums[1:]
 
 
-looped.defvjp(_looped, _looped_backward)
+_looped_blocks.defvjp(_looped, _looped_backward)
 
 
 def across(axis: tuple[str, ...], x: Array, choice: Array, gate_up: Array, down: Array) -> Array:
@@ -225,7 +236,7 @@ def across(axis: tuple[str, ...], x: Array, choice: Array, gate_up: Array, down:
     x, choice = (jax.lax.all_gather(z, axis, tiled=True) for z in (x, choice))
     mine = choice - jax.lax.axis_index(axis) * held
     mine = jnp.where((mine >= 0) & (mine < held), mine, held)
-    return jax.lax.psum_scatter(looped(x, mine, gate_up, down), axis, tiled=True)
+    return jax.lax.psum_scatter(looped(x, mine, gate_up, down, held * jax.lax.axis_size(axis)), axis, tiled=True)
 
 
 BACKENDS = {"dense": dense, "gather": gather, "block_padded": block_padded, "looped": looped, "ragged_dot": ragged_dot}
