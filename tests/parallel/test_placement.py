@@ -114,6 +114,7 @@ def test_every_matrix_has_logical_axes():
         ({"data": 3}, {}, "mesh: got .*3 devices, may be at most the 2"),
         ({"expert": 2}, {"num_experts": 3}, "model.num_experts: got 3, may be a multiple of 2"),
         ({"expert": 2}, {"feed_forward": "dense"}, "mesh.expert: may be 1"),
+        ({"expert": 2}, {"expert_backend": "ragged_dot"}, "model.expert_backend: got 'ragged_dot', may be"),
         ({"context": 2}, {"succession": "row"}, "mesh.context: may be 1"),
         ({"context": 2}, {"attention_backend": "dense"}, "mesh.context: may be 1"),
         ({"rules": (("embd", ("fsdp",)),)}, {}, "rules: got 'embd', may be one of"),

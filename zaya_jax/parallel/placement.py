@@ -191,8 +191,12 @@ def _check(placement: Placement, model: ZayaConfig, batch_size: int, row_length:
         split = placement.split(logical)
         if length % split:
             raise ValueError(f"{field}: got {length}, may be a multiple of {split} (the mesh splits {logical!r} so)")
-    if placement.names("expert") and model.feed_forward != "moe":
-        raise ValueError("mesh.expert: may be 1 with model.feed_forward 'dense'")
+    if placement.names("expert"):
+        if model.feed_forward != "moe":
+            raise ValueError("mesh.expert: may be 1 with model.feed_forward 'dense'")
+        if model.expert_backend not in ("auto", "looped"):
+            got = f"got {model.expert_backend!r}, may be 'auto' or 'looped'"
+            raise ValueError(f"model.expert_backend: {got} where mesh.expert splits experts (`experts.across`)")
 
 
 def data_placement(model: ZayaConfig, batch_size: int, row_length: int) -> Placement | None:
