@@ -11,7 +11,6 @@ from zaya_jax.analysis.flops import (
     activations,
     describe,
     forward_flops,
-    matrix_count,
     parameter_count,
     training_flops,
     training_memory,
@@ -19,7 +18,7 @@ from zaya_jax.analysis.flops import (
 )
 from zaya_jax.architecture import PRESETS, Layout, Zaya, preset
 from zaya_jax.training.objective import Objective
-from zaya_jax.training.optimizer import OptimizerConfig, matrices
+from zaya_jax.training.optimizer import OptimizerConfig
 from zaya_jax.training.state import init_state, init_variables, make_train_step
 
 VARIANTS = [(name, {}) for name in PRESETS] + [
@@ -121,8 +120,6 @@ def test_memory_of_the_state_is_that_of_the_real_state(name, model):
     memory = training_memory(config, 1, 8, optimizer=name)
     assert memory.parameters == memory.gradients == size(state.params)
     assert 0 <= size(state.opt_state) - memory.optimizer < 200
-    marked = jax.tree.map(lambda leaf, is_matrix: leaf.size * is_matrix, state.params, matrices(state.params))
-    assert matrix_count(config) == sum(jax.tree.leaves(marked))
 
 
 def test_memory_is_divided():
@@ -147,8 +144,9 @@ def test_activations_grow_linearly_with_the_row_and_less_with_remat():
 
 
 @pytest.mark.slow  # compiles a train step
-def test_activations_are_what_xla_allocates_within_a_factor_of_two():
-    config = preset("zaya1_25m", num_hidden_layers=6, remat=True, vocab_size=260)
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_activations_are_what_xla_allocates_within_a_factor_of_two(remat):
+    config = preset("zaya1_25m", num_hidden_layers=6, remat=remat, vocab_size=260)
     optimizer = OptimizerConfig()
     step = make_train_step(Zaya(config), Objective("tidar", 8), optimizer)
     state = jax.eval_shape(lambda: init_state(init_variables(Zaya(config), 0), optimizer, 0))
@@ -164,7 +162,7 @@ def test_describe_says_sizes_before_compiling():
     assert "8,840,488,784 total" in text
     assert "753,608,528" in text
     assert "100 clean + 112 draft slots (block size 16)" in text
-    assert "GFLOP a clean token" in text and "without remat" in text
+    assert "GFLOP a clean token" in text and "remat none" in text
     assert len(text.splitlines()) == 4
     assert "draft" not in describe(preset("tiny"), 4, 100, tidar=False)
     split = describe(preset("tiny"), 4, 100, False, optimizer="muon", average=True, split=Split(parameters=2))
