@@ -22,8 +22,9 @@ Not published, so our choice: every learning rate, schedule, warm-up, decay and 
 phase; alpha = 1, which is TiDAR's own for most of its runs; that mid-training of the diffusion model uses the base's
 1e6 and extension and SFT use 5e6, as ZAYA1's own phases of these contexts do; that the optimizer's state comes along
 into the extension and nowhere else; all data and their mixtures; 50B tokens of SFT (its size is unstated); float32
-parameters under bfloat16 compute; how it lies over devices (experts over 8, all other weights over them too, rows of
-128k cut in 4 from 32 devices on) and in how many pieces a step's batch is run.
+parameters under bfloat16 compute; how it lies over devices (weights over 8 of them by FSDP, rows of 128k cut in 4 from
+32 devices on) and in how many pieces a step's batch is run. At 64k slots a device, fetching experts' weights moves a
+fifth of the bytes that sending tokens to experts does (results/lower: fsdp 8 against expert 8).
 
 In SFT only answers have a loss, drafts included. Objectives shift every row's block grid by a random offset, so drafts
 are trained at every distance from a turn's start (tidar.md 5.5).
@@ -55,7 +56,7 @@ class Size:
         row_length = self.contexts[min(number, 2)]
         steps, rows = round(self.tokens[number] / self.tokens_per_step), self.tokens_per_step // row_length
         context = 4 if devices >= 32 and row_length > 32_768 else 1
-        expert = math.gcd(8, devices // context)
+        fsdp = math.gcd(8, devices // context)
         optimizer = OptimizerConfig(
             "muon",
             learning_rate=self.learning_rates[number],
@@ -64,9 +65,9 @@ class Size:
             clip_norm=1.0,
             accumulate=max(1, rows // (devices // context)) if devices > 1 else 1,  # a row a device at a time
         )
-        everywhere: dict[str, tuple[str, ...]] = {"embed": ("fsdp", "expert", "context")}
+        everywhere: dict[str, tuple[str, ...]] = {"embed": ("fsdp", "context")}
         rest |= {"row_length": row_length, "batch_size": rows}
-        rest["mesh"] = mesh(everywhere, data=devices // context // expert, expert=expert, context=context)
+        rest["mesh"] = mesh(everywhere, data=devices // context // fsdp, fsdp=fsdp, context=context)
         return phase(steps, objective, optimizer, evaluate_every=self.every, save_every=self.every, **rest)
 
 
