@@ -4,8 +4,10 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from zaya_jax.analysis import tables
+from zaya_jax.analysis.lowering import lowered_table
 from zaya_jax.analysis.results import read_results, read_sweep
 
 Maker = Callable[[Path], str]  # the results folder -> Markdown
@@ -19,13 +21,17 @@ def _sweep(name: str, table: Callable[[list], str]) -> Maker:
     return lambda results: table(read_sweep(results / "sweeps" / name / "results.csv"))
 
 
-def _bench(name: str, section: str, table: Callable[[list], str]) -> Maker:
+def _bench(name: str, section: str, table: Callable[[Any], str]) -> Maker:
     return lambda results: table(json.loads((results / "bench" / f"{name}.json").read_text())[section])
 
 
 def _transformers(results: Path) -> str:
     runs = [json.loads((results / "bench" / f"transformers_{n}.json").read_text()) for n in ("1_thread", "2_threads")]
     return tables.transformers_table(*(run["transformers"] for run in runs))
+
+
+def _lower(results: Path) -> str:
+    return lowered_table(json.loads(path.read_text()) for path in sorted((results / "lower").glob("*.json")))
 
 
 TABLES: dict[str, Maker] = {
@@ -38,6 +44,7 @@ TABLES: dict[str, Maker] = {
     "few_experts": _bench("few_experts", "rows", tables.few_experts_table),
     "transformers": _transformers,
     "list_programs": _csv("list_programs", tables.study_table),
+    "list_programs_3": _csv("list_programs_3", tables.study_table),
     "ceiling": _bench("ceiling", "rows", tables.ceiling_table),
     "large": lambda results: tables.evaluated_table(
         [row for name in ("large", "large_2") for row in read_results(results / "list_programs" / name / "results.csv")]
@@ -49,6 +56,9 @@ TABLES: dict[str, Maker] = {
     "architecture": _sweep("architecture", tables.ablation_table),
     "recipe": _sweep("recipe", tables.ablation_table),
     "samplers": _sweep("samplers", tables.dial_table),
+    "long_rows": _bench("long_rows", "train_step", tables.long_rows_table),
+    "pairs": _bench("long_rows", "pairs", tables.pairs_table),
+    "lower": _lower,
 }
 
 

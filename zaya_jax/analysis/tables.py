@@ -293,6 +293,23 @@ def dial_table(rows: list[Row]) -> str:
     )  # fmt: skip
 
 
+def long_rows_table(step: dict) -> str:
+    """Temporary memory of a training step by row length (`experiments.bench_memory`)."""
+    lines, before = [], None
+    for row in step["rows"]:
+        size = row["temporary_bytes"]
+        lines.append((f"{row['clean_tokens']:,}", f"{size / 2**20:.0f} MiB", f"{size / before:.2f}x" if before else ""))
+        before = size
+    return _table(("clean tokens", "temporary memory", "for twice the row"), lines)
+
+
+def pairs_table(pairs: dict) -> str:
+    """Scores computed for each visible one (`experiments.bench_memory`)."""
+    return _table(
+        ("rows", "computed / visible"), [(name, f"{row['ratio']:.3f}") for name, row in pairs["rows"].items()]
+    )
+
+
 def _mean_if_known(group: list[Row], column: str) -> str:
     values = [row[column] for row in group]
     return "" if None in values else f"{np.mean(values):.2f}"
