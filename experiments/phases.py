@@ -94,9 +94,9 @@ def read_stages(config: ConfigDict, model: ZayaConfig, mixtures: Mixtures) -> di
     return stages
 
 
-def load_start(model: ZayaConfig, folder: Path, field: str) -> dict:
+def load_start(model: ZayaConfig, folder: Path, field: str, placement: Placement | None = None) -> dict:
     """A checkpoint's variables, in the model's dtypes. ValueError unless they are its own, by name and shape."""
-    variables = load_pretrained(folder)[1]
+    variables = load_pretrained(folder, placement)[1]
     mine, flat = abstract_variables(model), cast(dict, traverse_util.flatten_dict(variables))
     for path in sorted(mine | flat):
         got, may_be = (found[path].shape if path in found else "nothing" for found in (flat, mine))

@@ -56,11 +56,40 @@ def test_eight_devices_give_one_devices_losses_and_four_go_on(one_device, tmp_pa
     np.testing.assert_allclose(losses(tmp_path / "killed"), one_device, rtol=2e-4)
 
 
-@pytest.mark.parametrize(("processes", "mesh"), [(2, {"fsdp": 2}), (4, {"data": 1, "expert": 2, "context": 2})])
-def test_processes_give_one_process_losses(one_device, tmp_path, processes, mesh):
+def free_address() -> str:
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        coordinator = f"localhost:{free.getsockname()[1]}"
-    together = {"workdir": str(tmp_path), "mesh": mesh, "coordinator": coordinator, "processes": processes}
+        return f"localhost:{free.getsockname()[1]}"
+
+
+@pytest.mark.parametrize(("processes", "mesh"), [(2, {"fsdp": 2}), (4, {"data": 1, "expert": 2, "context": 2})])
+def test_processes_give_one_process_losses(one_device, tmp_path, processes, mesh):
+    together = {"workdir": str(tmp_path), "mesh": mesh, "coordinator": free_address(), "processes": processes}
     finish(*(start(**together, process=process) for process in range(processes)))
     np.testing.assert_allclose(losses(tmp_path), one_device, rtol=2e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_train_through_the_door_and_one_goes_on_to_evaluate(tmp_path):
+    """Every phase starts from the checkpoint that both wrote; the numbers are those of one process."""
+    short = ["--config.evaluate.temperatures=(0.0,)", "--config.evaluate.cost=False"]
+    door = [sys.executable, "-m", "experiments.run", "--config=tests/experiments/tiny.py", *short]
+    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+
+    def run(workdir: Path, *args: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [*door, f"--workdir={workdir}", *args], cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    address = free_address()
+    two = [f"--coordinator={address}", "--processes=2", "--config.mesh.fsdp=2"]
+    finish(*(run(tmp_path / "two", *two, f"--process={process}") for process in range(2)))
+    assert not (tmp_path / "two" / "results.csv").exists()
+    finish(run(tmp_path / "two"), run(tmp_path / "one"))
+    assert (tmp_path / "two" / "report.html").exists()
+    one, both = (
+        [line for line in read_metrics(tmp_path / name / "metrics.jsonl") if "loss" in line] for name in ("one", "two")
+    )
+    assert [(line["stage"], line["step"]) for line in one] == [(line["stage"], line["step"]) for line in both]
+    np.testing.assert_allclose([x["loss"] for x in both], [x["loss"] for x in one], rtol=2e-4)

@@ -12,6 +12,7 @@ from orbax.checkpoint import v1 as ocp
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.architecture.moe import BALANCING
 from zaya_jax.interop.names import abstract_variables
+from zaya_jax.parallel import Placement
 
 MODEL_FILE = "zaya_config.json"  # beside the numbered steps: what a reader needs to know of the model
 
@@ -27,11 +28,14 @@ def write_model_file(directory: Path | str, config: ZayaConfig) -> None:
     (path / MODEL_FILE).write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
 
 
-def load_native(directory: Path | str, ema: bool = False) -> tuple[ZayaConfig, dict]:
+def load_native(
+    directory: Path | str, ema: bool = False, placement: Placement | None = None
+) -> tuple[ZayaConfig, dict]:
     """Configuration and variables of the newest step of one of our checkpoint directories.
 
     Args:
       ema: the average that training kept (OptimizerConfig.ema_decay) in place of the parameters.
+      placement: devices to read onto, each its own share; None for the first device.
 
     Raises:
       CheckpointError: no configuration, no whole step, or files that do not fit it or are damaged.
@@ -47,8 +51,12 @@ def load_native(directory: Path | str, ema: bool = False) -> tuple[ZayaConfig, d
         raise CheckpointError(f"checkpoint {directory}: no whole step in it")
     path = directory / str(newest.step)
     abstract = traverse_util.unflatten_dict(abstract_variables(config))
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract)
+    if placement is None:
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        places = jax.tree.map(lambda _: device, abstract)
+    else:
+        places = placement.shardings(abstract)
+    wanted = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract, places)
     params = "ema" if ema else "params"
     if ema and not _has_average(path):
         raise CheckpointError(f"checkpoint {directory}: holds no average of the parameters (optimizer.ema_decay is 0)")

@@ -5,14 +5,16 @@ from pathlib import Path
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.interop.huggingface import load_huggingface
 from zaya_jax.interop.native import MODEL_FILE, load_native
+from zaya_jax.parallel import Placement
 
 
-def load_pretrained(directory: Path | str) -> tuple[ZayaConfig, dict]:
+def load_pretrained(directory: Path | str, placement: Placement | None = None) -> tuple[ZayaConfig, dict]:
     """Reads a Hugging Face ZAYA folder (config.json and safetensors, sharded or not) or one of ours.
 
     Args:
       directory: a Hugging Face folder, or a stage's checkpoints (`WORKDIR/checkpoints/STAGE`), whose newest step is
         read.
+      placement: devices that one of ours is read onto, each its own share; None for the first device.
 
     Returns:
       (config, variables) for `Zaya(config).apply(variables, layout)`.
@@ -25,7 +27,7 @@ def load_pretrained(directory: Path | str) -> tuple[ZayaConfig, dict]:
     if not directory.is_dir():
         raise FileNotFoundError(f"checkpoint {directory}: not a folder")
     if (directory / MODEL_FILE).exists():
-        return load_native(directory)
+        return load_native(directory, placement=placement)
     if (directory / "config.json").exists():
         return load_huggingface(directory)
     raise FileNotFoundError(

@@ -123,7 +123,8 @@ class Placement:
 
 
 def _put(value: Any, sharding: NamedSharding) -> jax.Array:
-    if sharding.is_fully_addressable:
+    everywhere = isinstance(value, jax.Array) and not value.is_fully_addressable  # laid over the processes already
+    if sharding.is_fully_addressable or everywhere:
         return jax.device_put(value, sharding)
     host = np.asarray(value)
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
