@@ -44,6 +44,7 @@ from zaya_jax.analysis.flops import Split, describe, training_flops
 from zaya_jax.analysis.plots import draw_figures
 from zaya_jax.analysis.report import write_report
 from zaya_jax.analysis.results import Row, load_run, write_results
+from zaya_jax.analysis.roofline import peak_flops
 from zaya_jax.architecture import Zaya, ZayaConfig
 from zaya_jax.data.chat import ChatSource, survey
 from zaya_jax.data.pipeline import Source, eval_batches, make_train_iterator
@@ -188,7 +189,7 @@ def run_phase(
             train(
                 model, variables, stage.phase, batches, checkpoints, writer,
                 evaluate=functools.partial(validate, setup, own, eval_step), carry=carry,
-                placement=placement, flops_per_step=step_flops(stage),
+                placement=placement, flops_per_step=step_flops(stage), peak_flops=peak_of(placement),
                 profile=Path(_PROFILE.value).absolute() / name if _PROFILE.value else None,
             )  # fmt: skip
 
@@ -200,6 +201,12 @@ def split_of(placement: Placement | None) -> Split:
     experts = placement.split("expert")
     along = math.prod(placement.mesh.shape[n] for n in placement.names("embed") if n not in placement.names("expert"))
     return Split(along, experts, placement.split("batch"), placement.split("sequence"))
+
+
+def peak_of(placement: Placement | None) -> float | None:
+    """bfloat16 FLOPs a second of all devices together; None where their kind's peak is not known."""
+    peak = peak_flops(jax.devices()[0].device_kind)
+    return None if peak is None else peak * (1 if placement is None else placement.mesh.size)
 
 
 def step_flops(stage: Stage) -> float:
