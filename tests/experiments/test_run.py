@@ -85,9 +85,9 @@ def wait_for(process: subprocess.Popen, workdir: Path, stage: str, step: int) ->
 
 
 def test_a_run_stopped_and_killed_goes_on_to_the_same_numbers(whole, tmp_path):
-    """SIGTERM in pretraining, SIGKILL in conversion; the run that is stopped also traces and fills TensorBoard."""
+    """SIGTERM in pretraining, SIGKILL in conversion; the first also fills TensorBoard, the last traces."""
     workdir = tmp_path / "killed"
-    process = start(CONFIG, f"--workdir={workdir}", "--sinks=tensorboard", f"--profile={tmp_path / 'trace'}")
+    process = start(CONFIG, f"--workdir={workdir}", "--sinks=tensorboard")
     wait_for(process, workdir, "pretrain", 1)
     process.terminate()
     output, _ = process.communicate(timeout=300)
@@ -95,14 +95,14 @@ def test_a_run_stopped_and_killed_goes_on_to_the_same_numbers(whole, tmp_path):
     line = r"interrupted: pretrain: asked to stop; saved at step \d of 6; the same command goes on from there"
     assert re.fullmatch(line, output.strip().splitlines()[-1]), output
     assert list((workdir / "tensorboard" / "pretrain").glob("events*"))
-    assert list((tmp_path / "trace" / "pretrain").rglob("*.xplane.pb"))
     process = start(CONFIG, f"--workdir={workdir}", start_new_session=True)
     wait_for(process, workdir, "convert", 3)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (workdir / "results.csv").exists()
-    status, output = finish(CONFIG, f"--workdir={workdir}")
+    status, output = finish(CONFIG, f"--workdir={workdir}", f"--profile={tmp_path / 'trace'}")
     assert status == 0, output
+    assert list((tmp_path / "trace" / "control").rglob("*.xplane.pb"))
     assert numbers(workdir) == numbers(whole)
     kept = ("kind", "model", "source", "arm", "temperature", "accuracy", "tokens", "forwards", "ar_loss", "draft_loss")
     for a, b in zip(read_results(workdir / "results.csv"), read_results(whole / "results.csv"), strict=True):
