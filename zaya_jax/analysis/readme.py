@@ -56,6 +56,7 @@ TABLES: dict[str, Maker] = {
     "architecture": _sweep("architecture", tables.ablation_table),
     "recipe": _sweep("recipe", tables.ablation_table),
     "samplers": _sweep("samplers", tables.dial_table),
+    "training": _bench("training", "training", tables.training_table),
     "long_rows": _bench("long_rows", "train_step", tables.long_rows_table),
     "pairs": _bench("long_rows", "pairs", tables.pairs_table),
     "lower": _lower,

@@ -293,6 +293,21 @@ def dial_table(rows: list[Row]) -> str:
     )  # fmt: skip
 
 
+def training_table(rows: list[dict]) -> str:
+    """A training step beside TiDAR's, a dense model's and transformers' (`experiments.bench_training`)."""
+    goals = {"tidar": "at most 2.1", "dense": "at least 0.63", "transformers": "at least 1.5"}
+    lines = []
+    for row in rows:
+        for side, goal in goals.items():
+            lines.append(
+                (
+                    f"{row['parameters'] / 1e6:.1f}M", side, f"{row['milliseconds']['autoregressive']:.0f} ms",
+                    f"{row['milliseconds'][side]:.0f} ms", f"{row['ratio'][side]:.2f}", goal,
+                )
+            )  # fmt: skip
+    return _table(("parameters", "step", "our AR step", "this one", "ratio", "goal"), lines)
+
+
 def long_rows_table(step: dict) -> str:
     """Temporary memory of a training step by row length (`experiments.bench_memory`)."""
     lines, before = [], None
