@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import time
 
 import jax
 import jax.numpy as jnp
@@ -72,6 +73,7 @@ class Signalled(Dying):
         self.after -= 1
         for number in self.signals if self.after == 0 else ():
             os.kill(os.getpid(), number)
+            time.sleep(0.2)  # its handler runs before the next one comes: another thread may have taken the signal
         return super().__next__()
 
 
