@@ -22,7 +22,7 @@ from zaya_jax.architecture.attention_tiles import (
 )
 from zaya_jax.architecture.cache import cached_keys
 from zaya_jax.architecture.layout import Keys, visible
-from zaya_jax.parallel import data_placement
+from zaya_jax.parallel import MeshConfig, make_placement
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
 from zaya_jax.training.state import init_state, init_variables, make_train_step
@@ -221,7 +221,7 @@ def test_a_whole_train_step_by_tiles():
     assert not is_small(48, 24, tiled.query_chunk)
     step, args = train_step_of(config, 24, batch=2)
     state, metrics = step(*args)
-    step, args = train_step_of(tiled, 24, batch=2, placement=data_placement(tiled, 2, 24))
+    step, args = train_step_of(tiled, 24, batch=2, placement=make_placement(MeshConfig(), tiled, 2, 24))
     assert export.export(step, platforms=("cpu", "cuda", "rocm"))(*args).mlir_module()
     tiled_state, tiled_metrics = step(*args)
     np.testing.assert_allclose(metrics["grad_norm"], tiled_metrics["grad_norm"], rtol=1e-5)

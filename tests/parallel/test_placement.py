@@ -9,7 +9,7 @@ from tests.helpers import random_variables, small_config
 from zaya_jax.architecture import Zaya
 from zaya_jax.architecture.moe import BALANCING
 from zaya_jax.architecture.shards import logical_axes
-from zaya_jax.parallel import MeshConfig, data_placement, make_placement
+from zaya_jax.parallel import MeshConfig, make_placement
 from zaya_jax.training.gradients import make_gradients, make_sums
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
@@ -139,5 +139,5 @@ def test_batches_that_do_not_fit_are_one_line(batch, row, line):
 
 
 def test_rows_go_to_as_many_devices_as_divide_them():
-    assert data_placement(small_config(), 3, 8) is None
-    assert data_placement(small_config(), 4, 8).split("batch") == 2
+    assert make_placement(MeshConfig(), small_config(), 3, 8) is None
+    assert make_placement(MeshConfig(), small_config(), 4, 8).split("batch") == 2

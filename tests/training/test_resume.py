@@ -21,7 +21,7 @@ from zaya_jax.data.pipeline import make_train_iterator
 from zaya_jax.data.tasks import TaskSource, make_task
 from zaya_jax.data.tokenizers import ByteTokenizer
 from zaya_jax.interop.native import CheckpointError, load_native, write_model_file
-from zaya_jax.parallel import data_placement
+from zaya_jax.parallel import MeshConfig, make_placement
 from zaya_jax.training.checkpoints import Checkpoints
 from zaya_jax.training.interrupt import Interrupted
 from zaya_jax.training.loop import Phase, train
@@ -241,7 +241,7 @@ def test_a_finished_phase_changes_nothing(whole, tmp_path):
 def test_resume_on_fewer_devices(whole, tmp_path):
     """Two devices, killed, then one: the same numbers up to the order of sums."""
     with pytest.raises(Killed):
-        run(tmp_path, 5, data_placement(CONFIG, 4, 32))
+        run(tmp_path, 5, make_placement(MeshConfig(), CONFIG, 4, 32))
     state = run(tmp_path)
     for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(whole[1].params), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-2, atol=2e-4)

@@ -1,9 +1,9 @@
 """Devices and processes, and how a model and its batches are laid over them. Models know nothing of this."""
 
 from zaya_jax.parallel.devices import is_first, start_processes, use_cpu_devices, wait_for_all
-from zaya_jax.parallel.placement import MeshConfig, Placement, data_placement, make_placement
+from zaya_jax.parallel.placement import MeshConfig, Placement, make_placement
 
 __all__ = [
-    "MeshConfig", "Placement", "data_placement", "is_first", "make_placement", "start_processes", "use_cpu_devices",
+    "MeshConfig", "Placement", "is_first", "make_placement", "start_processes", "use_cpu_devices",
     "wait_for_all",
 ]  # fmt: skip

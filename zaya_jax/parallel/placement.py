@@ -198,8 +198,3 @@ def _check(placement: Placement, model: ZayaConfig, batch_size: int, row_length:
         if model.expert_backend not in ("auto", "looped"):
             got = f"got {model.expert_backend!r}, may be 'auto' or 'looped'"
             raise ValueError(f"model.expert_backend: {got} where mesh.expert splits experts (`experts.across`)")
-
-
-def data_placement(model: ZayaConfig, batch_size: int, row_length: int) -> Placement | None:
-    """Rows of a batch over as many devices as divide it; None if that is one."""
-    return make_placement(MeshConfig(), model, batch_size, row_length)
