@@ -147,4 +147,4 @@ def require_same_loss(ours: float, theirs: float) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, huge_pages=True)

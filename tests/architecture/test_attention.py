@@ -13,7 +13,7 @@ from jax import export
 
 from tests.helpers import random_tokens, small_config
 from zaya_jax.architecture import PADDING, Layout, Zaya, preset
-from zaya_jax.architecture.attention import attend, attend_dense, count_pairs, is_small
+from zaya_jax.architecture.attention import LEAST_TO_SPLIT, attend, attend_dense, count_pairs, is_small
 from zaya_jax.architecture.attention_tiles import (
     Visibility,
     attend_tiles,
@@ -96,6 +96,62 @@ def test_tiles_are_the_dense_mask(document, kind, offset, window, seed):
         offset = np.array([offset % block_size, 0], np.int32)
         got, expected = both(*kind)(document, offset, np.int32(window), query, key, value, weight)
         jax.tree.map(assert_close, got, expected)
+
+
+LONG = 4 * LEAST_TO_SPLIT // 3  # in pieces, the last one shorter
+
+
+@functools.cache
+def in_pieces(block_size: int):
+    """Jitted: (output, gradients) of `attend`, which cuts the row, of its tiles, and of the dense twin."""
+
+    @jax.jit
+    def run(document, offset, query, key, value, weight):
+        layout = Layout.tidar(jnp.zeros((BATCH, LONG), jnp.int32), block_size, offset, document=document)
+        real = (layout.document != PADDING)[..., None, None]
+
+        def attended(query, key, value, tiles):
+            context, own = ((key[:, part], value[:, part]) for part in (slice(LONG), slice(LONG, None)))
+            return attend(query, layout, context, layout.clean_keys, own, None, 1024 if not tiles else 64, tiles)
+
+        def with_gradient(f):
+            out, back = jax.vjp(lambda *args: jnp.where(real, f(*args), 0), query, key, value)
+            return out, back(weight)
+
+        direct, tiled = (with_gradient(functools.partial(attended, tiles=tiles)) for tiles in (False, True))
+        return direct, tiled, with_gradient(lambda *args: attend_dense(*args, layout, None))
+
+    return run
+
+
+@settings(max_examples=15)
+@given(documents(size=LONG), st.sampled_from([1, 8, 5]), st.integers(0, 7), st.integers(0, 99))
+def test_an_ordered_row_in_pieces_is_the_dense_mask(document, block_size, offset, seed):
+    row = LONG + -(-LONG // block_size) * block_size
+    with jax.enable_x64(True):
+        query, weight = random_arrays(seed, *[(BATCH, row, 2, DIM)] * 2)
+        key, value = random_arrays(seed + 1, *[(BATCH, row, 1, DIM)] * 2)
+        offset = np.array([offset % block_size, 0], np.int32)
+        direct, tiled, expected = in_pieces(block_size)(document, offset, query, key, value, weight)
+        jax.tree.map(assert_close, direct, expected)
+        jax.tree.map(assert_close, tiled, expected)
+
+
+@given(documents(size=LONG), st.integers(1, 8), st.integers(0, 7))
+def test_ordered_layouts_are(document, block_size, offset):
+    """The first n clean slots, and the first whole blocks of n slots, see none but the first n clean slots."""
+    layout = Layout.tidar(jnp.zeros((BATCH, LONG), jnp.int32), block_size, offset % block_size, document=document)
+    assert layout.ordered
+    index = np.arange(LONG)
+    for rows, unit in ((layout.clean_rows(), 1), (layout.draft_rows(), block_size)):
+        end = (np.arange(rows.tokens.shape[1]) // unit + 1) * unit
+        seen = np.asarray(visible(rows, layout.clean_keys)) & (np.asarray(rows.document) != PADDING)[..., None]
+        assert not (seen & (index >= end[:, None])).any()
+
+
+def test_a_part_of_a_row_is_not_ordered():
+    layout = Layout.tidar(jnp.zeros((1, 8), jnp.int32), 4).part(1, 2, ("context",))
+    assert not layout.ordered
 
 
 @pytest.mark.parametrize("anchors", [None, (1, 2, 3, 5)])

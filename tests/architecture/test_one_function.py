@@ -133,7 +133,15 @@ def test_packed_documents_and_padding_change_nothing(name, x64):
 
 
 @pytest.mark.parametrize(
-    "changes", [dict(attention_backend="dense"), dict(query_chunk=4), dict(remat="full"), dict(remat="dots")]
+    "changes",
+    [
+        dict(attention_backend="dense"),
+        dict(query_chunk=4),
+        dict(remat="full"),
+        dict(remat="dots"),
+        dict(attention_backend="tiles", query_chunk=8),
+        dict(unroll_layers=True),
+    ],
 )
 @pytest.mark.parametrize("name", ["plain", "sliding"])
 def test_fast_paths_agree_with_their_twins(name, changes, x64):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zaya_jax.architecture import ZayaConfig
-from zaya_jax.architecture.attention import is_small
+from zaya_jax.architecture.attention import PIECES, is_small
 from zaya_jax.architecture.attention_tiles import tile_sizes
 from zaya_jax.architecture.experts import blocks_of
 from zaya_jax.training.objective import LOGITS_AT_ONCE
@@ -218,8 +218,8 @@ def activations(config: ZayaConfig, rows: int, keys: int, expert_ways: int = 1) 
     """Bytes that a training step keeps between its forward and its backward pass, estimated.
 
     With remat "full": what goes from layer to layer, and all of one layer while it is computed again; else: all of
-    every layer. Linear in `rows`; scores exist for a tile at a time, or for short rows (`is_small`) all at once, which
-    then are kept, too. The experts' blocks each have a copy of their weights (`block_padded`).
+    every layer. Linear in `rows`; scores exist for a tile at a time, or for short rows (`is_small`) for a quarter of
+    the row. The experts' blocks each have a copy of their weights (`block_padded`).
     """
     c, width, stream = config, jnp.dtype(config.dtype).itemsize, jnp.dtype(config.stream_dtype).itemsize
     queries, values = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
@@ -227,9 +227,9 @@ def activations(config: ZayaConfig, rows: int, keys: int, expert_ways: int = 1) 
     attention = 4 * (queries + values) + 2 * values + queries + 2 * c.hidden_size
     routed = 3 * c.hidden_size + 3 * c.moe_intermediate_size + 5 * c.router_hidden_size * (c.router_classes > 0)
     layer = rows * (3 * stream * c.hidden_size + width * (attention + routed))
-    direct = is_small(2 * keys, keys, c.query_chunk)
-    scores = 4 * c.num_attention_heads * (rows * keys if direct else tile_sizes(c.query_chunk)[0] ** 2)
-    kept = 2 * scores * direct  # scaled and masked ones, and weights
+    direct = c.attention_backend != "tiles" and is_small(2 * keys, keys, c.query_chunk)
+    at_once = rows * keys // PIECES if direct else tile_sizes(c.query_chunk)[0] ** 2
+    scores = 3 * 4 * c.num_attention_heads * at_once  # scaled and masked ones, and weights
     copies = 0
     if c.router_classes and c.expert_backend in ("auto", "block_padded"):
         copies = 3 * c.hidden_size * c.moe_intermediate_size * width * blocks_of(rows, c.num_experts // expert_ways)
@@ -237,7 +237,7 @@ def activations(config: ZayaConfig, rows: int, keys: int, expert_ways: int = 1) 
     return (
         c.num_hidden_layers * carried + working
         if c.remat == "full"
-        else c.num_hidden_layers * (layer + copies + kept) + working
+        else c.num_hidden_layers * (layer + copies) + working
     )
 
 

@@ -14,6 +14,8 @@ from zaya_jax.architecture.layout import Keys, Layout, visible
 
 Array = jax.Array
 
+PIECES, LEAST_TO_SPLIT = 4, 64  # an ordered row is cut so, which saves 3/8 of its scores, unless it is shorter
+
 
 def attend(
     query: Array,
@@ -23,6 +25,7 @@ def attend(
     own: tuple[Array, Array],
     window: Array | None,
     query_chunk: int,
+    tiles: bool = False,
 ) -> Array:
     """Attention for all rows of a layout.
 
@@ -37,20 +40,41 @@ def attend(
       own: keys and values of the draft slots, [batch, num_blocks * block_size, kv_head, head_dim] each.
       window: see `visible`.
       query_chunk: bounds the memory of scores, see `is_small` and `tile_sizes`.
+      tiles: tile by tile, however short the row. On one CPU thread faster in training: tiles stay in its cache.
 
     Returns:
       [batch, row, head, head_dim].
     """
-    if not is_small(query.shape[1], context[0].shape[1], query_chunk):
+    if tiles or not is_small(query.shape[1], context[0].shape[1], query_chunk):
         seen = Visibility(layout, context_keys, None if window is None else jnp.asarray(window, jnp.int32))
         return attend_tiles(query, context, own, seen, tile_sizes(query_chunk))
     clean = layout.clean_size
-    out = []
-    if clean:
-        out.append(_over_context(query[:, :clean], layout.clean_rows(), context, context_keys, window))
-    if layout.num_blocks:
-        out.append(_with_own_block(query[:, clean:], layout, context, context_keys, own, window))
-    return jnp.concatenate(out, axis=1) if len(out) > 1 else out[0]
+    kinds = [(query[:, :clean], layout.clean_rows(), None), (query[:, clean:], layout.draft_rows(), own)]
+    return jnp.concatenate([_direct(*kind, context, context_keys, window) for kind in kinds if kind[0].size], axis=1)
+
+
+def _direct(query, rows, own, context, context_keys, window):
+    """All clean slots (own: None) or all draft slots, their scores computed in a few large products.
+
+    Slots of an ordered layout stand as its clean slots do: a piece of them meets the context up to its own end alone.
+    The backward pass computes the scores again instead of keeping them.
+    """
+    length, unit = query.shape[1], rows.block_size or 1
+    pieces = PIECES if rows.ordered and length >= LEAST_TO_SPLIT else 1
+    side = -(-length // (pieces * unit)) * unit
+
+    def cut(tree, start: int, end: int | None):
+        return jax.tree.map(lambda x: x[:, start:end], tree)
+
+    def piece(start: int) -> Array:
+        met = start + side if rows.ordered else None
+        mine, own_mine = (cut(x, start, start + side) for x in (query, own))
+        part, keys = cut(rows, start, start + side), cut(context_keys, 0, met)
+        if own is None:
+            return jax.checkpoint(_over_context)(mine, part, cut(context, 0, met), keys, window)
+        return jax.checkpoint(_with_own_block)(mine, part, cut(context, 0, met), keys, window, own_mine)
+
+    return jnp.concatenate([piece(start) for start in range(0, length, side)], axis=1)
 
 
 def is_small(row: int, context: int, query_chunk: int) -> bool:
@@ -94,26 +118,26 @@ def count_pairs(layout: Layout, window: int | None, query_chunk: int, context_ke
 def _over_context(query, rows, context, context_keys, window):
     """Queries that see the context alone (clean slots)."""
     scores = _scores(query, context[0], visible(rows, context_keys, window))
-    weights = jnp.exp(scores - scores.max(-1, keepdims=True))
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
     return (_mix(weights, context[1]) / _total(weights)).astype(query.dtype)
 
 
-def _with_own_block(query, layout, context, context_keys, own, window):
+def _with_own_block(query, rows, context, context_keys, window, own):
     """Queries that see the context and their own block (draft slots), under one softmax."""
-    size = layout.block_size
+    size = rows.block_size
     batch, kv_heads, dim = own[0].shape[0], own[0].shape[2], own[0].shape[3]
-    blocks = layout.blocks()
+    blocks = rows.blocks()
 
     def by_block(x):
         return x.reshape(batch, -1, size, *x.shape[2:])
 
     own_key, own_value = (by_block(x) for x in own)
-    scores = _scores(query, context[0], visible(layout.draft_rows(), context_keys, window))
+    scores = _scores(query, context[0], visible(rows, context_keys, window))
     grouped = by_block(query.reshape(*query.shape[:2], kv_heads, -1, dim))
     own_scores = jnp.einsum("bnqkgd,bnjkd->bkgnqj", grouped, own_key) * dim**-0.5
     allowed = visible(blocks, blocks.keys, window)[:, None, None]
     own_scores = jnp.where(allowed, _wide(own_scores), _lowest(own_scores)).reshape(*scores.shape[:-1], size)
-    top = jnp.maximum(scores.max(-1, keepdims=True), own_scores.max(-1, keepdims=True))
+    top = jax.lax.stop_gradient(jnp.maximum(scores.max(-1, keepdims=True), own_scores.max(-1, keepdims=True)))
     weights, own_weights = jnp.exp(scores - top), jnp.exp(own_scores - top)
     own_mix = jnp.einsum(
         "bkgnqj,bnjkd->bnqkgd",

@@ -112,7 +112,8 @@ class Attention(nn.Module):
         if cfg.attention_backend == "dense" and past is None:
             mixed = attend_dense(query, key, value, layout, window)
         else:
-            mixed = attend(query, layout, context, context_keys, own, window, cfg.query_chunk)
+            tiles = cfg.attention_backend == "tiles" and past is None
+            mixed = attend(query, layout, context, context_keys, own, window, cfg.query_chunk, tiles)
         return self._linear("o_proj", cfg.hidden_size)(mixed.reshape(*mixed.shape[:2], -1)), past
 
     def _linear(self, name: str, features: int) -> Linear:

@@ -73,9 +73,11 @@ class ZayaConfig:
     dtype: str = "float32"  # of activations and matrix products; parameters stay as they are stored
     param_dtype: str = "float32"
     expert_backend: str = "auto"  # "auto", "block_padded", "looped", "ragged_dot", "gather" or "dense" (the slow twin)
-    attention_backend: str = "structured"  # or "dense": the slow twin, which builds the row x row mask
+    # or "tiles": tile by tile for short rows, too; or "dense": the slow twin, which builds the row x row mask
+    attention_backend: str = "structured"
     query_chunk: int = 1024  # queries whose scores exist at once; bounds attention's memory
     remat: str = "none"  # or "full", "dots": what of a layer the backward pass recomputes (REMATS)
+    unroll_layers: bool = False  # compile every layer apart: slow to compile, no copies into stacks of all layers
 
     def __post_init__(self) -> None:
         if isinstance(self.remat, bool):  # as stored configurations have it that knew no third choice
@@ -135,8 +137,9 @@ class ZayaConfig:
         choices = {
             "skip_expert": ("zero", "identity"),
             "expert_backend": ("auto", "block_padded", "looped", "ragged_dot", "gather", "dense"),
-            "attention_backend": ("structured", "dense"),
+            "attention_backend": ("structured", "tiles", "dense"),
             "remat": REMATS,
+            "unroll_layers": (False, True),
             "dtype": ("float32", "bfloat16", "float64"),
             "param_dtype": ("float32", "bfloat16", "float64"),
         }

@@ -21,7 +21,9 @@ class Linear(nn.Module):
         kernel = self.param(
             "kernel", nn.initializers.normal(self.stddev), (x.shape[-1], self.features), self.param_dtype
         )
-        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        # As a matrix: with more axes XLA's CPU copies both factors of the weights' gradient into another order first.
+        rows = x.astype(self.dtype).reshape(-1, x.shape[-1])
+        y = (rows @ kernel.astype(self.dtype)).reshape(*x.shape[:-1], self.features)
         if self.use_bias:
             y += self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype).astype(self.dtype)
         return y

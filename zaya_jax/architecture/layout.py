@@ -93,6 +93,8 @@ class Layout(struct.PyTreeNode):
     # A part of a row that several devices share (`part`): the clean slots of all parts, and the axis they lie along.
     everyones: Keys | None = None
     axis: tuple[str, ...] = struct.field(pytree_node=False, default=())
+    # Whether the first n clean slots, and the first n draft slots for whole blocks, see no clean slots but the first n.
+    ordered: bool = struct.field(pytree_node=False, default=False)
 
     @property
     def keys(self) -> Keys:
@@ -146,15 +148,16 @@ class Layout(struct.PyTreeNode):
         in_clean = jnp.where(before >= first, before - first, CONTEXT)
         in_drafts = before - first_draft + clean
         before = jnp.where(before < 0, before, jnp.where(before < self.clean_size, in_clean, in_drafts))
-        return mine.replace(predecessor=before, clean_size=clean, everyones=self.clean_rows().keys, axis=axis)
+        everyones = self.clean_rows().keys
+        return mine.replace(predecessor=before, clean_size=clean, everyones=everyones, axis=axis, ordered=False)
 
     def clean_rows(self) -> "Layout":
         """The clean slots alone."""
-        return self.replace(everyones=None)._map(lambda x: x[:, : self.clean_size])
+        return self.replace(everyones=None, block_size=0)._map(lambda x: x[:, : self.clean_size])
 
     def draft_rows(self) -> "Layout":
         """The draft slots alone, all blocks in one axis: fields [batch, num_blocks * block_size]."""
-        return self.replace(everyones=None)._map(lambda x: x[:, self.clean_size :])
+        return self.replace(everyones=None, clean_size=0)._map(lambda x: x[:, self.clean_size :])
 
     def blocks(self) -> "Layout":
         """The draft slots alone: fields [batch, num_blocks, block_size]."""
@@ -193,6 +196,7 @@ class Layout(struct.PyTreeNode):
             block=jnp.zeros_like(tokens),
             predecessor=jnp.where(starts, START, row - 1),
             clean_size=tokens.shape[1],
+            ordered=True,
         )
 
     @classmethod
@@ -315,7 +319,7 @@ class Layout(struct.PyTreeNode):
         joined = jax.tree.map(
             lambda a, b: jnp.concatenate([a, b], axis=1),
             self.replace(clean_size=0, block_size=0),
-            drafts.replace(clean_size=0, block_size=0),
+            drafts.replace(clean_size=0, block_size=0, ordered=self.ordered),
         )
         return joined.replace(clean_size=self.clean_size, block_size=drafts.block_size)
 

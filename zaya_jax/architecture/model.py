@@ -142,6 +142,7 @@ class Zaya(nn.Module):
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=cfg.num_hidden_layers,
+            unroll=cfg.num_hidden_layers if cfg.unroll_layers else 1,
         )(cfg, self.shards)
         self.norm = RMSNorm(cfg.rms_norm_eps, dtype, param_dtype)
         if not cfg.tie_word_embeddings:
