@@ -1,8 +1,8 @@
 """One table between our parameters and another library's tensors, read by both import and export.
 
 Ours are stacked along a leading layer axis (`nn.scan`) and lie as JAX multiplies them; theirs are one tensor a layer
-(or an expert) in torch's [out, in] order. A family of models (`families`) lists every pair once, as an `Entry`: where ours
-stands, what theirs are called, and how one lies in terms of the other.
+(or an expert) in torch's [out, in] order. A family of models (`families`) lists every pair once, as an `Entry`: where
+ours stands, what theirs are called, and how one lies in terms of the other.
 """
 
 import dataclasses
