@@ -55,7 +55,7 @@ class ZayaConfig:
     skip_expert: str = "zero"  # "zero" (transformers) or "identity" (p * x: Zyphra's legacy code)
     initializer_range: float = 0.02
     bos_token_id: int | None = 2
-    eos_token_id: int | None = 106
+    eos_token_id: int | tuple[int, ...] | None = 106  # some chat models have several
     pad_token_id: int | None = 0
     mask_token_id: int | None = None  # None: the vocabulary's last row; NO_MASK: there is none
 
@@ -94,6 +94,8 @@ class ZayaConfig:
     def __post_init__(self) -> None:
         if isinstance(self.remat, bool):  # as stored configurations have it that knew no third choice
             object.__setattr__(self, "remat", "full" if self.remat else "none")
+        if isinstance(self.eos_token_id, list):  # as JSON has them
+            object.__setattr__(self, "eos_token_id", tuple(self.eos_token_id))
         if self.mask_token_id is None:
             object.__setattr__(self, "mask_token_id", self.vocab_size - 1)
         layer_types = self.layer_types or (FULL_ATTENTION,) * self.num_hidden_layers

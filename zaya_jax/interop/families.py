@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from zaya_jax.architecture import ZayaConfig
-from zaya_jax.interop import configuration, zaya
+from zaya_jax.interop import configuration, llama, zaya
 from zaya_jax.interop.names import Entry, Spec, tensor_specs
 
 
@@ -47,7 +47,20 @@ ZAYA = Family(
     config_to_huggingface=configuration.config_to_huggingface,
     entries=zaya.entries,
 )
-FAMILIES = (ZAYA,)
+FAMILIES = (
+    *(
+        Family(
+            name=relative.model_type,
+            reads=relative.reads,
+            writes=relative.writes,
+            config_from_huggingface=relative.config_from_huggingface,
+            config_to_huggingface=relative.config_to_huggingface,
+            entries=relative.entries,
+        )
+        for relative in llama.RELATIVES
+    ),
+    ZAYA,
+)
 
 
 def family_of_file(values: dict[str, Any]) -> Family:
