@@ -61,10 +61,13 @@ FAMILIES = (
     ),
     ZAYA,
 )
+MODEL_TYPES = (*(relative.model_type for relative in llama.RELATIVES), "zaya")
 
 
 def family_of_file(values: dict[str, Any]) -> Family:
-    """The family of a config.json."""
+    """The family of a config.json. ValueError for a model_type of none."""
+    kind = values.get("model_type", "zaya")
+    configuration.require(kind in MODEL_TYPES, "model_type", kind, f"one of {MODEL_TYPES}")
     return next(family for family in FAMILIES if family.reads(values))
 
 
