@@ -270,7 +270,7 @@ def _skip_note(source: Folder | Native, config: ZayaConfig, format: str) -> list
     if config.skip_expert == theirs:
         return []
     biases = np.asarray(source.fetch(("balancing", "layers", "mlp", "gate", "biases")), np.float32)
-    # It is chosen where its probability and bias exceed every expert's; its probability is at most 1, theirs at least 0.
+    # It is chosen where its probability and bias exceed every expert's; probabilities are between 0 and 1.
     possible = np.flatnonzero(biases[:, :-1].max(axis=1) < 1 + biases[:, -1])
     if not len(possible):
         return [f"skip expert: {config.skip_expert} here, {theirs} in {name}; its bias is so low that none is chosen"]

@@ -1,8 +1,8 @@
 """Our own checkpoints (Orbax) array by array, without Orbax's need to hold whole arrays: a source of pieces, and a
 target that is filled layer by layer.
 
-Orbax keeps an array in Zarr version 3 through TensorStore; so do we. What surrounds the arrays (a step's folder, its
-metadata) is Orbax's own: `make_shell` has it save a tree of one-element arrays and then gives them their shapes.
+Orbax keeps arrays in Zarr's formats through TensorStore; so do we. What surrounds them (a step's folder, its metadata)
+is Orbax's own: `make_shell` has it save a tree of one-element arrays and then gives them their shapes.
 """
 
 import hashlib
@@ -10,7 +10,6 @@ import itertools
 import json
 import logging
 import math
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -127,7 +126,10 @@ def make_shell(directory: Path, step: int, config: ZayaConfig) -> None:
     structs = abstract_variables(config)
     small = {path: jax.numpy.zeros((1,) * struct.ndim, struct.dtype) for path, struct in structs.items()}
     context = ocp.Context()
-    context.array.saving.use_ocdbt = False  # a file a chunk: each is whole or absent, whenever the process dies
+    # A file a chunk: each is whole or absent, whenever the process dies. Zarr 2, whose files Orbax's check for data
+    # knows without a database around them.
+    context.array.saving.use_ocdbt = False
+    context.array.saving.use_zarr3 = False
     quiet = logging.getLogger("absl")
     level = quiet.level
     quiet.setLevel(logging.ERROR)
@@ -146,16 +148,11 @@ def make_shell(directory: Path, step: int, config: ZayaConfig) -> None:
 
 
 def _reshape_array(folder: Path, struct: Any) -> None:
-    meta = folder / "zarr.json"
-    values = json.loads(meta.read_text())
+    for file in folder.iterdir():
+        if file.name != ".zarray":
+            file.unlink()
     chunk, _ = pieces(struct.shape, struct.dtype.itemsize)
-    values["shape"] = list(struct.shape)
-    values["chunk_grid"]["configuration"]["chunk_shape"] = list(chunk)
-    for codec in values["codecs"]:
-        if codec["name"] == "sharding_indexed":
-            codec["configuration"]["chunk_shape"] = list(chunk)
-    shutil.rmtree(folder / "c")
-    meta.write_text(json.dumps(values))
+    _patch(folder / ".zarray", lambda values: values.update(shape=list(struct.shape), chunks=list(chunk)))
 
 
 def _shape_tree(values: dict[str, Any], structs: dict[str, Any]) -> None:
@@ -213,7 +210,7 @@ class Shell:
 
     def _array(self, path: Variable) -> Any:
         if path not in self._open:
-            spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{self._item}/{'.'.join(path)}/"}}
+            spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": f"{self._item}/{'.'.join(path)}/"}}
             self._open[path] = ts.open(spec, read=True, write=True).result()
         return self._open[path]
 
