@@ -93,8 +93,8 @@ def verify(folder: Path, config: ZayaConfig) -> int:
 def _same(a: np.ndarray, b: np.ndarray) -> bool:
     word = {2: np.uint16, 4: np.uint32}[a.dtype.itemsize]
     rows = range(len(a)) if a.ndim > 1 else [slice(None)]
-    pairs = ((np.ascontiguousarray(x[row]).view(word) for x in (a, b)) for row in rows)
-    return all(np.array_equal(*pair) for pair in pairs)
+    bits = lambda x: np.ascontiguousarray(x).view(word)  # noqa: E731
+    return all(np.array_equal(bits(a[row]), bits(b[row])) for row in rows)
 
 
 @dataclasses.dataclass

@@ -18,7 +18,7 @@ from zaya_jax.interop.configuration import require
 from zaya_jax.interop.families import Family, family_of_file
 from zaya_jax.interop.names import EMBEDDING, HEAD, Entry, abstract_variables
 from zaya_jax.interop.names import Path as Variable
-from zaya_jax.interop.tensorfile import STORED, STORED_NAMES, Spec, TensorFile, read_header, read_json, within
+from zaya_jax.interop.tensorfile import STORED, Spec, TensorFile, read_header, read_json, within
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -49,10 +49,10 @@ class Folder:
             self._entries.setdefault(entry.path, []).append(entry)
         self.shapes = {path: struct.shape for path, struct in abstract_variables(config).items()}
         self.specs = self.family.tensors(config)
-        problems = list(self._problems(config))
-        if problems:
-            more = f" (and {len(problems) - SHOWN} more)" if len(problems) > SHOWN else ""
-            raise ValueError("; ".join(problems[:SHOWN]) + more)
+        wrong = list(problems(self.source, self.files, self.specs, config.tie_word_embeddings))
+        if wrong:
+            more = f" (and {len(wrong) - SHOWN} more)" if len(wrong) > SHOWN else ""
+            raise ValueError("; ".join(wrong[:SHOWN]) + more)
         buffers = {name for entry in self.family.entries(config) if entry.path[0] != "params" for name in entry.names}
         found = {self.dtype(name) for name in self.specs if name not in buffers}
         self.config = config.replace(param_dtype=max(found, key=lambda dtype: dtype.itemsize).name)
@@ -117,29 +117,35 @@ class Folder:
         stats = {path.name: path.stat() for path in paths}
         return {name: [found.st_size, found.st_mtime_ns] for name, found in stats.items()}
 
-    def _problems(self, config: ZayaConfig) -> Iterator[str]:
-        """What is wrong with names, shapes and dtypes."""
-        tied = {HEAD: self.specs[EMBEDDING]} if config.tie_word_embeddings else {}
-        known: Mapping[str, Spec] = {**tied, **self.specs}
-        for name, file in self._file.items():
-            if name not in known:
-                yield f"{file.path}: tensor {name}: unexpected in this config's model"
-        for name, (shape, _) in known.items():
-            if name not in self._file:
-                if name not in tied:
-                    yield f"{self.source}: tensor {name}: missing, may be of shape {list(shape)}"
-                continue
-            where, found = f"{self._file[name].path}: tensor {name}", self._file[name].tensors[name]
-            if found.shape != shape:
-                yield f"{where}: got shape {list(found.shape)}, may be {list(shape)}"
-            elif found.dtype not in STORED:
-                yield f"{where}: got dtype {found.dtype}, may be one of {sorted(STORED)}"
-
     def _check_tied_head(self) -> None:
         head, embedding = (self._file[name].read(name).view(np.uint8) for name in (HEAD, EMBEDDING))
         if not np.array_equal(head, embedding):
             path = self._file[HEAD].path
             raise ValueError(f"{path}: tensor {HEAD}: differs from {EMBEDDING}, may be equal (tie_word_embeddings)")
+
+
+def problems(source: Path, files: list[TensorFile], specs: Mapping[str, Spec], tied: bool) -> Iterator[str]:
+    """What is wrong with the names, shapes and dtypes of a folder's tensors, a line for each.
+
+    Args:
+      source: what lists the tensors.
+      specs: those that there should be; with `tied`, there may be a head too.
+    """
+    owners = {name: file for file in files for name in file.tensors}
+    known = {**({HEAD: specs[EMBEDDING]} if tied else {}), **specs}
+    for name, file in owners.items():
+        if name not in known:
+            yield f"{file.path}: tensor {name}: unexpected in this config's model"
+    for name, (shape, _) in known.items():
+        if name not in owners:
+            if name in specs:
+                yield f"{source}: tensor {name}: missing, may be of shape {list(shape)}"
+            continue
+        where, found = f"{owners[name].path}: tensor {name}", owners[name].tensors[name]
+        if found.shape != shape:
+            yield f"{where}: got shape {list(found.shape)}, may be {list(shape)}"
+        elif found.dtype not in STORED:
+            yield f"{where}: got dtype {found.dtype}, may be one of {sorted(STORED)}"
 
 
 def columns(array: np.ndarray, part: tuple[int, int]) -> np.ndarray:
@@ -253,8 +259,3 @@ def _refuse_pickles(directory: Path) -> None:
                 f"{path}: a pickle, which can run code when it is read: not supported; may be safetensors "
                 "(transformers' save_pretrained writes them)"
             )
-
-
-def spec_line(spec: Spec) -> str:
-    """A shape and dtype for people."""
-    return f"{STORED_NAMES[spec[1]]}{list(spec[0])}"
