@@ -1,6 +1,6 @@
 """SmolLM2 (Q4_1-dequantised) here and in transformers: the same logits, the same greedy text.
 
-    python -m experiments.bench_smollm2 [--checkpoint=DIR] [--output=FILE.json] [--new_tokens=64]
+    python -m experiments.bench_smollm2 [--checkpoint=DIR] [--output=FILE.json] [--new_tokens=64] [--threads=1]
 
 Both sides read one folder, that of --checkpoint or one that `experiments.smollm2` makes for the occasion, and compute
 in float32 on this machine's CPU. For each of 20 prompts, in the chat template or as they are:
@@ -11,7 +11,7 @@ in float32 on this machine's CPU. For each of 20 prompts, in the chat template o
 * the same text by single_pass, draft and verify, from the model with a row for the mask token. It has not learned to
   draft, so this is slow, and lossless.
 
-Fails unless logits agree to 2e-4 and every text is equal. Needs the `parity` extra and what `experiments.smollm2` does.
+--threads sets torch's and JAX's. Fails unless logits agree to 2e-4 and every text is equal. Needs the `parity` extra and what `experiments.smollm2` does.
 """
 
 import importlib
@@ -82,7 +82,8 @@ def main() -> None:
 
 def compare(folder: Path, new_tokens: int) -> dict[str, Any]:
     """Everything that the result file holds."""
-    transformers = importlib.import_module("transformers")
+    torch, transformers = importlib.import_module("torch"), importlib.import_module("transformers")
+    torch.set_num_threads(flags.FLAGS.threads or torch.get_num_threads())
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
     theirs.generation_config.eos_token_id = None
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
