@@ -11,7 +11,8 @@ in float32 on this machine's CPU. For each of 20 prompts, in the chat template o
 * the same text by single_pass, draft and verify, from the model with a row for the mask token. It has not learned to
   draft, so this is slow, and lossless.
 
---threads sets torch's and JAX's. Fails unless logits agree to 2e-4 and every text is equal. Needs the `parity` extra and what `experiments.smollm2` does.
+--threads sets torch's threads and JAX's. Fails unless logits agree to 2e-4 and every text is equal. Needs the `parity`
+extra and what `experiments.smollm2` does.
 """
 
 import importlib
