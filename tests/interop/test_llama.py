@@ -6,7 +6,7 @@ That the numbers computed are transformers', and that folders come back bit for 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers import random_variables, small_config
@@ -170,6 +170,27 @@ def test_refused_in_one_line(case):
     with pytest.raises(ValueError, match=message) as caught:
         config_from_huggingface({"model_type": "llama", **values})
     assert "\n" not in str(caught.value)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["rope_type", "a"]), inner, max_size=2),
+    max_leaves=4,
+)
+FIELDS = [
+    *(name for name in QWEN3_06B if name != "model_type"), "rope_scaling", "rope_parameters", "layer_types", "zaya_jax",
+    "dtype", "eos_token_id", "mlp_bias", "attention_bias", "hidden_act", "original_max_position_embeddings",
+]  # fmt: skip
+
+
+@settings(max_examples=300)
+@given(st.sampled_from([LLAMA_32_1B, QWEN3_06B, MISTRAL_7B]), st.sampled_from(FIELDS), JSON)
+def test_any_value_of_a_field_is_read_or_refused_in_one_line(values, field, value):
+    try:
+        found = config_from_huggingface({**values, field: value})
+    except ValueError as error:
+        found = str(error)
+    assert isinstance(found, ZayaConfig) or "\n" not in found
 
 
 @pytest.mark.parametrize(

@@ -186,9 +186,8 @@ class Zaya(nn.Module):
         """
         cfg = self.config
         if layout.num_blocks and cfg.mask_token_id == NO_MASK:
-            raise ValueError(
-                "ZayaConfig.mask_token_id: got none, may be an id where blocks are drafted (`interop.mask`)"
-            )
+            may_be = "an id where blocks are drafted (`interop.mask` adds one; mode 'autoregressive' needs none)"
+            raise ValueError(f"ZayaConfig.mask_token_id: got none, may be {may_be}")
         layout = layout.blind() if cfg.succession == "row" else layout
         stream = self.embed(layout.tokens) if stream is None else stream
         state = jnp.zeros((*layout.tokens.shape, cfg.state_size), cfg.dtype)

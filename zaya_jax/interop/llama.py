@@ -18,16 +18,16 @@ from zaya_jax.architecture.config import FULL_ATTENTION, NO_MASK, SLIDING_ATTENT
 from zaya_jax.interop.configuration import DTYPES, EXTRA, OURS, SHARED, require
 from zaya_jax.interop.names import EMBEDDING, HEAD, LINEAR, SAME, Entry, Lay, layered, whole
 
-_INT, _NUMBER, _BOOL, _TOKEN = (
-    SHARED[name] for name in ("vocab_size", "rms_norm_eps", "attention_bias", "bos_token_id")
-)
+_INT, _BOOL, _TOKEN = (SHARED[name] for name in ("vocab_size", "attention_bias", "bos_token_id"))
+_NUMBER = ("a number above 0", lambda x: type(x) in (int, float) and 0 < x < 1e30)
+_LAYERS = ("an integer from 1 to 10,000", lambda x: _INT[1](x) and 1 <= x <= 10_000)
 _OPTIONAL = ("an integer of at least 1, or null", lambda x: x is None or (_INT[1](x) and x >= 1))
 # config.json's name -> (ours, what it may hold).
 _FIELDS = {
     "vocab_size": ("vocab_size", _INT),
     "hidden_size": ("hidden_size", _INT),
     "intermediate_size": ("moe_intermediate_size", _INT),
-    "num_hidden_layers": ("num_hidden_layers", _INT),
+    "num_hidden_layers": ("num_hidden_layers", _LAYERS),
     "num_attention_heads": ("num_attention_heads", _INT),
     "num_key_value_heads": ("num_key_value_heads", _OPTIONAL),
     "head_dim": ("head_dim", _OPTIONAL),
@@ -135,9 +135,11 @@ class Relative:
 
     def _sliding(self, values: dict[str, Any], layers: int) -> dict[str, Any]:
         """layer_types and sliding_window, ours."""
-        kinds, window = values.get("layer_types"), None
-        if self.slides == "all" or (self.slides == "layers" and values.get("use_sliding_window", False)):
-            window = values.get("sliding_window", 4096)
+        kinds, used = values.get("layer_types"), self.slides == "all"
+        if self.slides == "layers":
+            used = values.get("use_sliding_window", False)
+            require(_BOOL[1](used), "use_sliding_window", used, _BOOL[0])
+        window = values.get("sliding_window", 4096) if used else None
         require(_OPTIONAL[1](window), "sliding_window", window, _OPTIONAL[0])
         if kinds is None:
             first = values.get("max_window_layers", 28) if self.slides == "layers" else 0
@@ -145,7 +147,7 @@ class Relative:
             kinds = [_SLIDING if window is not None and layer >= first else _FULL for layer in range(layers)]
         else:
             may_be = f"a list of {layers} of " + ("'full_attention'" if self.slides == "never" else f"{tuple(_KINDS)}")
-            allowed = {_FULL} if self.slides == "never" else set(_KINDS)
+            allowed = (_FULL,) if self.slides == "never" else tuple(_KINDS)
             fits = isinstance(kinds, list) and len(kinds) == layers and all(kind in allowed for kind in kinds)
             fits = fits and (self.slides != "all" or set(kinds) == {_FULL if window is None else _SLIDING})
             require(fits, "layer_types", kinds, may_be)
