@@ -162,7 +162,7 @@ def our_logits(config, variables, rows: list[list[int]]) -> list[np.ndarray]:
     width = max(map(len, rows))
 
     @jax.jit
-    def forward(tokens, valid):
+    def forward(variables, tokens, valid):
         output = cast(ZayaOutput, Zaya(config).apply(variables, Layout.causal(tokens, valid)))
         return output.logits[0]
 
@@ -170,7 +170,7 @@ def our_logits(config, variables, rows: list[list[int]]) -> list[np.ndarray]:
     for row in tqdm(rows, "logits", leave=False):
         tokens = np.zeros((1, width), np.int32)
         tokens[0, : len(row)] = row
-        logits = forward(jnp.asarray(tokens), jnp.asarray(np.arange(width)[None] < len(row)))
+        logits = forward(variables, jnp.asarray(tokens), jnp.asarray(np.arange(width)[None] < len(row)))
         out.append(np.asarray(logits)[: len(row)])
     return out
 
