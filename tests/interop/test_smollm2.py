@@ -82,7 +82,7 @@ def test_the_folder_answers_and_drafts_losslessly(tmp_path):
     text = "def f(x):\n    return x + 1234  # caf\u00e9 \U0001f600\n"
     ids = tokenizer.encode(text).ids
     assert tokenizer.decode(ids) == text
-    assert sum(tokenizer.id_to_token(i) in "1234" for i in ids) == 5  # each digit is a token
+    assert sum(tokenizer.id_to_token(i) in "1234" for i in ids) == 4  # each digit is a token
     assert tokenizer.encode("<|im_start|>user\n").ids[0] == 1
     config, variables = load_huggingface(tmp_path / "smollm2")
     prompt = tokenizer.encode("<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n").ids
