@@ -19,6 +19,7 @@ from experiments.phases import Stage, load_start
 from tests.experiments import tiny
 from zaya_jax import Zaya, load_pretrained, preset
 from zaya_jax.analysis.results import load_run, read_results
+from zaya_jax.architecture.config import NO_MASK
 from zaya_jax.data.tokenizers import BPETokenizer
 from zaya_jax.interop import save_huggingface
 from zaya_jax.interop.native import load_native
@@ -79,6 +80,21 @@ def test_a_start_is_read_in_the_models_own_dtype(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, loaded, jax.tree.map(lambda leaf: leaf.astype("float32"), same))
     with pytest.raises(ValueError, match=r"midtrain.start: .*base has .* may be the model's \(260, 16\)"):
         load_start(preset("tiny", hidden_size=16), tmp_path / "base", "midtrain.start")
+
+
+def test_a_start_without_a_mask_token_gets_the_models(tmp_path):
+    choices = dict(attention="gqa", feed_forward="dense", residual_scaling=False, partial_rotary_factor=1.0)
+    published = preset("tiny", **choices, mask_token_id=NO_MASK)
+    save_huggingface(tmp_path / "base", published, init_variables(Zaya(published), 0))
+    rows = {
+        vocab: load_start(preset("tiny", **choices, vocab_size=vocab), tmp_path / "base", "convert.start")
+        for vocab in (261, 260)  # the mask behind the vocabulary, and on its last row, which text then may not hold
+    }
+    one, other = (rows[vocab]["params"]["embed_tokens"] for vocab in (261, 260))
+    np.testing.assert_array_equal(one[:260], other)
+    np.testing.assert_allclose(one[260], other.mean(0), atol=1e-6)
+    with pytest.raises(ValueError, match=r"convert.start: .*base has \(260, 32\) .* may be the model's \(262, 32\)"):
+        load_start(preset("tiny", **choices, vocab_size=262, mask_token_id=7), tmp_path / "base", "convert.start")
 
 
 def test_two_sources_never_share_a_name():
