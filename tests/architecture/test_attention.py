@@ -125,7 +125,7 @@ def in_pieces(block_size: int):
 
 
 @settings(max_examples=15)
-@given(documents(size=LONG), st.sampled_from([1, 8, 5]), st.integers(0, 7), st.integers(0, 99))
+@given(documents(size=LONG), st.sampled_from([8, 5]), st.integers(0, 7), st.integers(0, 99))
 def test_an_ordered_row_in_pieces_is_the_dense_mask(document, block_size, offset, seed):
     row = LONG + -(-LONG // block_size) * block_size
     with jax.enable_x64(True):
