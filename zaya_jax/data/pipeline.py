@@ -215,7 +215,7 @@ def _packed(
             return None if encoded is None else (encoded.ids, encoded.answer)
         text, prompt = element["text"], element.get("prompt", "")
         given = tokenizer.encode(prompt)
-        written = tokenizer.encode(text[len(prompt) :]) + [tokenizer.eos_id]
+        written = tokenizer.encode(text[len(prompt) :], start=not prompt) + [tokenizer.eos_id]
         return given + written, [0] * len(given) + [1] * len(written)
 
     def pack_group(number: int, group: Sequence[dict[str, str]]) -> Batch:
