@@ -20,7 +20,9 @@ from ml_collections import ConfigDict
 from experiments import fields
 from experiments.mixture import Mixtures, MixtureSource
 from zaya_jax.architecture import ZayaConfig
+from zaya_jax.architecture.config import NO_MASK
 from zaya_jax.data.pipeline import PACKINGS
+from zaya_jax.interop.mask import add_mask_token
 from zaya_jax.interop.names import abstract_variables
 from zaya_jax.interop.pretrained import load_pretrained
 from zaya_jax.parallel import MeshConfig, Placement, make_placement
@@ -95,8 +97,14 @@ def read_stages(config: ConfigDict, model: ZayaConfig, mixtures: Mixtures) -> di
 
 
 def load_start(model: ZayaConfig, folder: Path, field: str, placement: Placement | None = None) -> dict:
-    """A checkpoint's variables, in the model's dtypes. ValueError unless they are its own, by name and shape."""
-    variables = load_pretrained(folder, placement)[1]
+    """A checkpoint's variables, in the model's dtypes. ValueError unless they are its own, by name and shape.
+
+    A checkpoint without a mask token gets the model's: a new row where the model has just one more for it.
+    """
+    theirs, variables = load_pretrained(folder, placement)
+    if theirs.mask_token_id == NO_MASK and model.mask_token_id != NO_MASK:
+        row = model.vocab_size == theirs.vocab_size + 1 and model.mask_token_id == theirs.vocab_size
+        theirs, variables = add_mask_token(theirs, variables, None if row else model.mask_token_id)
     mine, flat = abstract_variables(model), cast(dict, traverse_util.flatten_dict(variables))
     for path in sorted(mine | flat):
         got, may_be = (found[path].shape if path in found else "nothing" for found in (flat, mine))

@@ -25,8 +25,22 @@ VARIANTS = [(name, {}) for name in PRESETS] + [
     ("tiny", {"tie_word_embeddings": False, "attention_bias": True, "lm_head_bias": True}),
     ("tiny", {"cca_time0": 3, "cca_time1": 1, "num_hidden_layers": 1, "num_key_value_heads": 1}),
     ("tiny", {"attention": "gqa", "feed_forward": "dense", "residual_scaling": False}),
-    ("tiny", {"attention": "gqa", "qk_norm": True, "attention_bias": True, "router_state": False}),
-    ("tiny", {"cca_grouped": False, "cca_mean": False, "qk_norm": False, "attention_bias": True}),
+    ("tiny", {"attention": "gqa", "qk_norm": "unit", "attention_bias": True, "router_state": False}),
+    ("tiny", {"cca_grouped": False, "cca_mean": False, "qk_norm": "none", "attention_bias": True}),
+    (
+        "tiny",
+        {
+            "attention": "gqa",
+            "qk_norm": "rms",
+            "attention_bias": True,
+            "output_bias": False,
+            "residual_scaling": False,
+            "feed_forward": "dense",
+            "mlp_bias": True,
+            "rope_scaling": "linear",
+            "rope_factor": 2.0,
+        },
+    ),
     ("tiny", {"cca_depthwise": False, "cca_delayed_value": False, "residual_scaling": False}),
 ]
 

@@ -131,6 +131,26 @@ def test_ablations_train(changes):
         (dict(attention="gqa", cca_grouped=False), r"ZayaConfig\.cca_grouped: got False, may be True with attention"),
         (dict(attention="gqa", succession="row"), r"ZayaConfig\.succession: got 'row', may be 'text' where"),
         (dict(feed_forward="dense", router_state=False), r"ZayaConfig\.router_state: got False, may be True with"),
+        (dict(qk_norm="l2"), r"ZayaConfig\.qk_norm: got 'l2', may be one of \('unit', 'rms', 'none'\)"),
+        (dict(output_bias=False), r"ZayaConfig\.output_bias: got False, may be True where attention_bias is False"),
+        (dict(mlp_bias=True), r"ZayaConfig\.mlp_bias: got True, may be False with feed_forward 'moe'"),
+        (dict(attention_bias="qkv"), r"ZayaConfig\.attention_bias: got 'qkv', may be True or False"),
+        (dict(rope_scaling="yarn"), r"ZayaConfig\.rope_scaling: got 'yarn', may be 'none', 'linear' or 'llama3'"),
+        (dict(rope_factor=2.0), r"ZayaConfig\.rope_factor: got 2\.0, may be 1\.0 with rope_scaling 'none'"),
+        (dict(rope_scaling="linear", rope_factor=0), r"ZayaConfig\.rope_factor: got 0, may be a number above 0"),
+        (
+            dict(rope_scaling="linear", rope_original_max_positions=64),
+            r"ZayaConfig\.rope_original_max_positions: got 64, may be 8192 with rope_scaling 'linear'",
+        ),
+        (
+            dict(rope_scaling="llama3", rope_low_freq_factor=4),
+            r"ZayaConfig\.rope_high_freq_factor: got 4\.0, may be above rope_low_freq_factor \(4\)",
+        ),
+        (
+            dict(rope_scaling="llama3", rope_original_max_positions=8.5),
+            r"ZayaConfig\.rope_original_max_positions: got 8\.5, may be an integer",
+        ),
+        (dict(mask_token_id=-2), r"ZayaConfig\.mask_token_id: got -2, may be in \[0, 17\), or -1 for none"),
     ],
 )
 def test_what_would_change_nothing_is_refused(changes, message):
@@ -141,12 +161,24 @@ def test_what_would_change_nothing_is_refused(changes, message):
 def test_replacing_the_attention_takes_its_norm_along():
     cca = small_config()
     gqa = cca.replace(attention="gqa")
-    assert (cca.qk_norm, gqa.qk_norm, gqa.replace(attention="cca").qk_norm) == (True, False, True)
-    assert cca.replace(attention="gqa", qk_norm=True).qk_norm is True
+    assert (cca.qk_norm, gqa.qk_norm, gqa.replace(attention="cca").qk_norm) == ("unit", "none", "unit")
+    assert cca.replace(attention="gqa", qk_norm="unit").qk_norm == "unit"
+
+
+def test_a_stored_configuration_may_say_qk_norm_in_two_words():
+    assert [small_config(qk_norm=word).qk_norm for word in (True, False)] == ["unit", "none"]
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_an_ablation_is_not_written_as_zaya(part):
-    other = {"attention": "gqa", "feed_forward": "dense", "succession": "row"}.get(part, False)
-    with pytest.raises(ValueError, match=rf"ZayaConfig: {part}: got .*, may be .* in ZAYA's format"):
-        config_to_huggingface(small_config(**{part: other}))
+    changes = {
+        "attention": dict(attention="gqa"),
+        "feed_forward": dict(feed_forward="dense"),
+        "succession": dict(succession="row"),
+        "qk_norm": dict(qk_norm="rms"),
+        "output_bias": dict(attention_bias=True, output_bias=False),
+        "mlp_bias": dict(feed_forward="dense", mlp_bias=True),
+        "rope_scaling": dict(rope_scaling="linear", rope_factor=2.0),
+    }.get(part, {part: False})
+    with pytest.raises(ValueError, match=r"ZayaConfig: \w+: got .*, may be .* in ZAYA's format"):
+        config_to_huggingface(small_config(**changes))

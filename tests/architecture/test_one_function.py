@@ -20,11 +20,17 @@ CONFIGS = {
     "sliding": dict(layer_types=("hybrid", "hybrid_sliding"), sliding_window=4),
     "identity skip": dict(skip_expert="identity"),
     "gqa, dense": dict(attention="gqa", feed_forward="dense", residual_scaling=False),
-    "gqa, biases": dict(attention="gqa", qk_norm=True, attention_bias=True, router_state=False),
+    "gqa, biases": dict(attention="gqa", qk_norm="unit", attention_bias=True, router_state=False),
+    "llama": dict(
+        attention="gqa", feed_forward="dense", residual_scaling=False, partial_rotary_factor=1.0, head_dim=6,
+        qk_norm="rms", attention_bias=True, output_bias=False, mlp_bias=True, tie_word_embeddings=False,
+        rope_scaling="llama3", rope_factor=4.0, rope_original_max_positions=32, rope_theta=100.0,
+        layer_types=("hybrid_sliding",) * 2, sliding_window=6, sliding_rope_theta=100.0,
+    ),
     "grouped alone": dict(cca_depthwise=False, cca_mean=False, router_state=False, residual_scaling=False),
-    "depthwise alone": dict(cca_grouped=False, cca_delayed_value=False, qk_norm=False),
+    "depthwise alone": dict(cca_grouped=False, cca_delayed_value=False, qk_norm="rms"),
     "delay alone": dict(cca_depthwise=False, cca_grouped=False, feed_forward="dense"),
-}
+}  # fmt: skip
 
 
 @functools.cache

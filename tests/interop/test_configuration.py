@@ -74,7 +74,7 @@ def test_a_list_of_one_end_token_is_that_token():
 
 SLIDING = {"num_hidden_layers": 2, "layer_types": list(KINDS), "sliding_window": 4}
 REFUSED = {
-    "model_type": ({"model_type": "llama"}, "config.json: model_type: got 'llama', may be 'zaya'"),
+    "model_type": ({"model_type": "gemma3"}, r"config.json: model_type: got 'gemma3', may be one of \('llama'"),
     "top-2": ({"num_experts_per_tok": 2}, "config.json: num_experts_per_tok: got 2, may be 1"),
     "activation": ({"hidden_act": "gelu"}, "config.json: hidden_act: got 'gelu', may be 'silu'"),
     "dropout": ({"attention_dropout": 0.1}, "config.json: attention_dropout: got 0.1"),

@@ -14,7 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 from zaya_jax.architecture import ZayaConfig, preset
 from zaya_jax.interop import abstract_tensors, load_huggingface, save_huggingface
-from zaya_jax.interop.names import abstract_variables, entries
+from zaya_jax.interop.families import family_of
+from zaya_jax.interop.names import abstract_variables
 
 SMALL = dict(vocab_size=40, bos_token_id=1, eos_token_id=2, pad_token_id=0)
 CONFIGS = {
@@ -76,7 +77,7 @@ def test_a_fixture_goes_through_us_bit_for_bit(tmp_path):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_table_covers_every_variable_once(name):
-    paths = [entry.path for entry in entries(CONFIGS[name])]
+    paths = [entry.path for entry in family_of(CONFIGS[name]).entries(CONFIGS[name])]
     assert len(paths) == len(set(paths))
     assert set(paths) == set(abstract_variables(CONFIGS[name]))
 

@@ -25,11 +25,11 @@ class ParameterCount:
 
     embedding: int
     head: int  # 0 where the embedding serves as the head, but for its bias
-    attention: int  # projections, convolutions, temperatures
+    attention: int  # projections, convolutions, norms of queries and keys
     router: int
     experts: int
     active_experts: int  # one expert a layer
-    other: int  # norms and residual scales
+    other: int  # norms, residual scales, biases of a dense feed-forward
     head_active: int  # what the output projection reads: the tied embedding or its own matrix, and its bias
 
     @property
@@ -99,10 +99,12 @@ def parameter_count(config: ZayaConfig) -> ParameterCount:
     queries, keys = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
     convolutions = c.conv_channels * ((c.cca_time0 + 1) * c.has("depthwise"))
     convolutions += c.conv_channels * (c.head_dim * c.cca_time1 + 1) * c.has("grouped")
-    biases = (queries + 2 * keys + c.hidden_size) * c.attention_bias
-    attention = _projections(c) + biases + convolutions + c.num_key_value_heads * bool(c.qk_norm)
+    biases = (queries + 2 * keys + c.hidden_size * c.output_bias) * c.attention_bias
+    qk_norm = {"unit": c.num_key_value_heads, "rms": 2 * c.head_dim, "none": 0}[str(c.qk_norm)]
+    attention = _projections(c) + biases + convolutions + qk_norm
     router = _router(c) + 4 * c.router_hidden_size * (c.router_classes > 0)  # three biases and the norm
     expert = 3 * c.hidden_size * c.moe_intermediate_size
+    mlp_biases = layers * (2 * c.moe_intermediate_size + c.hidden_size) * c.mlp_bias
     vocabulary = c.vocab_size * c.hidden_size
     head_bias = c.vocab_size * c.lm_head_bias
     return ParameterCount(
@@ -113,7 +115,7 @@ def parameter_count(config: ZayaConfig) -> ParameterCount:
         experts=layers * max(1, c.router_classes - 1) * expert,
         active_experts=layers * expert,
         # 2 norms, 8 residual vectors; the last norm, input scale and bias
-        other=(layers * (2 + 8 * c.residual_scaling) + 1 + 2 * c.residual_scaling) * c.hidden_size,
+        other=(layers * (2 + 8 * c.residual_scaling) + 1 + 2 * c.residual_scaling) * c.hidden_size + mlp_biases,
         head_active=vocabulary + head_bias,
     )
 

@@ -12,7 +12,7 @@ from flax import linen as nn
 from zaya_jax.architecture.attention import attend, attend_dense
 from zaya_jax.architecture.cache import cached_keys
 from zaya_jax.architecture.config import ZayaConfig
-from zaya_jax.architecture.layers import Linear, rotate
+from zaya_jax.architecture.layers import Linear, RMSNorm, rotate
 from zaya_jax.architecture.layout import CONTEXT, START, Layout
 from zaya_jax.architecture.shards import from_left
 
@@ -83,7 +83,7 @@ def convolve_along_text(columns: Array, before: Array, row: int, depthwise, grou
 class Attention(nn.Module):
     """One attention sublayer: CCA, or as much of it as the config asks for ("gqa": none of it).
 
-    Parameter names follow transformers' ZayaAttention.
+    Parameter names follow transformers' ZayaAttention, the norms of queries and keys Qwen3Attention's.
     """
 
     config: ZayaConfig
@@ -98,8 +98,8 @@ class Attention(nn.Module):
         conv_past, delayed_past = (None, None) if past is None else (past.conv, past.delayed)
         query, key, pending_conv = self._queries_and_keys(x, layout, conv_past)
         value, pending_delayed = self._values(x, layout, delayed_past)
-        if cfg.qk_norm:
-            query, key = self._normalise(query, key)
+        if cfg.qk_norm != "none":
+            query, key = self._normalise(query, key) if cfg.qk_norm == "unit" else self._rms_norm(query, key)
         query, key = (rotate(z, angle) for z in (query, key))
 
         clean = layout.clean_size
@@ -119,7 +119,7 @@ class Attention(nn.Module):
         cfg = self.config
         return Linear(
             features,
-            use_bias=cfg.attention_bias,
+            use_bias=cfg.attention_bias and (cfg.output_bias or name != "o_proj"),
             stddev=cfg.initializer_range,
             dtype=jnp.dtype(cfg.dtype),
             param_dtype=jnp.dtype(cfg.param_dtype),
@@ -202,6 +202,15 @@ class Attention(nn.Module):
         before = history_columns(layout, past.shape[1])[:, -row:]
         value = jnp.concatenate([current, _take(columns, before)], axis=-1).reshape(heads)
         return value, columns[:, 1 : 1 + past.shape[1] + layout.clean_size]
+
+    def _rms_norm(self, query: Array, key: Array) -> tuple[Array, Array]:
+        """Each head normed by its root mean square: a weight [head_dim] for all query heads, one for all key heads."""
+        cfg = self.config
+        q_norm, k_norm = (
+            RMSNorm(cfg.rms_norm_eps, jnp.dtype(cfg.dtype), jnp.dtype(cfg.param_dtype), name=name)
+            for name in ("q_norm", "k_norm")
+        )
+        return q_norm(query), k_norm(key)
 
     def _normalise(self, query: Array, key: Array) -> tuple[Array, Array]:
         """Each head to length sqrt(head_dim); keys times the linear temperature, which starts at 1.

@@ -11,11 +11,13 @@ import jax.numpy as jnp
 
 FULL_ATTENTION = "hybrid"
 SLIDING_ATTENTION = "hybrid_sliding"
+NO_MASK = -1  # `mask_token_id` of a model without a mask token: it reads and writes text and cannot draft
 # The fields that choose which parts a model has; at their defaults it is ZAYA1.
 PARTS = (
     "attention", "cca_depthwise", "cca_grouped", "cca_mean", "cca_delayed_value", "succession", "qk_norm",
-    "feed_forward", "router_state", "residual_scaling",
+    "output_bias", "rope_scaling", "feed_forward", "mlp_bias", "router_state", "residual_scaling",
 )  # fmt: skip
+QK_NORMS = ("unit", "rms", "none")
 
 # What a training step recomputes of each layer instead of keeping it: nothing; all but the layer's input; all but the
 # input and the outputs of plain matrix products (the projections and the router's, not the experts' nor attention's).
@@ -35,7 +37,7 @@ class ZayaConfig:
     num_attention_heads: int = 8
     num_key_value_heads: int = 2
     head_dim: int = 128
-    moe_intermediate_size: int = 2048
+    moe_intermediate_size: int = 2048  # width of an expert, or of the dense feed-forward
     num_experts: int = 16  # without the skip expert, which is the router's last class
     router_hidden_size: int = 256
     cca_time0: int = 2  # taps of the depthwise convolution over queries and keys
@@ -48,24 +50,36 @@ class ZayaConfig:
     sliding_window: int | None = None  # keys a sliding layer sees, the token itself included
     max_position_embeddings: int = 131_072
     tie_word_embeddings: bool = True
-    attention_bias: bool = False
+    attention_bias: bool = False  # on all of attention's projections, but see output_bias
     lm_head_bias: bool = False
     skip_expert: str = "zero"  # "zero" (transformers) or "identity" (p * x: Zyphra's legacy code)
     initializer_range: float = 0.02
     bos_token_id: int | None = 2
-    eos_token_id: int | None = 106
+    eos_token_id: int | tuple[int, ...] | None = 106  # some chat models have several
     pad_token_id: int | None = 0
-    mask_token_id: int | None = None  # None: the vocabulary's last row
+    mask_token_id: int | None = None  # None: the vocabulary's last row; NO_MASK: there is none
 
-    # Which parts there are. The defaults are ZAYA1; the others are for ablations, and take their parameters with them.
+    # Which parts there are. The defaults are ZAYA1; the others are for ablations and for models of other families
+    # (`zaya_jax.interop.llama`), and take their parameters with them.
     attention: str = "cca"  # or "gqa": plain projections, whatever the cca_* fields below would add
     cca_depthwise: bool = True  # the depthwise convolution
     cca_grouped: bool = True  # the grouped convolution
     cca_mean: bool = True  # the q-k mean
     cca_delayed_value: bool = True  # half of the values are the predecessor's
     succession: str = "text"  # or "row": CCA looks back along the row in memory, the trap; a negative control
-    qk_norm: bool | None = None  # queries and keys of unit length, a temperature a key head; None: with cca only
+    # "unit": queries and keys of unit length, a temperature a key head; "rms": an RMSNorm of each head, one weight for
+    # all query and one for all key heads (Qwen3); "none". None: "unit" with cca, "none" with gqa.
+    qk_norm: str | None = None
+    output_bias: bool = True  # with attention_bias, attention's output projection has one too (not in Qwen2)
+    # "none"; "linear": angles are divided by rope_factor; "llama3": only those that turn less than
+    # rope_high_freq_factor times in rope_original_max_positions positions, and wholly below rope_low_freq_factor times.
+    rope_scaling: str = "none"
+    rope_factor: float = 1.0
+    rope_low_freq_factor: float = 1.0
+    rope_high_freq_factor: float = 4.0
+    rope_original_max_positions: int = 8192
     feed_forward: str = "moe"  # or "dense": one SwiGLU of moe_intermediate_size, no router
+    mlp_bias: bool = False  # on the dense feed-forward's projections
     router_state: bool = True  # the router's state is carried across depth
     residual_scaling: bool = True
 
@@ -80,12 +94,16 @@ class ZayaConfig:
     def __post_init__(self) -> None:
         if isinstance(self.remat, bool):  # as stored configurations have it that knew no third choice
             object.__setattr__(self, "remat", "full" if self.remat else "none")
+        if isinstance(self.eos_token_id, list):  # as JSON has them
+            object.__setattr__(self, "eos_token_id", tuple(self.eos_token_id))
         if self.mask_token_id is None:
             object.__setattr__(self, "mask_token_id", self.vocab_size - 1)
         layer_types = self.layer_types or (FULL_ATTENTION,) * self.num_hidden_layers
         object.__setattr__(self, "layer_types", tuple(layer_types))
         if self.qk_norm is None:
-            object.__setattr__(self, "qk_norm", self.attention == "cca")
+            object.__setattr__(self, "qk_norm", _default_qk_norm(self.attention))
+        if isinstance(self.qk_norm, bool):  # as stored configurations have it that knew no third choice
+            object.__setattr__(self, "qk_norm", "unit" if self.qk_norm else "none")
         self._check()
 
     def _check(self) -> None:
@@ -116,10 +134,11 @@ class ZayaConfig:
             "in (0, 1] with an even, non-zero number of rotated channels",
         )
         _require(
-            _is_int(self.mask_token_id) and 0 <= self.mask_token_id < self.vocab_size,
+            _is_int(self.mask_token_id)
+            and (0 <= self.mask_token_id < self.vocab_size or self.mask_token_id == NO_MASK),
             "mask_token_id",
             self.mask_token_id,
-            f"in [0, {self.vocab_size})",
+            f"in [0, {self.vocab_size}), or {NO_MASK} for none",
         )
         _require(
             len(self.layer_kinds) == self.num_hidden_layers
@@ -132,6 +151,7 @@ class ZayaConfig:
             window = self.sliding_window
             _require(_is_int(window) and window >= 1, "sliding_window", window, "an integer of at least 1")
         self._check_parts()
+        self._check_rope_scaling()
         choices = {
             "skip_expert": ("zero", "identity"),
             "expert_backend": ("auto", "block_padded", "looped", "ragged_dot", "gather", "dense"),
@@ -149,8 +169,10 @@ class ZayaConfig:
         _require(self.feed_forward in ("moe", "dense"), "feed_forward", self.feed_forward, "'moe' or 'dense'")
         _require(self.succession in ("text", "row"), "succession", self.succession, "'text' or 'row'")
         switches = ("cca_depthwise", "cca_grouped", "cca_mean", "cca_delayed_value")
-        for name in (*switches, "qk_norm", "router_state", "residual_scaling"):
+        booleans = ("attention_bias", "output_bias", "mlp_bias", "router_state", "residual_scaling")
+        for name in (*switches, *booleans):
             _require(isinstance(getattr(self, name), bool), name, getattr(self, name), "True or False")
+        _require(self.qk_norm in QK_NORMS, "qk_norm", self.qk_norm, f"one of {QK_NORMS}")
         for name in switches:
             may_be = "True with attention 'gqa', which has none of it"
             _require(self.attention == "cca" or getattr(self, name), name, getattr(self, name), may_be)
@@ -167,6 +189,38 @@ class ZayaConfig:
             self.router_state,
             "True with feed_forward 'dense', which has no router",
         )
+        _require(
+            self.output_bias or self.attention_bias,
+            "output_bias",
+            self.output_bias,
+            "True where attention_bias is False",
+        )
+        _require(
+            not self.mlp_bias or self.feed_forward == "dense",
+            "mlp_bias",
+            self.mlp_bias,
+            "False with feed_forward 'moe', whose experts have none",
+        )
+
+    def _check_rope_scaling(self) -> None:
+        """Refuses a scaling that is none of ours, and numbers that it would not use."""
+        kind = self.rope_scaling
+        _require(kind in ("none", "linear", "llama3"), "rope_scaling", kind, "'none', 'linear' or 'llama3'")
+        used = {"none": 0, "linear": 1, "llama3": 4}[kind]
+        names = ("rope_factor", "rope_low_freq_factor", "rope_high_freq_factor", "rope_original_max_positions")
+        for number, name in enumerate(names):
+            value, default = getattr(self, name), getattr(type(self), name)
+            if number >= used:
+                _require(
+                    value == default, name, value, f"{default} with rope_scaling {kind!r}, which has no use for it"
+                )
+                continue
+            positive = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")
+            _require(positive, name, value, "a number above 0")
+        low, high = self.rope_low_freq_factor, self.rope_high_freq_factor
+        _require(low < high, "rope_high_freq_factor", high, f"above rope_low_freq_factor ({low})")
+        original = self.rope_original_max_positions
+        _require(_is_int(original), "rope_original_max_positions", original, "an integer of at least 1")
 
     def has(self, part: str) -> bool:
         """Whether a part of CCA ("depthwise", "grouped", "mean", "delayed_value") is there."""
@@ -219,9 +273,13 @@ class ZayaConfig:
             changes.setdefault("mask_token_id", None)
         if "num_hidden_layers" in changes and set(self.layer_kinds) == {FULL_ATTENTION}:
             changes.setdefault("layer_types", None)
-        if "attention" in changes and self.qk_norm == (self.attention == "cca"):
+        if "attention" in changes and self.qk_norm == _default_qk_norm(self.attention):
             changes.setdefault("qk_norm", None)
         return dataclasses.replace(self, **changes)
+
+
+def _default_qk_norm(attention: str) -> str:
+    return "unit" if attention == "cca" else "none"
 
 
 def _is_int(value: Any) -> TypeGuard[int]:
@@ -275,6 +333,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "zaya1_200m": dict(
         _BYTES, hidden_size=768, num_hidden_layers=12, num_attention_heads=8, num_key_value_heads=2, head_dim=64,
         moe_intermediate_size=448, num_experts=16, router_hidden_size=128,
+    ),
+    # SmolLM2-135M with a row for the mask token behind its 49,152 (`zaya_jax.interop.llama`)
+    "smollm2_135m": dict(
+        vocab_size=49_153, hidden_size=576, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
+        head_dim=64, attention="gqa", partial_rotary_factor=1.0, rope_theta=100_000.0, sliding_rope_theta=100_000.0,
+        feed_forward="dense", moe_intermediate_size=1536, residual_scaling=False, max_position_embeddings=8192,
+        bos_token_id=1, eos_token_id=2, pad_token_id=2, initializer_range=0.041666666666666664,
     ),
     # the released model (zaya1.md section 2): 8,840,488,784 parameters in 1,283 tensors
     "zaya1_8b": dict(param_dtype="bfloat16", dtype="bfloat16"),

@@ -27,8 +27,13 @@ GATHER_LIMIT = 16  # tokens up to which `gather` beats `block_padded` (rocm_and_
 
 def swiglu(x: Array, gate_up: Array, down: Array) -> Array:
     """silu(x gate) * (x up), projected down; leading axes of the three are batched alike. x: [..., token, hidden]."""
-    gate, up = jnp.split(x @ gate_up, 2, axis=-1)
-    return (jax.nn.silu(gate) * up) @ down
+    return gated(x @ gate_up) @ down
+
+
+def gated(gate_up: Array) -> Array:
+    """silu(gate) * up of [gate | up], [..., 2 * intermediate] -> [..., intermediate]."""
+    gate, up = jnp.split(gate_up, 2, axis=-1)
+    return jax.nn.silu(gate) * up
 
 
 def dense(x: Array, choice: Array, gate_up: Array, down: Array) -> Array:

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from zaya_jax.architecture.config import ZayaConfig
+
 Array = jax.Array
 
 
@@ -63,6 +65,22 @@ class ResidualScaling(nn.Module):
 def inverse_frequencies(theta: float, rotary_dim: int) -> Array:
     """theta^(-2i / rotary_dim), float32 [rotary_dim // 2]."""
     return 1.0 / theta ** (jnp.arange(0, rotary_dim, 2, dtype=jnp.float32) / rotary_dim)
+
+
+def scale_frequencies(frequencies: Array, config: ZayaConfig) -> Array:
+    """Rotary frequencies (float32, radians a position) as `config.rope_scaling` has them.
+
+    "llama3" goes from a frequency divided by rope_factor, where it turns rope_low_freq_factor times or less in
+    rope_original_max_positions positions, linearly in turns to the frequency as it is, at rope_high_freq_factor.
+    """
+    if config.rope_scaling == "none":
+        return frequencies
+    if config.rope_scaling == "linear":
+        return frequencies / config.rope_factor
+    turns = config.rope_original_max_positions / (2 * jnp.pi / frequencies)
+    low, high = config.rope_low_freq_factor, config.rope_high_freq_factor
+    kept = jnp.clip((turns - low) / (high - low), 0, 1)
+    return (1 - kept) * frequencies / config.rope_factor + kept * frequencies
 
 
 def rotation(position: Array, frequencies: Array) -> tuple[Array, Array]:

@@ -8,8 +8,15 @@ from flax import struct
 
 from zaya_jax.architecture.cache import Cache
 from zaya_jax.architecture.cca import Attention
-from zaya_jax.architecture.config import FULL_ATTENTION, SLIDING_ATTENTION, ZayaConfig
-from zaya_jax.architecture.layers import Linear, ResidualScaling, RMSNorm, inverse_frequencies, rotation
+from zaya_jax.architecture.config import FULL_ATTENTION, NO_MASK, SLIDING_ATTENTION, ZayaConfig
+from zaya_jax.architecture.layers import (
+    Linear,
+    ResidualScaling,
+    RMSNorm,
+    inverse_frequencies,
+    rotation,
+    scale_frequencies,
+)
 from zaya_jax.architecture.layout import MASK, Layout
 from zaya_jax.architecture.moe import BALANCING, ExpertStack, FeedForward, MixtureOfExperts
 from zaya_jax.architecture.shards import Shards
@@ -178,6 +185,10 @@ class Zaya(nn.Module):
           stream: embedded tokens to use instead of the layout's (Jacobians, soft prompts).
         """
         cfg = self.config
+        if layout.num_blocks and cfg.mask_token_id == NO_MASK:
+            raise ValueError(
+                "ZayaConfig.mask_token_id: got none, may be an id where blocks are drafted (`interop.mask`)"
+            )
         layout = layout.blind() if cfg.succession == "row" else layout
         stream = self.embed(layout.tokens) if stream is None else stream
         state = jnp.zeros((*layout.tokens.shape, cfg.state_size), cfg.dtype)
@@ -208,6 +219,7 @@ class Zaya(nn.Module):
         thetas = {FULL_ATTENTION: cfg.rope_theta, SLIDING_ATTENTION: cfg.sliding_rope_theta}
         kinds = [kind for kind in thetas if kind in cfg.layer_kinds]
         frequencies = jnp.stack([inverse_frequencies(thetas[kind], cfg.rotary_dim) for kind in kinds])
+        frequencies = scale_frequencies(frequencies, cfg)
         return rotation(layout.position, frequencies[:, None, None])
 
     def _experts(self) -> tuple[Array, Array] | None:

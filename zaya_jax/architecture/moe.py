@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from zaya_jax.architecture.config import ZayaConfig
-from zaya_jax.architecture.experts import across, dispatch, dispatch_cached, swiglu
+from zaya_jax.architecture.experts import across, dispatch, dispatch_cached, gated, swiglu
 from zaya_jax.architecture.layers import Linear, RMSNorm
 from zaya_jax.architecture.layout import PADDING, Layout
 from zaya_jax.architecture.shards import Shards
@@ -98,7 +98,10 @@ class MixtureOfExperts(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """One SwiGLU that every token goes through: an expert's size, so a token costs what it costs with experts."""
+    """One SwiGLU that every token goes through: an expert's size, so a token costs what it costs with experts.
+
+    gate_up_proj is [gate | up], [hidden, 2 * moe_intermediate_size].
+    """
 
     config: ZayaConfig
 
@@ -107,10 +110,18 @@ class FeedForward(nn.Module):
         """x [..., hidden] -> the same shape."""
         cfg = self.config
         hidden, inner = x.shape[-1], cfg.moe_intermediate_size
-        init = nn.initializers.normal(cfg.initializer_range)
-        gate_up = self.param("gate_up_proj", init, (hidden, 2 * inner), jnp.dtype(cfg.param_dtype))
-        down = self.param("down_proj", init, (inner, hidden), jnp.dtype(cfg.param_dtype))
-        return swiglu(x, gate_up.astype(cfg.dtype), down.astype(cfg.dtype))
+        normal = nn.initializers.normal(cfg.initializer_range)
+
+        def weights(name: str, init, *shape: int) -> Array:
+            return self.param(name, init, shape, jnp.dtype(cfg.param_dtype)).astype(cfg.dtype)
+
+        gate_up = weights("gate_up_proj", normal, hidden, 2 * inner)
+        down = weights("down_proj", normal, inner, hidden)
+        if not cfg.mlp_bias:
+            return swiglu(x, gate_up, down)
+        zeros = nn.initializers.zeros
+        h = gated(x @ gate_up + weights("gate_up_bias", zeros, 2 * inner))
+        return h @ down + weights("down_bias", zeros, hidden)
 
 
 def init_balancing_biases(classes: int) -> Array:

@@ -71,20 +71,20 @@ def config_from_huggingface(values: dict[str, Any]) -> ZayaConfig:
     Raises:
       ValueError: one line naming the field, what it got and what it may be.
     """
-    _require(isinstance(values, dict), "the whole file", values, "a JSON object")
+    require(isinstance(values, dict), "the whole file", values, "a JSON object")
     for name, only in ONLY.items():
-        _require(values.get(name, only) == only, name, values.get(name), f"{only!r}, the only one supported")
+        require(values.get(name, only) == only, name, values.get(name), f"{only!r}, the only one supported")
     fields = {}
     for name, (may_be, accepts) in SHARED.items():
         if name in values:
             value = _single(values[name]) if name == "eos_token_id" else values[name]
-            _require(accepts(value), name, value, may_be)
+            require(accepts(value), name, value, may_be)
             fields[name] = value
     layers = fields.get("num_hidden_layers", ZayaConfig.num_hidden_layers)
     fields["layer_types"] = _layer_types(values.get("layer_types"), layers)
     fields.update(_rope(values, set(fields["layer_types"])))
     dtype = values.get("dtype") or values.get("torch_dtype") or "float32"
-    _require(dtype in DTYPES, "dtype", dtype, f"one of {DTYPES}")
+    require(dtype in DTYPES, "dtype", dtype, f"one of {DTYPES}")
     fields.update(dtype=dtype, param_dtype=dtype)
     fields.update(_extra(values.get(OURS, {})))
     return ZayaConfig(**fields)
@@ -101,8 +101,8 @@ def config_to_huggingface(config: ZayaConfig) -> dict[str, Any]:
     """
     for name in PARTS:
         zaya = getattr(_ZAYA1, name)
-        _require(getattr(config, name) == zaya, name, getattr(config, name), f"{zaya!r} in ZAYA's format", "ZayaConfig")
-    _require(config.param_dtype in DTYPES, "param_dtype", config.param_dtype, f"one of {DTYPES}", "ZayaConfig")
+        require(getattr(config, name) == zaya, name, getattr(config, name), f"{zaya!r} in ZAYA's format", "ZayaConfig")
+    require(config.param_dtype in DTYPES, "param_dtype", config.param_dtype, f"one of {DTYPES}", "ZayaConfig")
     thetas = {FULL_ATTENTION: config.rope_theta, SLIDING_ATTENTION: config.sliding_rope_theta}
     return {
         "architectures": ["ZayaForCausalLM"],
@@ -124,7 +124,7 @@ def config_to_huggingface(config: ZayaConfig) -> dict[str, Any]:
     }
 
 
-def _require(condition: bool, field: str, got: Any, may_be: str, where: str = "config.json") -> None:
+def require(condition: bool, field: str, got: Any, may_be: str, where: str = "config.json") -> None:
     if not condition:
         raise ValueError(f"{where}: {field}: got {got!r}, may be {may_be}")
 
@@ -138,9 +138,9 @@ def _layer_types(kinds: Any, layers: int) -> tuple[str, ...]:
     if kinds is None:
         return (FULL_ATTENTION,) * layers
     allowed = (FULL_ATTENTION, SLIDING_ATTENTION)
-    _require(isinstance(kinds, list), "layer_types", kinds, f"null or a list of {allowed}")
+    require(isinstance(kinds, list), "layer_types", kinds, f"null or a list of {allowed}")
     for kind in kinds:
-        _require(kind in allowed, "layer_types", kind, f"one of {allowed}")
+        require(kind in allowed, "layer_types", kind, f"one of {allowed}")
     return tuple(kinds)
 
 
@@ -148,7 +148,7 @@ def _rope(values: dict[str, Any], used: set[str]) -> dict[str, float]:
     """rope_theta, sliding_rope_theta and partial_rotary_factor."""
     nested = _rope_by_kind(values, used)
     for kind in sorted(used):
-        _require(isinstance(nested.get(kind), dict), f"rope_parameters.{kind}", nested.get(kind), "an object")
+        require(isinstance(nested.get(kind), dict), f"rope_parameters.{kind}", nested.get(kind), "an object")
     thetas, shares = dict(_ROPE_DEFAULTS), {}
     for kind, parameters in nested.items():
         # transformers reads the entries of kinds that occur; one that does not may hold anything
@@ -159,13 +159,13 @@ def _rope(values: dict[str, Any], used: set[str]) -> dict[str, float]:
         share: Any = parameters.get("partial_rotary_factor", 1.0)
         if kind in used:
             rope_type = parameters.get("rope_type", "default")
-            _require(rope_type == "default", f"{where}.rope_type", rope_type, "'default', the only one supported")
-            _require(_NUMBER[1](theta), f"{where}.rope_theta", theta, _NUMBER[0])
-            _require(_NUMBER[1](share), f"{where}.partial_rotary_factor", share, _NUMBER[0])
+            require(rope_type == "default", f"{where}.rope_type", rope_type, "'default', the only one supported")
+            require(_NUMBER[1](theta), f"{where}.rope_theta", theta, _NUMBER[0])
+            require(_NUMBER[1](share), f"{where}.partial_rotary_factor", share, _NUMBER[0])
             shares[kind] = float(share)
         thetas[kind] = float(theta) if _NUMBER[1](theta) else thetas[kind]
     factors = set(shares.values())
-    _require(len(factors) == 1, "rope_parameters.*.partial_rotary_factor", shares, "the same for both layer types")
+    require(len(factors) == 1, "rope_parameters.*.partial_rotary_factor", shares, "the same for both layer types")
     return {
         "rope_theta": thetas[FULL_ATTENTION],
         "sliding_rope_theta": thetas[SLIDING_ATTENTION],
@@ -176,7 +176,7 @@ def _rope(values: dict[str, Any], used: set[str]) -> dict[str, float]:
 def _rope_by_kind(values: dict[str, Any], used: set[str]) -> dict[str, Any]:
     """rope_parameters by layer type, from whichever form the file has."""
     parameters = values.get("rope_parameters")
-    _require(parameters is None or isinstance(parameters, dict), "rope_parameters", parameters, "null or an object")
+    require(parameters is None or isinstance(parameters, dict), "rope_parameters", parameters, "null or an object")
     parameters = parameters or {}
     kinds = {kind: parameters[kind] for kind in _ROPE_DEFAULTS if kind in parameters}
     scaling = values.get("rope_scaling") or {}
@@ -184,14 +184,14 @@ def _rope_by_kind(values: dict[str, Any], used: set[str]) -> dict[str, Any]:
         ("rope_parameters.rope_type", parameters.get("rope_type", "default")),
         ("rope_scaling", scaling.get("rope_type", scaling.get("type")) if isinstance(scaling, dict) else scaling),
     ):
-        _require(rope_type in (None, "default"), name, rope_type, "'default', the only one supported")
+        require(rope_type in (None, "default"), name, rope_type, "'default', the only one supported")
     if kinds:
         return kinds
     older = {name: values.get(name) for name in ("rope_theta", "partial_rotary_factor")}
     flat = {name: value for name, value in {**older, **parameters}.items() if value is not None}
     if "rope_theta" in flat:
         may_be = f"given by layer type (rope_parameters.{SLIDING_ATTENTION}.rope_theta) when there are sliding layers"
-        _require(SLIDING_ATTENTION not in used, "rope_theta", flat["rope_theta"], may_be)
+        require(SLIDING_ATTENTION not in used, "rope_theta", flat["rope_theta"], may_be)
     share = flat.get("partial_rotary_factor", 0.5)
     kinds = {kind: {"rope_theta": theta, "partial_rotary_factor": share} for kind, theta in _ROPE_DEFAULTS.items()}
     kinds[FULL_ATTENTION]["rope_theta"] = flat.get("rope_theta", _ROPE_DEFAULTS[FULL_ATTENTION])
@@ -199,7 +199,7 @@ def _rope_by_kind(values: dict[str, Any], used: set[str]) -> dict[str, Any]:
 
 
 def _extra(ours: Any) -> dict[str, Any]:
-    _require(isinstance(ours, dict), OURS, ours, "an object")
+    require(isinstance(ours, dict), OURS, ours, "an object")
     for name in ours:
-        _require(name in EXTRA, OURS, name, f"an object with the keys {EXTRA}")
+        require(name in EXTRA, OURS, name, f"an object with the keys {EXTRA}")
     return ours

@@ -21,8 +21,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from zaya_jax.architecture import ZayaConfig
-from zaya_jax.interop.configuration import config_from_huggingface, config_to_huggingface
-from zaya_jax.interop.names import EMBEDDING, HEAD, Entry, Path, abstract_tensors, abstract_variables, entries
+from zaya_jax.interop.configuration import require
+from zaya_jax.interop.families import Family, family_of, family_of_file
+from zaya_jax.interop.names import EMBEDDING, HEAD, Entry, Index, Path, abstract_variables
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -59,16 +60,18 @@ def load_huggingface(directory: Directory, place: Place | None = None) -> tuple[
     config_path = directory / CONFIG_FILE
     values = _read_json(config_path)
     try:
-        config = config_from_huggingface(values)
+        require(isinstance(values, dict), "the whole file", values, "a JSON object")
+        family = family_of_file(values)
+        config = family.config_from_huggingface(values)
     except ValueError as error:
         raise ValueError(f"{config_path}: {error}") from None
     place = place or (lambda path, array: jnp.asarray(array))
     with contextlib.ExitStack() as stack:
         tensors = _Tensors(directory, stack)
-        param_dtype = _check_tensors(tensors, config)
+        param_dtype = _check_tensors(tensors, family, config)
         config = config.replace(param_dtype=param_dtype.name)
         shapes = abstract_variables(config)
-        flat = {entry.path: place(entry.path, _stack(tensors, entry, config, shapes)) for entry in entries(config)}
+        flat = {path: place(path, _stack(tensors, parts, shapes[path])) for path, parts in _by_path(family, config)}
     return config, traverse_util.unflatten_dict(flat)
 
 
@@ -93,7 +96,7 @@ def save_huggingface(
         raise ValueError(f"max_shard_bytes: got {max_shard_bytes}, may be at least 1")
     if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
         raise ValueError(f"{directory}: got a path that is taken, may be a new or an empty directory")
-    text = json.dumps(config_to_huggingface(config), indent=2) + "\n"
+    text = json.dumps(family_of(config).config_to_huggingface(config), indent=2) + "\n"
     arrays = _check_variables(config, variables)
     directory.parent.mkdir(parents=True, exist_ok=True)
     partial = directory.with_name(f".{directory.name}.partial-{uuid.uuid4().hex}")
@@ -183,10 +186,10 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _check_tensors(tensors: _Tensors, config: ZayaConfig) -> np.dtype:
+def _check_tensors(tensors: _Tensors, family: Family, config: ZayaConfig) -> np.dtype:
     """Names, shapes and dtypes against the config, from headers alone; returns the parameters' dtype."""
-    expected = abstract_tensors(config)
-    buffers = _buffers(config)
+    expected = family.tensors(config)
+    buffers = {name for entry in family.entries(config) if entry.path[0] != "params" for name in entry.names}
     tied_head = {HEAD} if config.tie_word_embeddings else set()
     for name in tensors.file:
         if name not in expected and name not in tied_head:
@@ -207,10 +210,6 @@ def _check_tensors(tensors: _Tensors, config: ZayaConfig) -> np.dtype:
     return max(found, key=lambda dtype: dtype.itemsize)
 
 
-def _buffers(config: ZayaConfig) -> set[str]:
-    return {name for entry in entries(config) if entry.path[0] != "params" for name in entry.names(config)}
-
-
 def _check_header(tensors: _Tensors, name: str, shape: tuple[int, ...]) -> np.dtype:
     got, dtype = tensors.header(name)
     if got != shape:
@@ -220,16 +219,20 @@ def _check_header(tensors: _Tensors, name: str, shape: tuple[int, ...]) -> np.dt
     return STORED[dtype]
 
 
-def _stack(tensors: _Tensors, entry: Entry, config: ZayaConfig, shapes: Mapping[Path, Any]) -> np.ndarray:
+def _by_path(family: Family, config: ZayaConfig) -> list[tuple[Path, list[Entry]]]:
+    """The entries of each of our arrays."""
+    parts: dict[Path, list[Entry]] = {}
+    for entry in family.entries(config):
+        parts.setdefault(entry.path, []).append(entry)
+    return list(parts.items())
+
+
+def _stack(tensors: _Tensors, parts: list[Entry], shape: Any) -> np.ndarray:
     """One of our arrays, from all of its layers' tensors."""
-    shape = shapes[entry.path]
-    names = entry.names(config)
     out = np.empty(shape.shape, shape.dtype)
-    if entry.first_layer is None:
-        out[...] = entry.lay.from_huggingface(tensors.read(names[0]))
-    else:
-        for row, name in enumerate(names):
-            out[row] = entry.lay.from_huggingface(tensors.read(name))
+    for entry in parts:
+        for name, index in entry.slots(shape.shape):
+            out[index] = entry.lay.from_huggingface(tensors.read(name))
     return out
 
 
@@ -256,7 +259,7 @@ def _shards(config: ZayaConfig, max_bytes: int) -> list[list[str]]:
     """Tensor names, file by file, in the table's order."""
     shards: list[list[str]] = [[]]
     room = max_bytes
-    for name, (shape, dtype) in abstract_tensors(config).items():
+    for name, (shape, dtype) in family_of(config).tensors(config).items():
         size = int(np.prod(shape)) * dtype.itemsize
         if size > room and shards[-1]:
             shards.append([])
@@ -267,7 +270,11 @@ def _shards(config: ZayaConfig, max_bytes: int) -> list[list[str]]:
 
 
 def _write_shards(directory: pathlib.Path, config: ZayaConfig, arrays: Mapping[Path, Any], max_bytes: int) -> None:
-    source = {name: (entry, row) for entry in entries(config) for row, name in enumerate(entry.names(config))}
+    source = {
+        name: (entry, index)
+        for entry in family_of(config).entries(config)
+        for name, index in entry.slots(arrays[entry.path].shape)
+    }
     shards = _shards(config, max_bytes)
     mapped, total = {}, 0
     for number, names in enumerate(shards, start=1):
@@ -281,8 +288,7 @@ def _write_shards(directory: pathlib.Path, config: ZayaConfig, arrays: Mapping[P
         (directory / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _tensors(source: Mapping[str, tuple[Entry, int]], arrays: Mapping[Path, Any], names: list[str]) -> Iterator:
+def _tensors(source: Mapping[str, tuple[Entry, Index]], arrays: Mapping[Path, Any], names: list[str]) -> Iterator:
     for name in names:
-        entry, row = source[name]
-        ours = arrays[entry.path] if entry.first_layer is None else arrays[entry.path][row]
-        yield name, np.ascontiguousarray(entry.lay.to_huggingface(np.asarray(ours)))
+        entry, index = source[name]
+        yield name, np.ascontiguousarray(entry.lay.to_huggingface(np.asarray(arrays[entry.path][index])))

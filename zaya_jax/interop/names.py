@@ -1,12 +1,14 @@
-"""One table between our parameters and transformers' tensors, read by both import and export.
+"""One table between our parameters and another library's tensors, read by both import and export.
 
-Ours are stacked along a leading layer axis (`nn.scan`) and lie as JAX multiplies them; transformers' (5.23.0,
-`models/zaya`) are one tensor a layer in torch's [out, in] order. `entries(config)` lists every pair once: where ours
-stands, what theirs is called, and how one lies in terms of the other. Names and shapes: zaya1.md section 2.
+Ours are stacked along a leading layer axis (`nn.scan`) and lie as JAX multiplies them; theirs are one tensor a layer
+(or an expert) in torch's [out, in] order. A family of models (`families`) lists every pair once, as an `Entry`: where
+ours stands, what theirs are called, and how one lies in terms of the other.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import jax
@@ -17,11 +19,16 @@ from flax import traverse_util
 from zaya_jax.architecture import Layout, Zaya, ZayaConfig
 
 Path = tuple[str, ...]
+Index = tuple[int | slice, ...]
+Spec = tuple[tuple[int, ...], np.dtype]  # a tensor's shape and dtype
+
+EMBEDDING = "model.embed_tokens.weight"  # in every family
+HEAD = "lm_head.weight"
 
 
 @dataclasses.dataclass(frozen=True)
 class Lay:
-    """How one layer's tensor lies: functions between the two orders, on NumPy and JAX arrays alike."""
+    """How one tensor lies: functions between the two orders, on NumPy and JAX arrays alike."""
 
     to_huggingface: Callable[[Any], Any]
     from_huggingface: Callable[[Any], Any]
@@ -43,78 +50,58 @@ EXPERTS = Lay(lambda x: x.swapaxes(1, 2), lambda x: x.swapaxes(1, 2))
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One of our arrays and the tensors transformers keeps it in."""
+    """One of our arrays, or a part of one, and the tensors that another library keeps it in.
 
-    path: Path  # in variables, e.g. ("params", "layers", "self_attn", "q_proj", "kernel")
-    name: str  # theirs; "{}" stands for the layer
+    Attributes:
+      path: in variables, e.g. ("params", "layers", "self_attn", "q_proj", "kernel").
+      names: theirs, row by row along our `stacked` leading axes.
+      lay: of one tensor.
+      stacked: leading axes of ours that `names` runs through: none, layers, or layers and experts.
+      part: (i, n): the tensors are the i-th of n equal parts of our last axis, and other entries have the rest.
+    """
+
+    path: Path
+    names: tuple[str, ...]
     lay: Lay = SAME
-    first_layer: int | None = None  # None: not per layer; else the layer of the stack's first row
+    stacked: int = 0
+    part: tuple[int, int] = (0, 1)
 
-    def names(self, config: ZayaConfig) -> list[str]:
-        """Their tensors' names, in the order of our leading axis (one name when we do not stack)."""
-        if self.first_layer is None:
-            return [self.name]
-        return [self.name.format(layer) for layer in range(self.first_layer, config.num_hidden_layers)]
+    def slots(self, shape: Sequence[int]) -> Iterator[tuple[str, Index]]:
+        """(their tensor, where in our array of this shape it stands), in order."""
+        rows = itertools.product(*(range(size) for size in shape[: self.stacked]))
+        for name, row in zip(self.names, rows, strict=True):
+            yield name, (*row, *self._columns(shape))
 
+    def slot_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape of one tensor, lying as ours does."""
+        inner = tuple(shape[self.stacked :])
+        return inner if self.part == (0, 1) else (*inner[:-1], inner[-1] // self.part[1])
 
-EMBEDDING = "model.embed_tokens.weight"
-HEAD = "lm_head.weight"
-
-
-def entries(config: ZayaConfig) -> list[Entry]:
-    """Every parameter and buffer of a model of this config; together they are all of its variables."""
-    return [*_whole(config), *_attention(config), *_mixture(), *_vectors()]
-
-
-def _whole(config: ZayaConfig) -> Iterator[Entry]:
-    yield Entry(("params", "embed_tokens"), EMBEDDING)
-    for name in ("input_hidden_states_scale", "input_hidden_states_bias"):
-        yield Entry(("params", name), f"model.{name}")
-    yield Entry(("params", "norm", "weight"), "model.norm.weight")
-    # The first layer has no router state to scale: a stack of one row fewer than layers.
-    yield Entry(("params", "router_states_scale"), "model.layers.{}.mlp.gate.router_states_scale", first_layer=1)
-    if not config.tie_word_embeddings:
-        yield Entry(("params", "lm_head", "kernel"), HEAD, LINEAR)
-    if config.lm_head_bias:
-        yield Entry(("params", "lm_head_bias"), "lm_head.bias")
+    def _columns(self, shape: Sequence[int]) -> Index:
+        number, count = self.part
+        if count == 1:
+            return ()
+        width = shape[-1] // count
+        return (*(slice(None),) * (len(shape) - self.stacked - 1), slice(number * width, (number + 1) * width))
 
 
-def _layer(path: str, name: str, lay: Lay = SAME, collection: str = "params") -> Entry:
-    """`path` with slashes, behind the scanned layers."""
-    return Entry((collection, "layers", *path.split("/")), "model.layers.{}." + name, lay, first_layer=0)
+def whole(path: str, name: str, lay: Lay = SAME) -> Entry:
+    """An array of the whole model; `path` with slashes, in the parameters."""
+    return Entry(("params", *path.split("/")), (name,), lay)
 
 
-def _attention(config: ZayaConfig) -> Iterator[Entry]:
-    for projection in ("q_proj", "k_proj", "v_proj_current", "v_proj_delayed", "o_proj"):
-        theirs = "self_attn.o_proj" if projection == "o_proj" else f"self_attn.qkv_proj.{projection}"
-        yield _layer(f"self_attn/{projection}/kernel", f"{theirs}.weight", LINEAR)
-        if config.attention_bias:
-            yield _layer(f"self_attn/{projection}/bias", f"{theirs}.bias")
-    for convolution, lay in (("conv_qk_depthwise", DEPTHWISE), ("conv_qk_grouped", GROUPED)):
-        yield _layer(f"self_attn/{convolution}_kernel", f"self_attn.qkv_proj.{convolution}.weight", lay)
-        yield _layer(f"self_attn/{convolution}_bias", f"self_attn.qkv_proj.{convolution}.bias")
-    yield _layer("self_attn/temp", "self_attn.qk_norm.temp")
-
-
-def _mixture() -> Iterator[Entry]:
-    yield _layer("mlp/gate/down_proj/kernel", "mlp.gate.down_proj.weight", LINEAR)
-    yield _layer("mlp/gate/down_proj/bias", "mlp.gate.down_proj.bias")
-    yield _layer("mlp/gate/norm/weight", "mlp.gate.router_mlp.norm.weight")
-    for linear in ("fc1", "fc2"):
-        yield _layer(f"mlp/gate/{linear}/kernel", f"mlp.gate.router_mlp.{linear}.weight", LINEAR)
-        yield _layer(f"mlp/gate/{linear}/bias", f"mlp.gate.router_mlp.{linear}.bias")
-    yield _layer("mlp/gate/out_proj/kernel", "mlp.gate.router_mlp.out_proj.weight", LINEAR)
-    yield _layer("mlp/gate/biases", "mlp.gate.balancing_biases", collection="balancing")
-    for weights in ("gate_up_proj", "down_proj"):
-        yield _layer(f"mlp/{weights}", f"mlp.experts.{weights}", EXPERTS)
-
-
-def _vectors() -> Iterator[Entry]:
-    for norm in ("input_layernorm", "post_attention_layernorm"):
-        yield _layer(f"{norm}/weight", f"{norm}.weight")
-    for sublayer in ("post_attention_residual_scale", "post_mlp_residual_scale"):
-        for vector in ("hidden_states_scale", "hidden_states_bias", "residual_scale", "residual_bias"):
-            yield _layer(f"{sublayer}/{vector}", f"{sublayer}.{vector}")
+def layered(
+    config: ZayaConfig,
+    path: str,
+    name: str,
+    lay: Lay = SAME,
+    *,
+    collection: str = "params",
+    part: tuple[int, int] = (0, 1),
+) -> Entry:
+    """An array of the scanned layers, `path` with slashes behind them; "{}" in `name` stands for the layer."""
+    names = tuple(name.format(layer) for layer in range(config.num_hidden_layers))
+    return Entry((collection, "layers", *path.split("/")), names, lay, stacked=1, part=part)
 
 
 def abstract_variables(config: ZayaConfig) -> dict[Path, jax.ShapeDtypeStruct]:
@@ -127,18 +114,14 @@ def abstract_variables(config: ZayaConfig) -> dict[Path, jax.ShapeDtypeStruct]:
     return cast(dict[Path, jax.ShapeDtypeStruct], traverse_util.flatten_dict(variables))
 
 
-def abstract_tensors(config: ZayaConfig) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """The tensors of transformers' checkpoint of this config: name -> (shape, dtype). Nothing is allocated.
-
-    A tied head is not among them (it is the embedding); the balancing biases, float32 buffers, are. ZAYA1-8B: 1,283
-    tensors, of which 40 are buffers.
-    """
+def tensor_specs(entries: Sequence[Entry], config: ZayaConfig) -> dict[str, Spec]:
+    """Name -> (shape, dtype) of every tensor of `entries`, which are of this config. Nothing is allocated."""
     ours = abstract_variables(config)
-    tensors = {}
-    for entry in entries(config):
+    specs: dict[str, Spec] = {}
+    for entry in entries:
         array = ours[entry.path]
-        shape = array.shape if entry.first_layer is None else array.shape[1:]
-        theirs = jax.eval_shape(entry.lay.to_huggingface, jax.ShapeDtypeStruct(shape, array.dtype))
-        for name in entry.names(config):
-            tensors[name] = (tuple(theirs.shape), np.dtype(array.dtype))
-    return tensors
+        slot = jax.ShapeDtypeStruct(entry.slot_shape(array.shape), array.dtype)
+        theirs = jax.eval_shape(entry.lay.to_huggingface, slot)
+        assert len(entry.names) == math.prod(array.shape[: entry.stacked]), entry
+        specs.update(dict.fromkeys(entry.names, (tuple(theirs.shape), np.dtype(array.dtype))))
+    return specs

@@ -1,0 +1,83 @@
+"""Contract 1 for Llama's relatives: their folders give transformers' logits. Needs no torch: make_llama_fixtures.py."""
+
+import jax.numpy as jnp
+import make_llama_fixtures
+import numpy as np
+import pytest
+from comparison import TOLERANCE, cached_logits, compiled, deviation, logits
+from flax import traverse_util
+
+from zaya_jax.architecture import Layout
+from zaya_jax.architecture.config import NO_MASK
+from zaya_jax.interop import load_huggingface, save_huggingface
+
+CASES = make_llama_fixtures.CASES
+
+
+def fixture(name: str):
+    """(config, variables, expected arrays) of a committed case."""
+    directory = make_llama_fixtures.FIXTURES / name
+    with np.load(directory / "expected.npz") as expected:
+        return *load_huggingface(directory), dict(expected)
+
+
+def test_every_fixture_is_committed():
+    assert {path.name for path in make_llama_fixtures.FIXTURES.iterdir()} == set(CASES)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_logits_are_transformers(name):
+    config, variables, expected = fixture(name)
+    assert config.mask_token_id == NO_MASK
+    got = logits(config, variables, expected["tokens"], expected["valid"])
+    assert deviation(got, expected["logits"], expected["valid"]) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["llama3_rope", "qwen2_sliding"])
+def test_chunked_decoding_gives_the_same_logits(name):
+    config, variables, expected = fixture(name)
+    row = expected["tokens"].shape[1]
+    got = cached_logits(config, variables, expected["tokens"], (3, row - 3))
+    assert deviation(got, expected["logits"], expected["valid"]) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["llama_biases", "qwen3"])
+def test_parity_hangs_on_every_parameter(name):
+    """Each array of the variables, disturbed alone, breaks the contract: no fixture passes by ignoring one."""
+    config, variables, expected = fixture(name)
+    rng, flat = np.random.default_rng(0), traverse_util.flatten_dict(variables)
+    for path, value in flat.items():
+        noise = rng.standard_normal(value.shape, np.float32)
+        disturbed = traverse_util.unflatten_dict({**flat, path: value + 0.3 * noise})
+        got = logits(config, disturbed, expected["tokens"], expected["valid"])
+        assert deviation(got, expected["logits"], expected["valid"]) > 10 * TOLERANCE, path
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_folder_comes_back_bit_for_bit(name, tmp_path):
+    config, variables, _ = fixture(name)
+    save_huggingface(tmp_path / "ours", config, variables)
+    before, after = (
+        (directory / "model.safetensors").read_bytes()
+        for directory in (make_llama_fixtures.FIXTURES / name, tmp_path / "ours")
+    )
+    assert tensors_of(before) == tensors_of(after)
+    again, restored = load_huggingface(tmp_path / "ours")
+    assert again == config
+    assert all(
+        np.array_equal(a, b)
+        for a, b in zip(*(traverse_util.flatten_dict(x).values() for x in (variables, restored)), strict=True)
+    )
+
+
+def tensors_of(file: bytes) -> dict:
+    from safetensors import deserialize
+
+    return {name: (tuple(view["shape"]), view["dtype"], bytes(view["data"])) for name, view in deserialize(file)}
+
+
+def test_a_model_without_a_mask_token_does_not_draft():
+    config, variables, expected = fixture("llama")
+    layout = Layout.tidar(jnp.asarray(expected["tokens"]), 4, 0)
+    with pytest.raises(ValueError, match=r"ZayaConfig\.mask_token_id: got none, may be an id where blocks are drafted"):
+        compiled(config)(variables, layout)
