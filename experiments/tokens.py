@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from zaya_jax.architecture import ZayaConfig
+from zaya_jax.architecture.config import NO_MASK
 from zaya_jax.data.published import TOKENIZER_FILE
 from zaya_jax.data.templates import ChatTemplate, folder_template, load_template
 from zaya_jax.data.tokenizers import Tokenizer, for_model, load_tokenizer, may_be_mask
@@ -32,6 +33,8 @@ def choose_tokenizer(
         raise ValueError(f"--tokenizer: {got}, may have at most the model's {config.vocab_size}")
     mask = config.mask_token_id
     assert mask is not None  # ZayaConfig fills it in
+    if drafts and mask == NO_MASK:
+        raise ValueError("--mode: the model has no mask token, so it may be autoregressive")
     if drafts and not may_be_mask(tokenizer, mask):
         got = f"the model's mask token {mask} is {tokenizer.decode([mask])!r} in {name}"
         raise ValueError(f"--tokenizer: {got}, may be no text; an unconverted model may have --mode=autoregressive")
