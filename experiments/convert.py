@@ -1,30 +1,65 @@
-"""Turns a checkpoint of ours, or a Hugging Face one, into a Hugging Face folder (config.json and safetensors).
+"""Turns a checkpoint of any kind into one of another layout, dtype or sharding.
 
     python -m experiments.convert --checkpoint=runs/quickstart/checkpoints/convert --output=my_model
+    python -m experiments.convert --checkpoint=ZAYA1-8B-legacy --output=ZAYA1-8B --dtype=bfloat16
+    python -m experiments.convert --checkpoint=ZAYA1-8B --output=start --format=native
 
-The output is read by `zaya_jax.load_pretrained` and, but for the draft mask token, which it does not know, by
-transformers.
+Read: Hugging Face folders of transformers' ZAYA and of the Llama family, Zyphra's legacy layout, and our own
+checkpoints (WORKDIR/checkpoints/STAGE). Written: --format=huggingface (the model's own family; transformers loads it,
+but for the draft mask token, which it does not know), legacy, or native (what a run's phase can start from).
+
+Tensors pass one at a time: the memory needed is the largest stored tensor and 1 GiB. Everything that is wrong with the
+source is said before anything is written, tensor by tensor. Work goes to a partial folder beside --output
+(.OUTPUT.partial), which takes its name when all is there; the same command goes on after a kill, keeps what is whole,
+and refuses a partial folder of another conversion. Tokenizer files and the chat template go along, and a model card
+(README.md) says how the folder was made; code and pickles never do.
 """
 
+import datetime
+import importlib.metadata
+import sys
 from pathlib import Path
 
 from absl import flags
+from tqdm import tqdm
 
 from experiments import cli
-from zaya_jax import load_pretrained
-from zaya_jax.interop import save_huggingface
+from experiments.environment import git_commit
+from zaya_jax.interop.conversion import FORMATS, convert
 
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "Folder to read: WORKDIR/checkpoints/STAGE or a Hugging Face one."
+    "checkpoint", None, "Folder to read: a Hugging Face one, or WORKDIR/checkpoints/STAGE."
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write; must be new or empty.")
+_FORMAT = flags.DEFINE_enum("format", "huggingface", FORMATS, "Layout to write.")
+_DTYPE = flags.DEFINE_enum("dtype", None, ("float32", "bfloat16"), "Of the parameters. Default: as they are stored.")
+_SHARD = flags.DEFINE_float("max_shard_gb", 5.0, "A safetensors file holds at most so many GB.")
+_EMA = flags.DEFINE_bool("ema", False, "Of one of our checkpoints, the average that training kept of the parameters.")
 
 
 def main() -> None:
-    checkpoint, output = (_folder(flag) for flag in (_CHECKPOINT, _OUTPUT))
-    config, variables = load_pretrained(checkpoint)
-    save_huggingface(Path(output), config, variables)
-    print(f"done: {output}")
+    checkpoint, output = (Path(_folder(flag)).expanduser() for flag in (_CHECKPOINT, _OUTPUT))
+    with tqdm(unit="B", unit_scale=True, desc="converting", mininterval=1.0) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        size = round(_SHARD.value * 1e9)
+        report = convert(checkpoint, output, _FORMAT.value, _DTYPE.value, size, _EMA.value, _made(), progress)
+    for line in report.lines():
+        print(line)
+    print(f"done: {output} ({report.tensors} tensors, {report.bytes / 1e9:.2f} GB, {report.config.param_dtype})")
+
+
+def _made() -> dict[str, str | None]:
+    try:
+        version = importlib.metadata.version("zaya_jax")
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout
+        version = "(not installed)"
+    date = datetime.datetime.now(datetime.UTC).date().isoformat()
+    command = " ".join(["python -m experiments.convert", *sys.argv[1:]])
+    return {"version": version, "commit": git_commit(), "command": command, "date": date}
 
 
 def _folder(flag: flags.FlagHolder[str | None]) -> str:

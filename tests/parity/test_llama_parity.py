@@ -7,9 +7,11 @@ import pytest
 from comparison import TOLERANCE, cached_logits, compiled, deviation, logits
 from flax import traverse_util
 
-from zaya_jax.architecture import Layout
+from zaya_jax import SamplerConfig, generate
+from zaya_jax.architecture import Layout, Zaya
 from zaya_jax.architecture.config import NO_MASK
 from zaya_jax.interop import load_huggingface, save_huggingface
+from zaya_jax.interop.mask import add_mask_token
 
 CASES = make_llama_fixtures.CASES
 
@@ -74,6 +76,19 @@ def tensors_of(file: bytes) -> dict:
     from safetensors import deserialize
 
     return {name: (tuple(view["shape"]), view["dtype"], bytes(view["data"])) for name, view in deserialize(file)}
+
+
+def test_greedy_drafting_gives_the_greedy_text():
+    """A model that never learned to draft: every draft is verified, so that the text is autoregression's."""
+    config, variables, expected = fixture("qwen3")
+    config, variables = add_mask_token(config, variables)
+    prompts = [expected["tokens"][0, :9].tolist(), expected["tokens"][1, 5:9].tolist()]
+    text = {
+        mode: generate(Zaya(config), variables, prompts, SamplerConfig(mode, block_size=3, temperature=0.0), 16).tokens
+        for mode in ("autoregressive", "single_pass")
+    }
+    assert text["single_pass"] == text["autoregressive"]
+    assert len(set(text["autoregressive"][0])) > 3
 
 
 def test_a_model_without_a_mask_token_does_not_draft():

@@ -4,6 +4,7 @@ A field that is missing has transformers' default, which is ours too: transforme
 What this code cannot compute exactly is refused, never ignored.
 """
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from zaya_jax.architecture import ZayaConfig
@@ -11,15 +12,16 @@ from zaya_jax.architecture.config import FULL_ATTENTION, PARTS, SLIDING_ATTENTIO
 
 OURS = "zaya_jax"  # the key our own fields stand under; transformers keeps it and makes nothing of it
 
-_INT = ("an integer", lambda x: isinstance(x, int) and not isinstance(x, bool))
-_NUMBER = ("a number above 0", lambda x: isinstance(x, (int, float)) and not isinstance(x, bool) and x > 0)
+_INT = ("an integer of at most 2^31", lambda x: type(x) is int and abs(x) <= 1 << 31)
+_LAYERS = ("an integer of at most 10000", lambda x: type(x) is int and x <= 10_000)
+_NUMBER = ("a number above 0", lambda x: type(x) in (int, float) and 0 < x < 1e30)
 _BOOL = ("true or false", lambda x: isinstance(x, bool))
 _TOKEN = ("a token id or null", lambda x: x is None or _INT[1](x))
 # Fields with the same name and meaning on both sides, and what config.json may hold there.
 SHARED = {
     "vocab_size": _INT,
     "hidden_size": _INT,
-    "num_hidden_layers": _INT,
+    "num_hidden_layers": _LAYERS,
     "num_attention_heads": _INT,
     "num_key_value_heads": _INT,
     "head_dim": _INT,
@@ -75,18 +77,12 @@ def config_from_huggingface(values: dict[str, Any]) -> ZayaConfig:
     for name, only in ONLY.items():
         require(values.get(name, only) == only, name, values.get(name), f"{only!r}, the only one supported")
     fields = {}
-    for name, (may_be, accepts) in SHARED.items():
-        if name in values:
-            value = _single(values[name]) if name == "eos_token_id" else values[name]
-            require(accepts(value), name, value, may_be)
-            fields[name] = value
+    fields.update(read_shared(values, SHARED))
     layers = fields.get("num_hidden_layers", ZayaConfig.num_hidden_layers)
     fields["layer_types"] = _layer_types(values.get("layer_types"), layers)
     fields.update(_rope(values, set(fields["layer_types"])))
-    dtype = values.get("dtype") or values.get("torch_dtype") or "float32"
-    require(dtype in DTYPES, "dtype", dtype, f"one of {DTYPES}")
-    fields.update(dtype=dtype, param_dtype=dtype)
-    fields.update(_extra(values.get(OURS, {})))
+    fields.update(read_dtype(values))
+    fields.update(read_extra(values))
     return ZayaConfig(**fields)
 
 
@@ -99,10 +95,7 @@ def config_to_huggingface(config: ZayaConfig) -> dict[str, Any]:
     Raises:
       ValueError: a param_dtype that no checkpoint of ours stores; an ablation, which transformers' ZAYA cannot be.
     """
-    for name in PARTS:
-        zaya = getattr(_ZAYA1, name)
-        require(getattr(config, name) == zaya, name, getattr(config, name), f"{zaya!r} in ZAYA's format", "ZayaConfig")
-    require(config.param_dtype in DTYPES, "param_dtype", config.param_dtype, f"one of {DTYPES}", "ZayaConfig")
+    refuse_parts(config, "ZAYA's format")
     thetas = {FULL_ATTENTION: config.rope_theta, SLIDING_ATTENTION: config.sliding_rope_theta}
     return {
         "architectures": ["ZayaForCausalLM"],
@@ -122,6 +115,32 @@ def config_to_huggingface(config: ZayaConfig) -> dict[str, Any]:
         },
         OURS: {name: getattr(config, name) for name in EXTRA},
     }
+
+
+def refuse_parts(config: ZayaConfig, where: str) -> None:
+    """Raises ValueError where a config is not ZAYA's architecture, or of a dtype that no file of ours has."""
+    for name in PARTS:
+        zaya = getattr(_ZAYA1, name)
+        require(getattr(config, name) == zaya, name, getattr(config, name), f"{zaya!r} in {where}", "ZayaConfig")
+    require(config.param_dtype in DTYPES, "param_dtype", config.param_dtype, f"one of {DTYPES}", "ZayaConfig")
+
+
+def read_shared(values: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """The fields of these names that a file has; they mean the same there and here."""
+    fields = {}
+    for name in names:
+        if name in values:
+            value = _single(values[name]) if name == "eos_token_id" else values[name]
+            may_be, accepts = SHARED[name]
+            require(accepts(value), name, value, may_be)
+            fields[name] = value
+    return fields
+
+
+def read_dtype(values: dict[str, Any]) -> dict[str, str]:
+    dtype = values.get("dtype") or values.get("torch_dtype") or "float32"
+    require(dtype in DTYPES, "dtype", dtype, f"one of {DTYPES}")
+    return dict(dtype=dtype, param_dtype=dtype)
 
 
 def require(condition: bool, field: str, got: Any, may_be: str, where: str = "config.json") -> None:
@@ -198,8 +217,10 @@ def _rope_by_kind(values: dict[str, Any], used: set[str]) -> dict[str, Any]:
     return kinds
 
 
-def _extra(ours: Any) -> dict[str, Any]:
+def read_extra(values: dict[str, Any], names: Sequence[str] = EXTRA) -> dict[str, Any]:
+    """Our own fields of a file."""
+    ours = values.get(OURS, {})
     require(isinstance(ours, dict), OURS, ours, "an object")
     for name in ours:
-        require(name in EXTRA, OURS, name, f"an object with the keys {EXTRA}")
+        require(name in names, OURS, name, f"an object with the keys {tuple(names)}")
     return ours

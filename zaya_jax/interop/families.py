@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from zaya_jax.architecture import ZayaConfig
-from zaya_jax.interop import configuration, llama, zaya
+from zaya_jax.interop import configuration, legacy, llama, zaya
 from zaya_jax.interop.names import Entry, Spec, tensor_specs
 
 
@@ -24,6 +24,7 @@ class Family:
       config_from_huggingface, config_to_huggingface: config.json <-> ZayaConfig; a ValueError of one line names the
         field that cannot be turned.
       entries: every parameter and buffer, in the order in which files hold them.
+      by_expert: whether each expert of each layer is a tensor of its own.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Family:
     config_from_huggingface: Callable[[dict[str, Any]], ZayaConfig]
     config_to_huggingface: Callable[[ZayaConfig], dict[str, Any]]
     entries: Callable[[ZayaConfig], list[Entry]]
+    by_expert: bool = False
 
     def tensors(self, config: ZayaConfig) -> dict[str, Spec]:
         """Name -> (shape, dtype) of the tensors of a checkpoint of this config. Nothing is allocated."""
@@ -47,6 +49,16 @@ ZAYA = Family(
     config_to_huggingface=configuration.config_to_huggingface,
     entries=zaya.entries,
 )
+# Zyphra's layout of before; read wherever it is found, written when asked for by name.
+LEGACY = Family(
+    name="legacy",
+    reads=legacy.reads,
+    writes=lambda config: False,
+    config_from_huggingface=legacy.config_from_huggingface,
+    config_to_huggingface=legacy.config_to_huggingface,
+    entries=legacy.entries,
+    by_expert=True,
+)
 FAMILIES = (
     *(
         Family(
@@ -59,6 +71,7 @@ FAMILIES = (
         )
         for relative in llama.RELATIVES
     ),
+    LEGACY,
     ZAYA,
 )
 MODEL_TYPES = (*(relative.model_type for relative in llama.RELATIVES), "zaya")

@@ -1,50 +1,43 @@
-"""ZAYA1 checkpoints in Hugging Face's layout: a directory with config.json and safetensors, in and out.
+"""Checkpoints in Hugging Face's layout into memory and out of it: a directory with config.json and safetensors.
 
-Reading and writing of files is safetensors'; which tensor is which is `names.entries`. Everything that can be wrong
-with a file is found from its header, before any weight is read.
+Which tensor is which is the family's (`families`); what can be wrong with a folder is `folder`'s.
 """
 
-import contextlib
 import json
 import os
 import pathlib
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
+import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 from flax import traverse_util
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from zaya_jax.architecture import ZayaConfig
-from zaya_jax.interop.configuration import require
-from zaya_jax.interop.families import Family, family_of, family_of_file
-from zaya_jax.interop.names import EMBEDDING, HEAD, Entry, Index, Path, abstract_variables
-
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-STORED = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16)}
+from zaya_jax.interop.families import family_of
+from zaya_jax.interop.folder import CONFIG_FILE, Folder, columns
+from zaya_jax.interop.names import Path, abstract_variables
+from zaya_jax.interop.shards import plan_shards, write_shards
+from zaya_jax.parallel import Placement
 
 Directory = str | os.PathLike[str]
 Variables = dict[str, Any]
-Place = Callable[[Path, np.ndarray], Any]
+# Bytes from which a stack of layers is put onto the devices a layer at a time, without ever being whole on the host.
+BIG_STACK = 256 << 20
 
 
-def load_huggingface(directory: Directory, place: Place | None = None) -> tuple[ZayaConfig, Variables]:
-    """Reads a ZAYA1 checkpoint that transformers (5.23.0) or `save_huggingface` wrote.
+def load_huggingface(directory: Directory, placement: Placement | None = None) -> tuple[ZayaConfig, Variables]:
+    """Reads a checkpoint folder of any family: transformers' (5.23.0), Zyphra's legacy layout, `save_huggingface`'s.
 
-    Each tensor is read once, and one stacked array is built at a time, so host memory peaks at the weights placed so
-    far plus one stack.
+    Each tensor is read once, straight onto the devices that hold it. The host needs room for one tensor and one stack
+    of at most `BIG_STACK` bytes beside the devices' own.
 
     Args:
       directory: holds config.json and model.safetensors, or model.safetensors.index.json and its shards.
-      place: what becomes of each stacked array, given its path in the variables, e.g. ("params", "embed_tokens"), and
-        the NumPy array. None puts it on JAX's default device; a sharded load passes `jax.device_put` with a sharding.
+      placement: devices to read onto, each its own share; None for the first device.
 
     Returns:
       (config, variables). config.param_dtype is the dtype the parameters are stored in, float32 or bfloat16 (the wider,
@@ -53,32 +46,58 @@ def load_huggingface(directory: Directory, place: Place | None = None) -> tuple[
     Raises:
       FileNotFoundError: a file is missing; names it.
       ValueError: one line naming the file and the field or tensor that is wrong: malformed JSON, an unsupported config,
-        a truncated or corrupt file, a missing, unexpected or wrongly shaped tensor, a tied head that is not the
-        embedding.
+        a truncated or corrupt file, missing, unexpected or wrongly shaped tensors, a tied head that is not the
+        embedding, a pickle, a path that leads out of the folder.
     """
-    directory = pathlib.Path(directory)
-    config_path = directory / CONFIG_FILE
-    values = _read_json(config_path)
-    try:
-        require(isinstance(values, dict), "the whole file", values, "a JSON object")
-        family = family_of_file(values)
-        config = family.config_from_huggingface(values)
-    except ValueError as error:
-        raise ValueError(f"{config_path}: {error}") from None
-    place = place or (lambda path, array: jnp.asarray(array))
-    with contextlib.ExitStack() as stack:
-        tensors = _Tensors(directory, stack)
-        param_dtype = _check_tensors(tensors, family, config)
-        config = config.replace(param_dtype=param_dtype.name)
-        shapes = abstract_variables(config)
-        flat = {path: place(path, _stack(tensors, parts, shapes[path])) for path, parts in _by_path(family, config)}
-    return config, traverse_util.unflatten_dict(flat)
+    folder = Folder(pathlib.Path(directory))
+    abstract = abstract_variables(folder.config)
+    if placement is None:
+        places: dict[Path, Any] = dict.fromkeys(abstract, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    else:
+        places = cast(dict, traverse_util.flatten_dict(placement.shardings(traverse_util.unflatten_dict(abstract))))
+    flat = {path: _place(folder, path, struct, places[path]) for path, struct in abstract.items()}
+    return folder.config, traverse_util.unflatten_dict(flat)
+
+
+def _place(folder: Folder, path: Path, struct: jax.ShapeDtypeStruct, place: jax.sharding.Sharding) -> jax.Array:
+    """One of our arrays on its devices."""
+    if path[1] != "layers" or struct.size * struct.dtype.itemsize < BIG_STACK:
+        return _put(folder.fetch(path), struct, place)
+    layer = jax.ShapeDtypeStruct(struct.shape[1:], struct.dtype)
+    layer_place = _without_layers(place)
+    stack = jax.jit(lambda: jnp.zeros(struct.shape, struct.dtype), out_shardings=place)()
+    write = jax.jit(
+        lambda stack, piece, row: jax.lax.dynamic_update_index_in_dim(stack, piece, row, 0),
+        donate_argnums=0, out_shardings=place,
+    )  # fmt: skip
+    for row in range(struct.shape[0]):
+        piece = _put(folder.fetch(path, (row,)), layer, layer_place)
+        # Waiting keeps no more than one layer in flight.
+        stack = jax.block_until_ready(write(stack, piece, row))
+    return stack
+
+
+def _put(array: np.ndarray, struct: jax.ShapeDtypeStruct, place: jax.sharding.Sharding) -> jax.Array:
+    """An array in our dtype, of which each device gets its own share."""
+
+    def share(index: tuple[slice, ...] | None) -> np.ndarray:
+        # A copy: `array` is a view of what the next tensor is read over.
+        return np.array(array[index] if index else array, struct.dtype, order="C")
+
+    return jax.make_array_from_callback(struct.shape, place, share)
+
+
+def _without_layers(place: jax.sharding.Sharding) -> jax.sharding.Sharding:
+    """The place of one layer of a stack; layers are never split."""
+    if not isinstance(place, jax.sharding.NamedSharding):
+        return place
+    return jax.sharding.NamedSharding(place.mesh, jax.sharding.PartitionSpec(*place.spec[1:]))
 
 
 def save_huggingface(
     directory: Directory, config: ZayaConfig, variables: Mapping[str, Any], max_shard_bytes: int = 5_000_000_000
 ) -> None:
-    """Writes a checkpoint that transformers' `ZayaForCausalLM.from_pretrained` and `load_huggingface` read.
+    """Writes a checkpoint that transformers' `from_pretrained` and `load_huggingface` read, in the model's own family.
 
     It is written beside `directory` and renamed into place when whole: a failed or killed save leaves no `directory`.
 
@@ -92,151 +111,38 @@ def save_huggingface(
       ValueError: a missing, unexpected or wrongly shaped or typed array; `directory` holds files; max_shard_bytes < 1.
     """
     directory = pathlib.Path(directory).absolute()
-    if max_shard_bytes < 1:
-        raise ValueError(f"max_shard_bytes: got {max_shard_bytes}, may be at least 1")
-    if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
-        raise ValueError(f"{directory}: got a path that is taken, may be a new or an empty directory")
-    text = json.dumps(family_of(config).config_to_huggingface(config), indent=2) + "\n"
-    arrays = _check_variables(config, variables)
+    check_new(directory)
+    family = family_of(config)
+    text = json.dumps(family.config_to_huggingface(config), indent=2) + "\n"
+    shards = plan_shards(family.tensors(config), max_shard_bytes)
+    source = _Memory(_check_variables(config, variables))
     directory.parent.mkdir(parents=True, exist_ok=True)
     partial = directory.with_name(f".{directory.name}.partial-{uuid.uuid4().hex}")
     partial.mkdir()
     try:
         (partial / CONFIG_FILE).write_text(text)
-        _write_shards(partial, config, arrays, max_shard_bytes)
+        write_shards(partial, family, config, shards, source)
         os.replace(partial, directory)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
-# --- reading ----------------------------------------------------------------------------------------------------------
+def check_new(directory: pathlib.Path) -> None:
+    """Raises ValueError unless a folder can be put there."""
+    if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
+        raise ValueError(f"{directory}: got a path that is taken, may be a new or an empty directory")
 
 
-class _Tensors:
-    """Every tensor of a directory's safetensors files, by name, without reading any."""
+class _Memory:
+    """Variables as a source of tensors; `Folder.fetch` says how."""
 
-    def __init__(self, directory: pathlib.Path, stack: contextlib.ExitStack) -> None:
-        self.source, files, mapped = _weight_files(directory)
-        self.file: dict[str, pathlib.Path] = {}
-        self._open: dict[pathlib.Path, Any] = {}
-        for path in files:
-            self._open[path] = stack.enter_context(_open(path))
-            for name in self._open[path].keys():  # noqa: SIM118 (not a dict)
-                if mapped is not None and mapped.get(name) != path.name:
-                    raise ValueError(
-                        f"{path}: tensor {name}: unexpected, {self.source.name} maps it to {mapped.get(name)}"
-                    )
-                self.file[name] = path
-        for name, file in (mapped or {}).items():
-            if name not in self.file:
-                raise ValueError(f"{directory / file}: tensor {name}: missing, though {self.source.name} maps it here")
+    def __init__(self, arrays: Mapping[Path, Any]) -> None:
+        self._arrays = arrays
 
-    def header(self, name: str) -> tuple[tuple[int, ...], str]:
-        """(shape, safetensors' dtype name), from the file's header."""
-        view = self._open[self.file[name]].get_slice(name)
-        return tuple(view.get_shape()), view.get_dtype()
-
-    def read(self, name: str) -> np.ndarray:
-        path = self.file[name]
-        try:
-            return self._open[path].get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path}: tensor {name}: cannot be read ({_line(error)})") from None
-
-
-def _weight_files(directory: pathlib.Path) -> tuple[pathlib.Path, list[pathlib.Path], dict[str, str] | None]:
-    """(what lists the tensors, the safetensors files, the index's tensor -> file name or None)."""
-    single, index = directory / WEIGHTS_FILE, directory / INDEX_FILE
-    if single.is_file():
-        return single, [single], None
-    if not index.is_file():
-        raise FileNotFoundError(f"{directory}: no weights, may hold {WEIGHTS_FILE} or {INDEX_FILE}")
-    values = _read_json(index)
-    mapped = values.get("weight_map") if isinstance(values, dict) else None
-    if not isinstance(mapped, dict) or not mapped:
-        raise ValueError(f"{index}: weight_map: got {mapped!r}, may be an object from tensor to file name")
-    for name, file in mapped.items():
-        if not isinstance(file, str) or not file or pathlib.PurePath(file).name != file:
-            raise ValueError(f"{index}: weight_map.{name}: got {file!r}, may be the name of a file beside the index")
-    files = [directory / file for file in sorted(set(mapped.values()))]
-    for path in files:
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: missing, though {INDEX_FILE} names this shard")
-    return index, files, mapped
-
-
-def _read_json(path: pathlib.Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file") from None
-    except ValueError as error:  # of which JSONDecodeError and UnicodeDecodeError are kinds
-        raise ValueError(f"{path}: not valid JSON ({_line(error)})") from None
-
-
-def _open(path: pathlib.Path) -> Any:
-    try:
-        return safe_open(path, framework="np")
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: truncated or not a safetensors file ({_line(error)})") from None
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-def _check_tensors(tensors: _Tensors, family: Family, config: ZayaConfig) -> np.dtype:
-    """Names, shapes and dtypes against the config, from headers alone; returns the parameters' dtype."""
-    expected = family.tensors(config)
-    buffers = {name for entry in family.entries(config) if entry.path[0] != "params" for name in entry.names}
-    tied_head = {HEAD} if config.tie_word_embeddings else set()
-    for name in tensors.file:
-        if name not in expected and name not in tied_head:
-            hint = " (Zyphra's legacy layout is not read)" if "zaya_block" in name or ".qkv." in name else ""
-            raise ValueError(f"{tensors.file[name]}: tensor {name}: unexpected in this config's model{hint}")
-    found = set()
-    for name, (shape, _) in expected.items():
-        if name not in tensors.file:
-            raise ValueError(f"{tensors.source}: tensor {name}: missing, may be of shape {list(shape)}")
-        dtype = _check_header(tensors, name, shape)
-        if name not in buffers:
-            found.add(dtype)
-    if HEAD in tied_head & set(tensors.file):
-        _check_header(tensors, HEAD, expected[EMBEDDING][0])
-        if tensors.read(HEAD).tobytes() != tensors.read(EMBEDDING).tobytes():
-            path = tensors.file[HEAD]
-            raise ValueError(f"{path}: tensor {HEAD}: differs from {EMBEDDING}, may be equal (tie_word_embeddings)")
-    return max(found, key=lambda dtype: dtype.itemsize)
-
-
-def _check_header(tensors: _Tensors, name: str, shape: tuple[int, ...]) -> np.dtype:
-    got, dtype = tensors.header(name)
-    if got != shape:
-        raise ValueError(f"{tensors.file[name]}: tensor {name}: got shape {list(got)}, may be {list(shape)}")
-    if dtype not in STORED:
-        raise ValueError(f"{tensors.file[name]}: tensor {name}: got dtype {dtype}, may be one of {sorted(STORED)}")
-    return STORED[dtype]
-
-
-def _by_path(family: Family, config: ZayaConfig) -> list[tuple[Path, list[Entry]]]:
-    """The entries of each of our arrays."""
-    parts: dict[Path, list[Entry]] = {}
-    for entry in family.entries(config):
-        parts.setdefault(entry.path, []).append(entry)
-    return list(parts.items())
-
-
-def _stack(tensors: _Tensors, parts: list[Entry], shape: Any) -> np.ndarray:
-    """One of our arrays, from all of its layers' tensors."""
-    out = np.empty(shape.shape, shape.dtype)
-    for entry in parts:
-        for name, index in entry.slots(shape.shape):
-            out[index] = entry.lay.from_huggingface(tensors.read(name))
-    return out
-
-
-# --- writing ----------------------------------------------------------------------------------------------------------
+    def fetch(self, path: Path, prefix: tuple[int, ...] = (), part: tuple[int, int] = (0, 1)) -> np.ndarray:
+        array = self._arrays[path]
+        return columns(np.asarray(array[prefix] if prefix else array), part)
 
 
 def _check_variables(config: ZayaConfig, variables: Mapping[str, Any]) -> dict[Path, Any]:
@@ -253,42 +159,3 @@ def _check_variables(config: ZayaConfig, variables: Mapping[str, Any]) -> dict[P
                 f"variables: {'/'.join(path)}: got {got[1]}{list(got[0])}, may be {want.dtype}{list(want.shape)}"
             )
     return arrays
-
-
-def _shards(config: ZayaConfig, max_bytes: int) -> list[list[str]]:
-    """Tensor names, file by file, in the table's order."""
-    shards: list[list[str]] = [[]]
-    room = max_bytes
-    for name, (shape, dtype) in family_of(config).tensors(config).items():
-        size = int(np.prod(shape)) * dtype.itemsize
-        if size > room and shards[-1]:
-            shards.append([])
-            room = max_bytes
-        shards[-1].append(name)
-        room -= size
-    return shards
-
-
-def _write_shards(directory: pathlib.Path, config: ZayaConfig, arrays: Mapping[Path, Any], max_bytes: int) -> None:
-    source = {
-        name: (entry, index)
-        for entry in family_of(config).entries(config)
-        for name, index in entry.slots(arrays[entry.path].shape)
-    }
-    shards = _shards(config, max_bytes)
-    mapped, total = {}, 0
-    for number, names in enumerate(shards, start=1):
-        file = WEIGHTS_FILE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        tensors = dict(_tensors(source, arrays, names))
-        save_file(tensors, directory / file, metadata={"format": "pt"})  # transformers refuses files without a format
-        mapped.update(dict.fromkeys(names, file))
-        total += sum(tensor.nbytes for tensor in tensors.values())
-    if len(shards) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": mapped}
-        (directory / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
-
-
-def _tensors(source: Mapping[str, tuple[Entry, Index]], arrays: Mapping[Path, Any], names: list[str]) -> Iterator:
-    for name in names:
-        entry, index = source[name]
-        yield name, np.ascontiguousarray(entry.lay.to_huggingface(np.asarray(arrays[entry.path][index])))

@@ -17,10 +17,10 @@ import numpy as np
 from flax import traverse_util
 
 from zaya_jax.architecture import Layout, Zaya, ZayaConfig
+from zaya_jax.interop.tensorfile import Spec
 
 Path = tuple[str, ...]
 Index = tuple[int | slice, ...]
-Spec = tuple[tuple[int, ...], np.dtype]  # a tensor's shape and dtype
 
 EMBEDDING = "model.embed_tokens.weight"  # in every family
 HEAD = "lm_head.weight"

@@ -12,6 +12,7 @@ from orbax.checkpoint import v1 as ocp
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.architecture.moe import BALANCING
 from zaya_jax.interop.names import abstract_variables
+from zaya_jax.interop.tensorfile import one_line
 from zaya_jax.parallel import Placement
 
 MODEL_FILE = "zaya_config.json"  # beside the numbered steps: what a reader needs to know of the model
@@ -41,15 +42,8 @@ def load_native(
       CheckpointError: no configuration, no whole step, or files that do not fit it or are damaged.
     """
     directory = Path(directory).absolute()
-    try:
-        config = ZayaConfig(**json.loads((directory / MODEL_FILE).read_text()))
-    except (OSError, TypeError, ValueError) as error:
-        raise CheckpointError(f"checkpoint {directory / MODEL_FILE}: cannot be read: {one_line(error)}") from error
-    with ocp.training.Checkpointer(str(directory)) as steps:
-        newest = steps.latest
-    if newest is None:
-        raise CheckpointError(f"checkpoint {directory}: no whole step in it")
-    path = directory / str(newest.step)
+    config = read_model_file(directory)
+    path = directory / str(newest_step(directory))
     abstract = traverse_util.unflatten_dict(abstract_variables(config))
     if placement is None:
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -62,6 +56,23 @@ def load_native(
         raise CheckpointError(f"checkpoint {directory}: holds no average of the parameters (optimizer.ema_decay is 0)")
     read = read_tree(path, {params: wanted["params"], BALANCING: wanted.get(BALANCING, {})})
     return config, {"params": read[params], BALANCING: read[BALANCING]}
+
+
+def read_model_file(directory: Path) -> ZayaConfig:
+    """The configuration beside the steps; raises CheckpointError."""
+    try:
+        return ZayaConfig(**json.loads((directory / MODEL_FILE).read_text()))
+    except (OSError, TypeError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {directory / MODEL_FILE}: cannot be read: {one_line(error)}") from error
+
+
+def newest_step(directory: Path) -> int:
+    """The number of the newest whole step; raises CheckpointError where there is none."""
+    with ocp.training.Checkpointer(str(directory)) as steps:
+        newest = steps.latest
+    if newest is None:
+        raise CheckpointError(f"checkpoint {directory}: no whole step in it")
+    return newest.step
 
 
 def _has_average(path: Path) -> bool:
@@ -85,8 +96,3 @@ def read_tree(path: Path, abstract) -> dict:
     except Exception as error:
         # Orbax and TensorStore raise many types here; to a user all mean that this checkpoint does not fit.
         raise CheckpointError(f"checkpoint {path}: cannot be read: {one_line(error)}") from error
-
-
-def one_line(error: BaseException) -> str:
-    """An error's message on one line of bounded length."""
-    return " ".join(str(error).split())[:300] or type(error).__name__

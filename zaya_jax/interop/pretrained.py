@@ -9,12 +9,12 @@ from zaya_jax.parallel import Placement
 
 
 def load_pretrained(directory: Path | str, placement: Placement | None = None) -> tuple[ZayaConfig, dict]:
-    """Reads a Hugging Face ZAYA folder (config.json and safetensors, sharded or not) or one of ours.
+    """Reads a Hugging Face folder of any family (config.json and safetensors, sharded or not) or one of ours.
 
     Args:
       directory: a Hugging Face folder, or a stage's checkpoints (`WORKDIR/checkpoints/STAGE`), whose newest step is
         read.
-      placement: devices that one of ours is read onto, each its own share; None for the first device.
+      placement: devices to read onto, each its own share; None for the first device.
 
     Returns:
       (config, variables) for `Zaya(config).apply(variables, layout)`.
@@ -29,7 +29,7 @@ def load_pretrained(directory: Path | str, placement: Placement | None = None) -
     if (directory / MODEL_FILE).exists():
         return load_native(directory, placement=placement)
     if (directory / "config.json").exists():
-        return load_huggingface(directory)
+        return load_huggingface(directory, placement)
     raise FileNotFoundError(
         f"checkpoint {directory}: holds neither config.json (a Hugging Face folder) nor {MODEL_FILE} (one of ours)"
     )

@@ -1,0 +1,100 @@
+"""A folder that is being filled: beside its final name, with a journal, so that a killed conversion goes on.
+
+The journal (`journal.jsonl`) begins with what the conversion is and has a line for each finished piece with its size
+and sha256. Who comes back checks every finished piece against its line and keeps it; the folder takes its name, without
+the journal, when all is there. A partial folder of another conversion, or of a source that has changed, is refused.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+JOURNAL = "journal.jsonl"
+
+
+class Partial:
+    """Use as a context manager: it holds the folder against a second process.
+
+    Attributes:
+      path: the folder to fill.
+      kept: how many pieces of an earlier attempt were found whole.
+    """
+
+    def __init__(self, output: Path, identity: dict[str, Any]) -> None:
+        self.output = output
+        self.path = output.with_name(f".{output.name}.partial")
+        self._identity = identity
+        self._done: dict[str, Any] = {}
+        self.kept = 0
+
+    def __enter__(self) -> "Partial":
+        """Raises ValueError: another conversion stands or runs there."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._journal = open(self.path / JOURNAL, "a+b")
+        try:
+            fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._read()
+        except BlockingIOError:
+            self._journal.close()
+            raise ValueError(f"{self.path}: another process is converting into it") from None
+        except BaseException:
+            self._journal.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._journal.close()
+
+    def holds(self, piece: str, check: Callable[[], Any]) -> bool:
+        """Whether an earlier attempt finished `piece` and `check()` finds what it noted then."""
+        if piece not in self._done:
+            return False
+        try:
+            whole = check() == self._done[piece]
+        except (OSError, ValueError):
+            whole = False
+        self.kept += whole
+        return whole
+
+    def note(self, piece: str, what: Any) -> None:
+        """Says that `piece` is on the disk."""
+        self._write({"piece": piece, "is": what})
+
+    def finish(self) -> None:
+        """The folder takes its name."""
+        (self.path / JOURNAL).unlink()
+        os.replace(self.path, self.output)
+
+    def discard(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _read(self) -> None:
+        self._journal.seek(0)
+        data = self._journal.read()
+        end = data.rfind(b"\n") + 1  # a line that a kill cut short has no end
+        try:
+            lines = [json.loads(line) for line in data[:end].splitlines()]
+            found = lines[0]["conversion"] if lines else None
+            self._done = {line["piece"]: line["is"] for line in lines[1:]}
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{self.path / JOURNAL}: not a journal of ours; delete the folder to begin anew") from None
+        if found is None and any(path.name != JOURNAL for path in self.path.iterdir()):
+            raise ValueError(f"{self.path}: holds files but no journal; delete it to begin anew")
+        if found is None:
+            self._write({"conversion": self._identity})
+        elif found != self._identity:
+            differs = sorted(k for k in {*found, *self._identity} if found.get(k) != self._identity.get(k))
+            raise ValueError(
+                f"{self.path}: a partial conversion with another {', '.join(differs)}; delete it to begin anew"
+            )
+        if end < len(data):
+            self._journal.truncate(end)
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self._journal.write(json.dumps(line).encode() + b"\n")
+        self._journal.flush()
+        os.fsync(self._journal.fileno())
