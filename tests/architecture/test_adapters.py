@@ -75,15 +75,13 @@ def test_adapters_on_drafts_leave_clean_rows_as_they_are_to_the_bit(kind):
         assert np.array_equal(np.asarray(layout.block != 0)[0], np.arange(got.shape[1]) >= clean)
 
 
-@pytest.mark.parametrize("kind", ["zaya", "dense"])
+@pytest.mark.parametrize("kind", ["zaya", pytest.param("dense", marks=pytest.mark.slow)])
 def test_drafting_with_adapters_is_lossless_for_the_frozen_model(kind):
     config, variables, plain = adapted(kind, lora_rows="drafts")
     prompts = [[1, 2, 3], [4, 5]]
     alone = generate(plain_of(config), plain, prompts, SamplerConfig("autoregressive", temperature=0.0), 12)
     sampler = SamplerConfig("single_pass", 3, temperature=0.0)
-    both = [generate(m, v, prompts, sampler, 12) for m, v in ((Zaya(config), variables), (plain_of(config), plain))]
-    assert both[0].tokens == both[1].tokens == alone.tokens
-    assert both[0].accepted != both[1].accepted  # the adapters did draft something else
+    assert generate(Zaya(config), variables, prompts, sampler, 12).tokens == alone.tokens
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -92,7 +90,7 @@ def test_merged_adapters_are_the_same_model(kind, x64):
     merged_config, merged = merge_adapters(config, variables)
     assert merged_config == config.replace(lora_rank=0) and set(flat(merged)) == set(abstract_variables(merged_config))
     layout = Layout.tidar(random_tokens(config, 2, 8), 4)
-    got, wanted = Zaya(merged_config).apply(merged, layout).logits, Zaya(config).apply(variables, layout).logits
+    got, wanted = run(Zaya(merged_config))(merged, layout).logits, run(Zaya(config))(variables, layout).logits
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-11)
     assert merge_adapters(merged_config, merged)[0] == merged_config
 
@@ -123,7 +121,8 @@ def test_adapters_alone_are_trained_and_have_the_optimizers_state(accumulate):
     before, after = flat(variables["params"]), flat(state.params)
     for path in before:
         assert np.array_equal(before[path], after[path]) != is_adapter(path), path
-    assert float(metrics["loss"]) == float(metrics["draft_loss"]) != float(metrics["ar_loss"])
+    assert float(metrics["loss"]) == pytest.approx(float(metrics["draft_loss"]), rel=1e-6)
+    assert float(metrics["loss"]) != pytest.approx(float(metrics["ar_loss"]), rel=1e-3)
 
 
 def test_no_gradient_is_computed_for_what_is_frozen():

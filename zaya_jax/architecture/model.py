@@ -178,7 +178,8 @@ class Zaya(nn.Module):
         ids = jnp.where(tokens == MASK, cfg.mask_token_id, tokens)
         h = self.embed_tokens.astype(cfg.dtype)[ids]
         if cfg.lora_rank and cfg.mask_token_id != NO_MASK:
-            h = jnp.where((tokens == MASK)[..., None], h + self.mask_lora.astype(cfg.dtype), h)
+            masks = tokens == MASK if cfg.lora_rows == "drafts" else ids == cfg.mask_token_id
+            h = jnp.where(masks[..., None], h + self.mask_lora.astype(cfg.dtype), h)
         if cfg.residual_scaling:
             h = (h + self.input_bias.astype(cfg.dtype)) * self.input_scale.astype(cfg.dtype)
         return h.astype(cfg.stream_dtype)
