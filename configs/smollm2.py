@@ -16,8 +16,8 @@ eighth of an A100's bfloat16 peak (312), a 25th of an H100's (989). Adapters nee
 gradients. Memory: 2.2 GB of parameters, gradients and moments in float32 (:lora 0.7), a quarter of a step's rows at a
 time (accumulate), each layer's input kept of it, 2.3 GB.
 
-The data are what there is offline: Python's standard library, word problems with worked answers as chats
-(GSM-Symbolic, extra `eval`), and additions as chats. They are narrow: whoever wants a good model gives it more text.
+The data are what there is offline: Python's standard library and, as chats, word problems with worked answers
+(GSM-Symbolic, extra `eval`; not in :smoke) and additions. They are narrow: whoever wants a good model gives it more.
 
 Published (tidar.md section 1): the layout, the objective with alpha = 1, one step from masks to tokens, AdamW, cosine
 with 1% of warm-up to a third. Ours: learning rates (TiDAR's 1e-5 is for 50B tokens), rank and alpha of adapters, batch,
@@ -29,7 +29,6 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from configs.chats import FILE as ADDITIONS
 from configs.common import data, evaluation, mesh, model, parse_arg, phase
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
@@ -55,8 +54,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.data = data(
         256 if chosen.smoke else 1024,
         {"text": text, "weight": 0.5},
-        {"task": "gsm_symbolic", "options": {}, "as_chat": True, "weight": 0.4},
-        {"chat": (str(ADDITIONS),), "weight": 0.1},
+        {"task": "addition", "options": {"digits": 3}, "as_chat": True, "weight": 0.1},
+        *(() if chosen.smoke else ({"task": "gsm_symbolic", "options": {}, "as_chat": True, "weight": 0.4},)),
         chat_template="tokenizer",
         packing="best_fit",
         task_documents=40_000,
@@ -81,6 +80,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if chosen.smoke:
         c.data.update(task_documents=2000, validation_batches=4)
         c.convert.update(log_every=1, evaluate_every=25, save_every=50)
-        c.evaluate.update(prompts=2, batch=2, max_new_tokens=16, cost=False)
+        c.evaluate.update(tasks=("addition",), prompts=2, batch=2, max_new_tokens=16, cost=False)
         c.evaluate.update(arms=("autoregressive", "lossless"), temperatures=(0.0,))
     return c

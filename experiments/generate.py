@@ -264,7 +264,8 @@ def screen_of(values: flags.FlagValues) -> Screen:
 
 def complete(values: flags.FlagValues, engine: Engine, texts: list[str], settings: dict[str, Any]) -> None:
     """Continues every prompt, batch by batch."""
-    prompts, samples = [engine.tokenizer.encode(text) for text in texts], values.samples
+    tokenizer, samples = engine.tokenizer, values.samples
+    prompts = [[*tokenizer.opening, *tokenizer.encode(text)] for text in texts]
     engine.check(prompts)
     output = None if values.output is None else Completions(Path(values.output), texts, samples, settings)
     size = values.batch or BATCH
@@ -346,7 +347,8 @@ class Conversation:
     def prompt(self, line: str) -> tuple[list[int], Session | None]:
         """What the model has to read before it answers, and behind which session."""
         if self.template is None:
-            return self.tokenizer.encode(line, start=self.session is None), self.session
+            opening = self.tokenizer.opening if self.session is None else ()
+            return [*opening, *self.tokenizer.encode(line, start=self.session is None)], self.session
         messages = [*self.said, _message("user", line)]
         text = None if self.session is None else self.template.next_prompt(messages, self.tokenizer)
         if text is None:  # the first turn, or a template that writes what was said in another way now

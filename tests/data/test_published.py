@@ -5,9 +5,11 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import processors
 
 from tests.data.published import CORPUS, KINDS, SPECIALS, SPELLED, byte_level, publish, unigram
 from tests.data.test_detokenizer import make
+from zaya_jax.data.tasks import Problem, make_task
 from zaya_jax.data.tokenizers import BPETokenizer, ByteTokenizer, for_model, load_tokenizer, may_be_mask
 
 
@@ -128,6 +130,22 @@ def test_a_damaged_file_loads_or_is_refused_in_one_line(data, tmp_path_factory):
         assert tokenizer.eos_id < tokenizer.vocab_size
         tokenizer.decode(range(tokenizer.vocab_size))
     assert error.startswith("tokenizer: ") and "\n" not in error and len(error) < 600
+
+
+def test_a_text_opens_as_its_publisher_opens_it(tmp_path):
+    assert make("byte_level").opening == () == ByteTokenizer().opening
+    model = byte_level()
+    ids = {token: model.token_to_id(token) for token in SPECIALS}
+    pair = [(token, ids[token]) for token in ("<s>", "</s>")]
+    model.post_processor = processors.TemplateProcessing("<s> $A </s>", None, pair)
+    opened = load_tokenizer(publish(tmp_path, model, tokenizer_config=SPELLED))
+    assert opened.opening == (ids["<s>"],) and ids["<s>"] not in opened.encode("a")
+    assert make_task("addition").encode(Problem("a", "b", "c", "d"), opened) == [ids["<s>"], *opened.encode("a")]
+    for told, opening in ((True, (ids["<s>"],)), (False, ())):
+        folder = publish(
+            tmp_path, model if not told else byte_level(), tokenizer_config=SPELLED | {"add_bos_token": told}
+        )
+        assert load_tokenizer(folder).opening == opening
 
 
 def test_what_a_model_has_beyond_its_tokenizer_is_no_text():

@@ -214,7 +214,7 @@ def _packed(
             encoded = source.encode(element, tokenizer, row_length)
             return None if encoded is None else (encoded.ids, encoded.answer)
         text, prompt = element["text"], element.get("prompt", "")
-        given = tokenizer.encode(prompt)
+        given = [*tokenizer.opening, *tokenizer.encode(prompt)]
         written = tokenizer.encode(text[len(prompt) :], start=not prompt) + [tokenizer.eos_id]
         return given + written, [0] * len(given) + [1] * len(written)
 

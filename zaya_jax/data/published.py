@@ -33,6 +33,7 @@ class PublishedTokenizer:
     bos_id: int | None
     eos_ids: tuple[int, ...]  # all that end a text; the first is the one to write
     pad_id: int
+    opening: tuple[int, ...]  # special tokens that belong in front of every text
     special_ids: Mapping[str, int] = field(repr=False)  # by spelling
     mask_id: None = None
 
@@ -41,7 +42,8 @@ class PublishedTokenizer:
         """`read_description(path)` with what the files beside it say of special tokens.
 
         EOS are all that any of config.json, generation_config.json and tokenizer_config.json names; the last one's is
-        the one to write, as chat templates mean it. For BOS and PAD the first file that names one is believed.
+        the one to write, as chat templates mean it. For BOS and PAD the first file that names one is believed. A text
+        begins as the tokenizer's post-processor begins it, or as tokenizer_config.json's add_bos_token says.
 
         Raises:
           ValueError: one line: a file that cannot be read, ids or spellings that the tokenizer does not have as special
@@ -67,7 +69,10 @@ class PublishedTokenizer:
         model.no_truncation()
         first = {role: next(iter(ids), None) for role, ids in named.items()}
         pad = named["eos"][0] if first["pad"] is None else first["pad"]
-        return cls(model, first["bos"], tuple(named["eos"]), pad, special)
+        opening, add_bos = _opening(model), read_object(path.with_name(SPELLED)).get("add_bos_token")
+        if isinstance(add_bos, bool):
+            opening = (first["bos"],) if add_bos and first["bos"] is not None else ()
+        return cls(model, first["bos"], tuple(named["eos"]), pad, opening, special)
 
     @property
     def eos_id(self) -> int:
@@ -179,6 +184,16 @@ def read_object(path: Path) -> dict[str, Any]:
 def one_line(error: BaseException) -> str:
     """An error's message on one line of bounded length."""
     return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _opening(model: tokenizers.Tokenizer) -> tuple[int, ...]:
+    """The special tokens that a tokenizer's post-processor puts in front of a text."""
+    try:
+        alone, whole = (model.encode("a", add_special_tokens=special).ids for special in (False, True))
+    except Exception:  # no token for an "a", so nothing to find
+        return ()
+    starts = (at for at in range(len(whole)) if alone and whole[at : at + len(alone)] == alone)
+    return tuple(whole[: next(starts, 0)])
 
 
 def _named_ids(path: Path, model: tokenizers.Tokenizer) -> dict[str, list[int]]:

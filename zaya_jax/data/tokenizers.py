@@ -48,6 +48,11 @@ class Tokenizer(Protocol):
         ...
 
     @property
+    def opening(self) -> tuple[int, ...]:
+        """Special tokens that belong in front of every text (a chat template writes its own)."""
+        ...
+
+    @property
     def context(self) -> tuple[int, ...]:
         """What to decode a later part of a text behind, where a beginning would lose its space; else ()."""
         ...
@@ -95,6 +100,10 @@ class _SpecialsLast:
     @property
     def special_ids(self) -> Mapping[str, int]:
         return {}
+
+    @property
+    def opening(self) -> tuple[int, ...]:
+        return ()
 
     @property
     def context(self) -> tuple[int, ...]:

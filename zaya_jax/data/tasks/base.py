@@ -56,7 +56,7 @@ class Task(ABC):
 
     def encode(self, problem: Problem, tokenizer: Tokenizer) -> list[int]:
         """What a model is given to answer."""
-        return tokenizer.encode(problem.prompt)
+        return [*tokenizer.opening, *tokenizer.encode(problem.prompt)]
 
     def check(self, problem: Problem, completion: str) -> bool:
         """Whether `completion`, up to its first newline or its end (EOS), answers `problem`."""
