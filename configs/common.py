@@ -51,7 +51,7 @@ def data(row_length: int, *mixture: dict[str, Any], **changes: Any) -> ConfigDic
     c.row_length = row_length  # tokens
     c.mixture = tuple(map(ConfigDict, mixture))
     c.packing = "first_fit"  # or "best_fit" (decreasing): fuller rows where documents are long beside a row
-    c.chat_template = "plain"  # or a Jinja file, or a Jinja text: see zaya_jax/data/chat.py
+    c.chat_template = "plain"  # or "tokenizer" (beside it), a Jinja file, a Jinja text: zaya_jax/data/templates.py
     c.thinking = ("<think>", "</think>")  # what a chat that is too long is trimmed between
     c.task_documents = 200_000  # an epoch of a task source
     c.validation_batches = 8

@@ -15,18 +15,20 @@ from typing import Any
 from absl import flags
 
 from experiments import cli, environment
-from experiments.generate import choose_tokenizer
 from experiments.settings import ARMS, make_arms, unknown_arm
+from experiments.tokens import choose_template, choose_tokenizer
 from zaya_jax import Zaya, load_pretrained
 from zaya_jax.analysis.results import write_results
 from zaya_jax.analysis.tables import sampling_table
-from zaya_jax.data.tasks import BENCHMARKS, TASKS, make_task
+from zaya_jax.data.tasks import BENCHMARKS, TASKS, ChatTask, Task, make_task
 from zaya_jax.evaluation.task_accuracy import Arm, Trial, run_task, task_rows
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Folder of a model: WORKDIR/checkpoints/STAGE or a Hugging Face one."
 )
 _TOKENIZER = flags.DEFINE_string("tokenizer", None, "As of experiments.generate.")
+_CHAT = flags.DEFINE_boolean("chat", False, "Ask the problems in chats.")
+_TEMPLATE = flags.DEFINE_string("chat_template", None, "With --chat, as of experiments.generate.")
 _TASKS = flags.DEFINE_list("tasks", None, f"Of {', '.join([*TASKS, *BENCHMARKS])}; options are their defaults.")
 _ARMS = flags.DEFINE_list("arms", ["autoregressive", "lossless", "mix_stale"], f"Of {', '.join(ARMS)}.")
 _TEMPERATURES = flags.DEFINE_list("temperatures", ["0", "1"], "Of the target; greedy arms draw one sample.")
@@ -50,10 +52,17 @@ def main() -> None:
         if not value:
             raise ValueError(f"--{name}: missing, see --help")
     assert checkpoint and names and output
-    tasks = [make_task(name) for name in names]
+    tasks: list[Task] = [make_task(name) for name in names]
     config, variables = load_pretrained(checkpoint)
-    _, tokenizer = choose_tokenizer(_TOKENIZER.value, Path(checkpoint), config.vocab_size)
-    arms = read_arms(tokenizer.eos_id)
+    _, tokenizer = choose_tokenizer(
+        _TOKENIZER.value, Path(checkpoint), config, drafts=_ARMS.value != ["autoregressive"]
+    )
+    if _CHAT.value:
+        template = choose_template(_TEMPLATE.value, Path(checkpoint), tokenizer)
+        if template is None:
+            raise ValueError(f"--chat: {checkpoint} has no chat template, may be given with --chat_template")
+        tasks = [ChatTask(task, template) for task in tasks]
+    arms = read_arms(tokenizer.eos_ids)
     trial = Trial(_PROMPTS.value, _SAMPLES.value, _BATCH.value, _NEW.value, _SEED.value)
     for task in tasks:
         task.problems("test", 1, _SEED.value)  # a missing package is said before anything is compiled
@@ -71,7 +80,7 @@ def main() -> None:
         print(f"{task.name}\n{sampling_table(mine)}", flush=True)
 
 
-def read_arms(stop_token: int) -> tuple[Arm, ...]:
+def read_arms(stop_tokens: tuple[int, ...]) -> tuple[Arm, ...]:
     """The arms of the flags, autoregression first. ValueError for an unknown arm or a bad number."""
     names = ["autoregressive", *(name for name in _ARMS.value if name != "autoregressive")]
     if _BUDGET.value > _BLOCK.value:
@@ -83,7 +92,7 @@ def read_arms(stop_token: int) -> tuple[Arm, ...]:
     except ValueError:
         raise ValueError(f"--temperatures: got {','.join(_TEMPERATURES.value)}, may be numbers with commas") from None
     return make_arms(
-        names, temperatures, block_size=_BLOCK.value, stop_tokens=(stop_token,), beta=_BETA.value,
+        names, temperatures, block_size=_BLOCK.value, stop_tokens=stop_tokens, beta=_BETA.value,
         draft_temperature=_DRAFT.value,
     )  # fmt: skip
 

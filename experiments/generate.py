@@ -16,22 +16,23 @@ of each forward), log_probabilities (nats, under the target), finish, settings (
 Row r (prompt index * samples + sample) is drawn with seed + r. The same command goes on where a killed one stopped, to
 the same file; lines made with other settings are refused.
 
---chat reads a turn a line. There is no chat template: what the model has read is the plain concatenation of all turns
-and answers, nothing between them, and an answer ends at a stop token or --max_new_tokens. /reset forgets everything
-said, /quit or the end of input ends, so does Ctrl-C.
+--chat reads a turn a line and writes the chat down as --chat_template says; by default that is the template in the
+checkpoint's folder (chat_template.jinja or tokenizer_config.json). Special tokens that you spell stay words. Where
+there is no chat template, what the model has read is the plain concatenation of all turns and answers, nothing between
+them. An answer ends at a stop token or --max_new_tokens. /reset forgets everything said, /quit or the end of input
+ends, so does Ctrl-C.
 
 Every field of SamplerConfig is a flag; hyphens and underscores in flag names are the same.
 """
 
 import dataclasses
 import functools
-import json
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from absl import flags
 from tqdm import tqdm
@@ -39,9 +40,11 @@ from tqdm import tqdm
 from experiments import cli, dial
 from experiments.completions import Completions, checked_prompt, read_prompts
 from experiments.meter import Meter
+from experiments.tokens import choose_template, choose_tokenizer
 from zaya_jax import Zaya, load_pretrained
-from zaya_jax.data.tokenizers import Tokenizer, load_tokenizer
-from zaya_jax.interop.native import MODEL_FILE
+from zaya_jax.data.detokenizer import Detokenizer
+from zaya_jax.data.templates import MARK, ChatTemplate, Messages, encode
+from zaya_jax.data.tokenizers import Tokenizer
 from zaya_jax.sampling import (
     Generation,
     SamplerConfig,
@@ -74,6 +77,7 @@ def define_flags(values: flags.FlagValues) -> None:
     text("prompt", "One text to go on from.")
     text("prompts_file", 'A .txt file (one prompt a line) or .jsonl ({"prompt": ...} a line).')
     flags.DEFINE_boolean("chat", False, "Talk: a turn a line from stdin.", flag_values=values)
+    text("chat_template", "plain, a Jinja file, a Jinja text, or none. Default: the folder's, else none.")
     count("max_new_tokens", 128, "Tokens after which a row (an answer) ends without a stop.")
     count("seed", 0, "Of the first row; row r has seed + r.", low=0)
     count("samples", 1, "Continuations of each prompt; they share its first forward.")
@@ -99,13 +103,21 @@ def main(values: flags.FlagValues) -> None:
         asked = dial.read(values)
         texts = read_texts(values)
         config, variables = load_pretrained(values.checkpoint)
-        name, tokenizer = choose_tokenizer(values.tokenizer, Path(values.checkpoint), config.vocab_size)
+        folder, drafts = Path(values.checkpoint), asked["mode"] != "autoregressive"
+        name, tokenizer = choose_tokenizer(values.tokenizer, folder, config, drafts)
+        template = choose_template(values.chat_template, folder, tokenizer) if values.chat else None
         if asked["stop_tokens"] is None:
-            asked["stop_tokens"] = [tokenizer.eos_id]
+            asked["stop_tokens"] = list(tokenizer.eos_ids)
         with Meter() as meter:
             engine = Engine(Zaya(config), variables, tokenizer, asked, values.max_new_tokens, values.samples, meter)
             if values.chat:
-                chat(engine, screen_of(values), values.seed, values.stream is not False)
+                chat(
+                    engine,
+                    Conversation(tokenizer, template),
+                    screen_of(values),
+                    values.seed,
+                    values.stream is not False,
+                )
             else:
                 complete(values, engine, texts, settings_of(values, name, asked))
     except KeyboardInterrupt:
@@ -124,6 +136,8 @@ def check_flags(values: flags.FlagValues) -> None:
     if values.chat and (values.samples != 1 or values.output is not None):
         name = "--output" if values.output is not None else "--samples"
         raise ValueError(f"{name}: contradicts --chat, may be given with --prompt or --prompts-file")
+    if values.chat_template is not None and not values.chat:
+        raise ValueError("--chat_template: only with --chat")
     if values.batch is not None and values.prompts_file is None:
         raise ValueError("--batch: only with --prompts-file, whose prompts it puts side by side")
     if values.output is not None and Path(values.output).suffix != ".jsonl":
@@ -143,44 +157,6 @@ def read_texts(values: flags.FlagValues) -> list[str]:
     if values.stream and len(texts) > 1:
         raise ValueError(f"--stream: got {len(texts)} prompts, may be given for one row on the terminal")
     return texts
-
-
-def choose_tokenizer(spec: str | None, checkpoint: Path, vocab_size: int) -> tuple[str, Tokenizer]:
-    """(its name, the tokenizer) that a checkpoint needs, or that `spec` names."""
-    name = spec or tokenizer_of(checkpoint, vocab_size)
-    tokenizer = load_tokenizer(name)
-    if tokenizer.vocab_size > vocab_size:
-        raise ValueError(
-            f"--tokenizer: {name} has {tokenizer.vocab_size} ids, may have at most the model's {vocab_size}"
-        )
-    return name, tokenizer if tokenizer.vocab_size == vocab_size else cast(Tokenizer, Narrower(tokenizer))
-
-
-def tokenizer_of(checkpoint: Path, vocab_size: int) -> str:
-    """What lies beside the weights, or what the run that made them was configured with, or bytes."""
-    if (checkpoint / "tokenizer.json").is_file():
-        return str(checkpoint / "tokenizer.json")
-    config = checkpoint.absolute().parent.parent / "config.json"
-    if (checkpoint / MODEL_FILE).exists() and config.is_file():
-        name = json.loads(config.read_text()).get("tokenizer")
-        if isinstance(name, str):
-            return name
-    if vocab_size == load_tokenizer("bytes").vocab_size:
-        return "bytes"
-    raise ValueError(f"--tokenizer: missing, may be a tokenizer json (the model has {vocab_size} ids)")
-
-
-class Narrower:
-    """A tokenizer for a model that has more ids than it: those are no text."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._tokenizer, name)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode([i for i in ids if i < self._tokenizer.vocab_size])
 
 
 def settings_of(values: flags.FlagValues, tokenizer: str, asked: dict[str, Any]) -> dict[str, Any]:
@@ -288,7 +264,8 @@ def screen_of(values: flags.FlagValues) -> Screen:
 
 def complete(values: flags.FlagValues, engine: Engine, texts: list[str], settings: dict[str, Any]) -> None:
     """Continues every prompt, batch by batch."""
-    prompts, samples = [engine.tokenizer.encode(text) for text in texts], values.samples
+    tokenizer, samples = engine.tokenizer, values.samples
+    prompts = [[*tokenizer.opening, *tokenizer.encode(text)] for text in texts]
     engine.check(prompts)
     output = None if values.output is None else Completions(Path(values.output), texts, samples, settings)
     size = values.batch or BATCH
@@ -343,14 +320,14 @@ def keep(
     engine: Engine, texts: list[str], part: range, generation: Generation, output: Completions, seed: int
 ) -> None:  # fmt: skip
     """A batch's rows in the file, but for those that it holds already."""
-    lines = []
+    lines, text = [], Detokenizer(engine.tokenizer, start=False)
     for index, sample in output.missing(part):
         row = (index - part.start) * engine.samples + sample
         tokens = generation.tokens[row]
         lines.append(
             {
                 "prompt": texts[index], "index": index, "sample": sample,
-                "seed": seed + index * engine.samples + sample, "text": engine.tokenizer.decode(tokens),
+                "seed": seed + index * engine.samples + sample, "text": text.whole(tokens),
                 "tokens": tokens, "accepted": generation.accepted[row],
                 "log_probabilities": generation.log_probabilities[row], "finish": generation.finish[row],
             }
@@ -358,27 +335,61 @@ def keep(
     output.add(lines, {name: getattr(generation.sampler, name) for name in SETTLED})
 
 
-def chat(engine: Engine, screen: Screen, seed: int, stream: bool) -> None:
+@dataclasses.dataclass
+class Conversation:
+    """A chat so far: what was said, and what the model has read of it."""
+
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    said: Messages = ()
+    session: Session | None = None
+
+    def prompt(self, line: str) -> tuple[list[int], Session | None]:
+        """What the model has to read before it answers, and behind which session."""
+        if self.template is None:
+            opening = self.tokenizer.opening if self.session is None else ()
+            return [*opening, *self.tokenizer.encode(line, start=self.session is None)], self.session
+        messages = [*self.said, _message("user", line)]
+        text = None if self.session is None else self.template.next_prompt(messages, self.tokenizer)
+        if text is None:  # the first turn, or a template that writes what was said in another way now
+            return self.template.prompt(messages, self.tokenizer), None
+        assert self.session is not None
+        ended = self.session.texts[0][-1] in self.tokenizer.eos_ids
+        return [self.tokenizer.eos_id] * (not ended) + encode(text, self.tokenizer, start=False), self.session
+
+    def add(self, line: str, answer: Sequence[int], session: Session) -> None:
+        """Takes a turn and its answer into what was said."""
+        text = Detokenizer(self.tokenizer, start=False).whole(answer)
+        self.said, self.session = (*self.said, _message("user", line), _message("assistant", text)), session
+
+    def forget(self) -> None:
+        self.said, self.session = (), None
+
+
+def _message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content.replace("\0", "").replace(MARK, "")}
+
+
+def chat(engine: Engine, talk: Conversation, screen: Screen, seed: int, stream: bool) -> None:
     """Answers every line; one seed for all turns, so that turns are the same as one concatenated prompt."""
     engine.check([[engine.tokenizer.eos_id]])
-    session: Session | None = None
     for line in turns():
         if line == "/quit":
             break
         if line == "/reset":
-            session = None
+            talk.forget()
             continue
         try:
-            prompt = [engine.tokenizer.encode(checked_prompt(line, "this turn"))]
+            prompt, session = talk.prompt(checked_prompt(line, "this turn"))
             if engine.sampler is None:
-                engine.check(prompt)
-                engine.settle(prompt, prompt, [seed])
+                engine.check([prompt])
+                engine.settle([prompt], [prompt], [seed])
             streamer = screen.streamer(engine.tokenizer) if stream else None
-            generation = engine.run(prompt, [seed], session, streamer)
+            generation = engine.run([prompt], [seed], session, streamer)
         except ValueError as error:  # a turn too long, say: what was said before still stands
             print(f"error: {error}", file=sys.stderr)
             continue
-        session = generation.session
+        talk.add(line, generation.tokens[0], generation.session)
         shown = "" if stream else render(engine.tokenizer, generation.tokens[0], generation.accepted[0], screen.colour)
         screen.write(shown + "\n")
     if engine.sampler is not None:

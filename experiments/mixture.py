@@ -11,9 +11,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from zaya_jax.data.builders import check_text, prepare_chats, prepare_text
-from zaya_jax.data.chat import ChatSource, ChatTemplate
+from zaya_jax.data.chat import ChatSource
 from zaya_jax.data.pipeline import Source
 from zaya_jax.data.tasks import Task, TaskSource, make_task
+from zaya_jax.data.templates import ChatTemplate
 
 FIELDS = {"text": (), "task": ("options", "as_chat"), "chat": ()}  # what an ingredient is: what else it may say
 

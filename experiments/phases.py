@@ -22,6 +22,7 @@ from experiments.mixture import Mixtures, MixtureSource
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.architecture.config import NO_MASK
 from zaya_jax.data.pipeline import PACKINGS
+from zaya_jax.interop.adapters import fresh_adapters
 from zaya_jax.interop.mask import add_mask_token
 from zaya_jax.interop.names import abstract_variables
 from zaya_jax.interop.pretrained import load_pretrained
@@ -96,16 +97,19 @@ def read_stages(config: ConfigDict, model: ZayaConfig, mixtures: Mixtures) -> di
     return stages
 
 
-def load_start(model: ZayaConfig, folder: Path, field: str, placement: Placement | None = None) -> dict:
+def load_start(model: ZayaConfig, folder: Path, field: str, placement: Placement | None = None, seed: int = 0) -> dict:
     """A checkpoint's variables, in the model's dtypes. ValueError unless they are its own, by name and shape.
 
-    A checkpoint without a mask token gets the model's: a new row where the model has just one more for it.
+    A checkpoint without a mask token gets the model's: a new row where the model has just one more for it. One without
+    adapters gets the model's, which add nothing yet.
     """
     theirs, variables = load_pretrained(folder, placement)
     if theirs.mask_token_id == NO_MASK and model.mask_token_id != NO_MASK:
         row = model.vocab_size == theirs.vocab_size + 1 and model.mask_token_id == theirs.vocab_size
         theirs, variables = add_mask_token(theirs, variables, None if row else model.mask_token_id)
     mine, flat = abstract_variables(model), cast(dict, traverse_util.flatten_dict(variables))
+    if not theirs.lora_rank:
+        flat |= fresh_adapters(model, seed)
     for path in sorted(mine | flat):
         got, may_be = (found[path].shape if path in found else "nothing" for found in (flat, mine))
         if got != may_be:
@@ -170,6 +174,10 @@ def _check_optimizer(name: str, optimizer: OptimizerConfig, model: ZayaConfig, b
     if batch_size % optimizer.accumulate:
         got = optimizer.accumulate
         raise ValueError(f"{name}.optimizer.accumulate: got {got}, may be a divisor of batch_size ({batch_size})")
+    frozen = model.lora_rank and model.lora_rows == "drafts" and "*" in optimizer.freeze
+    if frozen and model.feed_forward == "moe" and optimizer.balancing_rate:
+        may_be = "0 where the clean rows' model is frozen: its balancing biases are part of it"
+        raise ValueError(f"{name}.optimizer.balancing_rate: got {optimizer.balancing_rate}, may be {may_be}")
     if optimizer.freeze:
         params = traverse_util.unflatten_dict(abstract_variables(model))["params"]
         try:

@@ -47,6 +47,7 @@ from zaya_jax.analysis.results import Row, load_run, write_results
 from zaya_jax.analysis.roofline import peak_flops
 from zaya_jax.architecture import Zaya, ZayaConfig
 from zaya_jax.data.chat import ChatSource, survey
+from zaya_jax.data.detokenizer import Detokenizer
 from zaya_jax.data.pipeline import Source, eval_batches, make_train_iterator
 from zaya_jax.data.tasks import Task
 from zaya_jax.evaluation.likelihood import likelihood
@@ -177,7 +178,7 @@ def run_phase(
         if start is None:
             variables = init_variables(model, setup.seed, placement)
         else:
-            variables = load_start(stage.model, start, f"{name}.start", placement)
+            variables = load_start(stage.model, start, f"{name}.start", placement, setup.seed)
         carry = stack.enter_context(Checkpoints(folders[str(stage.start)])) if stage.continues else None
         mixture = [(train_data[source.name], source.weight) for source in stage.mixture]
         batches = make_train_iterator(
@@ -327,7 +328,7 @@ def some_samples(setup: settings.Settings, task: Task, outcomes: list[Outcome], 
             "arm": outcome.arm.name,
             "temperature": outcome.arm.sampler.temperature,
             "prompt": problem.prompt,
-            "pieces": [setup.tokenizer.decode([token]) for token in outcome.tokens[i * outcome.samples]],
+            "pieces": Detokenizer(setup.tokenizer, start=False).pieces(outcome.tokens[i * outcome.samples]),
             "accepted": outcome.accepted[i * outcome.samples],
             "correct": outcome.correct[i * outcome.samples],
         }

@@ -11,10 +11,12 @@ from ml_collections import ConfigDict
 from experiments import fields
 from experiments.mixture import Mixtures, MixtureSource
 from experiments.phases import Stage, is_phase, phase_names, read_stages
+from experiments.tokens import BESIDE_TOKENIZER, beside_tokenizer
 from zaya_jax.architecture import ZayaConfig
-from zaya_jax.data.chat import THINKING, ChatTemplate, load_template
+from zaya_jax.data.chat import THINKING
 from zaya_jax.data.tasks import BENCHMARKS, ChatTask, Task, make_task
-from zaya_jax.data.tokenizers import Tokenizer, load_tokenizer
+from zaya_jax.data.templates import ChatTemplate, load_template
+from zaya_jax.data.tokenizers import Tokenizer, for_model, load_tokenizer, may_be_mask
 from zaya_jax.evaluation.task_accuracy import Arm, Trial
 from zaya_jax.sampling import SamplerConfig
 
@@ -79,7 +81,7 @@ def read(config: ConfigDict) -> Settings:
     model = _model(config, tokenizer)
     for name in ("row_length", "task_documents", "validation_batches"):
         fields.positive(f"data.{name}", config.data[name])
-    template = load_template(config.data.get("chat_template", "plain"))
+    template = _template(config, tokenizer)
     mixtures = Mixtures(template, _thinking(config.data.get("thinking", THINKING)))
     stages = read_stages(config, model, mixtures)
     for name in ("prompts", "batch", "max_new_tokens", "samples"):
@@ -90,7 +92,7 @@ def read(config: ConfigDict) -> Settings:
         name=config.name,
         seed=config.seed,
         cpu_devices=config.cpu_devices,
-        tokenizer=tokenizer,
+        tokenizer=for_model(tokenizer, model.vocab_size),
         model=model,
         task_documents=config.data.task_documents,
         validation_batches=config.data.validation_batches,
@@ -139,12 +141,25 @@ def _model(config: ConfigDict, tokenizer: Tokenizer) -> ZayaConfig:
         raise ValueError(
             f"model.vocab_size: got {model.vocab_size}, may be at least the tokenizer's {tokenizer.vocab_size}"
         )
-    if model.mask_token_id != tokenizer.mask_id and model.mask_token_id < tokenizer.vocab_size:
+    assert model.mask_token_id is not None  # ZayaConfig fills it in
+    if not may_be_mask(tokenizer, model.mask_token_id):
+        own = "" if tokenizer.mask_id is None else f"{tokenizer.mask_id}, or "
         raise ValueError(
-            f"model.mask_token_id: got {model.mask_token_id}, may be an id the tokenizer never gives: "
-            f"{tokenizer.mask_id}, or {tokenizer.vocab_size} and above"
+            f"model.mask_token_id: got {model.mask_token_id}, may be an id that is no text of the tokenizer's: "
+            f"{own}{tokenizer.vocab_size} and above"
         )
     return model
+
+
+def _template(config: ConfigDict, tokenizer: Tokenizer) -> ChatTemplate:
+    """data.chat_template; "tokenizer": what lies in the folder that `tokenizer` names."""
+    spec = config.data.get("chat_template", "plain")
+    if spec != BESIDE_TOKENIZER:
+        return load_template(spec, tokenizer)
+    template = beside_tokenizer(config.tokenizer, tokenizer)
+    if template is None:
+        raise ValueError(f"data.chat_template: got {spec!r}, but there is none beside {config.tokenizer}")
+    return template
 
 
 def _thinking(value: Any) -> tuple[str, str]:
@@ -172,7 +187,6 @@ def _tasks(evaluate: ConfigDict, sources: dict[str, MixtureSource], template: Ch
     tasks = [_task(name, trained) for name in evaluate.tasks]
     if not evaluate.get("chat", False):
         return tuple(tasks)
-    template.prompt([{"role": "user", "content": "a"}])
     return tuple(ChatTask(task, template) for task in tasks)
 
 
@@ -210,7 +224,7 @@ def _arms(evaluate: ConfigDict, block_size: int, tokenizer: Tokenizer) -> tuple[
     chosen = {name: evaluate[name] for name in ("beta", "draft_temperature")}
     try:
         return make_arms(
-            evaluate.arms, evaluate.temperatures, block_size=block_size, stop_tokens=(tokenizer.eos_id,), **chosen
+            evaluate.arms, evaluate.temperatures, block_size=block_size, stop_tokens=tokenizer.eos_ids, **chosen
         )
     except ValueError as error:
         raise ValueError(f"evaluate: {error}") from error

@@ -17,6 +17,7 @@ MODELS = {
     "taps 2 and 2": {},
     "taps 3 and 1": dict(cca_time0=3, cca_time1=1),
     "taps 1 and 3": dict(cca_time0=1, cca_time1=3),
+    "adapters": dict(lora_rank=2, lora_rows="drafts"),
     "llama": dict(
         attention="gqa", qk_norm="rms", feed_forward="dense", residual_scaling=False, partial_rotary_factor=1.0
     ),

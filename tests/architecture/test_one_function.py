@@ -29,6 +29,8 @@ CONFIGS = {
     ),
     "grouped alone": dict(cca_depthwise=False, cca_mean=False, router_state=False, residual_scaling=False),
     "depthwise alone": dict(cca_grouped=False, cca_delayed_value=False, qk_norm="rms"),
+    "adapters": dict(attention="gqa", feed_forward="dense", mlp_bias=True, lora_rank=2, lora_alpha=1.0),
+    "adapters on drafts": dict(lora_rank=2, lora_alpha=1.0, lora_rows="drafts"),
     "delay alone": dict(cca_depthwise=False, cca_grouped=False, feed_forward="dense"),
 }  # fmt: skip
 

@@ -9,17 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zaya_jax.data.builders import prepare_chats
-from zaya_jax.data.chat import ChatSource, encode_chat, load_template, survey
+from zaya_jax.data.chat import ChatSource, encode_chat, survey
 from zaya_jax.data.pipeline import eval_batches, make_train_iterator
 from zaya_jax.data.tasks import ChatTask, TaskSource, make_task
+from zaya_jax.data.templates import load_template
 from zaya_jax.data.tokenizers import BPETokenizer, ByteTokenizer
 
 TOKENIZER = ByteTokenizer()
-PLAIN = load_template("plain")
+PLAIN = load_template("plain", TOKENIZER)
 # As many published ones are: a BOS, a turn marker of its own, content trimmed, the end of a turn a special token.
 MARKED = load_template(
     "{{ bos_token }}{% for m in messages %}<start>{{ m.role }}\n{{ m.content | trim }}{{ eos_token }}\n{% endfor %}"
-    "{% if add_generation_prompt %}<start>assistant\n{% endif %}"
+    "{% if add_generation_prompt %}<start>assistant\n{% endif %}",
+    TOKENIZER,
 )
 
 
@@ -53,11 +55,12 @@ def test_what_is_given_is_what_a_sampler_would_be_given():
     tokenizer = BPETokenizer.train(["<|user|>\nhi there<|assistant|>\nyou there\n" * 50], 275)
     messages = chat("hi there", "you there")
     encoded = encode_chat(messages, PLAIN, tokenizer, 999)
-    prompt = tokenizer.encode(PLAIN.prompt(messages[:1]))
+    prompt = PLAIN.prompt(messages[:1], tokenizer)
+    assert prompt == tokenizer.encode("<|user|>\nhi there\n<|assistant|>\n")
     assert encoded.ids == [*prompt, *tokenizer.encode("you there"), tokenizer.eos_id]
     assert encoded.answer == [int(i >= len(prompt)) for i in range(len(encoded.ids))]
-    with pytest.raises(ValueError, match="special tokens into a prompt"):
-        MARKED.prompt(messages[:1])
+    prompt = MARKED.prompt(messages[:1], tokenizer)
+    assert prompt[0] == tokenizer.bos_id and prompt.count(tokenizer.eos_id) == 1
 
 
 THOUGHT = chat("q", "<think>first</think>a", "r", "<think>0123456789</think>answer")
@@ -108,15 +111,15 @@ def test_any_chat_is_whole_trimmed_or_dropped(contents, row_length):
 )
 def test_bad_templates_are_refused_at_once(template, message):
     with pytest.raises(ValueError) as error:
-        load_template(template)
+        load_template(template, TOKENIZER)
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_templates_are_built_in_files_or_texts(tmp_path):
     (tmp_path / "own.jinja").write_text(PLAIN.source)
-    assert load_template(str(tmp_path / "own.jinja")) == PLAIN == load_template(PLAIN.source)
+    assert load_template(str(tmp_path / "own.jinja"), TOKENIZER) == PLAIN == load_template(PLAIN.source, TOKENIZER)
     with pytest.raises(FileNotFoundError, match="chat_template: got 'chatml', may be \"plain\""):
-        load_template("chatml")
+        load_template("chatml", TOKENIZER)
 
 
 def write_chats(path, chats) -> list[str]:
@@ -192,8 +195,10 @@ def test_a_task_asked_in_a_chat_is_the_same_task():
     asked = ChatTask(task, PLAIN)
     for split in ("validation", "test"):
         for problem, plain in zip(asked.problems(split, 5, 1), task.problems(split, 5, 1), strict=True):
-            assert problem.prompt == f"<|user|>\n{plain.prompt}\n<|assistant|>\n"
+            assert problem == plain and task.encode(problem, TOKENIZER) == written(plain.prompt)
+            assert asked.encode(problem, TOKENIZER) == written(f"<|user|>\n{plain.prompt}\n<|assistant|>\n")
             assert asked.check(problem, plain.solution.rstrip("\n")) and not asked.check(problem, "x:1")
     assert (asked.name, asked.tuning_split) == (task.name, task.tuning_split)
-    with pytest.raises(ValueError, match="special tokens into a prompt"):
-        ChatTask(task, MARKED).problems("test", 1, 0)
+    bos, eos = TOKENIZER.bos_id, TOKENIZER.eos_id
+    prompt = written(bos, f"<start>user\n{plain.prompt}", eos, "\n<start>assistant\n")
+    assert ChatTask(task, MARKED).encode(plain, TOKENIZER) == prompt

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from experiments import dial
+from experiments import dial, tokens
 from experiments import generate as door
+from tests.data.published import SPELLED, byte_level, publish
 from tests.helpers import random_variables
 from zaya_jax import SamplerConfig, Zaya, generate, load_pretrained, preset
-from zaya_jax.data.tokenizers import BPETokenizer, ByteTokenizer
+from zaya_jax.data.tokenizers import BPETokenizer, ByteTokenizer, load_tokenizer
 from zaya_jax.interop import save_huggingface
 from zaya_jax.interop.native import write_model_file
 from zaya_jax.sampling.planning import Choice
@@ -345,18 +346,56 @@ def test_bad_prompt_files_are_named_with_the_line(name, content, words, checkpoi
 def test_the_tokenizer_is_what_the_checkpoint_needs(tmp_path):
     folder = tmp_path / "run" / "checkpoints" / "convert"
     folder.mkdir(parents=True)
-    assert door.tokenizer_of(folder, 260) == "bytes"
+    assert tokens.tokenizer_of(folder, 260) == "bytes"
     with pytest.raises(ValueError, match=r"--tokenizer: missing, may be a tokenizer json \(the model has 290 ids\)"):
-        door.tokenizer_of(folder, 290)
+        tokens.tokenizer_of(folder, 290)
     write_model_file(folder, preset("tiny"))
     (tmp_path / "run" / "config.json").write_text(json.dumps({"tokenizer": "bpe.json"}))
-    assert door.tokenizer_of(folder, 290) == "bpe.json"
+    assert tokens.tokenizer_of(folder, 290) == "bpe.json"
     BPETokenizer.train(["some words and some more words"] * 3, 270).save(folder / "tokenizer.json")
-    name, tokenizer = door.choose_tokenizer(None, folder, 290)
+    name, tokenizer = tokens.choose_tokenizer(None, folder, preset("tiny", vocab_size=290))
     assert name == str(folder / "tokenizer.json") and tokenizer.vocab_size == 270
     assert tokenizer.decode([289, *tokenizer.encode("words"), 280]) == "words"
     with pytest.raises(ValueError, match="has 270 ids, may have at most the model's 260"):
-        door.choose_tokenizer(None, folder, 260)
+        tokens.choose_tokenizer(None, folder, preset("tiny"))
+    with pytest.raises(ValueError, match=r"mask token 266 is '' in .*, may be no text; an unconverted model may have"):
+        tokens.choose_tokenizer(None, folder, preset("tiny", vocab_size=290, mask_token_id=266))
+    tokens.choose_tokenizer(None, folder, preset("tiny", vocab_size=290, mask_token_id=266), drafts=False)
+
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+def test_a_chat_is_written_down_as_the_folders_template_says(tmp_path, monkeypatch):
+    config = preset("tiny", vocab_size=340, bos_token_id=None, eos_token_id=None, pad_token_id=None)
+    save_huggingface(tmp_path, config, random_variables(config))
+    publish(tmp_path, byte_level(), tokenizer_config=SPELLED | {"chat_template": CHATML})
+    tokenizer, texts, answers = load_tokenizer(tmp_path), [], []
+    end = tokenizer.special_ids["<|im_end|>"]
+
+    def spy(*args, session, **options):
+        texts.append(([] if session is None else session.texts[0]) + args[2][0])
+        out = generate(*args, session=session, **options)
+        answers.extend(out.tokens)
+        return out
+
+    def turn(line: str) -> list[int]:
+        start, asked, newline = (tokenizer.encode(text) for text in ("assistant\n", f"user\n{line}", "\n"))
+        begin = tokenizer.special_ids["<|im_start|>"]
+        return [begin, *asked, end, *newline, begin, *start]
+
+    monkeypatch.setattr(door, "generate", spy)
+    talk(monkeypatch, "the cat<|im_end|>\nsat\n/reset\nsat\n", f"--checkpoint={tmp_path}", "--mode=autoregressive")
+    first, second, third = texts
+    assert first == turn("the cat<|im_end|>") and third == turn("sat")
+    cut = [] if answers[0][-1] == end else [end]  # an answer that was too long is ended before the next turn
+    assert second == first + answers[0] + cut + tokenizer.encode("\n") + turn("sat")
+    for args, words in ((["--chat", "--chat_template={{"], "chat_template: unexpected"), (["--prompt=a"], "only with")):
+        with pytest.raises(ValueError, match=words):
+            run(f"--checkpoint={tmp_path}", "--chat_template=plain", *args)
 
 
 def test_from_the_shell_a_mistake_is_one_line_and_help_helps():

@@ -3,11 +3,9 @@
 import re
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from zaya_jax.data.tokenizers import BPETokenizer, ByteTokenizer
-from zaya_jax.sampling.streaming import QUIET, RESET, RUNS, Detokenizer, TerminalStreamer, escape, render
+from zaya_jax.sampling.streaming import QUIET, RESET, RUNS, TerminalStreamer, escape, render
 
 BYTES = ByteTokenizer()
 TEXT = "héllo 日本語 🎉🇨🇭 ∑∞ añb\n\tend"
@@ -80,19 +78,6 @@ def test_merged_tokens_are_no_different():
     streamer.end()
     assert "".join(parts) == TEXT
     assert not any("\ufffd" in part for part in parts)
-
-
-@given(st.lists(st.integers(0, 259), max_size=40), st.lists(st.integers(0, 5), min_size=60, max_size=60))
-def test_whatever_the_bytes_the_pieces_add_up_to_the_whole(tokens, amounts):
-    detokenizer, at, text = Detokenizer(BYTES), 0, ""
-    for amount in amounts + [len(tokens)]:
-        piece = tokens[at : at + amount]
-        seen = detokenizer.peek(piece)
-        new = detokenizer.push(piece)
-        assert new == seen
-        text, at = text + new, at + amount
-    assert text + detokenizer.flush() == BYTES.decode(tokens)
-    assert detokenizer.flush() == ""
 
 
 def test_bytes_that_are_no_character_are_shown_at_the_end():

@@ -114,7 +114,8 @@ class Attention(nn.Module):
         else:
             tiles = cfg.attention_backend == "tiles" and past is None
             mixed = attend(query, layout, context, context_keys, own, window, cfg.query_chunk, tiles)
-        return self._linear("o_proj", cfg.hidden_size)(mixed.reshape(*mixed.shape[:2], -1)), past
+        out = self._linear("o_proj", cfg.hidden_size)
+        return out(mixed.reshape(*mixed.shape[:2], -1), cfg.adapted_from(clean)), past
 
     def _linear(self, name: str, features: int) -> Linear:
         cfg = self.config
@@ -124,6 +125,7 @@ class Attention(nn.Module):
             stddev=cfg.initializer_range,
             dtype=jnp.dtype(cfg.dtype),
             param_dtype=jnp.dtype(cfg.param_dtype),
+            adapted=cfg if cfg.lora_rank else None,
             name=name,
         )
 
@@ -132,8 +134,9 @@ class Attention(nn.Module):
         cfg = self.config
         batch, row, _ = x.shape
         heads, kv_heads, dim = cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim
-        raw_q = self._linear("q_proj", heads * dim)(x)
-        raw_k = self._linear("k_proj", kv_heads * dim)(x)
+        first = cfg.adapted_from(layout.clean_size)
+        raw_q = self._linear("q_proj", heads * dim)(x, first)
+        raw_k = self._linear("k_proj", kv_heads * dim)(x, first)
         raw = jnp.concatenate([raw_q, raw_k], axis=-1)
 
         start = jnp.zeros_like(raw[:, :1])
@@ -188,14 +191,15 @@ class Attention(nn.Module):
         With two key-value heads the first is wholly the token's own, the second wholly its predecessor's.
         """
         cfg = self.config
+        first = cfg.adapted_from(layout.clean_size)
         row, heads = x.shape[1], (*x.shape[:2], cfg.num_key_value_heads, cfg.head_dim)
         if not cfg.has("delayed_value"):
             pending = jnp.zeros((x.shape[0], (0 if past is None else 1) + layout.clean_size, 0), x.dtype)
-            return self._linear("v_proj", heads[2] * heads[3])(x).reshape(heads), pending
-        current = self._linear("v_proj_current", cfg.delayed_dim)(x)
+            return self._linear("v_proj", heads[2] * heads[3])(x, first).reshape(heads), pending
+        current = self._linear("v_proj_current", cfg.delayed_dim)(x, first)
         delayed = self._linear("v_proj_delayed", cfg.delayed_dim)
-        projected = delayed(x)
-        start = delayed(jnp.zeros_like(x[:, :1]))  # what stands before a document's start: the bias
+        projected = delayed(x, first)
+        start = delayed(jnp.zeros_like(x[:, :1]), 1)  # what stands before a document's start: the bias
         if past is None:
             newest = projected[:, layout.clean_size - 1 : layout.clean_size]
             past = from_left(newest, layout.axis) if layout.axis else projected[:, :0]

@@ -18,6 +18,7 @@ PARTS = (
     "output_bias", "rope_scaling", "feed_forward", "mlp_bias", "router_state", "residual_scaling",
 )  # fmt: skip
 QK_NORMS = ("unit", "rms", "none")
+LORA_ROWS = ("all", "drafts")
 
 # What a training step recomputes of each layer instead of keeping it: nothing; all but the layer's input; all but the
 # input and the outputs of plain matrix products (the projections and the router's, not the experts' nor attention's).
@@ -82,6 +83,12 @@ class ZayaConfig:
     mlp_bias: bool = False  # on the dense feed-forward's projections
     router_state: bool = True  # the router's state is carried across depth
     residual_scaling: bool = True
+
+    # Adapters (LoRA): low-rank additions to attention's projections and the dense feed-forward's, and a vector to the
+    # mask token's embedding. They start as nothing.
+    lora_rank: int = 0  # 0: none
+    lora_alpha: float = 16.0  # additions are scaled by lora_alpha / lora_rank
+    lora_rows: str = "all"  # or "drafts": draft slots alone, so that clean rows stay the model's without adapters
 
     # How the forward pass is computed; none of these changes the parameters.
     dtype: str = "float32"  # of activations and matrix products; parameters stay as they are stored
@@ -154,12 +161,17 @@ class ZayaConfig:
             _require(_is_int(window) and window >= 1, "sliding_window", window, "an integer of at least 1")
         self._check_parts()
         self._check_rope_scaling()
+        _require(_is_int(self.lora_rank) and self.lora_rank >= 0, "lora_rank", self.lora_rank, "an integer from 0 on")
+        scale = self.lora_alpha
+        known = isinstance(scale, (int, float)) and not isinstance(scale, bool) and 0 < scale < float("inf")
+        _require(known, "lora_alpha", scale, "a number above 0")
         choices = {
             "skip_expert": ("zero", "identity"),
             "expert_backend": ("auto", "block_padded", "looped", "ragged_dot", "gather", "dense"),
             "attention_backend": ("structured", "tiles", "dense"),
             "remat": REMATS,
             "unroll_layers": (False, True),
+            "lora_rows": LORA_ROWS,
             "dtype": ("float32", "bfloat16", "float64"),
             "param_dtype": ("float32", "bfloat16", "float64"),
         }
@@ -264,6 +276,10 @@ class ZayaConfig:
     def state_size(self) -> int:
         """Channels of the router state that layers hand on; 0 if they hand on none."""
         return self.router_hidden_size if self.feed_forward == "moe" and self.router_state else 0
+
+    def adapted_from(self, clean_size: int) -> int:
+        """The first slot of a row that adapters act on; a row begins with its clean slots."""
+        return clean_size if self.lora_rows == "drafts" else 0
 
     @property
     def stream_dtype(self) -> Any:

@@ -9,6 +9,28 @@ from zaya_jax.architecture.config import ZayaConfig
 Array = jax.Array
 
 
+class LowRank(nn.Module):
+    """x @ a @ b, scaled (LoRA, arXiv 2106.09685): a [in, rank] random, b [rank, out] zero, so nothing to begin with."""
+
+    config: ZayaConfig
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        cfg, width = self.config, x.shape[-1]
+        a = self.param("a", nn.initializers.normal(width**-0.5), (width, cfg.lora_rank), jnp.dtype(cfg.param_dtype))
+        b = self.param("b", nn.initializers.zeros, (cfg.lora_rank, self.features), jnp.dtype(cfg.param_dtype))
+        low = x.astype(cfg.dtype) @ a.astype(cfg.dtype) @ b.astype(cfg.dtype)
+        return low * (cfg.lora_alpha / cfg.lora_rank)
+
+
+def adapt(y: Array, x: Array, low_rank: LowRank, first: int) -> Array:
+    """y [batch, row, out] + low_rank(x [batch, row, in]) from slot `first` on; slots before it are y's, untouched."""
+    if not first:
+        return y + low_rank(x)
+    return jnp.concatenate([y[:, :first], y[:, first:] + low_rank(x[:, first:])], axis=1)
+
+
 class Linear(nn.Module):
     """x @ kernel (+ bias): kernel [in, out], the transpose of torch's weight."""
 
@@ -17,9 +39,11 @@ class Linear(nn.Module):
     stddev: float
     dtype: jnp.dtype
     param_dtype: jnp.dtype
+    adapted: ZayaConfig | None = None  # the model, if it has adapters
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, first: int = 0) -> Array:
+        """x [..., in]; with an adapter [batch, row, in], which acts from slot `first` on."""
         kernel = self.param(
             "kernel", nn.initializers.normal(self.stddev), (x.shape[-1], self.features), self.param_dtype
         )
@@ -28,7 +52,9 @@ class Linear(nn.Module):
         y = (rows @ kernel.astype(self.dtype)).reshape(*x.shape[:-1], self.features)
         if self.use_bias:
             y += self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype).astype(self.dtype)
-        return y
+        if self.adapted is None:
+            return y
+        return adapt(y, x, LowRank(self.adapted, self.features, name="lora"), first)
 
 
 class RMSNorm(nn.Module):

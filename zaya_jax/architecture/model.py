@@ -92,7 +92,10 @@ class DecoderLayer(nn.Module):
 
         x = RMSNorm(cfg.rms_norm_eps, dtype, param_dtype, name="post_attention_layernorm")(stream)
         if cfg.feed_forward == "dense":
-            branch, load = FeedForward(cfg, name="mlp")(x), jnp.zeros((2, cfg.router_classes), jnp.int32)
+            branch, load = (
+                FeedForward(cfg, name="mlp")(x, layout.clean_size),
+                jnp.zeros((2, cfg.router_classes), jnp.int32),
+            )
         else:
             stack = None if experts is None else ExpertStack(experts[0], experts[1], per_layer["layer"])
             branch, state, load = MixtureOfExperts(cfg, self.shards, name="mlp")(
@@ -130,6 +133,8 @@ class Zaya(nn.Module):
         width = (cfg.hidden_size,)
         normal = nn.initializers.normal(cfg.initializer_range)
         self.embed_tokens = self.param("embed_tokens", normal, (cfg.vocab_size, *width), param_dtype)
+        if cfg.lora_rank and cfg.mask_token_id != NO_MASK:
+            self.mask_lora = self.param("mask_lora", nn.initializers.zeros, width, param_dtype)
         if cfg.residual_scaling:
             self.input_scale = self.param("input_hidden_states_scale", nn.initializers.ones, width, param_dtype)
             self.input_bias = self.param("input_hidden_states_bias", nn.initializers.zeros, width, param_dtype)
@@ -173,6 +178,9 @@ class Zaya(nn.Module):
         assert cfg.mask_token_id is not None  # ZayaConfig fills it in
         ids = jnp.where(tokens == MASK, cfg.mask_token_id, tokens)
         h = self.embed_tokens.astype(cfg.dtype)[ids]
+        if cfg.lora_rank and cfg.mask_token_id != NO_MASK:
+            masks = tokens == MASK if cfg.lora_rows == "drafts" else ids == cfg.mask_token_id
+            h = jnp.where(masks[..., None], h + self.mask_lora.astype(cfg.dtype), h)
         if cfg.residual_scaling:
             h = (h + self.input_bias.astype(cfg.dtype)) * self.input_scale.astype(cfg.dtype)
         return h.astype(cfg.stream_dtype)
@@ -209,9 +217,16 @@ class Zaya(nn.Module):
         """Hidden states [..., hidden_size] -> logits [..., vocab]. Call it for the rows somebody reads."""
         if self.config.tie_word_embeddings:
             logits = hidden @ self.embed_tokens.astype(hidden.dtype).T
+            if self._ties_mask_lora:  # so that the sum of the two is one embedding again
+                logits = logits.at[..., self.config.mask_token_id].add(hidden @ self.mask_lora.astype(hidden.dtype))
         else:
             logits = self.lm_head(hidden)
         return logits + self.lm_head_bias.astype(logits.dtype) if self.config.lm_head_bias else logits
+
+    @property
+    def _ties_mask_lora(self) -> bool:
+        cfg = self.config
+        return bool(cfg.lora_rank) and cfg.lora_rows == "all" and cfg.mask_token_id != NO_MASK
 
     def _angles(self, layout: Layout) -> tuple[Array, Array]:
         """`rotation` of the row by kind of layer, [kind, batch, row, rotary_dim // 2]: computed once for all layers."""

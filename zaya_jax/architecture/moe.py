@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from zaya_jax.architecture.config import ZayaConfig
 from zaya_jax.architecture.experts import across, dispatch, dispatch_cached, gated, swiglu
-from zaya_jax.architecture.layers import Linear, RMSNorm
+from zaya_jax.architecture.layers import Linear, LowRank, RMSNorm, adapt
 from zaya_jax.architecture.layout import PADDING, Layout
 from zaya_jax.architecture.shards import Shards
 
@@ -106,8 +106,8 @@ class FeedForward(nn.Module):
     config: ZayaConfig
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """x [..., hidden] -> the same shape."""
+    def __call__(self, x: Array, clean_size: int) -> Array:
+        """x [batch, row, hidden] -> the same shape; the row's first `clean_size` slots are clean."""
         cfg = self.config
         hidden, inner = x.shape[-1], cfg.moe_intermediate_size
         normal = nn.initializers.normal(cfg.initializer_range)
@@ -117,11 +117,18 @@ class FeedForward(nn.Module):
 
         gate_up = weights("gate_up_proj", normal, hidden, 2 * inner)
         down = weights("down_proj", normal, inner, hidden)
-        if not cfg.mlp_bias:
+        if not (cfg.mlp_bias or cfg.lora_rank):
             return swiglu(x, gate_up, down)
-        zeros = nn.initializers.zeros
-        h = gated(x @ gate_up + weights("gate_up_bias", zeros, 2 * inner))
-        return h @ down + weights("down_bias", zeros, hidden)
+
+        def project(name: str, x: Array, kernel: Array) -> Array:
+            y, features = x @ kernel, kernel.shape[-1]
+            if cfg.mlp_bias:
+                y += weights(f"{name}_bias", nn.initializers.zeros, features)
+            if not cfg.lora_rank:
+                return y
+            return adapt(y, x, LowRank(cfg, features, name=f"{name}_lora"), cfg.adapted_from(clean_size))
+
+        return project("down", gated(project("gate_up", x, gate_up)), down)
 
 
 def init_balancing_biases(classes: int) -> Array:

@@ -214,8 +214,8 @@ def _packed(
             encoded = source.encode(element, tokenizer, row_length)
             return None if encoded is None else (encoded.ids, encoded.answer)
         text, prompt = element["text"], element.get("prompt", "")
-        given = tokenizer.encode(prompt)
-        written = tokenizer.encode(text[len(prompt) :]) + [tokenizer.eos_id]
+        given = [*tokenizer.opening, *tokenizer.encode(prompt)]
+        written = tokenizer.encode(text[len(prompt) :], start=not prompt) + [tokenizer.eos_id]
         return given + written, [0] * len(given) + [1] * len(written)
 
     def pack_group(number: int, group: Sequence[dict[str, str]]) -> Batch:

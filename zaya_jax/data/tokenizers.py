@@ -1,43 +1,72 @@
 """Tokenizers: raw bytes, a byte-level BPE trained here with the `tokenizers` library, or a published model's.
 
-The first two share one layout of the vocabulary: ordinary tokens first, then BOS, EOS, PAD, MASK. The mask
-token is therefore always the vocabulary's last row, so an autoregressive model without one can be
-given one by appending a row to its embedding. Special tokens have no spelling: no text encodes to
-one, and decoding skips them.
+The first two share one layout of the vocabulary: ordinary tokens first, then BOS, EOS, PAD, MASK; a published one has
+its own (`zaya_jax.data.published`). No text encodes to a special token, and decoding skips them. Which id is the mask
+is the model's business (`ZayaConfig.mask_token_id`); `may_be_mask` says whether a tokenizer can live with it.
 """
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import tokenizers
+
+from zaya_jax.data.published import TOKENIZER_FILE, PublishedTokenizer, read_description
 
 NUM_SPECIALS = 4  # BOS, EOS, PAD, MASK, in this order, behind the ordinary tokens.
 NUM_BYTES = 256
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back. Ids are ints in [0, vocab_size); `mask_id` is `vocab_size - 1`."""
+    """Text to ids and back. Ids are ints in [0, vocab_size)."""
 
     @property
     def vocab_size(self) -> int: ...
     @property
-    def bos_id(self) -> int: ...
+    def bos_id(self) -> int | None: ...
     @property
-    def eos_id(self) -> int: ...
+    def eos_id(self) -> int:
+        """The one to write behind a text."""
+        ...
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """All that end a text, `eos_id` first."""
+        ...
+
     @property
     def pad_id(self) -> int: ...
     @property
-    def mask_id(self) -> int: ...
+    def mask_id(self) -> int | None:
+        """The id that it keeps for the model's mask token, if any."""
+        ...
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of `text`, without any special token."""
+    @property
+    def special_ids(self) -> Mapping[str, int]:
+        """Special tokens that have a spelling, which a chat template may write."""
+        ...
+
+    @property
+    def opening(self) -> tuple[int, ...]:
+        """Special tokens that belong in front of every text (a chat template writes its own)."""
+        ...
+
+    @property
+    def context(self) -> tuple[int, ...]:
+        """What to decode a later part of a text behind, where a beginning would lose its space; else ()."""
+        ...
+
+    def encode(self, text: str, start: bool = True) -> list[int]:
+        """Ids of `text`, without any special token; `start`: whether it begins a text."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; special tokens are skipped, invalid UTF-8 becomes U+FFFD."""
+        ...
+
+    def joins(self, id_: int) -> bool:
+        """Whether tokens behind it may change its text beyond completing a character."""
         ...
 
 
@@ -57,12 +86,31 @@ class _SpecialsLast:
         return self.vocab_size - 3
 
     @property
+    def eos_ids(self) -> tuple[int, ...]:
+        return (self.eos_id,)
+
+    @property
     def pad_id(self) -> int:
         return self.vocab_size - 2
 
     @property
     def mask_id(self) -> int:
         return self.vocab_size - 1
+
+    @property
+    def special_ids(self) -> Mapping[str, int]:
+        return {}
+
+    @property
+    def opening(self) -> tuple[int, ...]:
+        return ()
+
+    @property
+    def context(self) -> tuple[int, ...]:
+        return ()
+
+    def joins(self, id_: int) -> bool:
+        return False
 
     def _ordinary(self, ids: Sequence[int]) -> list[int]:
         """`ids` without the special tokens; ValueError if one is outside the vocabulary."""
@@ -81,7 +129,7 @@ class ByteTokenizer(_SpecialsLast):
     def vocab_size(self) -> int:
         return NUM_BYTES + NUM_SPECIALS
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, start: bool = True) -> list[int]:
         """The UTF-8 bytes of `text`. UnicodeEncodeError (a ValueError) for lone surrogates."""
         return list(text.encode("utf-8"))
 
@@ -129,14 +177,9 @@ class BPETokenizer(_SpecialsLast):
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"tokenizer: no such file: {path}")
-        try:
-            text = path.read_text(encoding="utf-8")
-            description = json.loads(text)
-            model = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:  # `tokenizers` raises bare Exception for a bad file.
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"tokenizer: {path} is not a tokenizer json ({reason})") from error
-        _require_byte_level(description, path)
+        description, model = read_description(path)
+        if not _is_ours(description):
+            raise ValueError(f"tokenizer: {path} is not a lossless byte-level BPE as BPETokenizer.save writes it")
         return cls(model)
 
     def save(self, path: str | Path) -> None:
@@ -149,7 +192,7 @@ class BPETokenizer(_SpecialsLast):
     def vocab_size(self) -> int:
         return self.model.get_vocab_size(with_added_tokens=True) + NUM_SPECIALS
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, start: bool = True) -> list[int]:
         """BPE ids of `text`. UnicodeEncodeError (a ValueError) for lone surrogates."""
         text.encode("utf-8")  # `tokenizers` reports a lone surrogate as an unrelated TypeError.
         return self.model.encode(text, add_special_tokens=False).ids
@@ -159,96 +202,57 @@ class BPETokenizer(_SpecialsLast):
         return self.model.decode(self._ordinary(ids), skip_special_tokens=False)
 
 
-@dataclass(frozen=True)
-class PublishedTokenizer:
-    """A published model's tokenizer.json, of any kind the `tokenizers` library reads; MASK is one id behind its last.
-
-    Its special tokens are ids like ours: what spells one in a text is ordinary text, and decoding skips them.
-    """
-
-    model: tokenizers.Tokenizer
-    bos_id: int
-    eos_id: int
-    pad_id: int
-
-    @classmethod
-    def load(cls, path: str | Path) -> "PublishedTokenizer":
-        """Reads a tokenizer.json and, from the model's config.json beside it, which ids are BOS, EOS and PAD.
-
-        Raises ValueError, in one line, for files that do not say so.
-        """
-        config = Path(path).with_name("config.json")
-        try:
-            values = json.loads(config.read_text(encoding="utf-8"))
-            model = tokenizers.Tokenizer.from_str(Path(path).read_text(encoding="utf-8"))
-        except Exception as error:  # `tokenizers` raises bare Exception for a bad file.
-            raise ValueError(f"tokenizer: {path} or {config} cannot be read ({str(error).splitlines()[0]})") from error
-        ids = []
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            value = values.get(name)
-            value = value[0] if isinstance(value, list) and value else value
-            if not isinstance(value, int) or model.id_to_token(value) is None:
-                raise ValueError(f"tokenizer: {config}: {name}: got {value!r}, must be an id of {path}")
-            ids.append(value)
-        model.encode_special_tokens = True
-        model.no_padding()
-        model.no_truncation()
-        return cls(model, *ids)
-
-    @property
-    def vocab_size(self) -> int:
-        return max(self.model.get_vocab(with_added_tokens=True).values()) + 2
-
-    @property
-    def mask_id(self) -> int:
-        return self.vocab_size - 1
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of `text`. UnicodeEncodeError (a ValueError) for lone surrogates."""
-        text.encode("utf-8")
-        return self.model.encode(text, add_special_tokens=False).ids
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids`. ValueError if an id is outside the vocabulary."""
-        values = [int(i) for i in ids]
-        if any(not 0 <= i < self.vocab_size for i in values):
-            raise ValueError(f"ids: must be in [0, {self.vocab_size})")
-        kept = [i for i in values if i not in (self.bos_id, self.eos_id, self.pad_id, self.mask_id)]
-        return self.model.decode(kept, skip_special_tokens=True)
-
-
 def load_tokenizer(spec: str | Path) -> Tokenizer:
-    """The tokenizer that `spec` names: "bytes", or the path of a tokenizer json.
+    """The tokenizer that `spec` names: "bytes", the path of a tokenizer json, or a folder that holds one.
 
-    That is what BPETokenizer saved, or a published model's, with special tokens and that model's config.json beside it.
-    Raises FileNotFoundError if the path does not exist, ValueError if it is no such file.
+    A file is BPETokenizer's where it is as that writes it, else a published model's, whose special tokens the files
+    beside it name. Raises FileNotFoundError if there is none, ValueError if it is no such file.
     """
     if spec == "bytes":
         return ByteTokenizer()
     path = Path(spec)
+    if path.is_dir():
+        path = path / TOKENIZER_FILE
     if not path.is_file():
-        raise FileNotFoundError(f'tokenizer: got {str(spec)!r}, must be "bytes" or the path of a saved tokenizer json')
-    published = path.with_name("config.json").is_file() and _has_added_tokens(path)
-    return PublishedTokenizer.load(path) if published else BPETokenizer.load(path)
+        may_be = f'"bytes", the path of a tokenizer json, or a folder with a {TOKENIZER_FILE}'
+        raise FileNotFoundError(f"tokenizer: got {str(spec)!r}, must be {may_be}")
+    description, model = read_description(path)
+    if _is_ours(description):
+        return BPETokenizer(model)
+    return cast(Tokenizer, PublishedTokenizer.read(path, description, model))
 
 
-def _has_added_tokens(path: Path) -> bool:
-    """Whether a json file lists some; False where it is none, which whoever reads it will say."""
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return False
-    return isinstance(description, dict) and bool(description.get("added_tokens"))
+def may_be_mask(tokenizer: Tokenizer, id_: int) -> bool:
+    """Whether a model's mask token may have this id: one that no text has and that says nothing else."""
+    said = {tokenizer.bos_id, tokenizer.pad_id, *tokenizer.eos_ids}
+    kept = tokenizer.mask_id is not None and id_ == tokenizer.mask_id
+    return kept or id_ >= tokenizer.vocab_size or id_ in {*tokenizer.special_ids.values()} - said
 
 
-def _require_byte_level(description: dict, path: Path) -> None:
-    """ValueError unless the file is a byte-level BPE over all 256 bytes with no added tokens."""
+def for_model(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
+    """The tokenizer for a model of at least its ids: what the model has beyond them is no text."""
+    return tokenizer if tokenizer.vocab_size == vocab_size else cast(Tokenizer, _Narrower(tokenizer))
+
+
+class _Narrower:
+    """A tokenizer for a model that has more ids than it."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode([i for i in ids if i < self._tokenizer.vocab_size])
+
+
+def _is_ours(description: dict) -> bool:
+    """Whether a file is a byte-level BPE over all 256 bytes, without added tokens or a normalizer."""
+    model = description.get("model") or {}
     pre_tokenizer = (description.get("pre_tokenizer") or {}).get("type")
-    vocabulary = description.get("model", {}).get("vocab", {})
-    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    if description.get("model", {}).get("type") != "BPE" or pre_tokenizer != "ByteLevel":
-        raise ValueError(f"tokenizer: {path} is not a byte-level BPE as BPETokenizer.save writes")
+    if model.get("type") != "BPE" or pre_tokenizer != "ByteLevel":
+        return False
     if description.get("added_tokens") or description.get("normalizer"):
-        raise ValueError(f"tokenizer: {path} has added tokens or a normalizer: not lossless here")
-    if not all(byte in vocabulary for byte in alphabet):
-        raise ValueError(f"tokenizer: {path} lacks some of the 256 byte tokens: not lossless")
+        return False
+    return all(byte in model.get("vocab", {}) for byte in tokenizers.pre_tokenizers.ByteLevel.alphabet())

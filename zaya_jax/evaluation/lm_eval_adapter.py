@@ -263,7 +263,7 @@ def sampler_for(
         sampler,
         temperature=(sampler.temperature if temperature is None else temperature) if do_sample else 0.0,
         stop_strings=(*sampler.stop_strings, *([until] if isinstance(until, str) else until)),
-        stop_tokens=tuple(dict.fromkeys((*sampler.stop_tokens, tokenizer.eos_id))),
+        stop_tokens=tuple(dict.fromkeys((*sampler.stop_tokens, *tokenizer.eos_ids))),
         **changes,
     )
     longest = next((options[name] for name in LENGTH_NAMES if options.get(name) is not None), max_gen_toks)

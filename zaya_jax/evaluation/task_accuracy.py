@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from zaya_jax.analysis.results import wilson
 from zaya_jax.architecture import Zaya
+from zaya_jax.data.detokenizer import Detokenizer
 from zaya_jax.data.tasks.base import Problem, Task
 from zaya_jax.data.tokenizers import Tokenizer
 from zaya_jax.evaluation.answers import Answers, fingerprint
@@ -175,7 +176,8 @@ def run_arm(
       SandboxError: a task that runs code, where that cannot be done safely.
     """
     samples = trial.samples if arm.sampler.temperature > 0 else 1  # greedy samples would all be the same
-    prompts = [tokenizer.encode(problem.prompt) for problem in problems]
+    prompts = [task.encode(problem, tokenizer) for problem in problems]
+    answers_text = Detokenizer(tokenizer, start=False)
     answers = Answers(path, _made_by(variables, task, problems, arm, trial))
     at_once, done, warm = max(1, trial.batch // samples), len(answers.lines), set()
     label = f"{task.name} {arm.name} T={arm.sampler.temperature:g}"
@@ -193,7 +195,7 @@ def run_arm(
         lines = []
         for i in part:
             mine = slice((i - start) * samples, (i - start + 1) * samples)
-            correct = [task.check(problems[i], tokenizer.decode(tokens)) for tokens in out.tokens[mine]]
+            correct = [task.check(problems[i], answers_text.whole(tokens)) for tokens in out.tokens[mine]]
             line = {"problem": i, "correct": correct, "tokens": out.tokens[mine], "accepted": out.accepted[mine]}
             lines.append(line | {"seconds": seconds})
         answers.add(lines)

@@ -85,7 +85,10 @@ def family_of_file(values: dict[str, Any]) -> Family:
 
 
 def family_of(config: ZayaConfig) -> Family:
-    """The family that a model of ours is exported as."""
+    """The family that a model of ours is exported as. ValueError for one with adapters (`adapters.merge_adapters`)."""
+    if config.lora_rank:
+        may_be = "0 in a Hugging Face folder: adapters of lora_rows 'all' can be merged, others stay in our own format"
+        raise ValueError(f"ZayaConfig.lora_rank: got {config.lora_rank}, may be {may_be}")
     return next(family for family in FAMILIES if family.writes(config))
 
 

@@ -4,12 +4,11 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 
-from zaya_jax.sampling.decoding import Decoder
+from zaya_jax.data.detokenizer import Decoder, Detokenizer
 
 QUIET, RESET = "\x1b[2m", "\x1b[0m"
 RUNS = ("\x1b[36m", "\x1b[33m")  # of consecutive forwards
 SAVE, RESTORE, ERASE = "\x1b7", "\x1b8", "\x1b[K"  # the cursor; the rest of its line
-UNKNOWN = "\ufffd"  # what a decoder writes for bytes that are no (or not yet a) character
 # Controls (but for newline and tab), line separators, marks that turn the direction of writing, and lone surrogates.
 UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -19,46 +18,11 @@ def escape(text: str) -> str:
     return UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
-class Detokenizer:
-    """Tokens in, text out, never a part of a character.
-
-    Bytes at the end that are no character yet are held back until they are one, or something follows that they cannot
-    be joined with. What `push` and `flush` return adds up to the decoded whole.
-    """
-
-    def __init__(self, tokenizer: Decoder) -> None:
-        self._tokenizer = tokenizer
-        self._held: list[int] = []  # tokens since the last place where everything was whole
-        self._given = 0  # characters of their text that were returned
-
-    def push(self, tokens: Sequence[int]) -> str:
-        """The text that became certain with these tokens."""
-        self._held += tokens
-        text = self._tokenizer.decode(self._held)
-        certain = text.removesuffix(UNKNOWN)
-        new = certain[self._given :]
-        if certain == text:
-            self._held, self._given = [], 0
-        else:
-            self._given = len(certain)
-        return new
-
-    def peek(self, tokens: Sequence[int]) -> str:
-        """What `push` would return, without pushing."""
-        return self._tokenizer.decode(self._held + list(tokens)).removesuffix(UNKNOWN)[self._given :]
-
-    def flush(self) -> str:
-        """What was held back, as it is."""
-        text = self._tokenizer.decode(self._held)[self._given :]
-        self._held, self._given = [], 0
-        return text
-
-
 class TerminalStreamer:
     """A `Streamer` for one row: final tokens in their forward's colour, drafts dim behind them until the next step.
 
-    A character belongs to the forward that completes it. Nothing the model writes reaches the terminal as a command
-    (`escape`).
+    The row goes on behind a prompt. A character belongs to the forward that completes it. Nothing the model writes
+    reaches the terminal as a command (`escape`).
     """
 
     def __init__(
@@ -73,7 +37,8 @@ class TerminalStreamer:
           columns: the terminal's width, for drafts: they stay on the text's last line, so that they can be erased.
             None shows none.
         """
-        self._text, self._write = Detokenizer(tokenizer), write
+        self._text, self._write = Detokenizer(tokenizer, start=False), write
+        self._pending = self._text.begin
         self._colour, self._columns = colour, columns if colour else None
         self._column = 0  # of the cursor, if the terminal is as wide as told
         self._runs = 0
@@ -85,14 +50,15 @@ class TerminalStreamer:
 
     def put(self, tokens: list[list[int]]) -> None:
         row = _only(tokens)
-        text = escape(self._text.push(row))
+        self._pending, text = self._text.push(self._pending, row)
+        text = escape(text)
         self._show(text, RUNS[self._runs % len(RUNS)])
         self._runs += bool(row)
 
     def put_draft(self, tokens: list[list[int]]) -> None:
         if self._columns is None:
             return
-        text = escape(self._text.peek(_only(tokens))).replace("\n", "↵").replace("\t", " ")
+        text = escape(self._text.push(self._pending, _only(tokens))[1]).replace("\n", "↵").replace("\t", " ")
         text = _fit(text, self._columns - 1 - self._column)
         self._drafted = bool(text)
         if text:
@@ -100,7 +66,8 @@ class TerminalStreamer:
 
     def end(self) -> None:
         """Erases drafts and shows what was held back; harmless if called again."""
-        self._show(escape(self._text.flush()), RUNS[(self._runs - 1) % len(RUNS)])
+        self._show(escape(self._text.flush(self._pending)), RUNS[(self._runs - 1) % len(RUNS)])
+        self._pending = self._text.begin
 
     def _show(self, text: str, style: str) -> None:
         erase = ERASE if self._drafted else ""

@@ -43,14 +43,21 @@ def make_sums(model: Zaya, objective: Objective, placement: Placement | None) ->
     return sums
 
 
-def make_gradients(model: Zaya, objective: Objective, placement: Placement | None, accumulate: int = 1):
+def make_gradients(
+    model: Zaya,
+    objective: Objective,
+    placement: Placement | None,
+    accumulate: int = 1,
+    held: Callable[[dict], dict] = lambda params: params,
+):
     """(params, balancing, batch, drawn) -> (gradients of the batch's mean loss, the batch's sums).
 
     Args:
+      held: parameters -> parameters, some of them constants, whose gradients are zeros.
       accumulate: micro-batches that a batch is run in, one after the other. Each divides by the whole batch's counts,
         so their gradients and sums add up to the whole batch's.
     """
-    gradients = _micro_gradients(model, objective, placement)
+    gradients = _micro_gradients(model, objective, placement, held)
 
     def whole(params, balancing, batch: dict[str, Array], drawn: dict[str, Array]) -> tuple[dict, Sums]:
         counts, rows = objective.counts(batch, drawn), batch["tokens"].shape[0]
@@ -75,12 +82,12 @@ def make_gradients(model: Zaya, objective: Objective, placement: Placement | Non
     return whole
 
 
-def _micro_gradients(model: Zaya, objective: Objective, placement: Placement | None):
+def _micro_gradients(model: Zaya, objective: Objective, placement: Placement | None, held: Callable[[dict], dict]):
     """(params, balancing, batch, drawn, counts) -> (gradients of the loss over `counts` tokens, the batch's sums)."""
 
     def backward(sums_of: Callable[..., Sums], params, balancing, batch, drawn, counts):
         def loss(params):
-            sums = sums_of(params, balancing, batch, drawn)
+            sums = sums_of(held(params), balancing, batch, drawn)
             return objective.loss(sums, counts), sums
 
         return jax.grad(loss, has_aux=True)(params)

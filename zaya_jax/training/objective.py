@@ -19,7 +19,7 @@ class Objective:
     Attributes:
       kind: "autoregressive" (next token) or "tidar" ([alpha * CE_AR + CE_diff] / (1 + alpha); arXiv 2511.08923, eq. 3).
       block_size: slots a draft block (tidar).
-      alpha: weight of the autoregressive loss (tidar).
+      alpha: weight of the autoregressive loss (tidar); 0: drafts alone are trained, that loss is a mere metric.
       masking: "full" (every draft slot is MASK, as at inference) or "random" (each block reveals a uniformly drawn
         share of its slots, which then have no loss: the ablation of TiDAR's table 4).
       loss_on: "all" tokens, or "answers": only those that a task asks for (text without a prompt is all answer).
@@ -137,6 +137,8 @@ class Objective:
             nll = (1 - self.distill) * nll + self.distill * sums["draft_soft_nll"]
         weight = self.slot_decay ** jnp.arange(self.block_size)
         draft = (weight * nll).sum() / jnp.maximum((weight * counts["draft_count"]).sum(), 1e-9)
+        if not self.alpha:  # 0 * ar would be differentiated all the same
+            return draft
         return (self.alpha * ar + draft) / (1 + self.alpha)
 
 

@@ -160,7 +160,8 @@ def frozen_parameters(config: OptimizerConfig, params):
 
     A pattern is matched with a parameter's whole path, such as layers/mlp/gate_up_proj; `*` stands for any text,
     slashes too, and `?` and `[...]` are as in a shell. `layers[2]/...` and `layers[0:2]/...` mean some of the layers,
-    which are stacked along the first axis, and count as Python's slices do.
+    which are stacked along the first axis, and count as Python's slices do. A pattern behind a `!` lets go of what the
+    patterns before it hold: `("*", "!*lora*")` trains adapters alone.
 
     Raises:
       ValueError: a pattern that matches no parameter, or no layer of one.
@@ -169,20 +170,26 @@ def frozen_parameters(config: OptimizerConfig, params):
     paths = ["/".join(part.key for part in path) for path, _ in flat]
     layers = [leaf.shape[0] if path.startswith("layers/") else 1 for path, (_, leaf) in zip(paths, flat, strict=True)]
     held = [np.zeros(count, bool) for count in layers]
-    for pattern in config.freeze:
+    for given in config.freeze:
+        pattern = given.removeprefix("!")
         some = _LAYERS.match(pattern)
         chosen = _slice(some) if some else slice(None)
         glob = "layers" + pattern[some.end() :] if some else pattern
         hits = [mask[chosen] for path, mask in zip(paths, held, strict=True) if fnmatch.fnmatchcase(path, glob)]
         if not any(hit.size for hit in hits):
-            raise ValueError(f"OptimizerConfig.freeze: {pattern!r} matches nothing, may be of paths like {paths[-2:]}")
+            raise ValueError(f"OptimizerConfig.freeze: {given!r} matches nothing, may be of paths like {paths[-2:]}")
         for hit in hits:
-            hit[:] = True  # a view of `held`
+            hit[:] = pattern == given  # a view of `held`
     leaves = [
         bool(mask.all()) if mask.all() or not mask.any() else mask.reshape(-1, *[1] * (leaf.ndim - 1))
         for mask, (_, leaf) in zip(held, flat, strict=True)
     ]
     return jax.tree.unflatten(tree, leaves)
+
+
+def held_still(frozen, params):
+    """`params`, those that are frozen whole as constants: no gradient is computed for them."""
+    return jax.tree.map(lambda mask, leaf: jax.lax.stop_gradient(leaf) if mask is True else leaf, frozen, params)
 
 
 def hold(frozen, tree):

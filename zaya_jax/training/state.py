@@ -16,7 +16,14 @@ from zaya_jax.architecture.moe import BALANCING
 from zaya_jax.parallel import Placement
 from zaya_jax.training.gradients import make_gradients, make_sums, widen
 from zaya_jax.training.objective import Objective
-from zaya_jax.training.optimizer import OptimizerConfig, balancing_error, frozen_parameters, hold, make_optimizer
+from zaya_jax.training.optimizer import (
+    OptimizerConfig,
+    balancing_error,
+    frozen_parameters,
+    held_still,
+    hold,
+    make_optimizer,
+)
 
 Array = jax.Array
 RECENT_STEPS = 20  # about so many losses does `TrainState.recent_loss` average
@@ -105,7 +112,11 @@ def _train_step(
     """See `make_train_step`."""
     rule = make_optimizer(optimizer)
     balancing_rule = optax.adam(optimizer.balancing_rate)
-    gradients = make_gradients(model, objective, placement, optimizer.accumulate)
+
+    def held(params: dict) -> dict:
+        return held_still(frozen_parameters(optimizer, params), params) if optimizer.freeze else params
+
+    gradients = make_gradients(model, objective, placement, optimizer.accumulate, held)
 
     def moved(state: TrainState, grads: dict, load: Array, rate: Array) -> TrainState:
         """The state behind an update, the counters aside."""

@@ -7,6 +7,7 @@ from hashlib import blake2b
 from typing import Any, ClassVar
 
 from zaya_jax.data.splits import SPLITS, require_split, split_of
+from zaya_jax.data.tokenizers import Tokenizer
 
 SPLIT_PERCENTS = (80, 10, 10)
 MAX_ATTEMPTS = 10_000  # A split of one instance in 1,000 is still found with certainty 0.99995.
@@ -52,6 +53,10 @@ class Task(ABC):
     def problems(self, split: str, count: int, seed: int) -> list[Problem]:
         """The first `count` problems of a split; a benchmark has no more than it has."""
         return [self.problem(split, index, seed) for index in range(count)]
+
+    def encode(self, problem: Problem, tokenizer: Tokenizer) -> list[int]:
+        """What a model is given to answer."""
+        return [*tokenizer.opening, *tokenizer.encode(problem.prompt)]
 
     def check(self, problem: Problem, completion: str) -> bool:
         """Whether `completion`, up to its first newline or its end (EOS), answers `problem`."""

@@ -1,0 +1,54 @@
+"""configs/smollm2.py without the model: what each choice trains, and what it starts from."""
+
+import jax
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from configs import smollm2
+from experiments import settings
+from tests.data.published import SPELLED, byte_level, publish
+from tests.experiments.test_generate_door import CHATML
+from zaya_jax.data.templates import load_template
+from zaya_jax.interop.names import abstract_variables
+from zaya_jax.training.optimizer import frozen_parameters
+
+SMOLLM2 = 134_515_008  # parameters as published
+
+
+def trained(stage: settings.Stage) -> tuple[int, int]:
+    """(parameters that train, all parameters)"""
+    params = traverse_util.unflatten_dict(abstract_variables(stage.model))["params"]
+    sizes = [leaf.size for leaf in jax.tree.leaves(params)]
+    held = np.array([mask is True for mask in jax.tree.leaves(frozen_parameters(stage.phase.optimizer, params))])
+    return int(np.array(sizes)[~held].sum()), sum(sizes)
+
+
+@pytest.mark.parametrize(
+    ("arg", "alpha", "distill", "rows"),
+    [("", 1.0, 0.0, "all"), (",lora", 1.0, 0.0, "all"), (",drafts,smoke,block_size=4", 0.0, 1.0, "drafts")],
+)
+def test_what_is_trained(arg, alpha, distill, rows, tmp_path):
+    folder = publish(tmp_path, byte_level(), tokenizer_config=SPELLED | {"chat_template": CHATML})
+    setup = settings.read(smollm2.get_config(f"start={folder}{arg}"))
+    stage = setup.stages["convert"]
+    count, total = trained(stage)
+    layers, hidden, inner, kv, rank = 30, 576, 1536, 192, 32
+    ends = [(hidden, hidden), (hidden, kv), (hidden, kv), (hidden, hidden), (hidden, 2 * inner), (inner, hidden)]
+    adapters = layers * rank * sum(a + b for a, b in ends) + hidden
+    assert (count, total) == (
+        (SMOLLM2 + hidden,) * 2 if not arg else (adapters, SMOLLM2 + hidden + adapters)
+    )  # the mask token's row is new
+    assert (stage.phase.objective.alpha, stage.phase.objective.distill, stage.model.lora_rows) == (alpha, distill, rows)
+    assert str(stage.start) == str(folder) and stage.model.mask_token_id == 49_152
+    assert {source.template for source in stage.mixture} == {None, load_template(CHATML, setup.tokenizer)}
+
+
+def test_contradictions_are_named(tmp_path):
+    with pytest.raises(ValueError, match="config argument drafts: contradicts lora"):
+        smollm2.get_config("lora,drafts")
+    with pytest.raises(FileNotFoundError, match="tokenizer: got 'smollm2', must be"):
+        settings.read(smollm2.get_config())
+    publish(tmp_path, byte_level(), tokenizer_config=SPELLED)
+    with pytest.raises(ValueError, match="chat_template: got 'tokenizer', but there is none beside"):
+        settings.read(smollm2.get_config(f"start={tmp_path}"))
