@@ -13,6 +13,7 @@ from zaya_jax import load_pretrained
 from zaya_jax.architecture import preset
 from zaya_jax.interop import conversion, native_arrays, save_huggingface, shards
 from zaya_jax.interop.conversion import convert
+from zaya_jax.interop.inventory import take
 from zaya_jax.interop.native import write_model_file
 from zaya_jax.training.checkpoints import Checkpoints
 
@@ -334,3 +335,20 @@ def test_zayas_spare_rows_hold_the_mask():
     """262,145 ids in 262,272 rows: the default mask is the last row, which no text reaches."""
     config = preset("zaya1_8b")
     assert config.mask_token_id == 262_271 >= 262_145
+
+
+def test_taking_stock_goes_on_where_the_configuration_cannot_be_read(start):
+    (start / "config.json").write_text("{}")
+    found = take(start)
+    assert found.config is None and len(found.rows) == 67
+    assert len(found.problems) == 1 and "vocab_size * hidden_size" in found.problems[0]
+
+
+def test_pieces_that_memory_cannot_hold_are_refused(start, tmp_path, monkeypatch):
+    """One of ours whose arrays are one piece each, as training saves them."""
+    convert(start, tmp_path / "ours", "native")
+    monkeypatch.setattr(native_arrays.Native, "largest_chunk", 1 << 50, raising=False)
+    monkeypatch.setattr(native_arrays.Native, "_check", lambda self: None)
+    with pytest.raises(ValueError, match=r"stored in pieces of up to 1125899\.9 GB, which are decoded whole"):
+        convert(tmp_path / "ours", tmp_path / "out")
+    assert not list(tmp_path.glob("*out*"))

@@ -151,6 +151,7 @@ def convert(
     }  # fmt: skip
     meter = _Meter(report, sum(struct.size * struct.dtype.itemsize for struct in structs), progress)
     _check_room(output, meter.total)
+    _check_memory(source)
     with Partial(output, identity) as partial:
         if format == "native":
             _write_native(partial, source, config, report, meter)
@@ -208,6 +209,22 @@ def _check_room(output: Path, size: int) -> None:
     free = shutil.disk_usage(parent).free
     if size - there > free:
         raise OSError(f"{output}: needs {(size - there) / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free")
+
+
+def _check_memory(source: Folder | Native) -> None:
+    """Raises ValueError where a piece that must be decoded whole does not fit the memory that is free.
+
+    Training saves an array as one piece for each device: at the 8B's size, ten gigabytes. What `convert` writes is in
+    small pieces.
+    """
+    meminfo = Path("/proc/meminfo")
+    if not isinstance(source, Native) or not meminfo.exists():
+        return
+    lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
+    free = int(lines["MemAvailable"].split()[0]) << 10
+    if 2 * source.largest_chunk > free:  # as it is stored, and decoded
+        need = f"pieces of up to {source.largest_chunk / 1e9:.1f} GB, which are decoded whole"
+        raise ValueError(f"checkpoint {source.directory}: stored in {need}; {free / 1e9:.1f} GB of memory are free")
 
 
 def _write_folder(
