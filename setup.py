@@ -35,6 +35,7 @@ setup(
         "importlib_resources>=6.0",  # tensorflow-datasets needs it and does not say so
         "jinja2>=3.1",  # chat templates
         "matplotlib>=3.9",
+        "tensorstore>=0.1.76",  # Orbax's store, asked directly for pieces of arrays
         "tqdm>=4.66",
     ],
     extras_require={

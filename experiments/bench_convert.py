@@ -183,33 +183,32 @@ def main() -> None:
     workdir, config = Path(_WORKDIR.value).absolute(), preset(_PRESET.value)
     workdir.mkdir(parents=True)
     try:
-        numbers = run(workdir, config)
+        run(workdir, config)
     finally:
         shutil.rmtree(workdir, ignore_errors=True)
-    cli.write_numbers(_OUTPUT.value, numbers)
 
 
-def run(workdir: Path, config: ZayaConfig) -> dict[str, Any]:
+def run(workdir: Path, config: ZayaConfig) -> None:
     clock = time.perf_counter()
     source = workdir / "huggingface"
     size = make_folder(source, config)
     print(f"made {size / 1e9:.2f} GB in {time.perf_counter() - clock:.0f} s", flush=True)
-    conversions = []
+    largest = max(int(np.prod(shape)) * dtype.itemsize for shape, dtype in ZAYA.tensors(config).values())
+    numbers: dict[str, Any] = {
+        "hardware": hardware(), "environment": describe(), "preset": _PRESET.value, "bytes": size,
+        "largest_tensor_gib": round(largest / GIB, 3), "conversions": [],
+    }  # fmt: skip
     for start, target, format, kill in (
         ("huggingface", "legacy", "legacy", True),
         ("legacy", "again", "huggingface", False),
         ("huggingface", "native", "native", True),
         ("native", "from_native", "huggingface", False),
     ):
-        conversions.append(measure(workdir / start, workdir / target, format, config, size, kill))
-        print(conversions[-1], flush=True)
+        numbers["conversions"].append(measure(workdir / start, workdir / target, format, config, size, kill))
+        print(numbers["conversions"][-1], flush=True)
+        cli.write_numbers(_OUTPUT.value, numbers)  # a run of an hour may not reach its end
         for done in {"again": ("legacy", "again"), "from_native": ("native", "from_native")}.get(target, ()):
             shutil.rmtree(workdir / done)
-    largest = max(int(np.prod(shape)) * dtype.itemsize for shape, dtype in ZAYA.tensors(config).values())
-    return {
-        "hardware": hardware(), "environment": describe(), "preset": _PRESET.value, "bytes": size,
-        "largest_tensor_gib": round(largest / GIB, 3), "conversions": conversions,
-    }  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -39,14 +39,19 @@ _EMA = flags.DEFINE_bool("ema", False, "Of one of our checkpoints, the average t
 
 def main() -> None:
     checkpoint, output = (Path(_folder(flag)).expanduser() for flag in (_CHECKPOINT, _OUTPUT))
-    with tqdm(unit="B", unit_scale=True, desc="converting", mininterval=1.0) as bar:
+    bars: list[tqdm] = []  # none before there is something to show: a mistake is one line
 
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+    def progress(done: int, total: int) -> None:
+        if not bars:
+            bars.append(tqdm(total=total, unit="B", unit_scale=True, desc="converting", mininterval=1.0))
+        bars[0].update(done - bars[0].n)
 
-        size = round(_SHARD.value * 1e9)
+    size = round(_SHARD.value * 1e9)
+    try:
         report = convert(checkpoint, output, _FORMAT.value, _DTYPE.value, size, _EMA.value, _made(), progress)
+    finally:
+        for bar in bars:
+            bar.close()
     for line in report.lines():
         print(line)
     print(f"done: {output} ({report.tensors} tensors, {report.bytes / 1e9:.2f} GB, {report.config.param_dtype})")

@@ -4,6 +4,7 @@ import make_fixtures
 import pytest
 from comparison import TOLERANCE, cached_logits, deviation, logits
 
+from zaya_jax import load_pretrained
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.interop import (
     abstract_tensors,
@@ -12,6 +13,7 @@ from zaya_jax.interop import (
     load_huggingface,
     save_huggingface,
 )
+from zaya_jax.interop.conversion import convert
 
 torch = pytest.importorskip("torch", reason="live parity needs the `parity` extra: torch")
 transformers = pytest.importorskip("transformers", reason="live parity needs the `parity` extra: transformers")
@@ -90,3 +92,20 @@ def test_the_8b_names_and_shapes_are_theirs():
         model = transformers.ZayaForCausalLM(transformers.ZayaConfig())
     theirs = {name: tuple(value.shape) for name, value in model.state_dict().items() if name != "lm_head.weight"}
     assert {name: shape for name, (shape, _) in abstract_tensors(ZayaConfig()).items()} == theirs
+
+
+@pytest.mark.parametrize("name", ["plain", "biases_untied", "sliding"])
+def test_through_zyphras_legacy_layout_and_ours_to_transformers(name, tmp_path):
+    """transformers -> legacy -> ours -> transformers: the same tensors, and the same logits from each."""
+    model, tokens, valid, expected, _ = make_fixtures.make(name, 555_000)
+    model.save_pretrained(tmp_path / "theirs")
+    convert(tmp_path / "theirs", tmp_path / "legacy", "legacy", max_shard_bytes=40_000)
+    convert(tmp_path / "legacy", tmp_path / "native", "native")
+    convert(tmp_path / "native", tmp_path / "again")
+    assert_same_tensors(tmp_path / "again", tmp_path / "theirs")
+    for folder in ("legacy", "native", "again"):
+        config, variables = load_pretrained(tmp_path / folder)
+        assert deviation(logits(config, variables, tokens, valid), expected, valid) <= TOLERANCE
+    one, other = (reload(tmp_path / folder) for folder in ("again", "theirs"))
+    one, other = (make_fixtures.forward(model, tokens, valid)[0] for model in (one, other))
+    assert deviation(one, other, valid) <= 1e-5

@@ -24,12 +24,12 @@ def write_card(
     """
     stages, block_size = _stages(workdir)
     parts = [_front(config, format), _made(config, source, format, made, stages, notes), _mask(config),
-             _sample(format, block_size), _licence()]  # fmt: skip
+             _sample(config, format, block_size), _licence()]  # fmt: skip
     (folder / CARD_FILE).write_text("\n".join(parts))
 
 
 def _front(config: ZayaConfig, format: str) -> str:
-    tags = ["zaya_jax", "tidar", "block-diffusion", *(["zaya"] if config.attention == "cca" else [])]
+    tags = ["zaya_jax"] + ["tidar", "block-diffusion"] * _drafts(config) + ["zaya"] * (config.attention == "cca")
     library = "transformers" if format == "huggingface" else "zaya_jax"
     lines = ["---", f"library_name: {library}", "pipeline_tag: text-generation", "tags:", *(f"- {t}" for t in tags)]
     return "\n".join([*lines, "# license: to be filled in; see the end of this file", "---", ""])
@@ -77,9 +77,14 @@ def _stages(workdir: Path | None) -> tuple[list[str], int | None]:
     return (lines if len(lines) > 2 else []), block_size
 
 
+def _drafts(config: ZayaConfig) -> bool:
+    """Whether the model has a mask token to draft with."""
+    return isinstance(config.mask_token_id, int) and config.mask_token_id >= 0
+
+
 def _mask(config: ZayaConfig) -> str:
     token = config.mask_token_id
-    if not isinstance(token, int) or token < 0:
+    if not _drafts(config):
         return "\n".join(["## Mask token", "", "None: the model was not made to draft.", ""])
     return "\n".join([
         "## Mask token", "",
@@ -91,16 +96,20 @@ def _mask(config: ZayaConfig) -> str:
     ])  # fmt: skip
 
 
-def _sample(format: str, block_size: int | None) -> str:
+def _sample(config: ZayaConfig, format: str, block_size: int | None) -> str:
     size = block_size or 16
+    mode = f"--mode=single_pass --block-size={size}" if _drafts(config) else "--mode=autoregressive"
     lines = [
-        "## Sampling", "", "Drafting and verifying in one forward pass, losslessly:", "", "```bash",
-        f"python -m experiments.generate --checkpoint=THIS_FOLDER --mode=single_pass --block-size={size} --prompt=...",
-        "```", "",
-        f"The drafts were trained in blocks of {block_size}." if block_size else
-        "The block size of the drafts is not recorded in the source; 16 is ZAYA's. If the model was not converted to "
-        "draft, use `--mode=autoregressive`.", "",
+        "## Sampling", "", "Drafting and verifying in one forward pass, losslessly:" if _drafts(config) else
+        "One token a forward pass:", "", "```bash",
+        f"python -m experiments.generate --checkpoint=THIS_FOLDER {mode} --prompt=...", "```", "",
     ]  # fmt: skip
+    if _drafts(config):
+        unknown = (
+            "The block size of the drafts is not recorded in the source; 16 is ZAYA's. If the model was not converted"
+        )
+        unknown += " to draft, use `--mode=autoregressive`."
+        lines += [f"The drafts were trained in blocks of {block_size}." if block_size else unknown, ""]
     if format == "huggingface":
         lines += ["As an autoregressive model, in transformers:", "", "```python",
                   "from transformers import AutoModelForCausalLM",

@@ -13,7 +13,7 @@ from zaya_jax.architecture.config import FULL_ATTENTION, PARTS, SLIDING_ATTENTIO
 OURS = "zaya_jax"  # the key our own fields stand under; transformers keeps it and makes nothing of it
 
 _INT = ("an integer of at most 2^31", lambda x: type(x) is int and abs(x) <= 1 << 31)
-_LAYERS = ("an integer of at most 10000", lambda x: type(x) is int and x <= 10_000)
+_LAYERS = ("an integer from 1 to 10000", lambda x: type(x) is int and 1 <= x <= 10_000)
 _NUMBER = ("a number above 0", lambda x: type(x) in (int, float) and 0 < x < 1e30)
 _BOOL = ("true or false", lambda x: isinstance(x, bool))
 _TOKEN = ("a token id or null", lambda x: x is None or _INT[1](x))

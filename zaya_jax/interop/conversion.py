@@ -20,6 +20,7 @@ from zaya_jax.interop.configuration import DTYPES
 from zaya_jax.interop.families import LEGACY, Family, family_of
 from zaya_jax.interop.folder import CONFIG_FILE, Folder
 from zaya_jax.interop.huggingface import check_new
+from zaya_jax.interop.names import abstract_variables
 from zaya_jax.interop.native import MODEL_FILE, write_model_file
 from zaya_jax.interop.native_arrays import Native
 from zaya_jax.interop.partial import Partial
@@ -138,17 +139,19 @@ def convert(
     source = open_checkpoint(checkpoint, ema)
     config = _retyped(source.config, dtype)
     family = LEGACY if format == "legacy" else family_of(config)
+    # Ours keeps any model; a family refuses here what it has no words for.
     text = "" if format == "native" else json.dumps(family.config_to_huggingface(config), indent=2) + "\n"
-    specs = family.tensors(config)
-    shards = plan_shards(specs, max_shard_bytes)
+    shards = {} if format == "native" else plan_shards(family.tensors(config), max_shard_bytes)
+    structs = abstract_variables(config).values()
     report = Report(config)
     report.notes += _notes(source, config, format)
     identity = {
         "source": str(checkpoint.absolute()), "source's files": source.identity(), "format": format,
         "dtype": config.param_dtype, "max_shard_bytes": max_shard_bytes, "ema": ema,
     }  # fmt: skip
-    meter = _Meter(report, sum(_size(spec) for spec in specs.values()), progress)
+    meter = _Meter(report, sum(struct.size * struct.dtype.itemsize for struct in structs), progress)
     _check_room(output, meter.total)
+    _check_memory(source)
     with Partial(output, identity) as partial:
         if format == "native":
             _write_native(partial, source, config, report, meter)
@@ -161,7 +164,7 @@ def convert(
                 partial.path, config, source_name(source), format, made or {}, _workdir(checkpoint), report.lines()
             )
         partial.finish()
-    report.tensors, report.bytes = len(specs), meter.total
+    report.tensors, report.bytes = sum(map(len, shards.values())) or len(structs), meter.total
     return report
 
 
@@ -206,6 +209,22 @@ def _check_room(output: Path, size: int) -> None:
     free = shutil.disk_usage(parent).free
     if size - there > free:
         raise OSError(f"{output}: needs {(size - there) / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free")
+
+
+def _check_memory(source: Folder | Native) -> None:
+    """Raises ValueError where a piece that must be decoded whole does not fit the memory that is free.
+
+    Training saves an array as one piece for each device: at the 8B's size, ten gigabytes. What `convert` writes is in
+    small pieces.
+    """
+    meminfo = Path("/proc/meminfo")
+    if not isinstance(source, Native) or not meminfo.exists():
+        return
+    lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
+    free = int(lines["MemAvailable"].split()[0]) << 10
+    if 2 * source.largest_chunk > free:  # as it is stored, and decoded
+        need = f"pieces of up to {source.largest_chunk / 1e9:.1f} GB, which are decoded whole"
+        raise ValueError(f"checkpoint {source.directory}: stored in {need}; {free / 1e9:.1f} GB of memory are free")
 
 
 def _write_folder(

@@ -78,13 +78,13 @@ def _place(folder: Folder, path: Path, struct: jax.ShapeDtypeStruct, place: jax.
 
 
 def _put(array: np.ndarray, struct: jax.ShapeDtypeStruct, place: jax.sharding.Sharding) -> jax.Array:
-    """An array in our dtype, of which each device gets its own share."""
-
-    def share(index: tuple[slice, ...] | None) -> np.ndarray:
+    """An array in our dtype, of which each device gets its own share, one device behind the other."""
+    shares = []
+    for device, index in place.addressable_devices_indices_map(struct.shape).items():
         # A copy: `array` is a view of what the next tensor is read over.
-        return np.array(array[index] if index else array, struct.dtype, order="C")
-
-    return jax.make_array_from_callback(struct.shape, place, share)
+        share = np.array(array[index] if index else array, struct.dtype, order="C")
+        shares.append(jax.block_until_ready(jax.device_put(share, device)))
+    return jax.make_array_from_single_device_arrays(struct.shape, place, shares)
 
 
 def _without_layers(place: jax.sharding.Sharding) -> jax.sharding.Sharding:

@@ -102,7 +102,7 @@ def config_from_huggingface(values: dict[str, Any]) -> ZayaConfig:
     may_be, accepts = SHARED["rms_norm_eps"]
     require(accepts(eps), "norm_epsilon", eps, may_be)
     fields["rms_norm_eps"] = eps
-    fields.update(_rope(values), **_windows(values, sublayers), **read_dtype(values))
+    fields.update(**_windows(values, sublayers), **_rope(values), **read_dtype(values))
     fields.update({"skip_expert": "identity", **read_extra(values, _EXTRA)})
     return ZayaConfig(**fields)
 

@@ -6,6 +6,7 @@ ours stands, what theirs are called, and how one lies in terms of the other.
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -106,6 +107,11 @@ def layered(
 
 def abstract_variables(config: ZayaConfig) -> dict[Path, jax.ShapeDtypeStruct]:
     """Shapes and dtypes of our variables by path, by `jax.eval_shape`: nothing is allocated."""
+    return dict(_abstract_variables(config))
+
+
+@functools.lru_cache(maxsize=8)
+def _abstract_variables(config: ZayaConfig) -> dict[Path, jax.ShapeDtypeStruct]:
     variables = jax.eval_shape(
         lambda key, tokens: Zaya(config).init(key, Layout.causal(tokens)),
         jax.eval_shape(lambda: jax.random.key(0)),

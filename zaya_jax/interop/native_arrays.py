@@ -53,12 +53,14 @@ class Native:
         self._metadata = json.loads((self._item / "_METADATA").read_text())
         self._ema = ema
         self._open: dict[Variable, Any] = {}
+        self._cached: tuple[Variable, Any] | None = None
         self._check()
 
     def fetch(self, path: Variable, prefix: tuple[int, ...] = (), part: tuple[int, int] = (0, 1)) -> np.ndarray:
         """As `Folder.fetch`."""
         try:
-            return columns(np.asarray(self._array(path)[prefix].read().result()), part)
+            array = self._pieces_of_large(path) if prefix else self._array(path)
+            return columns(np.asarray(array[prefix].read().result()), part)
         except Exception as error:  # TensorStore raises many types; all mean that the checkpoint is damaged
             raise CheckpointError(f"checkpoint {self._item}: {'/'.join(path)}: {one_line(error)}") from None
 
@@ -68,9 +70,23 @@ class Native:
 
     def _array(self, path: Variable) -> Any:
         if path not in self._open:
-            stored = ("ema", *path[1:]) if self._ema and path[0] == "params" else path
-            self._open[path] = open_array(self._item, self._metadata, ".".join(stored))
+            self._open[path] = open_array(self._item, self._metadata, self._stored(path))
         return self._open[path]
+
+    def _pieces_of_large(self, path: Variable) -> Any:
+        """An array whose chunks are kept once decoded, where they hold several layers: one array's at a time."""
+        array = self._array(path)
+        shape = array.chunk_layout.read_chunk.shape
+        if shape[0] == 1:
+            return array
+        if self._cached is None or self._cached[0] != path:
+            self._cached = None  # before the next one's chunks are decoded
+            room = 2 * math.prod(shape) * array.dtype.numpy_dtype.itemsize
+            self._cached = (path, open_array(self._item, self._metadata, self._stored(path), room))
+        return self._cached[1]
+
+    def _stored(self, path: Variable) -> str:
+        return ".".join(("ema", *path[1:]) if self._ema and path[0] == "params" else path)
 
     def _check(self) -> None:
         problems, self.largest_chunk = [], 0
@@ -91,15 +107,18 @@ class Native:
             raise CheckpointError("; ".join(problems[:20]))
 
 
-def open_array(item: Path, metadata: dict[str, Any], name: str) -> Any:
-    """An array of a tree that Orbax saved, by its dotted name; nothing of it is read."""
+def open_array(item: Path, metadata: dict[str, Any], name: str, cache: int = 0) -> Any:
+    """An array of a tree that Orbax saved, by its dotted name; nothing of it is read.
+
+    Args:
+      cache: bytes of decoded chunks to keep.
+    """
     if metadata.get("use_ocdbt"):
         store: dict[str, Any] = {"driver": "ocdbt", "base": f"file://{item}/", "path": name + "/"}
     else:
         store = {"driver": "file", "path": f"{item}/{name}/"}
     driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
-    # Without a cache each piece of a chunk would decode the chunk anew.
-    context = ts.Context({"cache_pool": {"total_bytes_limit": 1 << 28}})
+    context = ts.Context({"cache_pool": {"total_bytes_limit": cache}})
     return ts.open({"driver": driver, "kvstore": store}, read=True, write=False, context=context).result()
 
 
@@ -190,13 +209,17 @@ class Shell:
                 yield "/".join((*path, *map(str, prefix))), path, prefix
 
     def write(self, path: Variable, prefix: tuple[int, ...], value: np.ndarray) -> str:
-        """Writes a piece, of the array's dtype; returns its sha256 when it is on the disk.
+        """Writes a piece, of the array's dtype, chunk by chunk; returns its sha256 when it is on the disk.
 
         Raises:
           CheckpointError: the disk refuses.
         """
+        array = self._array(path)[prefix]
+        rows = array.chunk_layout.write_chunk.shape[0]
         try:
-            self._array(path)[prefix].write(value).result()
+            for begin in range(0, len(value), rows):
+                end = min(begin + rows, len(value))
+                array[begin:end].write(value[begin:end]).result()
         except Exception as error:  # as in `Native.fetch`
             raise CheckpointError(f"checkpoint {self._item}: {'/'.join(path)}: {one_line(error)}") from None
         return digest(value)

@@ -113,9 +113,10 @@ def read_json(path: Path, limit: int = MAX_JSON) -> Any:
     """
     try:
         with open(path, "rb") as file:
-            text = file.read(limit + 1)
-        if len(text) > limit:
-            raise ValueError(f"longer than {limit} bytes")
+            size = os.fstat(file.fileno()).st_size
+            if size > limit:
+                raise ValueError(f"{size} bytes, may be at most {limit}")
+            text = file.read(size)
         return parse_json(text)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
