@@ -86,13 +86,16 @@ def _mask(config: ZayaConfig) -> str:
     token = config.mask_token_id
     if not _drafts(config):
         return "\n".join(["## Mask token", "", "None: the model was not made to draft.", ""])
+    zaya = config.vocab_size == ZayaConfig.vocab_size
     return "\n".join([
         "## Mask token", "",
         f"Drafts are drawn at slots that hold token {token}, stored as `zaya_jax.mask_token_id` in `config.json`; "
         f"transformers keeps that key and makes nothing of it. The vocabulary has {config.vocab_size} rows"
         + (", of which this is the last" if token == config.vocab_size - 1 else "") + ". It must be an id that no text "
-        "holds: ZAYA's tokenizer gives ids below 262,145, and its 262,272 rows are padded, so the last is free. No "
-        "sampler of zaya_jax yields it; with another library, forbid it.", "",
+        "holds"
+        + (": ZAYA's tokenizer gives ids below 262,145, so the rows behind them are free" if zaya else "")
+        + ". Samplers treat it like any other token: training never asks for it, so it is improbable, but above "
+        "temperature 0 it can be drawn. Our decoding writes nothing for it.", "",
     ])  # fmt: skip
 
 
