@@ -41,7 +41,7 @@ def _made(
     layout = {"huggingface": "transformers' own layout", "legacy": "Zyphra's legacy layout"}[format]
     lines = [
         "# Model card", "",
-        f"Weights in {layout}, {config.param_dtype}, written by [zaya_jax](https://github.com/) "
+        f"Weights in {layout}, {config.param_dtype}, written by zaya_jax "
         f"{made.get('version', '')}" + (f" at commit {made['commit']}" if made.get("commit") else "") + ".", "",
         f"- Source: `{source}`",
         *([f"- Command: `{made['command']}`"] if made.get("command") else []),
