@@ -57,6 +57,8 @@ TABLES: dict[str, Maker] = {
     "recipe": _sweep("recipe", tables.ablation_table),
     "samplers": _sweep("samplers", tables.dial_table),
     "training": _bench("training", "training", tables.training_table),
+    "conversions": _bench("convert_8b", "conversions", tables.conversions_table),
+    "loading": _bench("loading", "loads", tables.loading_table),
     "long_rows": _bench("long_rows", "train_step", tables.long_rows_table),
     "pairs": _bench("long_rows", "pairs", tables.pairs_table),
     "lower": _lower,

@@ -309,6 +309,31 @@ def training_table(rows: list[dict]) -> str:
     return _table(("parameters", "step", "ours computed by", "our AR step", "this one", "ratio", "goal"), lines)
 
 
+def conversions_table(rows: list[dict]) -> str:
+    """Full-size conversions (`experiments.bench_convert`)."""
+    lines = [
+        (
+            row["conversion"], "yes" if row["killed_after_s"] else "no", f"{row['peak_rss_gib']:.2f} GiB",
+            f"{row['peak_anonymous_gib']:.2f} GiB", f"{row['tensors_verified']:,}",
+        )
+        for row in rows
+    ]  # fmt: skip
+    headers = ("conversion", "killed and resumed", "peak memory", "without pages of files", "tensors equal bit for bit")
+    return _table(headers, lines)
+
+
+def loading_table(rows: list[dict]) -> str:
+    """Loading a Hugging Face folder onto devices (`experiments.bench_loading`)."""
+    lines = [
+        (
+            row["devices"], f"{row['weights_gib']:.2f} GiB", f"{row['held_by_devices_gib']:.2f} GiB",
+            f"{row['peak_over_start_gib']:.2f} GiB", f"{row['beyond_held_gib']:.2f} GiB",
+        )
+        for row in rows
+    ]  # fmt: skip
+    return _table(("devices", "weights", "held by the devices", "peak", "beyond what is held"), lines)
+
+
 def long_rows_table(step: dict) -> str:
     """Temporary memory of a training step by row length (`experiments.bench_memory`)."""
     lines, before = [], None
