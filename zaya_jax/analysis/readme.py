@@ -30,6 +30,11 @@ def _transformers(results: Path) -> str:
     return tables.transformers_table(*(run["transformers"] for run in runs))
 
 
+def _training(results: Path) -> str:
+    runs = [json.loads((results / "bench" / f"{name}.json").read_text()) for name in ("training_1_core", "training")]
+    return tables.training_table(runs)
+
+
 def _lower(results: Path) -> str:
     return lowered_table(json.loads(path.read_text()) for path in sorted((results / "lower").glob("*.json")))
 
@@ -56,7 +61,7 @@ TABLES: dict[str, Maker] = {
     "architecture": _sweep("architecture", tables.ablation_table),
     "recipe": _sweep("recipe", tables.ablation_table),
     "samplers": _sweep("samplers", tables.dial_table),
-    "training": _bench("training", "training", tables.training_table),
+    "training": _training,
     "conversions": _bench("convert_8b", "conversions", tables.conversions_table),
     "loading": _bench("loading", "loads", tables.loading_table),
     "long_rows": _bench("long_rows", "train_step", tables.long_rows_table),

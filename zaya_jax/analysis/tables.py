@@ -293,20 +293,23 @@ def dial_table(rows: list[Row]) -> str:
     )  # fmt: skip
 
 
-def training_table(rows: list[dict]) -> str:
-    """A training step beside TiDAR's, a dense model's and transformers' (`experiments.bench_training`)."""
+def training_table(runs: list[dict]) -> str:
+    """A training step beside TiDAR's, a dense model's and transformers': results of `experiments.bench_training`."""
     goals = {"tidar": "at most 2.1", "dense": "at least 0.63", "transformers": "at least 1.5"}
     lines = []
-    for row in rows:
-        ours = f"{row['setting']['how']}, {row['setting']['devices']} CPU devices"
+    for cores, row in [(run["environment"]["cores"], row) for run in runs for row in run["training"]]:
+        ours = f"{row['setting']['how']}, CPU devices: {row['setting']['devices']}"
         for side, goal in goals.items():
             lines.append(
                 (
-                    f"{row['parameters'] / 1e6:.1f}M", side, ours, f"{row['milliseconds']['autoregressive']:.0f} ms",
-                    f"{row['milliseconds'][side]:.0f} ms", f"{row['ratio'][side]:.2f}", goal,
+                    f"{row['parameters'] / 1e6:.1f}M", str(cores), side, ours,
+                    f"{row['milliseconds']['autoregressive']:.0f} ms", f"{row['milliseconds'][side]:.0f} ms",
+                    f"{row['ratio'][side]:.2f}", goal,
                 )
             )  # fmt: skip
-    return _table(("parameters", "step", "ours computed by", "our AR step", "this one", "ratio", "goal"), lines)
+    return _table(
+        ("parameters", "cores", "step", "ours computed by", "our AR step", "this one", "ratio", "goal"), lines
+    )
 
 
 def conversions_table(rows: list[dict]) -> str:
@@ -326,7 +329,7 @@ def loading_table(rows: list[dict]) -> str:
     """Loading a Hugging Face folder onto devices (`experiments.bench_loading`)."""
     lines = [
         (
-            row["devices"], f"{row['weights_gib']:.2f} GiB", f"{row['held_by_devices_gib']:.2f} GiB",
+            str(row["devices"]), f"{row['weights_gib']:.2f} GiB", f"{row['held_by_devices_gib']:.2f} GiB",
             f"{row['peak_over_start_gib']:.2f} GiB", f"{row['beyond_held_gib']:.2f} GiB",
         )
         for row in rows
