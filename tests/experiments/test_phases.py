@@ -272,7 +272,12 @@ def test_the_twin_runs_all_phases(twin):
     assert {r["model"] for r in sampled.values()} == {"sft"}
     assert sampled["lossless"]["identical_to_autoregressive"] == 1
     prompts = [json.loads(line)["prompt"] for line in (workdir / "samples.jsonl").read_text().splitlines()]
-    assert all(p.startswith("<|user|>\n") and p.endswith("=\n<|assistant|>\n") for p in prompts)
+    setup = read(config=zaya1_8b.get_config("twin,block_size=4"))
+    [task] = setup.tasks
+    for problem in task.problems("test", 3, seed=0):
+        asked = setup.tokenizer.decode(task.encode(problem, setup.tokenizer))
+        assert asked == f"<|user|>\n{problem.prompt}\n<|assistant|>\n" and problem.prompt.endswith("=")
+    assert prompts and all(p.endswith("=") for p in prompts)
     run = load_run(workdir)
     assert run.phases == names and run.path_to("sft") == names
     text = (workdir / "report.html").read_text()
