@@ -57,8 +57,8 @@ def run(main: Callable[..., None], names: bool = False, huge_pages: bool = False
 def _use_huge_pages() -> None:
     """Starts this program anew with large memory from glibc in pages of 2 MB, unless GLIBC_TUNABLES says otherwise.
 
-    XLA on CPU takes a training step's memory anew at every step: with pages of 4 KB the kernel spent a third of the
-    step handing them out. glibc reads its settings only when a program starts.
+    XLA on CPU takes a training step's memory anew at every step, and the kernel hands pages of 4 KB out one by one.
+    glibc reads its settings only when a program starts.
     """
     if platform.libc_ver()[0] == "glibc" and "GLIBC_TUNABLES" not in os.environ:
         os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"

@@ -9,25 +9,16 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from folders import CONFIGS, assert_identical, random_variables
+from folders import assert_identical
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zaya_jax import load_pretrained
-from zaya_jax.interop import load_huggingface, save_huggingface
+from zaya_jax.interop import load_huggingface
 from zaya_jax.interop.conversion import convert
 from zaya_jax.interop.inventory import take
 
 NORM = "model.norm.weight"
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """One checkpoint in a file and the same in shards."""
-    root = tmp_path_factory.mktemp("checkpoints")
-    save_huggingface(root / "file", CONFIGS["tied"], random_variables(CONFIGS["tied"]))
-    save_huggingface(root / "shards", CONFIGS["tied"], random_variables(CONFIGS["tied"]), 20_000)
-    return root
 
 
 @pytest.fixture

@@ -8,44 +8,15 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from flax import traverse_util
+from folders import CONFIGS, assert_identical, random_variables
 from safetensors.numpy import load_file, save_file
 
-from zaya_jax.architecture import ZayaConfig, preset
+from zaya_jax.architecture import preset
 from zaya_jax.interop import abstract_tensors, huggingface, load_huggingface, save_huggingface, shards
 from zaya_jax.interop.families import family_of
 from zaya_jax.interop.names import abstract_variables
 
-SMALL = dict(vocab_size=40, bos_token_id=1, eos_token_id=2, pad_token_id=0)
-CONFIGS = {
-    "tied": preset("tiny", **SMALL),
-    "everything": preset(
-        "tiny", **SMALL, tie_word_embeddings=False, attention_bias=True, lm_head_bias=True, num_hidden_layers=3,
-        layer_types=("hybrid", "hybrid_sliding", "hybrid"), sliding_window=5, cca_time0=3, cca_time1=4,
-        mask_token_id=7, skip_expert="identity", num_key_value_heads=1,
-    ),
-    "one layer": preset("tiny", **SMALL, num_hidden_layers=1),
-    "bfloat16": preset("tiny", **SMALL, param_dtype="bfloat16", dtype="bfloat16"),
-    "bfloat16 stored": preset("tiny", **SMALL, param_dtype="bfloat16"),
-}  # fmt: skip
 NORM = "model.norm.weight"
-
-
-def random_variables(config: ZayaConfig) -> dict:
-    rng = np.random.default_rng(0)
-    flat = {
-        path: jnp.asarray(rng.standard_normal(leaf.shape).astype(leaf.dtype))
-        for path, leaf in abstract_variables(config).items()
-    }
-    return traverse_util.unflatten_dict(flat)
-
-
-def assert_identical(one: dict, other: dict) -> None:
-    one, other = traverse_util.flatten_dict(one), traverse_util.flatten_dict(other)
-    assert one.keys() == other.keys()
-    for path, value in one.items():
-        assert value.dtype == other[path].dtype, path
-        np.testing.assert_array_equal(np.asarray(value), np.asarray(other[path]), err_msg=str(path))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -98,15 +69,6 @@ def test_big_stacks_go_onto_the_device_layer_by_layer(tmp_path, monkeypatch):
     save_huggingface(tmp_path / "model", config, variables)
     monkeypatch.setattr(huggingface, "BIG_STACK", 0)
     assert_identical(variables, load_huggingface(tmp_path / "model")[1])
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """One checkpoint in a file and the same in shards; copied by each test that spoils it."""
-    root = tmp_path_factory.mktemp("checkpoints")
-    save_huggingface(root / "file", CONFIGS["tied"], random_variables(CONFIGS["tied"]))
-    save_huggingface(root / "shards", CONFIGS["tied"], random_variables(CONFIGS["tied"]), 20_000)
-    return root
 
 
 @pytest.fixture
