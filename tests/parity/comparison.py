@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from zaya_jax.architecture import Layout, Zaya, ZayaConfig, init_cache
 
@@ -43,3 +44,13 @@ def deviation(got: np.ndarray, expected: np.ndarray, valid: np.ndarray) -> float
     """max |got - expected| on real positions, relative to the expected logits' std there."""
     real = valid.astype(bool)
     return float(np.abs(got[real] - expected[real]).max() / expected[real].std())
+
+
+def assert_hangs_on_every_parameter(config: ZayaConfig, variables, expected: dict) -> None:
+    """Each array of the variables, disturbed alone, breaks the contract."""
+    rng, flat = np.random.default_rng(0), traverse_util.flatten_dict(variables)
+    for path, value in flat.items():
+        noise = rng.standard_normal(value.shape, np.float32)
+        disturbed = traverse_util.unflatten_dict({**flat, path: value + 0.3 * noise})
+        got = logits(config, disturbed, expected["tokens"], expected["valid"])
+        assert deviation(got, expected["logits"], expected["valid"]) > 10 * TOLERANCE, path

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import make_llama_fixtures
 import numpy as np
 import pytest
-from comparison import TOLERANCE, cached_logits, compiled, deviation, logits
+from comparison import TOLERANCE, assert_hangs_on_every_parameter, cached_logits, compiled, deviation, logits
 from flax import traverse_util
 
 from zaya_jax import SamplerConfig, generate
@@ -46,13 +46,7 @@ def test_chunked_decoding_gives_the_same_logits(name):
 @pytest.mark.parametrize("name", ["llama_biases", "qwen3"])
 def test_parity_hangs_on_every_parameter(name):
     """Each array of the variables, disturbed alone, breaks the contract: no fixture passes by ignoring one."""
-    config, variables, expected = fixture(name)
-    rng, flat = np.random.default_rng(0), traverse_util.flatten_dict(variables)
-    for path, value in flat.items():
-        noise = rng.standard_normal(value.shape, np.float32)
-        disturbed = traverse_util.unflatten_dict({**flat, path: value + 0.3 * noise})
-        got = logits(config, disturbed, expected["tokens"], expected["valid"])
-        assert deviation(got, expected["logits"], expected["valid"]) > 10 * TOLERANCE, path
+    assert_hangs_on_every_parameter(*fixture(name))
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import make_fixtures
 import numpy as np
 import pytest
-from comparison import TOLERANCE, cached_logits, compiled, deviation, logits
-from flax import traverse_util
+from comparison import TOLERANCE, assert_hangs_on_every_parameter, cached_logits, compiled, deviation, logits
 
 from zaya_jax.architecture import Layout
 from zaya_jax.interop import load_huggingface
@@ -85,10 +84,4 @@ def test_the_skip_fixture_skips_some_tokens_and_not_all():
 
 def test_parity_hangs_on_every_parameter():
     """Each array of the variables, disturbed alone, breaks the contract: no fixture passes by ignoring one."""
-    config, variables, expected = fixture("biases_untied")
-    rng, flat = np.random.default_rng(0), traverse_util.flatten_dict(variables)
-    for path, value in flat.items():
-        noise = rng.standard_normal(value.shape, np.float32)
-        disturbed = traverse_util.unflatten_dict({**flat, path: value + 0.3 * noise})
-        got = logits(config, disturbed, expected["tokens"], expected["valid"])
-        assert deviation(got, expected["logits"], expected["valid"]) > 10 * TOLERANCE, path
+    assert_hangs_on_every_parameter(*fixture("biases_untied"))
