@@ -1,11 +1,11 @@
 """How much memory it takes to load a Hugging Face folder, on one device and straight onto a mesh.
 
-    python -m experiments.bench_loading --folder=/tmp/load --layers=4 --numbers=results/bench/loading.json
+    python -m experiments.bench_loading --folder=/tmp/load --numbers=results/bench/loading.json
 
-Makes a folder of random bfloat16 values of ZAYA1-8B's shapes with fewer layers, and loads it in processes of their own:
-with one CPU device, and onto 8 that share out experts and the width (experts 4, fsdp 2). On a CPU the devices' memory
-is the host's, so the peak of all resident pages (VmHWM), less what the process had before, is compared with the bytes
-that the devices then hold: the goal is at most 2 GiB more.
+Makes a folder of random bfloat16 values of ZAYA1-8B's shapes (with fewer layers by choice), and loads it in processes
+of their own: with one CPU device, and onto 8 that share out experts and the width (experts 4, fsdp 2). On a CPU the
+devices' memory is the host's, so the peak of all resident pages (VmHWM), less what the process had before, is compared
+with the bytes that the devices then hold: the goal is at most 2 GiB more.
 """
 
 import json
@@ -26,8 +26,9 @@ from experiments.environment import describe, hardware
 from zaya_jax.architecture import preset
 
 _FOLDER = flags.DEFINE_string("folder", None, "Scratch folder; must not exist. It is deleted in the end.")
-_LAYERS = flags.DEFINE_integer("layers", 4, "How many of the 8B's layers.", lower_bound=1)
+_LAYERS = flags.DEFINE_integer("layers", 40, "How many of the 8B's layers; all of them need 24 GiB.", lower_bound=1)
 _NUMBERS = flags.DEFINE_string("numbers", None, "JSON file for the numbers.")
+DEVICES = (1, 8)
 
 LOAD = """
 import json, re, sys, time
@@ -61,11 +62,12 @@ def main() -> None:
         clock = time.perf_counter()
         size = make_folder(folder, config)
         print(f"made {size / 1e9:.2f} GB in {time.perf_counter() - clock:.0f} s", flush=True)
-        loads = [measure(folder, devices) for devices in (1, 8)]
+        numbers = {"hardware": hardware(), "environment": describe(), "layers": _LAYERS.value, "loads": []}
+        for devices in DEVICES:
+            numbers["loads"].append(measure(folder, devices))
+            cli.write_numbers(_NUMBERS.value, numbers)  # the next may not fit
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    numbers = {"hardware": hardware(), "environment": describe(), "layers": _LAYERS.value, "loads": loads}
-    cli.write_numbers(_NUMBERS.value, numbers)
 
 
 def measure(folder: Path, devices: int) -> dict[str, Any]:
