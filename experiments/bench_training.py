@@ -12,13 +12,16 @@ Every side makes a whole step (forward, backward, clipping, AdamW) on the same b
 * transformers: its ZayaForCausalLM with our weights in torch, with the fastest of its attention and expert
   implementations and thread counts. Its loss must be ours. Needs the `parity` extra: pip install -e ".[parity]".
 
-All sides take their memory from glibc in huge pages (`cli.run`).
+torch has a process of its own: in one process each slows the other's memory down. Both keep freed memory (`cli.run`).
 """
 
+import contextlib
 import functools
 import importlib
 import importlib.metadata
+import multiprocessing
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import jax
@@ -30,6 +33,7 @@ from experiments import cli, environment
 from experiments.oracle import (
     PAUSE,
     TRIAL_REPEATS,
+    Setting,
     benchmark_config,
     fastest_setting,
     require_parity_extra,
@@ -50,7 +54,9 @@ SAME_LOSS = 1e-3  # at most, relative: float32 sums in different orders
 # How a step is computed, none of which changes what: as the preset says, or as small matrices on CPU threads like it.
 HOW: dict[str, dict[str, Any]] = {
     "default": {},
-    "tiles": dict(attention_backend="tiles", query_chunk=256, expert_backend="looped", unroll_layers=True),
+    "tiles": dict(
+        attention_backend="tiles", query_chunk=512, expert_backend="looped", unroll_layers=True, unroll_heads=True
+    ),
 }
 
 _OUTPUT = flags.DEFINE_string("output", None, "Where to write the numbers as JSON; nowhere by default.")
@@ -90,7 +96,7 @@ def compare(config: ZayaConfig, batch: int, row: int, repeats: int) -> dict:
     """Median milliseconds of a step of each side, and their ratios over the autoregressive one's."""
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (batch, row)).astype(np.int32)
     variables = init_variables(Zaya(config), 0)
-    theirs = Theirs(config, variables, tokens)
+    theirs = TheirProcess(config, variables, tokens)
     losses: dict[str, float] = {}
     ours, step, tried = fastest_of_ours(config, variables, tokens, losses)
     dense = config.replace(feed_forward="dense")
@@ -155,6 +161,39 @@ def our_step(
     return call
 
 
+class TheirProcess:
+    """transformers' side, in a process of its own that makes a step when asked to."""
+
+    def __init__(self, config: ZayaConfig, variables: dict, tokens: np.ndarray) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        self._pipe, end = spawn.Pipe()
+        arguments = (end, config, jax.tree.map(np.asarray, variables), tokens)
+        spawn.Process(target=serve_their_steps, args=arguments, daemon=True).start()
+        end.close()  # the child's copy alone is left, so that its death ends a wait
+        self.setting: Setting
+        self.first_loss: float
+        self.setting, self.first_loss = self._pipe.recv()
+
+    def step(self) -> float:
+        """One training step; its loss.
+
+        Raises:
+          EOFError: the process has died; what it died of is on stderr.
+        """
+        self._pipe.send(None)
+        return self._pipe.recv()
+
+
+def serve_their_steps(pipe: Connection, config: ZayaConfig, variables: dict, tokens: np.ndarray) -> None:
+    """What the process runs: sends (the fastest setting, the first loss), then a step's loss whenever it is asked."""
+    theirs = Theirs(config, variables, tokens)
+    pipe.send((theirs.setting, theirs.first_loss))
+    with contextlib.suppress(EOFError):  # the asking process has ended
+        while True:
+            pipe.recv()
+            pipe.send(theirs.step())
+
+
 class Theirs:
     """transformers' side: the model, its optimizer and its fastest setting."""
 
@@ -195,4 +234,4 @@ def require_same_loss(ours: float, theirs: float) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, huge_pages=True)
+    cli.run(main, keep_memory=True)

@@ -19,18 +19,19 @@ _THREADS = flags.DEFINE_integer(
 )  # fmt: skip
 
 INTERRUPTED = 75  # exit status of a run that was asked to stop and has saved: sysexits' "try again later"
+KEPT_BELOW = 4 << 30  # bytes, see `_keep_memory`
 # What a user's mistake raises. Anything else is our bug and keeps its traceback.
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
 
 
-def run(main: Callable[..., None], names: bool = False, huge_pages: bool = False) -> None:
+def run(main: Callable[..., None], names: bool = False, keep_memory: bool = False) -> None:
     """Parses flags and runs `main`; a user's mistake becomes one line on stderr and exit status 2.
 
-    With `names`, `main` gets what is no flag as its arguments; without, that is a mistake. `huge_pages`: see
-    `_use_huge_pages`.
+    With `names`, `main` gets what is no flag as its arguments; without, that is a mistake. `keep_memory`: see
+    `_keep_memory`.
     """
-    if huge_pages:
-        _use_huge_pages()
+    if keep_memory:
+        _keep_memory()
 
     def guarded(argv: Sequence[str]) -> None:
         if len(argv) > 1 and not names:
@@ -54,14 +55,20 @@ def run(main: Callable[..., None], names: bool = False, huge_pages: bool = False
     app.run(guarded, flags_parser=_parse)
 
 
-def _use_huge_pages() -> None:
-    """Starts this program anew with large memory from glibc in pages of 2 MB, unless GLIBC_TUNABLES says otherwise.
+def _keep_memory() -> None:
+    """Starts this program anew with a glibc that keeps freed memory, unless GLIBC_TUNABLES says otherwise.
 
-    XLA on CPU takes a training step's memory anew at every step, and the kernel hands pages of 4 KB out one by one.
+    XLA on CPU takes a training step's memory anew at every step. By default glibc returns it to the kernel each time,
+    which hands it out again page by page, and a virtual machine's host may take back what is free for a moment: steps
+    then took up to three times as long. From 4 GiB on a buffer is still the kernel's. Threads take memory from heaps of
+    their own, whose size glibc derives from the page size (`hugetlb`, which asks the kernel for nothing below 1 GiB);
+    where the processor has no pages of 1 GiB they stay too small for this and nothing changes.
+
     glibc reads its settings only when a program starts.
     """
     if platform.libc_ver()[0] == "glibc" and "GLIBC_TUNABLES" not in os.environ:
-        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+        settings = {"hugetlb": 1 << 30, "mmap_threshold": KEPT_BELOW, "trim_threshold": KEPT_BELOW}
+        os.environ["GLIBC_TUNABLES"] = ":".join(f"glibc.malloc.{name}={value}" for name, value in settings.items())
         os.execv(sys.executable, sys.orig_argv)
 
 

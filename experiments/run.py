@@ -343,4 +343,4 @@ def open_source(setup: settings.Settings, workdir: Path, source: MixtureSource, 
 
 
 if __name__ == "__main__":
-    cli.run(main, huge_pages=True)
+    cli.run(main, keep_memory=True)

@@ -140,20 +140,25 @@ def test_packed_documents_and_padding_change_nothing(name, x64):
     assert_close(packed[:, 7:14], alone[1])
 
 
+WAYS = [
+    dict(attention_backend="dense"),
+    dict(query_chunk=4),
+    dict(remat="full"),
+    dict(remat="dots"),
+    dict(attention_backend="tiles", query_chunk=8),
+    dict(unroll_layers=True),
+    dict(unroll_heads=True),
+]
+HEADS = ["kernels", "gqa, biases", "llama", "grouped alone", "depthwise alone", "adapters on drafts", "delay alone"]
+
+
 @pytest.mark.parametrize(
-    "changes",
-    [
-        dict(attention_backend="dense"),
-        dict(query_chunk=4),
-        dict(remat="full"),
-        dict(remat="dots"),
-        dict(attention_backend="tiles", query_chunk=8),
-        dict(unroll_layers=True),
-    ],
+    ("name", "changes"),
+    [(name, way) for name in ("plain", "sliding") for way in WAYS]
+    + [(name, dict(unroll_heads=True)) for name in HEADS],
 )
-@pytest.mark.parametrize("name", ["plain", "sliding"])
 def test_fast_paths_agree_with_their_twins(name, changes, x64):
-    """Structured, chunked and rematerialised attention against the dense mask, values and gradients."""
+    """The ways to compute a forward pass against each other, values and gradients."""
     model, variables = model_of(name)
     tokens = random_tokens(model.config, 2, 11, seed=7)
     layout = Layout.tidar(tokens, 3, 1, document=np.array([[0] * 6 + [1] * 5, [-1] + [0] * 10]))

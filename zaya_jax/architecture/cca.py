@@ -44,7 +44,9 @@ def _take(x: Array, index: Array) -> Array:
     return jnp.take_along_axis(x, index[:, :, None], axis=1, mode="promise_in_bounds")
 
 
-def convolve_along_text(columns: Array, before: Array, row: int, depthwise, grouped, heads: int) -> Array:
+def convolve_along_text(
+    columns: Array, before: Array, row: int, depthwise, grouped, heads: int, unroll: bool = False
+) -> Array:
     """Both of CCA's convolutions along succession, for the last `row` columns.
 
     They share one left pad of zero *pre-convolution* columns: where the text starts, the second convolution sees the
@@ -57,6 +59,7 @@ def convolve_along_text(columns: Array, before: Array, row: int, depthwise, grou
       depthwise: (kernel [taps, channels], bias [channels]), tap -1 meets the token itself; None to leave it out.
       grouped: (kernel [taps, head, head_dim, head_dim], bias [channels]), or None.
       heads: groups of the second convolution.
+      unroll: one matrix product a head, see `ZayaConfig.unroll_heads`.
 
     Returns:
       [batch, row, channels].
@@ -75,9 +78,23 @@ def convolve_along_text(columns: Array, before: Array, row: int, depthwise, grou
     if grouped is None:
         return mixed[0]
     kernel, bias = grouped
+    if unroll:
+        return _product_by_head(mixed, kernel) + bias
     split = [x.reshape(*x.shape[:2], heads, -1) for x in mixed]
     out = sum(jnp.einsum("bnhi,hio->bnho", x, kernel[-1 - late]) for late, x in enumerate(split))
     return jnp.reshape(out, mixed[0].shape) + bias
+
+
+def _product_by_head(mixed: list[Array], kernel: Array) -> Array:
+    """The grouped convolution as one product of matrices for each head, all of its taps at once.
+
+    As one product batched over heads XLA's CPU copies every factor into another order, forward and backward.
+    """
+    flat = [jnp.split(x.reshape(-1, x.shape[-1]), kernel.shape[1], axis=-1) for x in mixed]
+    by_head = [jnp.concatenate(taps, axis=-1) for taps in zip(*flat, strict=True)]  # [token, taps * head_dim]
+    weights = jnp.concatenate(kernel[::-1], axis=1)  # [head, taps * head_dim, head_dim], youngest tap first
+    out = [x @ weight for x, weight in zip(by_head, weights, strict=True)]
+    return jnp.concatenate(out, axis=-1).reshape(mixed[0].shape)
 
 
 class Attention(nn.Module):
@@ -100,7 +117,7 @@ class Attention(nn.Module):
         value, pending_delayed = self._values(x, layout, delayed_past)
         if cfg.qk_norm != "none":
             query, key = self._normalise(query, key) if cfg.qk_norm == "unit" else self._rms_norm(query, key)
-        query, key = (rotate(z, angle) for z in (query, key))
+        query, key = (jnp.concatenate([rotate(z, angle) for z in parts], axis=2) for parts in (query, key))
 
         clean = layout.clean_size
         own = (key[:, clean:], value[:, clean:])
@@ -130,9 +147,8 @@ class Attention(nn.Module):
         )
 
     def _queries_and_keys(self, x: Array, layout: Layout, past: Array | None):
-        """Convolved, with the q-k mean added: [batch, row, head, head_dim] each, and the pending raw columns."""
-        cfg = self.config
-        batch, row, _ = x.shape
+        """Convolved, with the q-k mean added: `_heads` of queries and of keys, and the pending raw columns."""
+        cfg, row = self.config, x.shape[1]
         heads, kv_heads, dim = cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim
         first = cfg.adapted_from(layout.clean_size)
         raw_q = self._linear("q_proj", heads * dim)(x, first)
@@ -144,15 +160,27 @@ class Attention(nn.Module):
             past = self._halo(jnp.concatenate([start, raw], axis=1), layout) if layout.axis else raw[:, :0]
         columns = jnp.concatenate([start, past, raw], axis=1)
         mixed = self._convolutions(columns, history_columns(layout, past.shape[1]), row)
-        query = mixed[..., : heads * dim].reshape(batch, row, heads, dim)
-        key = mixed[..., heads * dim :].reshape(batch, row, kv_heads, dim)
+        query, key = self._heads(mixed)
         pending = columns[:, 1 : 1 + past.shape[1] + layout.clean_size]
-        if not cfg.has("mean"):
-            return query, key, pending
-        # q-k mean on the raw projections: each query with its key, each key with the mean over its query group.
-        q = raw_q.reshape(batch, row, kv_heads, heads // kv_heads, dim)
-        mean = (q + raw_k.reshape(batch, row, kv_heads, 1, dim)) * 0.5
-        return query + mean.reshape(query.shape), key + mean.mean(axis=3), pending
+        if cfg.has("mean"):
+            query, key = _add_mean(query, key, *self._heads(raw))
+        return query, key, pending
+
+    def _heads(self, channels: Array) -> tuple[list[Array], list[Array]]:
+        """[batch, row, channels] -> parts of the queries and of the keys, [batch, row, heads of the part, head_dim].
+
+        One part is all heads, or with `unroll_heads` a single one.
+        """
+        cfg = self.config
+        counts = (cfg.num_attention_heads, cfg.num_key_value_heads)
+
+        def cut(x: Array, count: int) -> list[Array]:
+            parts = jnp.split(x, count if cfg.unroll_heads else 1, axis=-1)
+            return [part.reshape(*part.shape[:2], -1, cfg.head_dim) for part in parts]
+
+        both = jnp.split(channels, [counts[0] * cfg.head_dim], axis=-1)
+        query, key = (cut(x, count) for x, count in zip(both, counts, strict=True))
+        return query, key
 
     def _halo(self, columns: Array, layout: Layout) -> Array:
         """The conv_history columns that stand before this part of a row: the newest of the part to its left.
@@ -183,7 +211,7 @@ class Attention(nn.Module):
             kernel = self.param(f"{name}_kernel", nn.initializers.normal(cfg.initializer_range), shape, dtype)
             bias = self.param(f"{name}_bias", nn.initializers.zeros, (cfg.conv_channels,), dtype)
             params.append((kernel.astype(columns.dtype), bias.astype(columns.dtype)))
-        return convolve_along_text(columns, before, row, *params, heads=heads)
+        return convolve_along_text(columns, before, row, *params, heads=heads, unroll=cfg.unroll_heads)
 
     def _values(self, x: Array, layout: Layout, past: Array | None):
         """[own half | predecessor's half] reshaped to heads: [batch, row, kv_head, head_dim], and pending columns.
@@ -208,23 +236,23 @@ class Attention(nn.Module):
         value = jnp.concatenate([current, _take(columns, before)], axis=-1).reshape(heads)
         return value, columns[:, 1 : 1 + past.shape[1] + layout.clean_size]
 
-    def _rms_norm(self, query: Array, key: Array) -> tuple[Array, Array]:
+    def _rms_norm(self, query: list[Array], key: list[Array]) -> tuple[list[Array], list[Array]]:
         """Each head normed by its root mean square: a weight [head_dim] for all query heads, one for all key heads."""
         cfg = self.config
         q_norm, k_norm = (
             RMSNorm(cfg.rms_norm_eps, jnp.dtype(cfg.dtype), jnp.dtype(cfg.param_dtype), name=name)
             for name in ("q_norm", "k_norm")
         )
-        return q_norm(query), k_norm(key)
+        return [q_norm(x) for x in query], [k_norm(x) for x in key]
 
-    def _normalise(self, query: Array, key: Array) -> tuple[Array, Array]:
+    def _normalise(self, query: list[Array], key: list[Array]) -> tuple[list[Array], list[Array]]:
         """Each head to length sqrt(head_dim); keys times the linear temperature, which starts at 1.
 
         transformers initialises it at 0, which makes attention uniform and starves q and k of gradient at step 0.
         """
         cfg = self.config
         temp = self.param("temp", nn.initializers.ones, (cfg.num_key_value_heads,), jnp.dtype(cfg.param_dtype))
-        eps = jnp.finfo(query.dtype).eps
+        eps = jnp.finfo(query[0].dtype).eps
 
         def unit(x: Array) -> Array:
             wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -232,4 +260,21 @@ class Attention(nn.Module):
             norm = jnp.sqrt(jnp.maximum(jnp.sum(wide * wide, axis=-1, keepdims=True), float(eps) ** 2))
             return (wide * (cfg.head_dim**0.5 / norm)).astype(x.dtype)
 
-        return unit(query), unit(key) * temp.astype(key.dtype)[:, None]
+        temps = jnp.split(temp.astype(key[0].dtype)[:, None], len(key))
+        return [unit(x) for x in query], [unit(x) * temp for x, temp in zip(key, temps, strict=True)]
+
+
+def _add_mean(query: list[Array], key: list[Array], raw_query: list[Array], raw_key: list[Array]):
+    """Adds the q-k mean of the raw projections: each query's with its key, each key's over its group of queries.
+
+    All are `Attention._heads`.
+    """
+    if len(query) > 1:
+        groups = len(query) // len(key)
+        means = [(q + raw_key[head // groups]) * 0.5 for head, q in enumerate(raw_query)]
+        key_means = [sum(means[head * groups : (head + 1) * groups]) / groups for head in range(len(key))]
+    else:
+        grouped = raw_query[0].reshape(*raw_key[0].shape[:3], -1, raw_key[0].shape[3])
+        mean = (grouped + raw_key[0][:, :, :, None]) * 0.5
+        means, key_means = [mean.reshape(query[0].shape)], [mean.mean(axis=3)]
+    return [q + m for q, m in zip(query, means, strict=True)], [k + m for k, m in zip(key, key_means, strict=True)]
