@@ -2,7 +2,8 @@
 
     python -m experiments.bench_training [--output=FILE.json] [--presets=zaya1_1m,zaya1_25m] [--repeats=N] [--threads=1]
 
-Every side makes a whole step (forward, backward, clipping, AdamW) on the same batch of clean tokens in float32:
+Every side makes whole steps (forward, backward, clipping, AdamW) on the same batch of clean tokens in float32, timed
+`STEPS` at a time, since training makes one after the other:
 
 * autoregressive: ours, 16 experts, with the fastest of `HOW` on one device or on a device a core (data parallel).
   Everything else is measured against it;
@@ -50,6 +51,7 @@ from zaya_jax.training.state import init_state, init_variables, make_train_step
 
 GOALS = {"tidar": "<= 2.1", "dense": ">= 1 / 1.6", "transformers": ">= 1.5"}
 BLOCK_SIZE = 16
+STEPS = 5  # timed at a time
 SAME_LOSS = 1e-3  # at most, relative: float32 sums in different orders
 # How a step is computed, none of which changes what: as the preset says, or as small matrices on CPU threads like it.
 HOW: dict[str, dict[str, Any]] = {
@@ -63,7 +65,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "Where to write the numbers as JSO
 _PRESETS = flags.DEFINE_list("presets", ["zaya1_1m", "zaya1_25m"], "Models, by preset; with 16 experts.")
 _BATCH = flags.DEFINE_integer("batch", 8, "Rows of a batch.", lower_bound=1)
 _ROW = flags.DEFINE_integer("row", 256, "Clean tokens of a row.", lower_bound=BLOCK_SIZE)
-_REPEATS = flags.DEFINE_integer("repeats", 9, "Timed steps of each side.", lower_bound=1)
+_REPEATS = flags.DEFINE_integer("repeats", 9, "How often each side is timed.", lower_bound=1)
 
 
 class Ours(NamedTuple):
@@ -104,10 +106,10 @@ def compare(config: ZayaConfig, batch: int, row: int, repeats: int) -> dict:
         "autoregressive": step,
         "tidar": our_step(config, variables, Objective("tidar", BLOCK_SIZE), tokens, ours, losses),
         "dense": our_step(dense, init_variables(Zaya(dense), 0), Objective("autoregressive"), tokens, ours, {}),
-        "transformers": theirs.step,
+        "transformers": theirs.train,
     }
     require_same_loss(losses["autoregressive"], theirs.first_loss)
-    times = medians(sides, repeats, "training steps", PAUSE)
+    times = step_times(sides, repeats, "training steps")
     return {
         "parameters": sum(x.size for x in jax.tree.leaves(variables["params"])), "experts": config.num_experts,
         "dense_parameters": sum(
@@ -123,6 +125,11 @@ def compare(config: ZayaConfig, batch: int, row: int, repeats: int) -> dict:
     }  # fmt: skip
 
 
+def step_times(sides: dict[str, Callable[[], object]], repeats: int, label: str) -> dict[str, float]:
+    """Median milliseconds of one step of each side; a side's call makes `STEPS`."""
+    return {side: time / STEPS for side, time in medians(sides, repeats, label, PAUSE).items()}
+
+
 def fastest_of_ours(
     config: ZayaConfig, variables: dict, tokens: np.ndarray, losses: dict[str, float]
 ) -> tuple[Ours, Callable[[], object], dict[Ours, float]]:
@@ -133,7 +140,7 @@ def fastest_of_ours(
         name: our_step(config, variables, Objective("autoregressive"), tokens, setting, losses)
         for name, setting in by_name.items()
     }
-    times = medians(steps, TRIAL_REPEATS, "our settings", PAUSE)
+    times = step_times(steps, TRIAL_REPEATS, "our settings")
     best = min(times, key=lambda name: times[name])
     return by_name[best], steps[best], {by_name[name]: time for name, time in times.items()}
 
@@ -141,7 +148,7 @@ def fastest_of_ours(
 def our_step(
     config: ZayaConfig, variables: dict, objective: Objective, tokens: np.ndarray, ours: Ours, losses: dict[str, float]
 ) -> Callable[[], object]:
-    """A call that trains one step on; the first one's AR loss goes to `losses` under the objective's kind."""
+    """A call that trains `STEPS` on; the first step's AR loss goes to `losses` under the objective's kind."""
     optimizer, config = OptimizerConfig(), config.replace(**HOW[ours.how])
     batch_size, row = tokens.shape
     placement = make_placement(MeshConfig(data=ours.devices), config, batch_size, row, BLOCK_SIZE)
@@ -155,8 +162,9 @@ def our_step(
     held = [state]
 
     def call() -> object:
-        held[0], metrics = step(held[0], batch, 1.0)  # the state is donated: keep the new one
-        return metrics
+        for _ in range(STEPS):
+            held[0], _ = step(held[0], batch, 1.0)  # the state is donated: keep the new one
+        return held[0]
 
     return call
 
@@ -174,8 +182,8 @@ class TheirProcess:
         self.first_loss: float
         self.setting, self.first_loss = self._pipe.recv()
 
-    def step(self) -> float:
-        """One training step; its loss.
+    def train(self) -> float:
+        """Trains `STEPS` on; the last one's loss.
 
         Raises:
           EOFError: the process has died; what it died of is on stderr.
@@ -185,13 +193,13 @@ class TheirProcess:
 
 
 def serve_their_steps(pipe: Connection, config: ZayaConfig, variables: dict, tokens: np.ndarray) -> None:
-    """What the process runs: sends (the fastest setting, the first loss), then a step's loss whenever it is asked."""
+    """What the process runs: sends (the fastest setting, the first loss), then trains on whenever it is asked."""
     theirs = Theirs(config, variables, tokens)
     pipe.send((theirs.setting, theirs.first_loss))
     with contextlib.suppress(EOFError):  # the asking process has ended
         while True:
             pipe.recv()
-            pipe.send(theirs.step())
+            pipe.send(theirs.train())
 
 
 class Theirs:
@@ -208,7 +216,7 @@ class Theirs:
         self.ids = self.torch.from_numpy(tokens.astype(np.int64))
         with self.torch.no_grad():
             self.first_loss = float(self._loss())
-        self.setting, _ = fastest_setting(self.model, self.step)
+        self.setting, _ = fastest_setting(self.model, self.train)
         use(self.model, self.setting)
 
     def _loss(self) -> Any:
@@ -216,12 +224,14 @@ class Theirs:
         mask = self.torch.ones_like(self.ids)
         return self.model(self.ids, attention_mask=mask, labels=self.ids, use_cache=False).loss
 
-    def step(self) -> float:
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = self._loss()
-        loss.backward()
-        self.torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
-        self.optimizer.step()
+    def train(self) -> float:
+        loss: Any = 0.0
+        for _ in range(STEPS):
+            self.optimizer.zero_grad(set_to_none=True)
+            loss = self._loss()
+            loss.backward()
+            self.torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+            self.optimizer.step()
         return float(loss)
 
 
