@@ -13,7 +13,7 @@ Every side makes whole steps (forward, backward, clipping, AdamW) on the same ba
 * transformers: its ZayaForCausalLM with our weights in torch, with the fastest of its attention and expert
   implementations and thread counts. Its loss must be ours. Needs the `parity` extra: pip install -e ".[parity]".
 
-torch has a process of its own: in one process each slows the other's memory down. Both keep freed memory (`cli.run`).
+torch has a process of its own, so neither's threads and memory are in the other's. Both keep freed memory (`cli.run`).
 """
 
 import contextlib
