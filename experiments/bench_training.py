@@ -57,7 +57,7 @@ SAME_LOSS = 1e-3  # at most, relative: float32 sums in different orders
 HOW: dict[str, dict[str, Any]] = {
     "default": {},
     "tiles": dict(
-        attention_backend="tiles", query_chunk=512, expert_backend="looped", unroll_layers=True, unroll_heads=True
+        attention_backend="tiles", query_chunk=512, expert_backend="looped", unroll_layers=True, qkv_backend="products"
     ),
 }
 

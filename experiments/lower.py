@@ -160,7 +160,7 @@ def model_name(model: ZayaConfig) -> str:
     """The preset that a model is, whatever computes it; else its number of parameters."""
     how = (
         "dtype", "param_dtype", "expert_backend", "attention_backend", "query_chunk", "remat", "unroll_layers",
-        "unroll_heads", "rope_theta",
+        "qkv_backend", "rope_theta",
     )  # fmt: skip
     for name in PRESETS:
         if preset(name, **{field: getattr(model, field) for field in how}) == model:

@@ -147,7 +147,7 @@ WAYS = [
     dict(remat="dots"),
     dict(attention_backend="tiles", query_chunk=8),
     dict(unroll_layers=True),
-    dict(unroll_heads=True),
+    dict(qkv_backend="products"),
 ]
 HEADS = ["kernels", "gqa, biases", "llama", "grouped alone", "depthwise alone", "adapters on drafts", "delay alone"]
 
@@ -155,7 +155,7 @@ HEADS = ["kernels", "gqa, biases", "llama", "grouped alone", "depthwise alone", 
 @pytest.mark.parametrize(
     ("name", "changes"),
     [(name, way) for name in ("plain", "sliding") for way in WAYS]
-    + [(name, dict(unroll_heads=True)) for name in HEADS],
+    + [(name, dict(qkv_backend="products")) for name in HEADS],
 )
 def test_fast_paths_agree_with_their_twins(name, changes, x64):
     """The ways to compute a forward pass against each other, values and gradients."""

@@ -12,7 +12,7 @@ from flax import linen as nn
 from zaya_jax.architecture.attention import attend, attend_dense
 from zaya_jax.architecture.cache import cached_keys
 from zaya_jax.architecture.config import ZayaConfig
-from zaya_jax.architecture.layers import Linear, RMSNorm, rotate
+from zaya_jax.architecture.layers import Linear, RMSNorm, project, rotate, rotate_by_product
 from zaya_jax.architecture.layout import CONTEXT, START, Layout
 from zaya_jax.architecture.shards import from_left
 
@@ -59,7 +59,7 @@ def convolve_along_text(
       depthwise: (kernel [taps, channels], bias [channels]), tap -1 meets the token itself; None to leave it out.
       grouped: (kernel [taps, head, head_dim, head_dim], bias [channels]), or None.
       heads: groups of the second convolution.
-      unroll: one matrix product a head, see `ZayaConfig.unroll_heads`.
+      unroll: one matrix product a head.
 
     Returns:
       [batch, row, channels].
@@ -113,11 +113,13 @@ class Attention(nn.Module):
         """
         cfg = self.config
         conv_past, delayed_past = (None, None) if past is None else (past.conv, past.delayed)
-        query, key, pending_conv = self._queries_and_keys(x, layout, conv_past)
-        value, pending_delayed = self._values(x, layout, delayed_past)
+        raw, value = self._project(x, layout, past is None)
+        query, key, pending_conv = self._queries_and_keys(raw, layout, conv_past)
+        value, pending_delayed = self._values(value, layout, delayed_past)
         if cfg.qk_norm != "none":
             query, key = self._normalise(query, key) if cfg.qk_norm == "unit" else self._rms_norm(query, key)
-        query, key = (jnp.concatenate([rotate(z, angle) for z in parts], axis=2) for parts in (query, key))
+        turn = rotate_by_product if cfg.qkv_backend == "products" else rotate
+        query, key = turn(query, angle), turn(key, angle)
 
         clean = layout.clean_size
         own = (key[:, clean:], value[:, clean:])
@@ -146,15 +148,31 @@ class Attention(nn.Module):
             name=name,
         )
 
-    def _queries_and_keys(self, x: Array, layout: Layout, past: Array | None):
-        """Convolved, with the q-k mean added: `_heads` of queries and of keys, and the pending raw columns."""
-        cfg, row = self.config, x.shape[1]
-        heads, kv_heads, dim = cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim
-        first = cfg.adapted_from(layout.clean_size)
-        raw_q = self._linear("q_proj", heads * dim)(x, first)
-        raw_k = self._linear("k_proj", kv_heads * dim)(x, first)
-        raw = jnp.concatenate([raw_q, raw_k], axis=-1)
+    def _project(self, x: Array, layout: Layout, whole: bool) -> tuple[Array, list[Array]]:
+        """x -> (raw [queries | keys], values).
 
+        Values are [all of them], or [the own half, the half to be delayed, what stands before a document's start].
+        `whole`: there is no past. With one rows are few, and joining the kernels would cost more than it saves.
+        """
+        cfg, first = self.config, self.config.adapted_from(layout.clean_size)
+        kv_dim = cfg.num_key_value_heads * cfg.head_dim
+        features = {"q_proj": cfg.num_attention_heads * cfg.head_dim, "k_proj": kv_dim}
+        if cfg.has("delayed_value"):
+            features |= {"v_proj_current": cfg.delayed_dim, "v_proj_delayed": cfg.delayed_dim}
+        else:
+            features["v_proj"] = kv_dim
+        linears = [self._linear(name, size) for name, size in features.items()]
+        if cfg.qkv_backend == "products" and whole:
+            query, key, *value = project(x, linears, first)
+        else:
+            query, key, *value = (linear(x, first) for linear in linears)
+        if cfg.has("delayed_value"):
+            value.append(linears[-1](jnp.zeros_like(x[:, :1]), 1))
+        return jnp.concatenate([query, key], axis=-1), value
+
+    def _queries_and_keys(self, raw: Array, layout: Layout, past: Array | None):
+        """Convolved, with the q-k mean added: queries and keys by head, and the pending raw columns."""
+        cfg, row = self.config, raw.shape[1]
         start = jnp.zeros_like(raw[:, :1])
         if past is None:
             past = self._halo(jnp.concatenate([start, raw], axis=1), layout) if layout.axis else raw[:, :0]
@@ -166,20 +184,11 @@ class Attention(nn.Module):
             query, key = _add_mean(query, key, *self._heads(raw))
         return query, key, pending
 
-    def _heads(self, channels: Array) -> tuple[list[Array], list[Array]]:
-        """[batch, row, channels] -> parts of the queries and of the keys, [batch, row, heads of the part, head_dim].
-
-        One part is all heads, or with `unroll_heads` a single one.
-        """
+    def _heads(self, channels: Array) -> tuple[Array, Array]:
+        """[batch, row, queries | keys] -> [batch, row, head, head_dim] and [batch, row, kv_head, head_dim]."""
         cfg = self.config
-        counts = (cfg.num_attention_heads, cfg.num_key_value_heads)
-
-        def cut(x: Array, count: int) -> list[Array]:
-            parts = jnp.split(x, count if cfg.unroll_heads else 1, axis=-1)
-            return [part.reshape(*part.shape[:2], -1, cfg.head_dim) for part in parts]
-
-        both = jnp.split(channels, [counts[0] * cfg.head_dim], axis=-1)
-        query, key = (cut(x, count) for x, count in zip(both, counts, strict=True))
+        apart = channels.reshape(*channels.shape[:2], -1, cfg.head_dim)
+        query, key = jnp.split(apart, [cfg.num_attention_heads], axis=2)
         return query, key
 
     def _halo(self, columns: Array, layout: Layout) -> Array:
@@ -211,48 +220,45 @@ class Attention(nn.Module):
             kernel = self.param(f"{name}_kernel", nn.initializers.normal(cfg.initializer_range), shape, dtype)
             bias = self.param(f"{name}_bias", nn.initializers.zeros, (cfg.conv_channels,), dtype)
             params.append((kernel.astype(columns.dtype), bias.astype(columns.dtype)))
-        return convolve_along_text(columns, before, row, *params, heads=heads, unroll=cfg.unroll_heads)
+        return convolve_along_text(columns, before, row, *params, heads=heads, unroll=cfg.qkv_backend == "products")
 
-    def _values(self, x: Array, layout: Layout, past: Array | None):
+    def _values(self, projected: list[Array], layout: Layout, past: Array | None):
         """[own half | predecessor's half] reshaped to heads: [batch, row, kv_head, head_dim], and pending columns.
 
         With two key-value heads the first is wholly the token's own, the second wholly its predecessor's.
         """
-        cfg = self.config
-        first = cfg.adapted_from(layout.clean_size)
-        row, heads = x.shape[1], (*x.shape[:2], cfg.num_key_value_heads, cfg.head_dim)
+        cfg, (batch, row, _) = self.config, projected[0].shape
+        heads = (batch, row, cfg.num_key_value_heads, cfg.head_dim)
         if not cfg.has("delayed_value"):
-            pending = jnp.zeros((x.shape[0], (0 if past is None else 1) + layout.clean_size, 0), x.dtype)
-            return self._linear("v_proj", heads[2] * heads[3])(x, first).reshape(heads), pending
-        current = self._linear("v_proj_current", cfg.delayed_dim)(x, first)
-        delayed = self._linear("v_proj_delayed", cfg.delayed_dim)
-        projected = delayed(x, first)
-        start = delayed(jnp.zeros_like(x[:, :1]), 1)  # what stands before a document's start: the bias
+            (value,) = projected
+            pending = jnp.zeros((batch, (0 if past is None else 1) + layout.clean_size, 0), value.dtype)
+            return value.reshape(heads), pending
+        current, delayed, start = projected
         if past is None:
-            newest = projected[:, layout.clean_size - 1 : layout.clean_size]
-            past = from_left(newest, layout.axis) if layout.axis else projected[:, :0]
-        columns = jnp.concatenate([start, past, projected], axis=1)
+            newest = delayed[:, layout.clean_size - 1 : layout.clean_size]
+            past = from_left(newest, layout.axis) if layout.axis else delayed[:, :0]
+        columns = jnp.concatenate([start, past, delayed], axis=1)
         before = history_columns(layout, past.shape[1])[:, -row:]
         value = jnp.concatenate([current, _take(columns, before)], axis=-1).reshape(heads)
         return value, columns[:, 1 : 1 + past.shape[1] + layout.clean_size]
 
-    def _rms_norm(self, query: list[Array], key: list[Array]) -> tuple[list[Array], list[Array]]:
+    def _rms_norm(self, query: Array, key: Array) -> tuple[Array, Array]:
         """Each head normed by its root mean square: a weight [head_dim] for all query heads, one for all key heads."""
         cfg = self.config
         q_norm, k_norm = (
             RMSNorm(cfg.rms_norm_eps, jnp.dtype(cfg.dtype), jnp.dtype(cfg.param_dtype), name=name)
             for name in ("q_norm", "k_norm")
         )
-        return [q_norm(x) for x in query], [k_norm(x) for x in key]
+        return q_norm(query), k_norm(key)
 
-    def _normalise(self, query: list[Array], key: list[Array]) -> tuple[list[Array], list[Array]]:
+    def _normalise(self, query: Array, key: Array) -> tuple[Array, Array]:
         """Each head to length sqrt(head_dim); keys times the linear temperature, which starts at 1.
 
         transformers initialises it at 0, which makes attention uniform and starves q and k of gradient at step 0.
         """
         cfg = self.config
         temp = self.param("temp", nn.initializers.ones, (cfg.num_key_value_heads,), jnp.dtype(cfg.param_dtype))
-        eps = jnp.finfo(query[0].dtype).eps
+        eps = jnp.finfo(query.dtype).eps
 
         def unit(x: Array) -> Array:
             wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -260,21 +266,14 @@ class Attention(nn.Module):
             norm = jnp.sqrt(jnp.maximum(jnp.sum(wide * wide, axis=-1, keepdims=True), float(eps) ** 2))
             return (wide * (cfg.head_dim**0.5 / norm)).astype(x.dtype)
 
-        temps = jnp.split(temp.astype(key[0].dtype)[:, None], len(key))
-        return [unit(x) for x in query], [unit(x) * temp for x, temp in zip(key, temps, strict=True)]
+        return unit(query), unit(key) * temp.astype(key.dtype)[:, None]
 
 
-def _add_mean(query: list[Array], key: list[Array], raw_query: list[Array], raw_key: list[Array]):
+def _add_mean(query: Array, key: Array, raw_query: Array, raw_key: Array) -> tuple[Array, Array]:
     """Adds the q-k mean of the raw projections: each query's with its key, each key's over its group of queries.
 
     All are `Attention._heads`.
     """
-    if len(query) > 1:
-        groups = len(query) // len(key)
-        means = [(q + raw_key[head // groups]) * 0.5 for head, q in enumerate(raw_query)]
-        key_means = [sum(means[head * groups : (head + 1) * groups]) / groups for head in range(len(key))]
-    else:
-        grouped = raw_query[0].reshape(*raw_key[0].shape[:3], -1, raw_key[0].shape[3])
-        mean = (grouped + raw_key[0][:, :, :, None]) * 0.5
-        means, key_means = [mean.reshape(query[0].shape)], [mean.mean(axis=3)]
-    return [q + m for q, m in zip(query, means, strict=True)], [k + m for k, m in zip(key, key_means, strict=True)]
+    grouped = raw_query.reshape(*raw_key.shape[:3], -1, raw_key.shape[3])
+    mean = (grouped + raw_key[:, :, :, None]) * 0.5
+    return query + mean.reshape(query.shape), key + mean.mean(axis=3)

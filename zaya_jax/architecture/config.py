@@ -99,7 +99,9 @@ class ZayaConfig:
     query_chunk: int = 1024  # queries whose scores exist at once; bounds attention's memory
     remat: str = "none"  # or "full", "dots": what of a layer the backward pass recomputes (REMATS)
     unroll_layers: bool = False  # compile every layer apart: slow to compile, no copies into stacks of all layers
-    unroll_heads: bool = False  # queries and keys head by head: more and smaller products, no copies by head (CPU)
+    # or "products": one matrix product for all of attention's projections, one a head for the grouped convolution and
+    # one for the rotation, where XLA's CPU would otherwise copy channels into another order
+    qkv_backend: str = "batched"
 
     def __post_init__(self) -> None:
         if isinstance(self.remat, bool):  # as stored configurations have it that knew no third choice
@@ -172,7 +174,7 @@ class ZayaConfig:
             "attention_backend": ("structured", "tiles", "dense"),
             "remat": REMATS,
             "unroll_layers": (False, True),
-            "unroll_heads": (False, True),
+            "qkv_backend": ("batched", "products"),
             "lora_rows": LORA_ROWS,
             "dtype": ("float32", "bfloat16", "float64"),
             "param_dtype": ("float32", "bfloat16", "float64"),

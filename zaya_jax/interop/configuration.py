@@ -54,7 +54,7 @@ DTYPES = ("float32", "bfloat16")  # dtypes we store and read
 # What transformers has no word for.
 EXTRA = (
     "mask_token_id", "skip_expert", "dtype", "param_dtype", "expert_backend", "attention_backend", "query_chunk",
-    "remat", "unroll_layers", "unroll_heads",
+    "remat", "unroll_layers", "qkv_backend",
 )  # fmt: skip
 _ROPE_DEFAULTS = {FULL_ATTENTION: 5_000_000.0, SLIDING_ATTENTION: 10_000.0}
 
