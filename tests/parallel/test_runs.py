@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,13 +48,17 @@ def one_device(tmp_path_factory) -> np.ndarray:
     return losses(workdir)
 
 
-def test_eight_devices_give_one_devices_losses_and_four_go_on(one_device, tmp_path):
-    """FSDP x expert x context for 20 steps; a run killed behind step 13 goes on from 10 on four devices."""
+def test_eight_devices_give_one_devices_losses_four_go_on_and_eight_again(one_device, tmp_path):
+    """FSDP x expert x context for 20 steps; a run killed behind step 8 goes on from 5 on four devices.
+
+    Killed again behind step 13, it goes on from 10 on eight.
+    """
     finish(start(workdir=str(tmp_path / "eight"), mesh=CUBE, devices=8))
     np.testing.assert_allclose(losses(tmp_path / "eight"), one_device, rtol=2e-4)
-    killed = str(tmp_path / "killed")
-    finish(start(workdir=killed, mesh=CUBE, devices=8, limit=13), status=9)
-    finish(start(workdir=killed, mesh={"data": 1, "fsdp": 2, "context": 2}, devices=4))
+    killed: dict[str, Any] = dict(workdir=str(tmp_path / "killed"), save_every=5)
+    finish(start(**killed, mesh=CUBE, devices=8, limit=8), status=9)
+    finish(start(**killed, mesh={"data": 1, "fsdp": 2, "context": 2}, devices=4, limit=8), status=9)
+    finish(start(**killed, mesh=CUBE, devices=8))
     np.testing.assert_allclose(losses(tmp_path / "killed"), one_device, rtol=2e-4)
 
 
@@ -66,6 +72,19 @@ def free_address() -> str:
 def test_processes_give_one_process_losses(one_device, tmp_path, processes, mesh):
     together = {"workdir": str(tmp_path), "mesh": mesh, "coordinator": free_address(), "processes": processes}
     finish(*(start(**together, process=process) for process in range(processes)))
+    np.testing.assert_allclose(losses(tmp_path), one_device, rtol=2e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["mpirun --allow-run-as-root --oversubscribe", "srun --overcommit"])
+def test_launchers_name_the_coordinator(one_device, tmp_path, launcher):
+    """--coordinator=auto under Open MPI and under Slurm (Debian: openmpi-bin, slurm-wlm; srun needs its daemons)."""
+    if shutil.which(launcher.split()[0]) is None:
+        pytest.skip(f"{launcher.split()[0]} is not installed")
+    arguments = json.dumps({"workdir": str(tmp_path), "mesh": {"fsdp": 2}, "coordinator": "auto"})
+    command = [*launcher.split(), "-n", "2", sys.executable, "-m", "tests.parallel.worker", arguments]
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
     np.testing.assert_allclose(losses(tmp_path), one_device, rtol=2e-4)
 
 
