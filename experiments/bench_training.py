@@ -216,7 +216,7 @@ class Theirs:
         self.ids = self.torch.from_numpy(tokens.astype(np.int64))
         with self.torch.no_grad():
             self.first_loss = float(self._loss())
-        self.setting, _ = fastest_setting(self.model, self.train)
+        self.setting, _ = fastest_setting(self.model, functools.partial(self.train, 1))
         use(self.model, self.setting)
 
     def _loss(self) -> Any:
@@ -224,15 +224,15 @@ class Theirs:
         mask = self.torch.ones_like(self.ids)
         return self.model(self.ids, attention_mask=mask, labels=self.ids, use_cache=False).loss
 
-    def train(self) -> float:
-        loss: Any = 0.0
-        for _ in range(STEPS):
+    def train(self, steps: int = STEPS) -> float:
+        loss: Any = None
+        for _ in range(steps):
             self.optimizer.zero_grad(set_to_none=True)
             loss = self._loss()
             loss.backward()
             self.torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
             self.optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
 
 def require_same_loss(ours: float, theirs: float) -> None:
