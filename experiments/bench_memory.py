@@ -3,7 +3,8 @@
     python -m experiments.bench_memory [--output=FILE.json]
 
 Temporary memory is the compiler's own count for the compiled step; scores are counted from the very list of tiles that
-attention works off. The longest row is then trained on for a step and timed.
+attention works off. The longest row, one document, is then trained on for a step and timed; so is a row of
+--packed-length clean tokens in documents of 1 to 4096.
 """
 
 import resource
@@ -27,10 +28,12 @@ _PRESET = flags.DEFINE_string("preset", "zaya1_300k", "Model whose training step
 _BLOCK = flags.DEFINE_integer("block", 16, "Slots a draft block.", lower_bound=1)
 _LENGTHS = flags.DEFINE_list("lengths", ["4096", "8192", "16384", "32768"], "Clean tokens of the rows, ascending.")
 _STEPS = flags.DEFINE_integer("steps", 1, "Training steps to time at the longest row.", lower_bound=0)
+_PACKED = flags.DEFINE_integer("packed_length", 131_072, "Clean tokens of the packed row; 0: none.", lower_bound=0)
+PACKED_UP_TO = 4096  # tokens of a document in that row
 
 
 def main() -> None:
-    """Runs all three and prints them."""
+    """Runs all of it and prints it."""
     cli.check_output(_OUTPUT.value)
     lengths = _lengths(_LENGTHS.value)
     config = preset(_PRESET.value, remat=True)
@@ -51,12 +54,16 @@ def main() -> None:
         grown = f", {temporary / rows[-2]['temporary_bytes']:.2f} x" if len(rows) > 1 else ""
         print(f"train step, {length} clean tokens: {temporary / 2**20:.0f} MiB of temporaries{grown}", flush=True)
     if _STEPS.value:
-        numbers["longest"] = timed_steps(step, state, batch, _STEPS.value)
-        print(
-            f"{lengths[-1]} clean tokens: {numbers['longest']['tokens_per_second']:.0f} clean tokens/s, process at "
-            f"most {numbers['longest']['peak_resident_bytes'] / 2**30:.2f} GiB",
-            flush=True,
-        )
+        numbers["longest"] = trained(f"{lengths[-1]} clean tokens", step, state, batch)
+    if _STEPS.value and _PACKED.value:
+        rng = np.random.default_rng(0)
+        document = packed(_PACKED.value, lambda: int(rng.integers(1, PACKED_UP_TO + 1)))
+        step, state, batch = compiled_step(config, _PACKED.value, _BLOCK.value, document)
+        what = f"{_PACKED.value} clean tokens, {document.max() + 1} documents"
+        numbers["packed"] = {
+            **trained(what, step, state, batch), "documents": int(document.max()) + 1, "longest_document": PACKED_UP_TO,
+            "temporary_bytes": step.memory_analysis().temp_size_in_bytes,
+        }  # fmt: skip
     cli.write_numbers(_OUTPUT.value, numbers)
 
 
@@ -93,15 +100,25 @@ def packed(length: int, draw) -> np.ndarray:
     return np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)[None, :length]
 
 
-def compiled_step(config: ZayaConfig, length: int, block_size: int):
-    """(compiled TiDAR train step, its state, its batch of one row)."""
+def compiled_step(config: ZayaConfig, length: int, block_size: int, document: np.ndarray | None = None):
+    """(compiled TiDAR train step, its state, its batch of one row); `document` None: one document."""
     model, optimizer = Zaya(config), OptimizerConfig()
     step = make_train_step(model, Objective("tidar", block_size), optimizer)  # pyrefly: ignore[bad-argument-type]
     state = init_state(init_variables(model, 0), optimizer, 0)
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (1, length)).astype(np.int32)
     batch = {"tokens": jnp.asarray(tokens), "document": jnp.zeros((1, length), jnp.int32)}
+    if document is not None:
+        batch["document"] = jnp.asarray(document)
     lowered = step.lower(state, batch, jnp.float32(1.0))  # pyrefly: ignore[missing-attribute]
     return lowered.compile(), state, batch
+
+
+def trained(what: str, step, state, batch: dict) -> dict:
+    """`timed_steps`, and a line that says what they showed."""
+    found = timed_steps(step, state, batch, _STEPS.value)
+    peak = found["peak_resident_bytes"] / 2**30
+    print(f"{what}: {found['tokens_per_second']:.0f} clean tokens/s, process at most {peak:.2f} GiB", flush=True)
+    return found
 
 
 def timed_steps(step, state, batch: dict, steps: int) -> dict:

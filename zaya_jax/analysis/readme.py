@@ -10,6 +10,8 @@ from zaya_jax.analysis import tables
 from zaya_jax.analysis.lowering import lowered_table
 from zaya_jax.analysis.results import read_results, read_sweep
 
+TRAINING = ("training_1_core", "training", "training_25m")  # files of results/bench
+
 Maker = Callable[[Path], str]  # the results folder -> Markdown
 
 
@@ -31,7 +33,7 @@ def _transformers(results: Path) -> str:
 
 
 def _training(results: Path) -> str:
-    runs = [json.loads((results / "bench" / f"{name}.json").read_text()) for name in ("training_1_core", "training")]
+    runs = [json.loads((results / "bench" / f"{name}.json").read_text()) for name in TRAINING]
     return tables.training_table(runs)
 
 

@@ -302,13 +302,13 @@ def training_table(runs: list[dict]) -> str:
         for side, goal in goals.items():
             lines.append(
                 (
-                    f"{row['parameters'] / 1e6:.1f}M", str(cores), side, ours,
+                    f"{row['parameters'] / 1e6:.1f}M", f"{row['batch']} x {row['row']}", str(cores), side, ours,
                     f"{row['milliseconds']['autoregressive']:.0f} ms", f"{row['milliseconds'][side]:.0f} ms",
                     f"{row['ratio'][side]:.2f}", goal,
                 )
             )  # fmt: skip
     return _table(
-        ("parameters", "cores", "step", "ours computed by", "our AR step", "this one", "ratio", "goal"), lines
+        ("parameters", "batch", "cores", "step", "ours computed by", "our AR step", "this one", "ratio", "goal"), lines
     )
 
 
