@@ -37,6 +37,11 @@ def _training(results: Path) -> str:
     return tables.training_table(runs)
 
 
+def _trained_rows(results: Path) -> str:
+    numbers = json.loads((results / "bench" / "long_rows.json").read_text())
+    return tables.trained_rows_table([numbers["longest"], numbers["packed"]])
+
+
 def _lower(results: Path) -> str:
     return lowered_table(json.loads(path.read_text()) for path in sorted((results / "lower").glob("*.json")))
 
@@ -67,6 +72,7 @@ TABLES: dict[str, Maker] = {
     "conversions": _bench("convert_8b", "conversions", tables.conversions_table),
     "loading": _bench("loading", "loads", tables.loading_table),
     "long_rows": _bench("long_rows", "train_step", tables.long_rows_table),
+    "trained_rows": _trained_rows,
     "pairs": _bench("long_rows", "pairs", tables.pairs_table),
     "lower": _lower,
 }

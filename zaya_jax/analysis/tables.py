@@ -347,6 +347,18 @@ def long_rows_table(step: dict) -> str:
     return _table(("clean tokens", "temporary memory", "for twice the row"), lines)
 
 
+def trained_rows_table(runs: list[dict]) -> str:
+    """One training step of a long row, run (`experiments.bench_memory`)."""
+    lines = [
+        (
+            f"{run['clean_tokens']:,}", str(run.get("documents", 1)), f"{min(run['seconds']):.0f} s",
+            f"{run['tokens_per_second']:,.0f}", f"{run['peak_resident_bytes'] / 2**30:.1f} GiB",
+        )
+        for run in runs
+    ]  # fmt: skip
+    return _table(("clean tokens", "documents", "a step", "clean tokens/s", "the process's peak memory"), lines)
+
+
 def pairs_table(pairs: dict) -> str:
     """Scores computed for each visible one (`experiments.bench_memory`)."""
     return _table(
