@@ -73,10 +73,11 @@ def forward_cost(run: Run) -> Figure | None:
     axis.set_xscale("log", base=2)
     axis.set_yscale("log", base=2)
     axis.plot(xs, ys, "-o", color=style.INK, linewidth=2, markersize=6, zorder=4, label="measured (median)")
-    for row in rows:
+    for number, row in enumerate(rows):  # above and below the line in turn: neighbours may stand close
         note = f"{row['cost_ratio']:.3g}x" + (f" ({row['milliseconds']:.3g} ms)" if row["milliseconds"] else "")
-        axis.annotate(note, (row["rows"], row["cost_ratio"]), (-6, 7), textcoords="offset points", fontsize=8.5,
-                      ha="right", color=style.INK, zorder=5, bbox=_HALO)  # fmt: skip
+        offset, side = ((6, -13), "left") if number % 2 else ((-6, 7), "right")
+        axis.annotate(note, (row["rows"], row["cost_ratio"]), offset, textcoords="offset points", fontsize=8.5,
+                      ha=side, color=style.INK, zorder=5, bbox=_HALO)  # fmt: skip
     axis.axhline(1, color=style.GREEN, linewidth=1.6, label="free: rows cost nothing")
     axis.plot(xs, xs, color=style.QUIET, linewidth=1, linestyle=":", label="proportional to rows")
     _break_even(axis, run)

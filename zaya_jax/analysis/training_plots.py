@@ -29,7 +29,8 @@ def training_curves(run: Run) -> Figure | None:
         axis.set_yscale("log")
         axis.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 1.5, 2, 3, 5, 7), numticks=12))
         style.plain_numbers(axis.yaxis)
-    style.legend(axes[0], handles=_loss_handles(run), loc="upper right")
+    figure.legend(handles=_loss_handles(run), frameon=False, fontsize=9, labelcolor=style.INK,
+                  loc="outside lower right", ncols=3)  # fmt: skip
     return figure
 
 
