@@ -168,6 +168,7 @@ def _accepted_bars(axis: Axes, samples: list[dict], most: int) -> None:
         colour = style.ARM_COLOURS.get(arm) or next(spare)
         axis.bar(at, heights, width * 0.92, color=colour, label=f"{arm}: mean {mean:.2f} over {forwards} forwards")
     axis.set_xticks(range(1, most + 1))
+    axis.margins(y=0.06 + 0.08 * len(arms))  # room for the legend
     style.in_percent(axis.yaxis)
     style.legend(axis, loc="upper right")
 

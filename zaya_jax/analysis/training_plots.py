@@ -199,7 +199,7 @@ def _load_lines(axis: Axes, run: Run, stages: list[str], experts: int | None) ->
     for stage in stages[1:]:
         start = x(stage, 0)
         axis.axvline(start, color=style.QUIET, linewidth=0.8)
-        axis.annotate(f" {stage} starts", (start, 0.98), xycoords=("data", "axes fraction"), va="top", fontsize=8.5,
+        axis.annotate(f" {stage} starts", (start, 0.02), xycoords=("data", "axes fraction"), fontsize=8.5,
                       color=style.QUIET)  # fmt: skip
     axis.set_ylim(0, None)
     style.in_percent(axis.yaxis)
