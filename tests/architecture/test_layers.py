@@ -47,3 +47,11 @@ def test_projections_together_are_projections_apart():
     params = jax.tree.map(lambda z: z + 0.1, params)  # so that biases count
     for one, apart in zip(Together(True).apply(params, x), Together(False).apply(params, x), strict=True):
         np.testing.assert_allclose(one, apart, rtol=1e-6, atol=1e-6)
+
+
+def test_a_projection_of_no_rows_is_no_rows():
+    """A forward that verifies nothing has no slots to draft, and its head meets none."""
+    x = jnp.zeros((2, 0, 6))
+    assert [y.shape for y in Together(True).apply(Together(True).init(jax.random.key(0), x), x)] == [
+        (2, 0, 1), (2, 0, 3), (2, 0, 4),
+    ]  # fmt: skip

@@ -99,12 +99,14 @@ COMMANDS_OF_SLURM = {
 
 def test_slurm_runs_jobs_and_tells_why_they_fail(tmp_path, monkeypatch):
     pytest.importorskip("submitit")
+    path = os.environ["PATH"]
+    monkeypatch.setenv("PATH", str(tmp_path))  # holds no Slurm, whatever this machine has
     status, output = run(tmp_path / "nowhere", "--executor=slurm", "--only=block_size=0")
     assert status == 2 and "error: --executor=slurm: Could not detect" in output
     for name, text in COMMANDS_OF_SLURM.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{text}")
         (tmp_path / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{path}")
     status, output = run(tmp_path / "w", "--executor=slurm", "--slurm=timeout_min=5", "--only=block_size=0")
     assert status == 1
     (failure,) = [line for line in output.splitlines() if line.startswith("error:")]

@@ -69,11 +69,11 @@ def project(x: Array, linears: Sequence[Linear], first: int = 0) -> list[Array]:
     kernels, biases, low_ranks = zip(*(linear.parts(x.shape[-1]) for linear in linears), strict=True)
     # As a matrix: with more axes XLA's CPU copies both factors of the weights' gradient into another order first.
     rows = x.astype(linears[0].dtype).reshape(-1, x.shape[-1])
-    y = (rows @ jnp.concatenate(kernels, axis=1)).reshape(*x.shape[:-1], -1)
+    *ends, features = itertools.accumulate(linear.features for linear in linears)
+    y = (rows @ jnp.concatenate(kernels, axis=1)).reshape(*x.shape[:-1], features)
     if linears[0].use_bias:
         y += jnp.concatenate(biases)
-    ends = list(itertools.accumulate(linear.features for linear in linears))
-    each = zip(jnp.split(y, ends[:-1], axis=-1), low_ranks, strict=True)
+    each = zip(jnp.split(y, ends, axis=-1), low_ranks, strict=True)
     return [part if low_rank is None else adapt(part, x, low_rank, first) for part, low_rank in each]
 
 
