@@ -289,6 +289,7 @@ def temporary_bytes(config, length: int) -> int:
     return step.lower(*args).compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_a_short_train_step_grows_linearly():
     config = small_config(remat=True, query_chunk=32)
     sizes = [temporary_bytes(config, length) for length in (128, 256, 512)]

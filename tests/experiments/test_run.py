@@ -109,6 +109,7 @@ def test_a_run_stopped_and_killed_goes_on_to_the_same_numbers(whole, tmp_path):
         assert {k: a[k] for k in kept} == {k: b[k] for k in kept}
 
 
+@pytest.mark.slow
 def test_a_run_from_scratch_has_no_pretraining(tmp_path):
     short = ["--config.evaluate.temperatures=(1.0,)", "--config.evaluate.cost=False"]
     status, output = finish(CONFIG, f"--workdir={tmp_path / 'w'}", "--config.pretrain.steps=0", *short)

@@ -68,7 +68,13 @@ def free_address() -> str:
         return f"localhost:{free.getsockname()[1]}"
 
 
-@pytest.mark.parametrize(("processes", "mesh"), [(2, {"fsdp": 2}), (4, {"data": 1, "expert": 2, "context": 2})])
+@pytest.mark.parametrize(
+    ("processes", "mesh"),
+    [
+        pytest.param(2, {"fsdp": 2}, marks=pytest.mark.slow),
+        (4, {"data": 1, "expert": 2, "context": 2}),
+    ],
+)
 def test_processes_give_one_process_losses(one_device, tmp_path, processes, mesh):
     together = {"workdir": str(tmp_path), "mesh": mesh, "coordinator": free_address(), "processes": processes}
     finish(*(start(**together, process=process) for process in range(processes)))
