@@ -27,7 +27,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "Where to write the numbers as JSO
 _PRESET = flags.DEFINE_string("preset", "zaya1_300k", "Model whose training step is compiled (batch 1, remat).")
 _BLOCK = flags.DEFINE_integer("block", 16, "Slots a draft block.", lower_bound=1)
 _LENGTHS = flags.DEFINE_list("lengths", ["4096", "8192", "16384", "32768"], "Clean tokens of the rows, ascending.")
-_STEPS = flags.DEFINE_integer("steps", 1, "Training steps to time at the longest row.", lower_bound=0)
+_STEPS = flags.DEFINE_integer("steps", 1, "Steps to time at the longest row and the packed one.", lower_bound=0)
 _PACKED = flags.DEFINE_integer("packed_length", 131_072, "Clean tokens of the packed row; 0: none.", lower_bound=0)
 PACKED_UP_TO = 4096  # tokens of a document in that row
 
@@ -48,7 +48,7 @@ def main() -> None:
     }  # fmt: skip
     rows = numbers["train_step"]["rows"]
     for length in lengths:
-        step, state, batch = compiled_step(config, length, _BLOCK.value)
+        step, state, batch = compiled_step(config, np.zeros((1, length), np.int32), _BLOCK.value)
         temporary = step.memory_analysis().temp_size_in_bytes
         rows.append({"clean_tokens": length, "temporary_bytes": temporary})
         grown = f", {temporary / rows[-2]['temporary_bytes']:.2f} x" if len(rows) > 1 else ""
@@ -58,7 +58,7 @@ def main() -> None:
     if _STEPS.value and _PACKED.value:
         rng = np.random.default_rng(0)
         document = packed(_PACKED.value, lambda: int(rng.integers(1, PACKED_UP_TO + 1)))
-        step, state, batch = compiled_step(config, _PACKED.value, _BLOCK.value, document)
+        step, state, batch = compiled_step(config, document, _BLOCK.value)
         what = f"{_PACKED.value} clean tokens, {document.max() + 1} documents"
         numbers["packed"] = {
             **trained(what, step, state, batch), "documents": int(document.max()) + 1, "longest_document": PACKED_UP_TO,
@@ -100,15 +100,13 @@ def packed(length: int, draw) -> np.ndarray:
     return np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)[None, :length]
 
 
-def compiled_step(config: ZayaConfig, length: int, block_size: int, document: np.ndarray | None = None):
-    """(compiled TiDAR train step, its state, its batch of one row); `document` None: one document."""
+def compiled_step(config: ZayaConfig, document: np.ndarray, block_size: int):
+    """(compiled TiDAR train step, its state, its batch of one row with these document ids [1, length])."""
     model, optimizer = Zaya(config), OptimizerConfig()
     step = make_train_step(model, Objective("tidar", block_size), optimizer)  # pyrefly: ignore[bad-argument-type]
     state = init_state(init_variables(model, 0), optimizer, 0)
-    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (1, length)).astype(np.int32)
-    batch = {"tokens": jnp.asarray(tokens), "document": jnp.zeros((1, length), jnp.int32)}
-    if document is not None:
-        batch["document"] = jnp.asarray(document)
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, document.shape).astype(np.int32)
+    batch = {"tokens": jnp.asarray(tokens), "document": jnp.asarray(document)}
     lowered = step.lower(state, batch, jnp.float32(1.0))  # pyrefly: ignore[missing-attribute]
     return lowered.compile(), state, batch
 

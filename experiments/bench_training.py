@@ -53,7 +53,8 @@ from zaya_jax.training.state import init_state, init_variables, make_train_step
 GOALS = {"tidar": "<= 2.1", "dense": ">= 1 / 1.6", "transformers": ">= 1.5"}
 BLOCK_SIZE = 16
 STEPS = 5  # timed at a time
-# transformers' batched_mm keeps a float32 copy of its expert for every token; not tried where they take more than this
+# transformers' batched_mm keeps a float32 copy of its expert (3 hidden x intermediate matrices) for every token and
+# layer; not tried where they take more than this
 BATCHED_BYTES = 4 << 30
 SAME_LOSS = 1e-3  # at most, relative: float32 sums in different orders
 # How a step is computed, none of which changes what: as the preset says, or as small matrices on CPU threads like it.
@@ -219,7 +220,7 @@ class Theirs:
         self.ids = self.torch.from_numpy(tokens.astype(np.int64))
         with self.torch.no_grad():
             self.first_loss = float(self._loss())
-        copies = tokens.size * config.num_hidden_layers * 12 * config.hidden_size * config.moe_intermediate_size
+        copies = 4 * 3 * config.hidden_size * config.moe_intermediate_size * config.num_hidden_layers * tokens.size
         experts = [how for how in EXPERT_KERNELS if how != "batched_mm" or copies <= BATCHED_BYTES]
         self.setting, _ = fastest_setting(self.model, functools.partial(self.train, 1), experts)
         use(self.model, self.setting)

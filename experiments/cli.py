@@ -60,9 +60,9 @@ def _keep_memory() -> None:
 
     XLA on CPU takes a training step's memory anew at every step. By default glibc returns it to the kernel each time,
     which hands it out again page by page, and a virtual machine's host may take back what is free for a moment. From
-    4 GiB on a buffer is still the kernel's. Threads take memory from heaps of
-    their own, whose size glibc derives from the page size (`hugetlb`, which asks the kernel for nothing below 1 GiB);
-    where the processor has no pages of 1 GiB they stay too small for this and nothing changes.
+    4 GiB on a buffer is still the kernel's. Threads take memory from heaps of their own, whose size glibc derives from
+    the page size (`hugetlb`, which asks the kernel for nothing below 1 GiB); where the processor has no pages of 1 GiB
+    they stay too small for this and nothing changes.
 
     glibc reads its settings only when a program starts.
     """
