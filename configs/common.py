@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from zaya_jax.architecture import preset
+from zaya_jax.errors import UserError
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
 
@@ -16,18 +17,18 @@ def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
     """`--config=file.py:fast,block_size=4` -> the defaults with those values; a bare name means True.
 
     Raises:
-      ValueError: a name that has no default, or a value of another type.
+      UserError: a name that has no default, or a value of another type.
     """
     values = ConfigDict(defaults)
     for item in filter(None, (arg or "").split(",")):
         name, _, text = item.partition("=")
         if name not in defaults:
-            raise ValueError(f"config argument {name!r}: unknown, may be one of {sorted(defaults)}")
+            raise UserError(f"config argument {name!r}: unknown, may be one of {sorted(defaults)}")
         kind = type(defaults[name])
         try:
             values[name] = (text or "true").lower() in ("true", "1") if kind is bool else kind(text)
         except ValueError:
-            raise ValueError(f"config argument {name}: got {text!r}, may be a {kind.__name__}") from None
+            raise UserError(f"config argument {name}: got {text!r}, may be a {kind.__name__}") from None
     return values
 
 
@@ -135,7 +136,7 @@ def product(*axes: list[Job]) -> list[Job]:
 
 
 def zipped(*axes: list[Job]) -> list[Job]:
-    """The first runs of all axes together, then the second ones, ... ValueError if the axes differ in length."""
+    """The first runs of all axes together, then the second ones, ... UserError if the axes differ in length."""
     return [sum(combination, ()) for combination in zip(*axes, strict=True)]
 
 

@@ -30,6 +30,7 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from configs.common import data, evaluation, mesh, model, parse_arg, phase
+from zaya_jax.errors import UserError
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
 
@@ -39,7 +40,7 @@ ADAPTERS = dict(lora_rank=32, lora_alpha=64.0)
 def get_config(arg: str | None = None) -> ConfigDict:
     chosen = parse_arg(arg, start="smollm2", block_size=16, lora=False, drafts=False, text="stdlib", smoke=False)
     if chosen.lora and chosen.drafts:
-        raise ValueError("config argument drafts: contradicts lora, may be given alone")
+        raise UserError("config argument drafts: contradicts lora, may be given alone")
     c = ConfigDict()
     c.name = "smollm2"
     c.seed = 0

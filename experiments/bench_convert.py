@@ -31,6 +31,7 @@ from absl import flags
 from experiments import cli
 from experiments.environment import describe, hardware
 from zaya_jax.architecture import ZayaConfig, preset
+from zaya_jax.errors import UserError
 from zaya_jax.interop.conversion import open_checkpoint
 from zaya_jax.interop.families import ZAYA
 from zaya_jax.interop.folder import CONFIG_FILE
@@ -78,14 +79,14 @@ def verify(folder: Path, config: ZayaConfig) -> int:
     """Compares a checkpoint of any layout with the values it was made of; returns how many tensors.
 
     Raises:
-      ValueError: names the first tensor that differs.
+      UserError: names the first tensor that differs.
     """
     source, wanted = open_checkpoint(folder), Random(config)
     count = 0
     for name, entry, prefix in slots(ZAYA, config):
         found, value = source.fetch(entry.path, prefix), wanted.fetch(entry.path, prefix)
         if found.dtype != value.dtype or found.shape != value.shape or not _same(found, value):
-            raise ValueError(f"{folder}: {name} is not what it was made of")
+            raise UserError(f"{folder}: {name} is not what it was made of")
         count += 1
     return count
 
@@ -112,7 +113,7 @@ def watch(arguments: list[str], kill_when: Any = None) -> Watched:
     """Runs `python -m experiments.convert`; kills it as soon as `kill_when()`.
 
     Raises:
-      ValueError: it failed; its last line.
+      UserError: it failed; its last line.
     """
     clock = time.perf_counter()
     process = subprocess.Popen(
@@ -130,7 +131,7 @@ def watch(arguments: list[str], kill_when: Any = None) -> Watched:
         time.sleep(0.05)
     text = process.communicate()[0]
     if process.returncode and not killed:
-        raise ValueError(f"experiments.convert: {text.strip().splitlines()[-1]}")
+        raise UserError(f"experiments.convert: {text.strip().splitlines()[-1]}")
     return Watched(time.perf_counter() - clock, peak / GIB, anonymous / GIB, killed, text)
 
 
@@ -150,7 +151,7 @@ def measure(source: Path, output: Path, format: str, config: ZayaConfig, size: i
     if kill:
         runs.append(watch(arguments, lambda: _written(partial) > size / 2))
         if output.exists():
-            raise ValueError(f"{output}: was there before the kill; the checkpoint is too small for this")
+            raise UserError(f"{output}: was there before the kill; the checkpoint is too small for this")
     runs.append(watch(arguments))
     kept = re.search(r"resumed: (\d+)", runs[-1].text)
     clock = time.perf_counter()
@@ -178,7 +179,7 @@ def _written(folder: Path) -> int:
 
 def main() -> None:
     if _WORKDIR.value is None:
-        raise ValueError("--workdir: missing, may be a folder that does not exist yet")
+        raise UserError("--workdir: missing, may be a folder that does not exist yet")
     cli.check_output(_OUTPUT.value)
     workdir, config = Path(_WORKDIR.value).absolute(), preset(_PRESET.value)
     workdir.mkdir(parents=True)

@@ -24,6 +24,7 @@ from experiments import cli
 from experiments.bench_convert import GIB, make_folder
 from experiments.environment import describe, hardware
 from zaya_jax.architecture import preset
+from zaya_jax.errors import UserError
 
 _FOLDER = flags.DEFINE_string("folder", None, "Scratch folder; must not exist. It is deleted in the end.")
 _LAYERS = flags.DEFINE_integer("layers", 40, "How many of the 8B's layers; all of them need 24 GiB.", lower_bound=1)
@@ -55,7 +56,7 @@ print(json.dumps({"before": before, "peak": memory("VmHWM"), "bytes": size, "hel
 
 def main() -> None:
     if _FOLDER.value is None:
-        raise ValueError("--folder: missing, may be a folder that does not exist yet")
+        raise UserError("--folder: missing, may be a folder that does not exist yet")
     cli.check_output(_NUMBERS.value)
     folder, config = Path(_FOLDER.value).absolute(), preset("zaya1_8b", num_hidden_layers=_LAYERS.value)
     try:
@@ -76,7 +77,7 @@ def measure(folder: Path, devices: int) -> dict[str, Any]:
     command = [sys.executable, "-c", LOAD, str(folder), str(devices)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if result.returncode:
-        raise ValueError(f"loading on {devices} devices failed: {result.stderr.strip().splitlines()[-1]}")
+        raise UserError(f"loading on {devices} devices failed: {result.stderr.strip().splitlines()[-1]}")
     found = json.loads(re.findall(r"^\{.*\}$", result.stdout, re.MULTILINE)[-1])
     row = {
         "devices": devices,

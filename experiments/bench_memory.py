@@ -19,6 +19,7 @@ from experiments import cli, environment
 from zaya_jax import Zaya, ZayaConfig, preset
 from zaya_jax.architecture import Layout
 from zaya_jax.architecture.attention import count_pairs
+from zaya_jax.errors import Diverged, UserError
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
 from zaya_jax.training.state import init_state, init_variables, make_train_step
@@ -47,14 +48,15 @@ def main() -> None:
         "preset": _PRESET.value, "batch": 1, "block_size": _BLOCK.value, "remat": True, "rows": [],
     }  # fmt: skip
     rows = numbers["train_step"]["rows"]
+    longest: tuple = ()
     for length in lengths:
-        step, state, batch = compiled_step(config, np.zeros((1, length), np.int32), _BLOCK.value)
+        step, *_ = longest = compiled_step(config, np.zeros((1, length), np.int32), _BLOCK.value)
         temporary = step.memory_analysis().temp_size_in_bytes
         rows.append({"clean_tokens": length, "temporary_bytes": temporary})
         grown = f", {temporary / rows[-2]['temporary_bytes']:.2f} x" if len(rows) > 1 else ""
         print(f"train step, {length} clean tokens: {temporary / 2**20:.0f} MiB of temporaries{grown}", flush=True)
     if _STEPS.value:
-        numbers["longest"] = trained(f"{lengths[-1]} clean tokens", step, state, batch)
+        numbers["longest"] = trained(f"{lengths[-1]} clean tokens", *longest)
     if _STEPS.value and _PACKED.value:
         rng = np.random.default_rng(0)
         document = packed(_PACKED.value, lambda: int(rng.integers(1, PACKED_UP_TO + 1)))
@@ -69,7 +71,7 @@ def main() -> None:
 
 def _lengths(texts: list[str]) -> list[int]:
     if not texts or not all(x.isdecimal() and int(x) > 0 for x in texts):
-        raise ValueError(f"--lengths: got {','.join(texts)!r}, may be integers of at least 1, separated by commas")
+        raise UserError(f"--lengths: got {','.join(texts)!r}, may be integers of at least 1, separated by commas")
     return sorted(int(x) for x in texts)
 
 
@@ -128,7 +130,7 @@ def timed_steps(step, state, batch: dict, steps: int) -> dict:
         loss.append(float(jax.block_until_ready(metrics["loss"])))
         seconds.append(time.perf_counter() - clock)
     if not np.isfinite(loss).all():
-        raise FloatingPointError(f"loss: got {loss}, may be finite")
+        raise Diverged(f"loss: got {loss}, may be finite")
     length = batch["tokens"].shape[1]
     return {
         "clean_tokens": length,

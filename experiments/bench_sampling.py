@@ -36,6 +36,7 @@ from zaya_jax.analysis.roofline import HARDWARE, forward_seconds
 from zaya_jax.data.tasks import make_task
 from zaya_jax.data.tasks.base import Problem
 from zaya_jax.data.tokenizers import ByteTokenizer
+from zaya_jax.errors import UserError
 from zaya_jax.evaluation.forward_parts import forward_parts, gemm_cost, ratios, row_plans
 from zaya_jax.evaluation.task_accuracy import Arm, Trial, run_arm
 from zaya_jax.sampling import acceptance_curve, choose_sampler
@@ -87,10 +88,10 @@ def main() -> None:
     cli.check_output(_OUTPUT.value)
     for value in _BATCHES.value:
         if not value.isdecimal() or int(value) < 1:
-            raise ValueError(f"--batches: got {value!r}, may be integers of at least 1")
+            raise UserError(f"--batches: got {value!r}, may be integers of at least 1")
     for name in _ONLY.value:
         if name not in _SECTIONS:
-            raise ValueError(f"--only: got {name!r}, may be some of {_SECTIONS}")
+            raise UserError(f"--only: got {name!r}, may be some of {_SECTIONS}")
     devices.check()
     config, variables = load_pretrained(_CHECKPOINT.value)
     task = make_task(TASK)

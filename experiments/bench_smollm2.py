@@ -31,6 +31,7 @@ from experiments import cli, environment
 from experiments.oracle import require_parity_extra
 from zaya_jax import Layout, SamplerConfig, Zaya, generate, load_pretrained
 from zaya_jax.architecture.model import ZayaOutput
+from zaya_jax.errors import UserError
 from zaya_jax.interop.mask import add_mask_token
 from zaya_jax.interop.smollm2 import NAME, SHA256, find_gguf, write_smollm2
 
@@ -71,7 +72,7 @@ def main() -> None:
     require_parity_extra("bench_smollm2")
     find_gguf()
     if jax.default_backend() != "cpu":
-        raise ValueError(f"JAX runs on {jax.default_backend()}, torch's side on the CPU: set JAX_PLATFORMS=cpu")
+        raise UserError(f"JAX runs on {jax.default_backend()}, torch's side on the CPU: set JAX_PLATFORMS=cpu")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(_CHECKPOINT.value or Path(scratch) / "smollm2")
         if _CHECKPOINT.value is None:
@@ -189,13 +190,13 @@ def agreeing(got: list[int], want: list[int]) -> int:
 
 
 def require_parity(numbers: dict[str, Any]) -> None:
-    """ValueError, in one line, unless the contract holds."""
+    """UserError, in one line, unless the contract holds."""
     worst, texts = numbers["largest_relative_difference"], numbers["texts"]
     if worst > numbers["tolerance"]:
-        raise ValueError(f"logits differ by {worst:.1e} of their standard deviation, may be {numbers['tolerance']:.0e}")
+        raise UserError(f"logits differ by {worst:.1e} of their standard deviation, may be {numbers['tolerance']:.0e}")
     for name in ("equal_texts", "equal_texts_single_pass"):
         if numbers[name] != texts:
-            raise ValueError(f"{name}: got {numbers[name]} of {texts}, may be all")
+            raise UserError(f"{name}: got {numbers[name]} of {texts}, may be all")
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ from experiments.oracle import (
     use,
 )
 from zaya_jax import Zaya, ZayaConfig
+from zaya_jax.errors import UserError
 from zaya_jax.parallel import MeshConfig, make_placement
 from zaya_jax.parallel.devices import use_cpu_devices
 from zaya_jax.timing import medians
@@ -83,7 +84,7 @@ def main() -> None:
     cli.check_output(_OUTPUT.value)
     use_cpu_devices(environment.cores())
     if jax.default_backend() != "cpu":
-        raise ValueError(f"JAX runs on {jax.default_backend()}, torch's side on the CPU: set JAX_PLATFORMS=cpu")
+        raise UserError(f"JAX runs on {jax.default_backend()}, torch's side on the CPU: set JAX_PLATFORMS=cpu")
     require_parity_extra("bench_training")
     configs = {name: benchmark_config(name) for name in _PRESETS.value}
     numbers: dict = {"hardware": environment.hardware(), "environment": environment.describe(), "training": []}
@@ -242,9 +243,9 @@ class Theirs:
 
 
 def require_same_loss(ours: float, theirs: float) -> None:
-    """Raises ValueError when the two sides compute different things, whose times cannot be compared."""
+    """Raises UserError when the two sides compute different things, whose times cannot be compared."""
     if abs(ours - theirs) > SAME_LOSS * abs(ours):
-        raise ValueError(
+        raise UserError(
             f"the first loss is {ours:.6f} here and {theirs:.6f} in transformers, may differ by {SAME_LOSS:g}"
         )
 

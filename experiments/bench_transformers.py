@@ -30,6 +30,7 @@ from experiments.oracle import (
     use,
 )  # fmt: skip
 from zaya_jax import SamplerConfig, Zaya, generate
+from zaya_jax.errors import UserError
 from zaya_jax.timing import medians
 from zaya_jax.training.state import init_variables
 
@@ -50,10 +51,10 @@ def main() -> None:
     """Runs every model and batch, and prints the ratios."""
     cli.check_output(_OUTPUT.value)
     if not all(batch.isdecimal() and int(batch) for batch in _BATCHES.value):
-        raise ValueError(f"--batches: got {','.join(_BATCHES.value)}, may be integers of at least 1, e.g. 1,8")
+        raise UserError(f"--batches: got {','.join(_BATCHES.value)}, may be integers of at least 1, e.g. 1,8")
     devices.check()
     if jax.default_backend() != "cpu":
-        raise ValueError(f"JAX runs on {jax.default_backend()}, torch's side on the CPU: set JAX_PLATFORMS=cpu")
+        raise UserError(f"JAX runs on {jax.default_backend()}, torch's side on the CPU: set JAX_PLATFORMS=cpu")
     require_parity_extra("bench_transformers")
     configs = {name: benchmark_config(name) for name in _PRESETS.value}
     numbers: dict = {"hardware": environment.hardware(), "environment": environment.describe(), "transformers": []}
@@ -131,9 +132,9 @@ def agreement(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def require_same_tokens(row: dict) -> None:
-    """Raises ValueError when fewer than 99% of the tokens are equal."""
+    """Raises UserError when fewer than 99% of the tokens are equal."""
     if row["agreement"] < SAME_TOKENS:
-        raise ValueError(
+        raise UserError(
             f"{row['preset']}, batch {row['batch']}: {row['agreement']:.1%} of the greedy tokens are equal, must be at "
             f"least {SAME_TOKENS:.0%}: the two sides compute different things, so their times cannot be compared"
         )

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,20 @@ from typing import Any
 import tensorflow_datasets as tfds
 from absl import app, flags, logging
 
+from zaya_jax.errors import Diverged, UserError
 from zaya_jax.training.interrupt import Interrupted
 
 _THREADS = flags.DEFINE_integer(
     "threads", None, "CPU threads to compute with; default: one for each core. Decoding with a model whose active "
     "weights fit the processor's cache is faster with 1 (README, \"Measured\").", lower_bound=1,
 )  # fmt: skip
+_TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where a mistake was noticed, not its line alone.")
 
 INTERRUPTED = 75  # exit status of a run that was asked to stop and has saved: sysexits' "try again later"
 KEPT_BELOW = 4 << 30  # bytes, see `_keep_memory`
-# What a user's mistake raises. Anything else is our bug and keeps its traceback.
-USER_ERRORS = (ValueError, OSError, FloatingPointError)
+# What becomes one line: a user's mistake, and what the system answers (no such file, no space left). Anything else is
+# our bug, or something out of JAX, and keeps its traceback.
+USER_ERRORS = (UserError, OSError, Diverged)
 
 
 def run(main: Callable[..., None], names: bool = False, keep_memory: bool = False) -> None:
@@ -41,6 +45,8 @@ def run(main: Callable[..., None], names: bool = False, keep_memory: bool = Fals
         try:
             main(*argv[1:])
         except USER_ERRORS as error:
+            if _TRACEBACK.value:
+                traceback.print_exc()
             fail(str(error))
         except Interrupted as stop:
             print(f"interrupted: {stop}; the same command goes on from there", file=sys.stderr)

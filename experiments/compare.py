@@ -20,6 +20,7 @@ from experiments import cli
 from zaya_jax import Layout, Zaya, load_pretrained
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.data.tokenizers import load_tokenizer
+from zaya_jax.errors import UserError
 from zaya_jax.evaluation.agreement import agreement
 from zaya_jax.interop.conversion import open_checkpoint
 from zaya_jax.interop.inventory import differences
@@ -41,7 +42,7 @@ def main() -> None:
     first, other = (_folder(flag) for flag in (_CHECKPOINT, _OTHER))
     a, b = open_checkpoint(first), open_checkpoint(other)
     if a.config.vocab_size != b.config.vocab_size:
-        raise ValueError(
+        raise UserError(
             f"--other {other}: got {b.config.vocab_size} ids, may have {a.config.vocab_size} as --checkpoint"
         )
     tokens = _tokens(first, a.config)
@@ -61,7 +62,7 @@ def main() -> None:
 
 def _folder(flag: flags.FlagHolder[str | None]) -> Path:
     if flag.value is None:
-        raise ValueError(f"--{flag.name}: missing, may be a folder")
+        raise UserError(f"--{flag.name}: missing, may be a folder")
     return Path(flag.value).expanduser()
 
 
@@ -76,21 +77,21 @@ def logits(folder: Path, tokens: np.ndarray) -> np.ndarray:
 
 def _tokens(folder: Path, config: ZayaConfig) -> np.ndarray:
     if _TEXT.value is not None and _TOKENS.value is not None:
-        raise ValueError("--tokens: may not be given with --text")
+        raise UserError("--tokens: may not be given with --text")
     if _TEXT.value is not None:
         own = folder / "tokenizer.json"
         found = load_tokenizer(_TOKENIZER.value or (str(own) if own.is_file() else "bytes")).encode(_TEXT.value)
     elif _TOKENS.value is not None:
         words = " ".join(_TOKENS.value).split()
         if not all(word.isdigit() for word in words):
-            raise ValueError(f"--tokens: got {_TOKENS.value}, may be token ids")
+            raise UserError(f"--tokens: got {_TOKENS.value}, may be token ids")
         found = [int(word) for word in words]
     else:
         rng = np.random.default_rng(_SEED.value)
         return rng.integers(0, config.vocab_size, (_ROWS.value, _LENGTH.value)).astype(np.int32)
     if not found or max(found) >= config.vocab_size:
         what = "no token" if not found else f"id {max(found)}"
-        raise ValueError(f"--tokens: got {what}, may be ids below {config.vocab_size}")
+        raise UserError(f"--tokens: got {what}, may be ids below {config.vocab_size}")
     return np.asarray(found, np.int32)[None]
 
 

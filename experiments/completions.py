@@ -9,6 +9,7 @@ from typing import Any
 
 from experiments import cli
 from experiments.environment import first_difference
+from zaya_jax.errors import UserError
 
 FIRST_KEY = '{"prompt": '  # how every line of ours begins
 
@@ -17,18 +18,18 @@ def read_prompts(path: Path) -> list[str]:
     """Prompts of a .txt file (one a line) or a .jsonl file ({"prompt": ...}, other keys are ignored).
 
     Raises:
-      ValueError, OSError: naming the file, and the line if one is bad.
+      UserError, OSError: naming the file, and the line if one is bad.
     """
     if path.suffix not in (".txt", ".jsonl"):
-        raise ValueError(f"--prompts-file: got {path}, may be a .txt (one prompt a line) or a .jsonl file")
+        raise UserError(f"--prompts-file: got {path}, may be a .txt (one prompt a line) or a .jsonl file")
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 (byte {error.start})") from None
+        raise UserError(f"{path}: not UTF-8 (byte {error.start})") from None
     if not lines[-1]:
         lines.pop()
     if not lines:
-        raise ValueError(f"{path}: empty, may be one or more prompts")
+        raise UserError(f"{path}: empty, may be one or more prompts")
     prompts = []
     for number, line in enumerate(lines, 1):
         prompt = line if path.suffix == ".txt" else _prompt_of(line, f"{path}:{number}")
@@ -39,9 +40,9 @@ def read_prompts(path: Path) -> list[str]:
 def checked_prompt(prompt: str, where: str) -> str:
     """The prompt, if it has any text and all of it can be encoded."""
     if not prompt:
-        raise ValueError(f"{where}: an empty prompt, may be some text")
+        raise UserError(f"{where}: an empty prompt, may be some text")
     if any("\ud800" <= character <= "\udfff" for character in prompt):
-        raise ValueError(f"{where}: not a text that UTF-8 can hold (a lone surrogate)")
+        raise UserError(f"{where}: not a text that UTF-8 can hold (a lone surrogate)")
     return prompt
 
 
@@ -49,9 +50,9 @@ def _prompt_of(line: str, where: str) -> str:
     try:
         value = json.loads(line)
     except (json.JSONDecodeError, RecursionError):
-        raise ValueError(f'{where}: not JSON, may be {{"prompt": TEXT}}') from None
+        raise UserError(f'{where}: not JSON, may be {{"prompt": TEXT}}') from None
     if not isinstance(value, dict) or not isinstance(value.get("prompt"), str):
-        raise ValueError(f'{where}: got {line[:60]!r}, may be {{"prompt": TEXT}}')
+        raise UserError(f'{where}: got {line[:60]!r}, may be {{"prompt": TEXT}}')
     return value["prompt"]
 
 
@@ -69,7 +70,7 @@ class Completions:
           settings: what makes rows what they are; lines made with others are refused.
 
         Raises:
-          ValueError, OSError: the file is another command's, or no such folder.
+          UserError, OSError: the file is another command's, or no such folder.
         """
         self.path, self._prompts, self._samples = path, prompts, samples
         self._settings = json.loads(json.dumps(settings))
@@ -87,7 +88,7 @@ class Completions:
             self._take(line, f"--output {self.path}: line {number}")
         begin = FIRST_KEY.encode()
         if not (rest.startswith(begin) or begin.startswith(rest)):
-            raise ValueError(f"--output {self.path}: its last line was not written by this door; choose another")
+            raise UserError(f"--output {self.path}: its last line was not written by this door; choose another")
         self._whole = len(data) - len(rest)
 
     def _take(self, line: bytes, where: str) -> None:
@@ -97,11 +98,11 @@ class Completions:
             known = row["prompt"] == self._prompts[index] if 0 <= index < len(self._prompts) else False
             self.done.add((index, sample))
         except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{where} was not written by this door; choose another") from None
+            raise UserError(f"{where} was not written by this door; choose another") from None
         if difference := first_difference(settings, self._settings):
-            raise ValueError(f"{where} was made with other settings: {difference}; choose another")
+            raise UserError(f"{where} was made with other settings: {difference}; choose another")
         if not known or not 0 <= sample < self._samples:
-            raise ValueError(f"{where} continues another prompt than this command's prompt {index}; choose another")
+            raise UserError(f"{where} continues another prompt than this command's prompt {index}; choose another")
         self.ran = self.ran or ran
 
     def missing(self, prompts: range) -> list[tuple[int, int]]:

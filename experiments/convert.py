@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from experiments import cli
 from experiments.environment import git_commit
+from zaya_jax.errors import UserError
 from zaya_jax.interop.conversion import FORMATS, convert
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -69,7 +70,7 @@ def _made() -> dict[str, str | None]:
 
 def _folder(flag: flags.FlagHolder[str | None]) -> str:
     if flag.value is None:
-        raise ValueError(f"--{flag.name}: missing, may be a folder")
+        raise UserError(f"--{flag.name}: missing, may be a folder")
     return flag.value
 
 

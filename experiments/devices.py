@@ -4,6 +4,7 @@ import jax
 from absl import flags
 
 from zaya_jax.analysis.roofline import HARDWARE, hardware_name
+from zaya_jax.errors import UserError
 
 PLATFORMS = ("cpu", "cuda", "rocm")
 _DEVICE = flags.DEFINE_string(
@@ -13,19 +14,19 @@ _DEVICE = flags.DEFINE_string(
 
 
 def check() -> None:
-    """Raises ValueError unless JAX computes on what --device asks for; call it before anything is measured."""
+    """Raises UserError unless JAX computes on what --device asks for; call it before anything is measured."""
     asked = _DEVICE.value
     if asked is None:
         return
     if asked not in (*PLATFORMS, *HARDWARE):
-        raise ValueError(f"--device: got {asked!r}, may be one of {(*PLATFORMS, *HARDWARE)}")
+        raise UserError(f"--device: got {asked!r}, may be one of {(*PLATFORMS, *HARDWARE)}")
     try:
         device = jax.devices()[0]
     except RuntimeError as error:  # JAX_PLATFORMS names what is not installed
-        raise ValueError(f"--device: got {asked!r}, but JAX finds no device: {str(error).splitlines()[0]}") from None
+        raise UserError(f"--device: got {asked!r}, but JAX finds no device: {str(error).splitlines()[0]}") from None
     names = (platform(device), hardware_name(device.device_kind))
     if asked not in names:
-        raise ValueError(
+        raise UserError(
             f"--device: got {asked!r}, but JAX computes on {names[0]} ({device.device_kind}); nothing is measured"
         )
 

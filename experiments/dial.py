@@ -6,6 +6,7 @@ from typing import Any
 
 from absl import flags
 
+from zaya_jax.errors import UserError
 from zaya_jax.sampling import SamplerConfig
 from zaya_jax.sampling.config import MODES, TARGETS
 
@@ -63,7 +64,7 @@ def read(values: flags.FlagValues) -> dict[str, Any]:
     """What was asked for, by field, ready for JSON; stop_tokens None where it is left to the tokenizer.
 
     Raises:
-      ValueError: naming the flag or, checked as far as that goes without a tokenizer, the field.
+      UserError: naming the flag or, checked as far as that goes without a tokenizer, the field.
     """
     asked: dict[str, Any] = {name: values[name].value for name in FIELDS}
     asked["anchors"] = _anchors(asked["anchors"])
@@ -96,7 +97,7 @@ def _anchors(text: str) -> str | int | list[int]:
             return int(text)
         return [int(item) for item in text.removesuffix(",").split(",")]
     except ValueError:
-        raise ValueError(f"--anchors: got {text!r}, may be all, a number (a budget) or a list such as 1,4") from None
+        raise UserError(f"--anchors: got {text!r}, may be all, a number (a budget) or a list such as 1,4") from None
 
 
 def _items(name: str, text: str | None, kind: Callable[[str], Any]) -> Sequence[Any] | None:
@@ -105,4 +106,4 @@ def _items(name: str, text: str | None, kind: Callable[[str], Any]) -> Sequence[
     try:
         return [kind(item) for item in text.split(",")]
     except ValueError:
-        raise ValueError(f"--{name}: got {text!r}, may be numbers with commas between them") from None
+        raise UserError(f"--{name}: got {text!r}, may be numbers with commas between them") from None

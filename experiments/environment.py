@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
+from zaya_jax.errors import UserError
 from zaya_jax.parallel import is_first
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
@@ -29,7 +30,7 @@ def locked(path: Path, waiting: str | None = None) -> Iterator[None]:
       waiting: what to print before waiting for another process; None: do not wait.
 
     Raises:
-      ValueError: another process holds it, and `waiting` is None.
+      UserError: another process holds it, and `waiting` is None.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
@@ -37,7 +38,7 @@ def locked(path: Path, waiting: str | None = None) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if waiting is None:
-                raise ValueError(f"{path.parent}: another process is running there; choose another folder") from None
+                raise UserError(f"{path.parent}: another process is running there; choose another folder") from None
             print(waiting, flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -47,7 +48,7 @@ def claim_workdir(workdir: Path, config: ConfigDict) -> None:
     """Writes config.json and environment.json, or checks that the folder holds a run of this very config.
 
     Raises:
-      ValueError: the folder holds another config's run; names the first field that differs.
+      UserError: the folder holds another config's run; names the first field that differs.
       PermissionError, FileExistsError: the folder cannot be made.
     """
     path = workdir / "config.json"
@@ -56,10 +57,10 @@ def claim_workdir(workdir: Path, config: ConfigDict) -> None:
         try:
             theirs = json.loads(path.read_text())
         except json.JSONDecodeError:
-            raise ValueError(f"{path}: not JSON; remove the folder or choose another --workdir") from None
+            raise UserError(f"{path}: not JSON; remove the folder or choose another --workdir") from None
         difference = first_difference(_without_devices(theirs), _without_devices(mine))
         if difference:
-            raise ValueError(f"--workdir {workdir}: holds a run whose config differs in {difference}; choose another")
+            raise UserError(f"--workdir {workdir}: holds a run whose config differs in {difference}; choose another")
         return
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "environment.json").write_text(json.dumps(describe(), indent=2) + "\n")

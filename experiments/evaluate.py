@@ -21,6 +21,7 @@ from zaya_jax import Zaya, load_pretrained
 from zaya_jax.analysis.results import write_results
 from zaya_jax.analysis.tables import sampling_table
 from zaya_jax.data.tasks import BENCHMARKS, TASKS, ChatTask, Task, make_task
+from zaya_jax.errors import UserError
 from zaya_jax.evaluation.task_accuracy import Arm, Trial, run_task, task_rows
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -50,7 +51,7 @@ def main() -> None:
     checkpoint, names, output = _CHECKPOINT.value, _TASKS.value, _OUTPUT.value
     for name, value in (("checkpoint", checkpoint), ("tasks", names), ("output", output)):
         if not value:
-            raise ValueError(f"--{name}: missing, see --help")
+            raise UserError(f"--{name}: missing, see --help")
     assert checkpoint and names and output
     tasks: list[Task] = [make_task(name) for name in names]
     config, variables = load_pretrained(checkpoint)
@@ -60,7 +61,7 @@ def main() -> None:
     if _CHAT.value:
         template = choose_template(_TEMPLATE.value, Path(checkpoint), tokenizer)
         if template is None:
-            raise ValueError(f"--chat: {checkpoint} has no chat template, may be given with --chat_template")
+            raise UserError(f"--chat: {checkpoint} has no chat template, may be given with --chat_template")
         tasks = [ChatTask(task, template) for task in tasks]
     arms = read_arms(tokenizer.eos_ids)
     trial = Trial(_PROMPTS.value, _SAMPLES.value, _BATCH.value, _NEW.value, _SEED.value)
@@ -81,16 +82,16 @@ def main() -> None:
 
 
 def read_arms(stop_tokens: tuple[int, ...]) -> tuple[Arm, ...]:
-    """The arms of the flags, autoregression first. ValueError for an unknown arm or a bad number."""
+    """The arms of the flags, autoregression first. UserError for an unknown arm or a bad number."""
     names = ["autoregressive", *(name for name in _ARMS.value if name != "autoregressive")]
     if _BUDGET.value > _BLOCK.value:
-        raise ValueError(f"--anchor_budget: got {_BUDGET.value}, may be 0 (all) .. --block_size ({_BLOCK.value})")
+        raise UserError(f"--anchor_budget: got {_BUDGET.value}, may be 0 (all) .. --block_size ({_BLOCK.value})")
     if unknown := unknown_arm(names):
-        raise ValueError(f"--arms: got {unknown!r}, may be any of {', '.join(ARMS)}")
+        raise UserError(f"--arms: got {unknown!r}, may be any of {', '.join(ARMS)}")
     try:
         temperatures = [float(text) for text in _TEMPERATURES.value]
     except ValueError:
-        raise ValueError(f"--temperatures: got {','.join(_TEMPERATURES.value)}, may be numbers with commas") from None
+        raise UserError(f"--temperatures: got {','.join(_TEMPERATURES.value)}, may be numbers with commas") from None
     return make_arms(
         names, temperatures, block_size=_BLOCK.value, stop_tokens=stop_tokens, beta=_BETA.value,
         draft_temperature=_DRAFT.value,

@@ -14,6 +14,7 @@ from absl import flags
 from experiments import cli
 from zaya_jax.analysis.paper_figures import FIGURES, draw, write
 from zaya_jax.analysis.readme import regenerate
+from zaya_jax.errors import UserError
 
 _WIDTH = max(map(len, FIGURES))
 _NEEDS = {name: ", ".join(each.path for each in chosen.inputs) or "-" for name, chosen in FIGURES.items()}
@@ -30,7 +31,7 @@ def main(*names: str) -> None:
     """Draws the named figures; a figure that cannot be drawn is one line on stderr."""
     for name in names:
         if name not in ("all", "readme", *FIGURES):
-            raise ValueError(f"figure: got {name!r}, may be all, readme, {', '.join(FIGURES)}")
+            raise UserError(f"figure: got {name!r}, may be all, readme, {', '.join(FIGURES)}")
     if "readme" in names:
         path = Path(_README.value)
         path.write_text(regenerate(path.read_text(), Path(_RESULTS.value)))

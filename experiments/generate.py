@@ -45,6 +45,7 @@ from zaya_jax import Zaya, load_pretrained
 from zaya_jax.data.detokenizer import Detokenizer
 from zaya_jax.data.templates import MARK, ChatTemplate, Messages, encode
 from zaya_jax.data.tokenizers import Tokenizer
+from zaya_jax.errors import UserError
 from zaya_jax.sampling import (
     Generation,
     SamplerConfig,
@@ -126,25 +127,25 @@ def main(values: flags.FlagValues) -> None:
 
 
 def check_flags(values: flags.FlagValues) -> None:
-    """Raises ValueError for what is missing or contradicts itself."""
+    """Raises UserError for what is missing or contradicts itself."""
     if values.checkpoint is None:
-        raise ValueError("--checkpoint: missing, may be a folder")
+        raise UserError("--checkpoint: missing, may be a folder")
     given = [name for name in ("prompt", "prompts_file", "chat") if values[name].value not in (None, False)]
     if len(given) != 1:
         got = " and ".join(f"--{name.replace('_', '-')}" for name in given) or "none"
-        raise ValueError(f"got {got}, may be exactly one of --prompt, --prompts-file and --chat")
+        raise UserError(f"got {got}, may be exactly one of --prompt, --prompts-file and --chat")
     if values.chat and (values.samples != 1 or values.output is not None):
         name = "--output" if values.output is not None else "--samples"
-        raise ValueError(f"{name}: contradicts --chat, may be given with --prompt or --prompts-file")
+        raise UserError(f"{name}: contradicts --chat, may be given with --prompt or --prompts-file")
     if values.chat_template is not None and not values.chat:
-        raise ValueError("--chat_template: only with --chat")
+        raise UserError("--chat_template: only with --chat")
     if values.batch is not None and values.prompts_file is None:
-        raise ValueError("--batch: only with --prompts-file, whose prompts it puts side by side")
+        raise UserError("--batch: only with --prompts-file, whose prompts it puts side by side")
     if values.output is not None and Path(values.output).suffix != ".jsonl":
-        raise ValueError(f"--output: got {values.output}, may be a FILE.jsonl")
+        raise UserError(f"--output: got {values.output}, may be a FILE.jsonl")
     if values.stream and (values.output is not None or values.samples != 1):
         name = "--output" if values.output is not None else f"--samples={values.samples}"
-        raise ValueError(f"--stream: contradicts {name}, may be given for one row on the terminal")
+        raise UserError(f"--stream: contradicts {name}, may be given for one row on the terminal")
 
 
 def read_texts(values: flags.FlagValues) -> list[str]:
@@ -155,7 +156,7 @@ def read_texts(values: flags.FlagValues) -> list[str]:
         return [checked_prompt(values.prompt, "--prompt")]
     texts = read_prompts(Path(values.prompts_file))
     if values.stream and len(texts) > 1:
-        raise ValueError(f"--stream: got {len(texts)} prompts, may be given for one row on the terminal")
+        raise UserError(f"--stream: got {len(texts)} prompts, may be given for one row on the terminal")
     return texts
 
 
@@ -179,7 +180,7 @@ class Engine:
     sampler: SamplerConfig | None = None  # as it runs
 
     def check(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Raises ValueError for what `generate` would refuse."""
+        """Raises UserError for what `generate` would refuse."""
         sampler = dial.provisional(self.asked)
         check(self.model, prompts, prompts, sampler, self.max_new_tokens, self.samples, None, self.tokenizer)
 
@@ -207,8 +208,8 @@ class Engine:
         )
         try:
             curve = acceptance_curve(measured.accepted, sampler.block_size)
-        except ValueError:
-            raise ValueError(
+        except UserError:
+            raise UserError(
                 f"--anchors: got {budget} (a budget) and texts that end too soon to measure acceptance; may be a list"
             ) from None
         settled = SamplerConfig(**self.asked | {"acceptance": evidence(measured.accepted, len(curve) + 1)})
@@ -386,7 +387,7 @@ def chat(engine: Engine, talk: Conversation, screen: Screen, seed: int, stream: 
                 engine.settle([prompt], [prompt], [seed])
             streamer = screen.streamer(engine.tokenizer) if stream else None
             generation = engine.run([prompt], [seed], session, streamer)
-        except ValueError as error:  # a turn too long, say: what was said before still stands
+        except UserError as error:  # a turn too long, say: what was said before still stands
             print(f"error: {error}", file=sys.stderr)
             continue
         talk.add(line, generation.tokens[0], generation.session)

@@ -15,6 +15,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli
+from zaya_jax.errors import UserError
 from zaya_jax.interop.inventory import Inventory, Row, Statistics, grouped, measurable, take
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -26,7 +27,7 @@ _STATS = flags.DEFINE_bool("stats", False, "Read the weights and say what values
 
 def main() -> None:
     if _CHECKPOINT.value is None:
-        raise ValueError("--checkpoint: missing, may be a folder")
+        raise UserError("--checkpoint: missing, may be a folder")
     found = take(Path(_CHECKPOINT.value).expanduser())
     for line in [*found.about, *_config(found)]:
         print(line)

@@ -35,6 +35,7 @@ from zaya_jax.analysis.flops import parameter_count, si
 from zaya_jax.analysis.lowering import failure, reason, table
 from zaya_jax.analysis.programs import Program, decode_programs, train_program
 from zaya_jax.architecture import PRESETS, ZayaConfig, preset
+from zaya_jax.errors import UserError
 from zaya_jax.parallel import targets
 from zaya_jax.parallel.placement import AXES
 
@@ -100,7 +101,7 @@ def compile_here(target: targets.Target, setup: settings.Settings, name: str) ->
     try:
         executable = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        raise ValueError(str(error).splitlines()[0]) from None
+        raise UserError(str(error).splitlines()[0]) from None
     seconds = {"trace": traced - start, "compile": time.perf_counter() - traced}
     memory, parts = compiled.Memory.of(executable), compiled.anatomy(executable.as_text())
     kernels = compiled.amd_kernels(Path(os.environ["TMPDIR"])) if target.platform == "rocm" else None
@@ -189,28 +190,28 @@ def _header(target: targets.Target, setup: settings.Settings) -> dict[str, Any]:
 
 
 def chosen_stage(setup: settings.Settings) -> Stage:
-    """--phase, or the phase whose model is sampled. ValueError for one that the config has not."""
+    """--phase, or the phase whose model is sampled. UserError for one that the config has not."""
     name = setup.sampled if _PHASE.value is None else _PHASE.value
     if name not in setup.stages:
-        raise ValueError(f"--phase: got {name!r}, may be one of {sorted(setup.stages)}")
+        raise UserError(f"--phase: got {name!r}, may be one of {sorted(setup.stages)}")
     return setup.stages[name]
 
 
 def _target() -> targets.Target:
     if _TARGET.value not in targets.TARGETS:
-        raise ValueError(f"--target: got {_TARGET.value!r}, may be one of {sorted(targets.TARGETS)}")
+        raise UserError(f"--target: got {_TARGET.value!r}, may be one of {sorted(targets.TARGETS)}")
     return targets.TARGETS[_TARGET.value]
 
 
 def _setup() -> settings.Settings:
     """The config, checked against the other flags."""
     if _CONFIG.value is None:
-        raise ValueError("--config: missing, may be a config file such as configs/quickstart.py")
+        raise UserError("--config: missing, may be a config file such as configs/quickstart.py")
     setup = settings.read(_CONFIG.value)
     stage = chosen_stage(setup)
     if _WHAT.value != "decode" and stage.batch_size % _DEVICES.value and stage.mesh.context == 1:
         may_be = f"a divisor of {stage.phase.name}.batch_size ({stage.batch_size})"
-        raise ValueError(f"--devices: got {_DEVICES.value}, may be {may_be}")
+        raise UserError(f"--devices: got {_DEVICES.value}, may be {may_be}")
     return setup
 
 

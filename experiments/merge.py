@@ -13,6 +13,7 @@ from absl import flags
 
 from experiments import cli
 from zaya_jax import load_pretrained
+from zaya_jax.errors import UserError
 from zaya_jax.interop import save_huggingface
 from zaya_jax.interop.adapters import merge_adapters
 
@@ -23,10 +24,10 @@ _OUTPUT = flags.DEFINE_string("output", None, "Folder to write; must be new or e
 def main() -> None:
     for flag in (_CHECKPOINT, _OUTPUT):
         if not flag.value:
-            raise ValueError(f"--{flag.name}: missing, may be a folder")
+            raise UserError(f"--{flag.name}: missing, may be a folder")
     config, variables = load_pretrained(str(_CHECKPOINT.value))
     if not config.lora_rank:
-        raise ValueError(f"--checkpoint: {_CHECKPOINT.value} has no adapters, may be read by experiments.convert")
+        raise UserError(f"--checkpoint: {_CHECKPOINT.value} has no adapters, may be read by experiments.convert")
     save_huggingface(Path(str(_OUTPUT.value)).expanduser(), *merge_adapters(config, variables))
     print(f"done: {_OUTPUT.value}")
 

@@ -15,6 +15,7 @@ from zaya_jax.data.chat import ChatSource
 from zaya_jax.data.pipeline import Source
 from zaya_jax.data.tasks import Task, TaskSource, make_task
 from zaya_jax.data.templates import ChatTemplate
+from zaya_jax.errors import UserError
 
 FIELDS = {"text": (), "task": ("options", "as_chat"), "chat": ()}  # what an ingredient is: what else it may say
 
@@ -58,10 +59,10 @@ class Mixtures:
         """The ingredients of one mixture.
 
         Raises:
-          ValueError, FileNotFoundError: one line that names the field, what it got and what it may be.
+          UserError, FileNotFoundError: one line that names the field, what it got and what it may be.
         """
         if not items:
-            raise ValueError(f"{where}: got {items!r}, may be a tuple of at least one ingredient")
+            raise UserError(f"{where}: got {items!r}, may be a tuple of at least one ingredient")
         return tuple(self._named(self._source(item, f"{where}[{i}]")) for i, item in enumerate(items))
 
     def _named(self, source: MixtureSource) -> MixtureSource:
@@ -78,13 +79,13 @@ class Mixtures:
     def _source(self, item: ConfigDict, where: str) -> MixtureSource:
         weight = item.get("weight", 1.0)
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or weight <= 0:
-            raise ValueError(f"{where}.weight: got {weight!r}, may be a number above 0")
+            raise UserError(f"{where}.weight: got {weight!r}, may be a number above 0")
         kinds = [kind for kind in FIELDS if kind in item]
         unknown = set(item) - {"weight", *kinds, *(field for kind in kinds for field in FIELDS[kind])}
         if unknown or len(kinds) != 1:
             got = sorted(unknown)[0] if unknown else sorted(item)
             may_be = "{text, weight}, {task, options, as_chat, weight} or {chat, weight}"
-            raise ValueError(f"{where}: got {got!r}, may be {may_be}")
+            raise UserError(f"{where}: got {got!r}, may be {may_be}")
         as_chat = {"template": self._template, "thinking": self._thinking}
         if kinds == ["task"]:
             task = make_task(item.task, **(item.options if "options" in item else {}))
@@ -95,10 +96,10 @@ class Mixtures:
         given = given.to_dict() if isinstance(given, ConfigDict) else given
         try:
             check_text(given)
-        except (ValueError, OSError) as error:
+        except (UserError, OSError) as error:
             raise type(error)(f"{where}.{kinds[0]}: {error}") from error
         if kinds == ["chat"]:
             if isinstance(given, (str, dict)):
-                raise ValueError(f"{where}.chat: got {given!r}, may be a list of .jsonl files")
+                raise UserError(f"{where}.chat: got {given!r}, may be a list of .jsonl files")
             return MixtureSource("chat", weight, chats=list(given), **as_chat)
         return MixtureSource(given if isinstance(given, str) else "text", weight, text=given)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from experiments import environment
 from zaya_jax import ZayaConfig, preset
+from zaya_jax.errors import UserError
 from zaya_jax.interop import save_huggingface
 from zaya_jax.timing import medians
 
@@ -32,16 +33,16 @@ class Setting(NamedTuple):
 
 
 def require_parity_extra(door: str) -> None:
-    """Raises ValueError, with the command that installs them, unless torch and a transformers with ZAYA are here."""
+    """Raises UserError, with the command that installs them, unless torch and a transformers with ZAYA are here."""
     install = 'they come with the parity extra: pip install -e ".[parity]"'
     try:
         importlib.import_module("torch")
         transformers = importlib.import_module("transformers")
     except ImportError as error:
-        raise ValueError(f"{door} needs torch and transformers ({error}); {install}") from None
+        raise UserError(f"{door} needs torch and transformers ({error}); {install}") from None
     if not hasattr(transformers, "ZayaForCausalLM"):
         version = transformers.__version__
-        raise ValueError(f"{door} needs a transformers with ZAYA, {version} has none; {install}")
+        raise UserError(f"{door} needs a transformers with ZAYA, {version} has none; {install}")
 
 
 def benchmark_config(name: str) -> ZayaConfig:

@@ -22,6 +22,7 @@ from experiments.mixture import Mixtures, MixtureSource
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.architecture.config import NO_MASK
 from zaya_jax.data.pipeline import PACKINGS
+from zaya_jax.errors import UserError
 from zaya_jax.interop.adapters import fresh_adapters
 from zaya_jax.interop.mask import add_mask_token
 from zaya_jax.interop.names import abstract_variables
@@ -59,8 +60,8 @@ class Stage:
         rows = self.batch_size // self.phase.optimizer.accumulate
         try:
             return make_placement(self.mesh, self.model, rows, self.row_length, block_size, devices)
-        except ValueError as error:
-            raise ValueError(f"{self.phase.name}: {error}") from error
+        except UserError as error:
+            raise UserError(f"{self.phase.name}: {error}") from error
 
 
 def is_phase(section: Any) -> bool:
@@ -69,13 +70,13 @@ def is_phase(section: Any) -> bool:
 
 
 def phase_names(config: ConfigDict) -> tuple[str, ...]:
-    """`phases`. ValueError unless it is a list of different sections that hold a phase each."""
+    """`phases`. UserError unless it is a list of different sections that hold a phase each."""
     known = sorted(name for name in config if is_phase(config[name]))
     names = (config.phases,) if isinstance(config.phases, str) else tuple(config.phases)
     wrong = next((name for i, name in enumerate(names) if name not in known or name in names[:i]), None)
     if wrong is not None or not names:
         got = repr(wrong) + " twice" * (wrong in known) if names else "none"
-        raise ValueError(f"phases: got {got}, may be different ones of the sections {', '.join(known)}")
+        raise UserError(f"phases: got {got}, may be different ones of the sections {', '.join(known)}")
     return names
 
 
@@ -83,7 +84,7 @@ def read_stages(config: ConfigDict, model: ZayaConfig, mixtures: Mixtures) -> di
     """The stages of a run by name, in order; those of no steps are left out.
 
     Raises:
-      ValueError, FileNotFoundError: one line that names the field, what it got and what it may be.
+      UserError, FileNotFoundError: one line that names the field, what it got and what it may be.
     """
     names = phase_names(config)
     stages: dict[str, Stage] = {}
@@ -93,12 +94,12 @@ def read_stages(config: ConfigDict, model: ZayaConfig, mixtures: Mixtures) -> di
         if config[name].steps != 0:
             stages[name] = _stage(name, config, model, mixtures, starts[name], stages)
     if not stages:
-        raise ValueError(f"phases: got {names}, may be some of which at least one has steps above 0")
+        raise UserError(f"phases: got {names}, may be some of which at least one has steps above 0")
     return stages
 
 
 def load_start(model: ZayaConfig, folder: Path, field: str, placement: Placement | None = None, seed: int = 0) -> dict:
-    """A checkpoint's variables, in the model's dtypes. ValueError unless they are its own, by name and shape.
+    """A checkpoint's variables, in the model's dtypes. UserError unless they are its own, by name and shape.
 
     A checkpoint without a mask token gets the model's: a new row where the model has just one more for it. One without
     adapters gets the model's, which add nothing yet.
@@ -113,7 +114,7 @@ def load_start(model: ZayaConfig, folder: Path, field: str, placement: Placement
     for path in sorted(mine | flat):
         got, may_be = (found[path].shape if path in found else "nothing" for found in (flat, mine))
         if got != may_be:
-            raise ValueError(f"{field}: {folder} has {got} for {'/'.join(path)}, may be the model's {may_be}")
+            raise UserError(f"{field}: {folder} has {got} for {'/'.join(path)}, may be the model's {may_be}")
     return traverse_util.unflatten_dict({path: leaf.astype(mine[path].dtype) for path, leaf in flat.items()})
 
 
@@ -131,7 +132,7 @@ def _stage(
     theta = section.get("rope_theta")
     if theta is not None:
         if isinstance(theta, bool) or not isinstance(theta, (int, float)) or theta <= 0:
-            raise ValueError(f"{name}.rope_theta: got {theta!r}, may be a number above 0")
+            raise UserError(f"{name}.rope_theta: got {theta!r}, may be a number above 0")
         model = model.replace(rope_theta=float(theta))
 
     def own(field: str) -> tuple[str, Any]:
@@ -141,7 +142,7 @@ def _stage(
 
     row_length = fields.positive(*own("row_length"))
     if row_length > model.max_position_embeddings:
-        raise ValueError(
+        raise UserError(
             f"{own('row_length')[0]}: got {row_length}, may be at most model.max_position_embeddings "
             f"({model.max_position_embeddings})"
         )
@@ -170,20 +171,20 @@ def _phase(name: str, section: ConfigDict, seed: int) -> Phase:
 
 
 def _check_optimizer(name: str, optimizer: OptimizerConfig, model: ZayaConfig, batch_size: int) -> None:
-    """ValueError unless the optimizer fits the model and the batch."""
+    """UserError unless the optimizer fits the model and the batch."""
     if batch_size % optimizer.accumulate:
         got = optimizer.accumulate
-        raise ValueError(f"{name}.optimizer.accumulate: got {got}, may be a divisor of batch_size ({batch_size})")
+        raise UserError(f"{name}.optimizer.accumulate: got {got}, may be a divisor of batch_size ({batch_size})")
     frozen = model.lora_rank and model.lora_rows == "drafts" and "*" in optimizer.freeze
     if frozen and model.feed_forward == "moe" and optimizer.balancing_rate:
         may_be = "0 where the clean rows' model is frozen: its balancing biases are part of it"
-        raise ValueError(f"{name}.optimizer.balancing_rate: got {optimizer.balancing_rate}, may be {may_be}")
+        raise UserError(f"{name}.optimizer.balancing_rate: got {optimizer.balancing_rate}, may be {may_be}")
     if optimizer.freeze:
         params = traverse_util.unflatten_dict(abstract_variables(model))["params"]
         try:
             frozen_parameters(optimizer, params)
-        except ValueError as error:
-            raise ValueError(f"{name}.optimizer: {error}") from error
+        except UserError as error:
+            raise UserError(f"{name}.optimizer: {error}") from error
 
 
 def _mesh(name: str, config: ConfigDict) -> MeshConfig:
@@ -215,19 +216,19 @@ def _start(
 
 
 def _continues(name: str, section: ConfigDict, phase: Phase, model: ZayaConfig, parent: Stage | None) -> bool:
-    """Whether the optimizer's state comes over; ValueError where it cannot."""
+    """Whether the optimizer's state comes over; UserError where it cannot."""
     field = f"{name}.optimizer_state"
     if fields.choice(field, section.get("optimizer_state", "fresh"), ("fresh", "continue")) == "fresh":
         return False
     if parent is None:
-        raise ValueError(f"{field}: got 'continue', may be 'fresh' where a phase does not start from another")
+        raise UserError(f"{field}: got 'continue', may be 'fresh' where a phase does not start from another")
     variables = traverse_util.unflatten_dict(abstract_variables(model))
     mine, theirs = (
         jax.eval_shape(functools.partial(init_state, optimizer=optimizer, seed=0), variables)
         for optimizer in (phase.optimizer, parent.phase.optimizer)
     )
     if jax.tree.structure(mine) != jax.tree.structure(theirs):
-        raise ValueError(
+        raise UserError(
             f"{field}: got 'continue', may be 'fresh': the optimizer keeps other state than that of {parent.phase.name}"
         )
     return True

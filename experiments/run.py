@@ -50,6 +50,7 @@ from zaya_jax.data.chat import ChatSource, survey
 from zaya_jax.data.detokenizer import Detokenizer
 from zaya_jax.data.pipeline import Source, eval_batches, make_train_iterator
 from zaya_jax.data.tasks import Task
+from zaya_jax.errors import UserError
 from zaya_jax.evaluation.likelihood import likelihood
 from zaya_jax.evaluation.task_accuracy import Outcome, run_task, task_rows
 from zaya_jax.interop.native import load_native, write_model_file
@@ -76,7 +77,7 @@ _STAGES = flags.DEFINE_string("stages", None, "Where training stages live; defau
 def main() -> None:
     config = _CONFIG.value
     if config is None:
-        raise ValueError("--config: missing, may be a config file such as configs/quickstart.py")
+        raise UserError("--config: missing, may be a config file such as configs/quickstart.py")
     setup = settings.read(config)
     check_sinks(_SINKS.value)
     workdir = Path(_WORKDIR.value or f"runs/{setup.name}").absolute()
@@ -221,7 +222,7 @@ def count_chats(setup: settings.Settings, writer: MetricWriter, stage: Stage, tr
     """Says, and puts in metrics.jsonl once, how many of each source's chats are trimmed or dropped in this stage.
 
     Raises:
-      ValueError: a source all of whose chats are.
+      UserError: a source all of whose chats are.
     """
     counts = {}
     for source in stage.mixture:
@@ -229,8 +230,8 @@ def count_chats(setup: settings.Settings, writer: MetricWriter, stage: Stage, tr
         if isinstance(chats, ChatSource):
             try:
                 found = survey(chats, setup.tokenizer, stage.row_length)
-            except ValueError as error:
-                raise ValueError(f"{stage.phase.name}, source {source.name}: {error}") from error
+            except UserError as error:
+                raise UserError(f"{stage.phase.name}, source {source.name}: {error}") from error
             counts |= {f"{source.name}/{what}": count for what, count in found._asdict().items()}
             print(
                 f"{stage.phase.name}: of {found.chats} {source.name}s {found.trimmed} are trimmed and {found.dropped} "

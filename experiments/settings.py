@@ -17,6 +17,7 @@ from zaya_jax.data.chat import THINKING
 from zaya_jax.data.tasks import BENCHMARKS, ChatTask, Task, make_task
 from zaya_jax.data.templates import ChatTemplate, load_template
 from zaya_jax.data.tokenizers import Tokenizer, for_model, load_tokenizer, may_be_mask
+from zaya_jax.errors import UserError
 from zaya_jax.evaluation.task_accuracy import Arm, Trial
 from zaya_jax.sampling import SamplerConfig
 
@@ -67,7 +68,7 @@ def read(config: ConfigDict) -> Settings:
     """Checks a config.
 
     Raises:
-      ValueError, FileNotFoundError: one line that names the field, what it got and what it may be.
+      UserError, FileNotFoundError: one line that names the field, what it got and what it may be.
     """
     _known(
         "config field ",
@@ -128,23 +129,23 @@ def stage_keys(config: ConfigDict, setup: Settings) -> dict[str, str]:
 
 
 def _known(where: str, names: set[str], may_be: set[str], needed: set[str]) -> None:
-    """ValueError for the first name that may not be, or that is missing."""
+    """UserError for the first name that may not be, or that is missing."""
     unknown, missing = sorted(names - may_be), sorted(needed - names)
     if unknown or missing:
         what = f"{unknown[0]!r}: unknown" if unknown else f"{missing[0]!r}: missing"
-        raise ValueError(f"{where}{what}, may be one of {sorted(may_be)}")
+        raise UserError(f"{where}{what}, may be one of {sorted(may_be)}")
 
 
 def _model(config: ConfigDict, tokenizer: Tokenizer) -> ZayaConfig:
     model = fields.build(ZayaConfig, config.model, "model")
     if tokenizer.vocab_size > model.vocab_size:
-        raise ValueError(
+        raise UserError(
             f"model.vocab_size: got {model.vocab_size}, may be at least the tokenizer's {tokenizer.vocab_size}"
         )
     assert model.mask_token_id is not None  # ZayaConfig fills it in
     if not may_be_mask(tokenizer, model.mask_token_id):
         own = "" if tokenizer.mask_id is None else f"{tokenizer.mask_id}, or "
-        raise ValueError(
+        raise UserError(
             f"model.mask_token_id: got {model.mask_token_id}, may be an id that is no text of the tokenizer's: "
             f"{own}{tokenizer.vocab_size} and above"
         )
@@ -158,15 +159,13 @@ def _template(config: ConfigDict, tokenizer: Tokenizer) -> ChatTemplate:
         return load_template(spec, tokenizer)
     template = beside_tokenizer(config.tokenizer, tokenizer)
     if template is None:
-        raise ValueError(f"data.chat_template: got {spec!r}, but there is none beside {config.tokenizer}")
+        raise UserError(f"data.chat_template: got {spec!r}, but there is none beside {config.tokenizer}")
     return template
 
 
 def _thinking(value: Any) -> tuple[str, str]:
     if isinstance(value, str) or len(value) != 2 or not all(isinstance(mark, str) and mark for mark in value):
-        raise ValueError(
-            f"data.thinking: got {value!r}, may be what opens and what closes a thinking block: {THINKING}"
-        )
+        raise UserError(f"data.thinking: got {value!r}, may be what opens and what closes a thinking block: {THINKING}")
     return value[0], value[1]
 
 
@@ -174,10 +173,10 @@ def _sampled(name: str | None, stages: dict[str, Stage]) -> str:
     """The stage that `evaluate.phase` names: without it "convert", or the last one that drafts."""
     drafting = [stage for stage, its in stages.items() if its.phase.objective.kind == "tidar"]
     if not drafting:
-        raise ValueError(f"phases: got {tuple(stages)}, may be some of which one drafts (objective.kind 'tidar')")
+        raise UserError(f"phases: got {tuple(stages)}, may be some of which one drafts (objective.kind 'tidar')")
     name = name or ("convert" if "convert" in drafting else drafting[-1])
     if name not in drafting:
-        raise ValueError(f"evaluate.phase: got {name!r}, may be a phase that drafts: {', '.join(drafting)}")
+        raise UserError(f"evaluate.phase: got {name!r}, may be a phase that drafts: {', '.join(drafting)}")
     return name
 
 
@@ -193,7 +192,7 @@ def _tasks(evaluate: ConfigDict, sources: dict[str, MixtureSource], template: Ch
 def _task(name: str, trained: dict[str, Task]) -> Task:
     if name not in trained and name not in BENCHMARKS:
         may_be = f"of the tasks of data.mixture or a benchmark: {sorted(set(trained) | set(BENCHMARKS))}"
-        raise ValueError(f"evaluate.tasks: got {name!r}, may be {may_be}")
+        raise UserError(f"evaluate.tasks: got {name!r}, may be {may_be}")
     return trained.get(name) or make_task(name)
 
 
@@ -204,7 +203,7 @@ def make_arms(names: Sequence[str], temperatures: Sequence[float], **common: Any
       common: fields of SamplerConfig that all arms share.
 
     Raises:
-      ValueError: what SamplerConfig refuses.
+      UserError: what SamplerConfig refuses.
     """
     return tuple(
         Arm(name, SamplerConfig(**common, **ARMS[name], temperature=t)) for t in temperatures for name in names
@@ -220,17 +219,17 @@ def _arms(evaluate: ConfigDict, block_size: int, tokenizer: Tokenizer) -> tuple[
     unknown = unknown_arm(evaluate.arms)
     if unknown or "autoregressive" not in evaluate.arms:
         got = unknown or tuple(evaluate.arms)
-        raise ValueError(f"evaluate.arms: got {got!r}, may be 'autoregressive' and any of {sorted(ARMS)}")
+        raise UserError(f"evaluate.arms: got {got!r}, may be 'autoregressive' and any of {sorted(ARMS)}")
     chosen = {name: evaluate[name] for name in ("beta", "draft_temperature")}
     try:
         return make_arms(
             evaluate.arms, evaluate.temperatures, block_size=block_size, stop_tokens=tokenizer.eos_ids, **chosen
         )
-    except ValueError as error:
-        raise ValueError(f"evaluate: {error}") from error
+    except UserError as error:
+        raise UserError(f"evaluate: {error}") from error
 
 
 def _budget(value: Any, block_size: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= block_size:
-        raise ValueError(f"evaluate.anchor_budget: got {value!r}, may be 0 (all anchors) .. block_size ({block_size})")
+        raise UserError(f"evaluate.anchor_budget: got {value!r}, may be 0 (all anchors) .. block_size ({block_size})")
     return value if value < block_size else 0

@@ -14,6 +14,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli
+from zaya_jax.errors import UserError
 from zaya_jax.interop.smollm2 import NAME, write_smollm2
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write; must be new or empty.")
@@ -21,7 +22,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "Folder to write; must be new or e
 
 def main() -> None:
     if not _OUTPUT.value:
-        raise ValueError("--output: missing, may be a new or an empty folder")
+        raise UserError("--output: missing, may be a new or an empty folder")
     write_smollm2(Path(_OUTPUT.value).expanduser())
     print(f"done: {NAME} in {_OUTPUT.value}")
 

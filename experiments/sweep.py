@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from experiments import cli, environment
 from zaya_jax.analysis.results import read_results, write_sweep
+from zaya_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Sweep file, such as configs/sweeps/study.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the sweep lives; default: runs/sweeps/<its name>.")
@@ -46,13 +47,13 @@ Jobs = dict[str, dict[str, Any]]  # name -> overridden field -> value
 def main() -> None:
     config = _CONFIG.value
     if config is None:
-        raise ValueError("--config: missing, may be a sweep file such as configs/sweeps/study.py")
+        raise UserError("--config: missing, may be a sweep file such as configs/sweeps/study.py")
     jobs = read_jobs(config)
     workdir = Path(_WORKDIR.value or f"runs/sweeps/{config.name}").absolute()
     commands = {name: command(config.config, changes, workdir, name) for name, changes in jobs.items()}
     chosen = [name for name in jobs if _ONLY.value is None or _ONLY.value in name]
     if not chosen:
-        raise ValueError(f"--only: got {_ONLY.value!r}, may be part of one of {', '.join(jobs)}")
+        raise UserError(f"--only: got {_ONLY.value!r}, may be part of one of {', '.join(jobs)}")
     if _LIST.value:
         for name in chosen:
             print(shlex.join(commands[name]))
@@ -70,9 +71,9 @@ def main() -> None:
 
 
 def read_jobs(config: Any) -> Jobs:
-    """The jobs by name. ValueError for a sweep file that says none, or the same one twice."""
+    """The jobs by name. UserError for a sweep file that says none, or the same one twice."""
     if set(config) != {"name", "config", "jobs"}:
-        raise ValueError(f"sweep: got fields {sorted(config)}, may be name, config, jobs (configs.common.sweep)")
+        raise UserError(f"sweep: got fields {sorted(config)}, may be name, config, jobs (configs.common.sweep)")
     jobs: Jobs = {}
     # what all jobs have in common need not stand in their names
     common = set.intersection(*({(field, repr(value)) for field, value in job} for job in config.jobs or [()]))
@@ -81,10 +82,10 @@ def read_jobs(config: Any) -> Jobs:
         telling = [(field.rpartition(".")[2], value) for field, value in job if (field, repr(value)) not in common]
         name = "-".join(f"{field}={_word(value)}" for field, value in telling) or "base"
         if name in jobs:
-            raise ValueError(f"sweep {config.name}: job {name} stands in it twice")
+            raise UserError(f"sweep {config.name}: job {name} stands in it twice")
         jobs[name] = changes
     if not jobs:
-        raise ValueError(f"sweep {config.name}: has no jobs")
+        raise UserError(f"sweep {config.name}: has no jobs")
     return jobs
 
 
@@ -113,7 +114,7 @@ def claim(workdir: Path, config: Any) -> None:
     if path.exists():
         theirs = json.loads(path.read_text())
         if difference := environment.first_difference({key: theirs.get(key) for key in mine}, mine):
-            raise ValueError(f"--workdir {workdir}: holds another sweep: {difference}; choose another")
+            raise UserError(f"--workdir {workdir}: holds another sweep: {difference}; choose another")
     (workdir / "runs").mkdir(parents=True, exist_ok=True)
     jobs = [[[field, value] for field, value in job] for job in config.jobs]
     path.write_text(json.dumps(mine | {"jobs": jobs}, indent=1) + "\n")
@@ -158,11 +159,11 @@ def executor(workdir: Path) -> Iterator[Callable[..., Future]]:
         try:
             submitit = importlib.import_module("submitit")
         except ImportError:
-            raise ValueError('--executor=slurm: needs submitit: pip install -e ".[slurm]"') from None
+            raise UserError('--executor=slurm: needs submitit: pip install -e ".[slurm]"') from None
         try:
             slurm = submitit.AutoExecutor(folder=workdir / "slurm", cluster="slurm")
         except RuntimeError as error:
-            raise ValueError(f"--executor=slurm: {error}") from None
+            raise UserError(f"--executor=slurm: {error}") from None
         slurm.update_parameters(**slurm_parameters(_SLURM.value))
         with ThreadPoolExecutor(max_workers=10_000) as waiting:  # a thread a job does nothing but wait for Slurm
             yield lambda function, *args: waiting.submit(on_slurm, slurm, function, *args)
@@ -184,12 +185,12 @@ def on_slurm(slurm: Any, function: Callable[..., str], *args: Any) -> str:
 
 
 def slurm_parameters(items: list[str]) -> dict[str, Any]:
-    """["timeout_min=60", "partition=gpu"] -> numbers where they are numbers. ValueError for another form."""
+    """["timeout_min=60", "partition=gpu"] -> numbers where they are numbers. UserError for another form."""
     parameters = {}
     for item in items:
         name, equals, text = item.partition("=")
         if not equals or not name:
-            raise ValueError(f"--slurm: got {item!r}, may be NAME=VALUE")
+            raise UserError(f"--slurm: got {item!r}, may be NAME=VALUE")
         try:
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError):

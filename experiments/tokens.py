@@ -9,6 +9,7 @@ from zaya_jax.architecture.config import NO_MASK
 from zaya_jax.data.published import TOKENIZER_FILE
 from zaya_jax.data.templates import ChatTemplate, folder_template, load_template
 from zaya_jax.data.tokenizers import Tokenizer, for_model, load_tokenizer, may_be_mask
+from zaya_jax.errors import UserError
 from zaya_jax.interop.native import MODEL_FILE
 
 BESIDE_TOKENIZER = "tokenizer"  # data.chat_template: the one in the folder of the run's tokenizer
@@ -24,20 +25,20 @@ def choose_tokenizer(
       drafts: whether the model is to draft, for which it needs a mask token that is no text.
 
     Raises:
-      ValueError, FileNotFoundError: one line: no such tokenizer, or one that does not fit the model.
+      UserError, FileNotFoundError: one line: no such tokenizer, or one that does not fit the model.
     """
     name = spec or tokenizer_of(checkpoint, config.vocab_size)
     tokenizer = load_tokenizer(name)
     if tokenizer.vocab_size > config.vocab_size:
         got = f"{name} has {tokenizer.vocab_size} ids"
-        raise ValueError(f"--tokenizer: {got}, may have at most the model's {config.vocab_size}")
+        raise UserError(f"--tokenizer: {got}, may have at most the model's {config.vocab_size}")
     mask = config.mask_token_id
     assert mask is not None  # ZayaConfig fills it in
     if drafts and mask == NO_MASK:
-        raise ValueError("--mode: the model has no mask token, so it may be autoregressive")
+        raise UserError("--mode: the model has no mask token, so it may be autoregressive")
     if drafts and not may_be_mask(tokenizer, mask):
         got = f"the model's mask token {mask} is {tokenizer.decode([mask])!r} in {name}"
-        raise ValueError(f"--tokenizer: {got}, may be no text; an unconverted model may have --mode=autoregressive")
+        raise UserError(f"--tokenizer: {got}, may be no text; an unconverted model may have --mode=autoregressive")
     return name, for_model(tokenizer, config.vocab_size)
 
 
@@ -50,14 +51,14 @@ def tokenizer_of(checkpoint: Path, vocab_size: int) -> str:
         return name
     if vocab_size == load_tokenizer("bytes").vocab_size:
         return "bytes"
-    raise ValueError(f"--tokenizer: missing, may be a tokenizer json (the model has {vocab_size} ids)")
+    raise UserError(f"--tokenizer: missing, may be a tokenizer json (the model has {vocab_size} ids)")
 
 
 def choose_template(spec: str | None, checkpoint: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
     """The chat template that `spec` names, or the one that lies beside the weights or that their run had, if any.
 
     Raises:
-      ValueError, FileNotFoundError: one line: no such template, or one that fails.
+      UserError, FileNotFoundError: one line: no such template, or one that fails.
     """
     if spec is not None:
         return None if spec == "none" else load_template(spec, tokenizer)

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from zaya_jax.errors import UserError
+
 COLLECTIVES = (
     "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute",
     "collective-broadcast",
@@ -95,7 +97,7 @@ def anatomy(hlo: str) -> Anatomy:
     """Reads `Compiled.as_text()`.
 
     Raises:
-      ValueError: text without an entry computation.
+      UserError: text without an entry computation.
     """
     computations, entry = _computations(hlo)
     executions = _executions(computations, entry)
@@ -149,7 +151,7 @@ def _computations(hlo: str) -> tuple[dict[str, list[_Instruction]], str]:
         elif " = " in line and line.startswith(" "):
             current.append(_instruction(line))
     if not entry:
-        raise ValueError("HLO text: no ENTRY computation")
+        raise UserError("HLO text: no ENTRY computation")
     return computations, entry
 
 
@@ -170,7 +172,7 @@ def _closing(text: str, opening: int) -> int:
         depth += 1 if match[0] == "(" else -1
         if depth == 0:
             return match.start()
-    raise ValueError(f"HLO text: unbalanced parentheses in {text[:80]!r}")
+    raise UserError(f"HLO text: unbalanced parentheses in {text[:80]!r}")
 
 
 def _executions(computations: dict[str, list[_Instruction]], entry: str) -> dict[str, int]:
@@ -237,7 +239,7 @@ def amd_kernels(folder: Path) -> Kernels:
     """Reads every AMD code object (an ELF file, `*.hsaco`) under `folder`; needs msgpack.
 
     Raises:
-      ValueError: a file that is no AMD code object.
+      UserError: a file that is no AMD code object.
     """
     kernels: list[dict] = []
     architectures = set()
@@ -261,7 +263,7 @@ def _amd_metadata(path: Path) -> dict:
 
     data = path.read_bytes()
     if data[:5] != b"\x7fELF\x02":
-        raise ValueError(f"{path}: no 64-bit ELF file")
+        raise UserError(f"{path}: no 64-bit ELF file")
     table, size, count = *struct.unpack_from("<Q", data, 32), *struct.unpack_from("<HH", data, 54)
     for header in range(table, table + size * count, size):
         if struct.unpack_from("<I", data, header)[0] != 4:  # PT_NOTE
@@ -275,4 +277,4 @@ def _amd_metadata(path: Path) -> dict:
             if kind == 32 and data[at + 12 : name_end].rstrip(b"\0") == b"AMDGPU":
                 return msgpack.unpackb(data[start : start + size_], strict_map_key=False)
             at = start + -(-size_ // 4) * 4
-    raise ValueError(f"{path}: an ELF file without AMD metadata")
+    raise UserError(f"{path}: an ELF file without AMD metadata")

@@ -16,13 +16,14 @@ from zaya_jax.analysis.paper_marks import Drawn
 from zaya_jax.analysis.roofline_plots import roofline
 from zaya_jax.analysis.sampler_figures import beta, pass_at_16, speedup
 from zaya_jax.analysis.sweep_rows import MissingData
+from zaya_jax.errors import UserError
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not JSON ({error}), should be one JSON object") from None
+        raise UserError(f"{path}: not JSON ({error}), should be one JSON object") from None
 
 
 def _read_sweep(path: Path) -> list[results.Row]:
@@ -55,7 +56,7 @@ class Input:
 
         Raises:
           FileNotFoundError: it is not there; one line that names the command.
-          ValueError: it is not what it should be.
+          UserError: it is not what it should be.
         """
         path = results_folder / self.path
         if path.exists():
@@ -113,7 +114,7 @@ def draw(name: str, results_folder: Path | str) -> Drawn:
     """Draws a figure of FIGURES from the files below `results_folder`.
 
     Raises:
-      FileNotFoundError, ValueError: a file or rows are not there; one line that names them and the command.
+      FileNotFoundError, UserError: a file or rows are not there; one line that names them and the command.
     """
     chosen, folder = FIGURES[name], Path(results_folder)
     try:
@@ -123,7 +124,7 @@ def draw(name: str, results_folder: Path | str) -> Drawn:
     except MissingData as lacking:
         files = " and ".join(str(folder / each.path) for each in chosen.inputs if not each.optional)
         commands = " and ".join(f"`{each.command}`" for each in chosen.inputs if not each.optional)
-        raise ValueError(f"{name}: {files}: got no {lacking}; made by {commands}") from None
+        raise UserError(f"{name}: {files}: got no {lacking}; made by {commands}") from None
 
 
 def show(name: str, results_folder: Path | str) -> None:

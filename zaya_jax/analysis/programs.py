@@ -15,6 +15,7 @@ from jax.sharding import Sharding, SingleDeviceSharding
 from zaya_jax.analysis.flops import forward_flops, training_flops
 from zaya_jax.analysis.roofline import forward_traffic
 from zaya_jax.architecture import Zaya, ZayaConfig
+from zaya_jax.errors import UserError
 from zaya_jax.parallel import Placement
 from zaya_jax.sampling import SamplerConfig
 from zaya_jax.sampling.decoding import bucket, knobs_of, plan_of
@@ -95,7 +96,7 @@ def decode_programs(
     buffer = bucket(32)
     width = context - buffer - 2 * block_size
     if width < 1:
-        raise ValueError(f"context: got {context}, may be at least {buffer + 2 * block_size + 1}")
+        raise UserError(f"context: got {context}, may be at least {buffer + 2 * block_size + 1}")
     whole = lambda tree: _put(tree, place)  # noqa: E731
     variables = whole(jax.eval_shape(lambda: init_variables(model, 0)))
     integer = jax.ShapeDtypeStruct((), jnp.int32)

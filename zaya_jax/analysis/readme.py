@@ -9,6 +9,7 @@ from typing import Any
 from zaya_jax.analysis import tables
 from zaya_jax.analysis.lowering import lowered_table
 from zaya_jax.analysis.results import read_results, read_sweep
+from zaya_jax.errors import UserError
 
 TRAINING = ("training_1_core", "training", "training_25m")  # files of results/bench
 
@@ -82,7 +83,7 @@ def regenerate(text: str, results: Path) -> str:
     """The README with every table between `<!-- table NAME -->` and `<!-- end -->` made from `results`.
 
     Raises:
-      ValueError: a marker that names no table, or a table that stands nowhere.
+      UserError: a marker that names no table, or a table that stands nowhere.
       OSError: a result file that is not there.
     """
     found: list[str] = []
@@ -90,12 +91,12 @@ def regenerate(text: str, results: Path) -> str:
     def make(match: re.Match) -> str:
         name = match[1]
         if name not in TABLES:
-            raise ValueError(f"README.md: table {name!r} is unknown, may be one of {', '.join(TABLES)}")
+            raise UserError(f"README.md: table {name!r} is unknown, may be one of {', '.join(TABLES)}")
         found.append(name)
         return f"<!-- table {name} -->\n{TABLES[name](results)}\n<!-- end -->"
 
     text = re.sub(r"<!-- table (\w+) -->\n.*?<!-- end -->", make, text, flags=re.DOTALL)
     lacking = [name for name in TABLES if name not in found]
     if lacking:
-        raise ValueError(f"README.md: has no place for table {lacking[0]!r}: <!-- table {lacking[0]} -->, <!-- end -->")
+        raise UserError(f"README.md: has no place for table {lacking[0]!r}: <!-- table {lacking[0]} -->, <!-- end -->")
     return text

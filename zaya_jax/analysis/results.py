@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from zaya_jax.architecture import ZayaConfig, preset
+from zaya_jax.errors import UserError
 from zaya_jax.training.metrics import read_metrics
 
 Row = dict[str, Any]  # a line of results.csv: text, float, or None where the column does not apply
@@ -58,7 +59,7 @@ class Run:
         """The model's shape from config.json (a preset's name, or every field); None where there is none.
 
         Raises:
-          ValueError: a field that makes no ZayaConfig.
+          UserError: a field that makes no ZayaConfig.
         """
         fields = self.config.get("model")
         if not fields:
@@ -69,7 +70,7 @@ class Run:
         try:
             return preset(fields.pop("preset"), **fields) if "preset" in fields else ZayaConfig(**fields)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{self.directory / 'config.json'}: model: {error}") from None
+            raise UserError(f"{self.directory / 'config.json'}: model: {error}") from None
 
     @property
     def phases(self) -> tuple[str, ...]:
@@ -143,7 +144,7 @@ def load_run(directory: Path | str) -> Run:
 
     Raises:
       FileNotFoundError: no such directory, or no config.json in it.
-      ValueError: a file that is not what it should be; one line with the file and the field.
+      UserError: a file that is not what it should be; one line with the file and the field.
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -176,7 +177,7 @@ def write_results(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
     """Writes results.csv at once or not at all; absent and None cells are blank, lists are joined by spaces.
 
     Raises:
-      ValueError: a row with an unknown column or kind, or a cell that is no finite number where one belongs.
+      UserError: a row with an unknown column or kind, or a cell that is no finite number where one belongs.
     """
     path, rows = Path(path), list(rows)
     for i, row in enumerate(rows):
@@ -201,7 +202,7 @@ def read_sweep(path: Path | str) -> list[Row]:
     """Reads a sweep's results.csv: the rows of its runs, each also with "run" (its name) and "changes" (a dict).
 
     Raises:
-      FileNotFoundError, ValueError: as `read_results`.
+      FileNotFoundError, UserError: as `read_results`.
     """
     header, lines = _read_table(Path(path), SWEEP_COLUMNS, needed=SWEEP_COLUMNS[:3])
     rows = []
@@ -210,7 +211,7 @@ def read_sweep(path: Path | str) -> list[Row]:
         try:
             changes = json.loads(texts["changes"])
         except json.JSONDecodeError:
-            raise ValueError(f"{where}: changes: got {texts['changes']!r:.60}, should be a JSON object") from None
+            raise UserError(f"{where}: changes: got {texts['changes']!r:.60}, should be a JSON object") from None
         rows.append({"run": texts["run"], "changes": changes, **_parsed(texts, where)})
     return rows
 
@@ -220,7 +221,7 @@ def read_results(path: Path | str) -> list[Row]:
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: an unknown column, no kind, an unknown kind, a cell that is no number; says file and line.
+      UserError: an unknown column, no kind, an unknown kind, a cell that is no number; says file and line.
     """
     header, lines = _read_table(Path(path), RESULT_COLUMNS, needed=RESULT_COLUMNS[:1])
     return [
@@ -246,15 +247,15 @@ def _read_table(path: Path, columns: Sequence[str], needed: Sequence[str]) -> tu
         with path.open(newline="") as file:
             table = list(csv.reader(file, strict=True))
     except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a CSV table ({error}), should be what write_results writes") from None
+        raise UserError(f"{path}: not a CSV table ({error}), should be what write_results writes") from None
     header = table[0] if table else []
     _check_columns(header, str(path), columns)
     lacking = [c for c in needed if c not in header]
     if lacking:
-        raise ValueError(f"{path}: column {lacking[0]!r} is missing, should be in the header line")
+        raise UserError(f"{path}: column {lacking[0]!r} is missing, should be in the header line")
     for number, line in enumerate(table[1:], start=2):
         if len(line) != len(header):
-            raise ValueError(f"{path} line {number}: got {len(line)} cells, should be {len(header)}")
+            raise UserError(f"{path} line {number}: got {len(line)} cells, should be {len(header)}")
     return header, table[1:]
 
 
@@ -262,10 +263,10 @@ def wilson(successes: int, total: int, z: float = 1.959964) -> tuple[float, floa
     """Wilson's score interval of a share (95% by default): (low, high) in [0, 1].
 
     Raises:
-      ValueError: total < 1, or successes outside 0 .. total.
+      UserError: total < 1, or successes outside 0 .. total.
     """
     if total < 1 or not 0 <= successes <= total:
-        raise ValueError(f"successes, total: got {successes}, {total}, may be 0 <= successes <= total, total >= 1")
+        raise UserError(f"successes, total: got {successes}, {total}, may be 0 <= successes <= total, total >= 1")
     share = successes / total
     centre = share + z * z / (2 * total)
     spread = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
@@ -276,7 +277,7 @@ def wilson(successes: int, total: int, z: float = 1.959964) -> tuple[float, floa
 def _check_columns(columns: Iterable[str], where: str, known: Sequence[str]) -> None:
     unknown = [c for c in columns if c not in known]
     if unknown:
-        raise ValueError(f"{where}: column {unknown[0]!r} is unknown, should be one of {', '.join(known)}")
+        raise UserError(f"{where}: column {unknown[0]!r} is unknown, should be one of {', '.join(known)}")
 
 
 def _cells(row: Mapping[str, Any], where: str) -> list[str]:
@@ -299,7 +300,7 @@ def _cell(row: Mapping[str, Any], column: str, where: str) -> str:
 
 def _parse(text: str, column: str, where: str) -> str | float | list[float] | None:
     if column == "kind" and text not in KINDS:
-        raise ValueError(f"{where}: kind: got {text!r}, should be one of {KINDS}")
+        raise UserError(f"{where}: kind: got {text!r}, should be one of {KINDS}")
     if text == "":
         return None
     if column in TEXT_COLUMNS:
@@ -315,7 +316,7 @@ def _number(text: str, column: str, where: str) -> float:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f"{where}: {column}: got {text!r}, should be a finite number or blank")
+        raise UserError(f"{where}: {column}: got {text!r}, should be a finite number or blank")
     return number
 
 
@@ -327,14 +328,14 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text ({error.reason}), should be JSON") from None
+        raise UserError(f"{path}: not UTF-8 text ({error.reason}), should be JSON") from None
 
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(_read_text(path))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON ({error}), should be one JSON object") from None
+        raise UserError(f"{path}: not JSON ({error}), should be one JSON object") from None
     _require(value, {}, str(path))
     return value
 
@@ -342,7 +343,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 def _read_metrics(path: Path) -> list[dict[str, Any]]:
     written, lines = len(_read_text(path).splitlines()), read_metrics(path)
     if written - len(lines) > 1:  # a crash cuts the last line short; nothing cuts one in the middle
-        raise ValueError(f"{path} line {len(lines) + 1}: not JSON, should be one JSON object a line")
+        raise UserError(f"{path} line {len(lines) + 1}: not JSON, should be one JSON object a line")
     for number, line in enumerate(lines, start=1):
         _require(line, {"stage": str, "step": int}, f"{path} line {number}")
     return lines
@@ -356,10 +357,10 @@ def _read_samples(path: Path) -> list[dict[str, Any]]:
         try:
             sample = json.loads(text)
         except json.JSONDecodeError:
-            raise ValueError(f"{where}: not JSON, should be one JSON object a line") from None
+            raise UserError(f"{where}: not JSON, should be one JSON object a line") from None
         _require(sample, fields, where)
         if not all(isinstance(n, int) for n in sample["accepted"]) or sum(sample["accepted"]) != len(sample["pieces"]):
-            raise ValueError(f"{where}: accepted: should be integers that sum to len(pieces) = {len(sample['pieces'])}")
+            raise UserError(f"{where}: accepted: should be integers that sum to len(pieces) = {len(sample['pieces'])}")
         samples.append(sample)
     return samples
 
@@ -371,7 +372,7 @@ def _require(line: Any, fields: Mapping[str, Any], where: str) -> None:
         names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
         ok = isinstance(value, kind) and not isinstance(value, bool)
         if not ok:
-            raise ValueError(f"{what}: got {value!r:.60}, should be {names}")
+            raise UserError(f"{what}: got {value!r:.60}, should be {names}")
 
     expect(line, dict, where)
     for field, kind in fields.items():

@@ -6,6 +6,7 @@ from typing import Any
 
 from zaya_jax.analysis.results import ARMS, TOY_LIMIT, Row
 from zaya_jax.analysis.style import footer_line
+from zaya_jax.errors import UserError
 
 BLOCK_SIZE, SEED = "convert.objective.block_size", "seed"  # fields of a config that sweeps change
 CELLS = (  # of the footer: column, and how it is said
@@ -14,7 +15,7 @@ CELLS = (  # of the footer: column, and how it is said
 )  # fmt: skip
 
 
-class MissingData(ValueError):
+class MissingData(UserError):
     """A figure's rows are not there; the message names them."""
 
 

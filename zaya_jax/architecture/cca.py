@@ -15,6 +15,7 @@ from zaya_jax.architecture.config import ZayaConfig
 from zaya_jax.architecture.layers import Linear, RMSNorm, project, rotate, rotate_by_product
 from zaya_jax.architecture.layout import CONTEXT, START, Layout
 from zaya_jax.architecture.shards import from_left
+from zaya_jax.errors import UserError
 
 Array = jax.Array
 
@@ -198,7 +199,7 @@ class Attention(nn.Module):
         """
         history = self.config.conv_history
         if layout.clean_size < history:
-            raise ValueError(f"row: got parts of {layout.clean_size} tokens, may be of at least {history}")
+            raise UserError(f"row: got parts of {layout.clean_size} tokens, may be of at least {history}")
         before = history_columns(layout, 0)
         at = jnp.full((columns.shape[0], 1), layout.clean_size)  # column 0 is the start
         chain = []

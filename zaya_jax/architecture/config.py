@@ -9,6 +9,8 @@ from typing import Any, TypeGuard
 
 import jax.numpy as jnp
 
+from zaya_jax.errors import UserError
+
 FULL_ATTENTION = "hybrid"
 SLIDING_ATTENTION = "hybrid_sliding"
 NO_MASK = -1  # `mask_token_id` of a model without a mask token: it reads and writes text and cannot draft
@@ -29,7 +31,7 @@ REMATS = ("none", "full", "dots")
 class ZayaConfig:
     """Everything that fixes a ZAYA1 model's parameters and its forward pass.
 
-    Raises ValueError, naming the field, on any combination the model cannot run.
+    Raises UserError, naming the field, on any combination the model cannot run.
     """
 
     vocab_size: int = 262_272
@@ -311,7 +313,7 @@ def _is_int(value: Any) -> TypeGuard[int]:
 
 def _require(condition: bool, field: str, got: Any, may_be: str) -> None:
     if not condition:
-        raise ValueError(f"ZayaConfig.{field}: got {got!r}, may be {may_be}")
+        raise UserError(f"ZayaConfig.{field}: got {got!r}, may be {may_be}")
 
 
 def preset(name: str, **changes: Any) -> ZayaConfig:
@@ -322,13 +324,13 @@ def preset(name: str, **changes: Any) -> ZayaConfig:
       **changes: ZayaConfig fields to override (a tokenizer's vocab_size, most often).
 
     Raises:
-      ValueError: unknown preset or field.
+      UserError: unknown preset or field.
     """
     if name not in PRESETS:
-        raise ValueError(f"preset: got {name!r}, may be one of {sorted(PRESETS)}")
+        raise UserError(f"preset: got {name!r}, may be one of {sorted(PRESETS)}")
     unknown = set(changes) - {f.name for f in dataclasses.fields(ZayaConfig)}
     if unknown:
-        raise ValueError(f"ZayaConfig: unknown field {sorted(unknown)[0]!r}")
+        raise UserError(f"ZayaConfig: unknown field {sorted(unknown)[0]!r}")
     return ZayaConfig(**{**PRESETS[name], **changes})
 
 

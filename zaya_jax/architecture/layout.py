@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from zaya_jax.errors import UserError
+
 MASK = -1  # in `tokens`: a draft slot; the model looks up its own mask_token_id
 PADDING = -1  # in `document`: no document at all
 START = -1  # in `predecessor`: nothing stands before this token
@@ -129,10 +131,10 @@ class Layout(struct.PyTreeNode):
           axis: the `shard_map` names that the parts lie along, in order.
 
         Raises:
-          ValueError: a row or its blocks that `count` does not divide.
+          UserError: a row or its blocks that `count` does not divide.
         """
         if self.clean_size % count or self.num_blocks % count:
-            raise ValueError(
+            raise UserError(
                 f"row: got {self.clean_size} tokens and {self.num_blocks} blocks, may be multiples of {count} parts"
             )
         clean, drafts = self.clean_size // count, self.num_blocks // count * self.block_size
@@ -182,7 +184,7 @@ class Layout(struct.PyTreeNode):
           A Layout of the same row; positions count from 0 in each document.
 
         Raises:
-          ValueError: shapes that differ from tokens'.
+          UserError: shapes that differ from tokens'.
         """
         tokens = _as_row(tokens)
         document = _documents(tokens, valid, document)
@@ -224,11 +226,11 @@ class Layout(struct.PyTreeNode):
             full masking.
 
         Raises:
-          ValueError: block_size < 1, a static offset out of range, or shapes that differ from tokens'.
+          UserError: block_size < 1, a static offset out of range, or shapes that differ from tokens'.
         """
         _check_block_size(block_size)
         if isinstance(offset, (int, np.integer)) and not 0 <= offset < block_size:
-            raise ValueError(f"offset: got {offset}, may be in [0, block_size = {block_size})")
+            raise UserError(f"offset: got {offset}, may be in [0, block_size = {block_size})")
         clean = cls.causal(tokens, valid, document)
         batch, row = clean.tokens.shape
         slot_row = _grid(batch, row, block_size, offset)
@@ -247,7 +249,7 @@ class Layout(struct.PyTreeNode):
         )
         if reveal is not None:
             if reveal.shape != clean.tokens.shape:
-                raise ValueError(f"reveal: got shape {reveal.shape}, may be tokens' shape {clean.tokens.shape}")
+                raise UserError(f"reveal: got shape {reveal.shape}, may be tokens' shape {clean.tokens.shape}")
             source = jnp.minimum(slot_row, row - 1)
             shown = jnp.take_along_axis(reveal, source, axis=1) & (slot_row < row)
             shown &= jnp.take_along_axis(clean.document, source, axis=1) == drafts.document
@@ -279,7 +281,7 @@ class Layout(struct.PyTreeNode):
           count: int [batch], how many of `tokens` are real; the rest are right padding. None for all.
 
         Raises:
-          ValueError: a static anchor out of range, or anchors without a block_size.
+          UserError: a static anchor out of range, or anchors without a block_size.
         """
         tokens = _as_row(tokens)
         batch, row = tokens.shape
@@ -303,7 +305,7 @@ class Layout(struct.PyTreeNode):
         if isinstance(anchors, (tuple, list)):
             bad = [a for a in anchors if not 0 <= a <= row]
             if bad:
-                raise ValueError(f"anchors: got {bad[0]}, may be in 0 .. {row} (the clean tokens of the row)")
+                raise UserError(f"anchors: got {bad[0]}, may be in 0 .. {row} (the clean tokens of the row)")
         anchors = jnp.broadcast_to(jnp.asarray(anchors, jnp.int32), (batch, np.shape(anchors)[-1]))
         return clean._join(
             _draft_slots(
@@ -434,19 +436,19 @@ def _slots(first: Array, block_size: int) -> Array:
 def _as_row(tokens: Array) -> Array:
     tokens = jnp.asarray(tokens, jnp.int32)
     if tokens.ndim != 2:
-        raise ValueError(f"tokens: got shape {tokens.shape}, may be [batch, row]")
+        raise UserError(f"tokens: got shape {tokens.shape}, may be [batch, row]")
     return tokens
 
 
 def _check_block_size(block_size: int) -> None:
     if not isinstance(block_size, (int, np.integer)) or block_size < 1:
-        raise ValueError(f"block_size: got {block_size!r}, may be an integer of at least 1")
+        raise UserError(f"block_size: got {block_size!r}, may be an integer of at least 1")
 
 
 def _documents(tokens: Array, valid: Array | None, document: Array | None) -> Array:
     for name, value in (("valid", valid), ("document", document)):
         if value is not None and jnp.shape(value) != tokens.shape:
-            raise ValueError(f"{name}: got shape {jnp.shape(value)}, may be tokens' shape {tokens.shape}")
+            raise UserError(f"{name}: got shape {jnp.shape(value)}, may be tokens' shape {tokens.shape}")
     document = jnp.zeros_like(tokens) if document is None else jnp.asarray(document, jnp.int32)
     return document if valid is None else jnp.where(jnp.asarray(valid, bool), document, PADDING)
 

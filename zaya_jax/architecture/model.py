@@ -20,6 +20,7 @@ from zaya_jax.architecture.layers import (
 from zaya_jax.architecture.layout import MASK, Layout
 from zaya_jax.architecture.moe import BALANCING, ExpertStack, FeedForward, MixtureOfExperts
 from zaya_jax.architecture.shards import Shards
+from zaya_jax.errors import UserError
 
 Array = jax.Array
 
@@ -196,7 +197,7 @@ class Zaya(nn.Module):
         cfg = self.config
         if layout.num_blocks and cfg.mask_token_id == NO_MASK:
             may_be = "an id where blocks are drafted (`interop.mask` adds one; mode 'autoregressive' needs none)"
-            raise ValueError(f"ZayaConfig.mask_token_id: got none, may be {may_be}")
+            raise UserError(f"ZayaConfig.mask_token_id: got none, may be {may_be}")
         layout = layout.blind() if cfg.succession == "row" else layout
         stream = self.embed(layout.tokens) if stream is None else stream
         state = jnp.zeros((*layout.tokens.shape, cfg.state_size), cfg.dtype)

@@ -25,6 +25,7 @@ from absl import logging
 
 from zaya_jax.data.chat import check_messages
 from zaya_jax.data.splits import SPLITS, require_split, split_of
+from zaya_jax.errors import UserError
 
 SPLIT_PERCENTS = (96, 2, 2)
 PROSE_SUFFIXES = (".txt", ".md", ".rst", ".tex")
@@ -70,7 +71,7 @@ class _TextBuilder(tfds.core.GeneratorBasedBuilder):
         texts = (text for _, text in self.documents() if text.strip())
         held = {split_of(text.encode("utf-8"), SPLIT_PERCENTS) for text in texts}
         if not held:
-            raise ValueError(f"source: {self.name} is empty: it holds no text")
+            raise UserError(f"source: {self.name} is empty: it holds no text")
         # tfds refuses to write a split without examples; prepare_text reports a missing one.
         return {split: self._generate_examples(split) for split in SPLITS if split in held}
 
@@ -123,7 +124,7 @@ class LocalText(_TextBuilder):
     def __init__(self, *, paths: Sequence[str | Path], key: str = "text", **kwargs: Any):
         """`key` is the field of a .jsonl line that holds its text.
 
-        Raises FileNotFoundError for a path that names nothing, ValueError for an unreadable file.
+        Raises FileNotFoundError for a path that names nothing, UserError for an unreadable file.
         """
         self._files = _resolve(paths)
         self._key = key
@@ -149,7 +150,7 @@ class LocalChats(LocalText):
         super().__init__(paths=paths, key="messages", **kwargs)
         for path in self._files:
             if path.suffix.lower() != ".jsonl":
-                raise ValueError(f"paths: {path} is no .jsonl file of chats")
+                raise UserError(f"paths: {path} is no .jsonl file of chats")
 
     def documents(self) -> Iterator[Document]:
         """(path:line, messages as JSON) of each line."""
@@ -188,7 +189,7 @@ def prepare_text(
       A random-access sequence of {"text": str, "name": str}.
 
     Raises:
-      ValueError: unknown source or split, malformed file, empty corpus or split.
+      UserError: unknown source or split, malformed file, empty corpus or split.
       FileNotFoundError: a path that names no file.
     """
     return _open(_make_builder(source, Path(data_dir).expanduser()), source, split)
@@ -198,7 +199,7 @@ def prepare_chats(paths: Sequence[str | Path], data_dir: str | Path, split: str)
     """As `prepare_text`, of .jsonl files with a chat a line; "text" is the chat's messages as JSON.
 
     Raises:
-      ValueError, FileNotFoundError: as `prepare_text`, and for a line that is no chat.
+      UserError, FileNotFoundError: as `prepare_text`, and for a line that is no chat.
     """
     return _open(LocalChats(paths=paths, data_dir=Path(data_dir).expanduser()), paths, split)
 
@@ -209,7 +210,7 @@ def _open(builder: _TextBuilder, source: Any, split: str) -> TextSource:
     _prepare(builder)
     counts = {name: info.num_examples for name, info in builder.info.splits.items()}
     if not counts.get(split):
-        raise ValueError(
+        raise UserError(
             f"split: {split!r} of {_describe(source)} holds no document (documents: {counts}); "
             "a document is a file or a .jsonl line: give more of them"
         )
@@ -239,11 +240,11 @@ def _local_options(source: Any) -> dict[str, Any] | None:
     if isinstance(source, Mapping):
         unknown = sorted(set(source) - {"paths", "key"})
         if unknown or "paths" not in source:
-            raise ValueError(f"source: got fields {sorted(source)}, must be paths and maybe key")
+            raise UserError(f"source: got fields {sorted(source)}, must be paths and maybe key")
         return dict(source)
     if isinstance(source, Sequence) and not isinstance(source, str):
         return {"paths": source}
-    raise ValueError(
+    raise UserError(
         f'source: got {source!r}, must be "stdlib", "stdlib+tests", a list of paths or a dict with paths and maybe key'
     )
 
@@ -290,7 +291,7 @@ def _fingerprint(contents: Iterable[tuple[str, bytes]], salt: str = "") -> str:
 def _resolve(paths: Sequence[str | Path]) -> list[Path]:
     """The sorted, distinct files that `paths` name."""
     if isinstance(paths, str | Path) or not paths:
-        raise ValueError(f"paths: got {paths!r}, must be a list of files, directories or globs")
+        raise UserError(f"paths: got {paths!r}, must be a list of files, directories or globs")
     files: set[Path] = set()
     for entry in paths:
         text = str(Path(entry).expanduser())
@@ -301,7 +302,7 @@ def _resolve(paths: Sequence[str | Path]) -> list[Path]:
         for match in map(Path, matches):
             files.update(_text_files(match) if match.is_dir() else [match.resolve()])
     if not files:
-        raise ValueError(
+        raise UserError(
             f"paths: {_describe(list(map(str, paths)))} hold no text file ({' '.join(sorted(TEXT_SUFFIXES))})"
         )
     return sorted(files)
@@ -340,14 +341,14 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ValueError(f"paths: cannot read {path}: {error.strerror}") from error
+        raise UserError(f"paths: cannot read {path}: {error.strerror}") from error
 
 
 def _decode(path: Path, data: bytes) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"paths: {path} is not UTF-8 (byte {error.start})") from error
+        raise UserError(f"paths: {path} is not UTF-8 (byte {error.start})") from error
 
 
 def _jsonl_documents(path: Path, data: bytes, key: str) -> Iterator[Document]:
@@ -355,7 +356,7 @@ def _jsonl_documents(path: Path, data: bytes, key: str) -> Iterator[Document]:
         text = record.get(key) if isinstance(record, dict) else None
         if not isinstance(text, str):
             message = f"{where}: must be an object whose field {key!r} is a string"
-            raise ValueError(message)
+            raise UserError(message)
         yield where, _encodable(text, f"{where}: field {key!r}")
 
 
@@ -367,13 +368,13 @@ def _jsonl_records(path: Path, data: bytes) -> Iterator[tuple[str, Any]]:
             try:
                 yield f"{path}:{number}", json.loads(line)
             except json.JSONDecodeError as error:
-                raise ValueError(f"{path}:{number}: not JSON: {error.msg} at column {error.colno}") from error
+                raise UserError(f"{path}:{number}: not JSON: {error.msg} at column {error.colno}") from error
 
 
 def _encodable(text: str, where: str) -> str:
-    """`text`; ValueError if it has no UTF-8."""
+    """`text`; UserError if it has no UTF-8."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ValueError(f"{where} holds a lone surrogate") from error
+        raise UserError(f"{where} holds a lone surrogate") from error
     return text

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from zaya_jax.data.templates import MARK, ChatTemplate, Messages, encode
 from zaya_jax.data.tokenizers import Tokenizer
+from zaya_jax.errors import UserError
 
 THINKING = ("<think>", "</think>")
 
@@ -115,28 +116,28 @@ def survey(source: ChatSource, tokenizer: Tokenizer, row_length: int, limit: int
     """Counts of up to `limit` chats spread evenly over `source`; all of them where it has no more.
 
     Raises:
-      ValueError: not one fits a row.
+      UserError: not one fits a row.
     """
     step = max(1, len(source) // limit)
     encoded = [source.encode(source[i], tokenizer, row_length) for i in range(0, len(source), step)][:limit]
     dropped = sum(one is None for one in encoded)
     if dropped == len(encoded):
-        raise ValueError(f"row_length: got {row_length}, may be more: none of {dropped} chats fits, even trimmed")
+        raise UserError(f"row_length: got {row_length}, may be more: none of {dropped} chats fits, even trimmed")
     return Survey(len(encoded), sum(one is not None and one.trimmed for one in encoded), dropped)
 
 
 def check_messages(messages: Any, where: str) -> list[dict[str, str]]:
-    """`messages` as a chat, other fields left out. ValueError, led by `where`, for what is none or asks nothing."""
+    """`messages` as a chat, other fields left out. UserError, led by `where`, for what is none or asks nothing."""
     if not isinstance(messages, list) or not messages:
-        raise ValueError(f"{where}: must be an object whose field 'messages' is a list of messages")
+        raise UserError(f"{where}: must be an object whose field 'messages' is a list of messages")
     chat = []
     for number, message in enumerate(messages):
         role, content = (message.get(name) if isinstance(message, dict) else None for name in ("role", "content"))
         if not isinstance(role, str) or not isinstance(content, str):
-            raise ValueError(f"{where}: messages[{number}]: must be an object with the strings 'role' and 'content'")
+            raise UserError(f"{where}: messages[{number}]: must be an object with the strings 'role' and 'content'")
         if "\0" in role + content or MARK in role + content:
-            raise ValueError(f"{where}: messages[{number}]: holds a NUL character or U+FDD0")
+            raise UserError(f"{where}: messages[{number}]: holds a NUL character or U+FDD0")
         chat.append({"role": role, "content": content})
     if all(message["role"] != "assistant" for message in chat):
-        raise ValueError(f"{where}: messages: none is an assistant's, so there is nothing to learn")
+        raise UserError(f"{where}: messages: none is an assistant's, so there is nothing to learn")
     return chat

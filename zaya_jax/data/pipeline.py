@@ -24,6 +24,7 @@ from grain import experimental as grain_experimental
 
 from zaya_jax.data.chat import ChatSource
 from zaya_jax.data.tokenizers import Tokenizer
+from zaya_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
 Document = tuple[Sequence[int], Sequence[int]]  # (ids, answer): as long as each other, answer 0 or 1
@@ -76,13 +77,13 @@ def make_train_iterator(
       continues bit for bit behind it.
 
     Raises:
-      ValueError: an argument out of range, an empty mixture, a source smaller than shard_count.
+      UserError: an argument out of range, an empty mixture, a source smaller than shard_count.
     """
     _require_positive(row_length=row_length, batch_size=batch_size, shard_count=shard_count)
     if not 0 <= shard_index < shard_count:
-        raise ValueError(f"shard_index: got {shard_index}, must be in [0, {shard_count})")
+        raise UserError(f"shard_index: got {shard_index}, must be in [0, {shard_count})")
     if seed < 0:
-        raise ValueError(f"seed: got {seed}, must be at least 0")
+        raise UserError(f"seed: got {seed}, must be at least 0")
     _require_mixture(mixture, shard_count)
     require_packing(packing)
     rows = []
@@ -111,14 +112,14 @@ def eval_batches(
       "answer": the same}; the last batch is filled up with rows of padding.
 
     Raises:
-      ValueError: an argument out of range, an empty source.
+      UserError: an argument out of range, an empty source.
     """
     _require_positive(row_length=row_length, batch_size=batch_size)
     require_packing(packing)
     if limit is not None:
         _require_positive(limit=limit)
     if len(source) == 0:
-        raise ValueError("source: got one without documents")
+        raise UserError("source: got one without documents")
     documents = grain.MapDataset.source(source)[:limit]
     rows = _packed(documents, source, tokenizer, row_length, packing, shuffle_seed=None)
 
@@ -240,25 +241,25 @@ def _group_size(source: Source, row_length: int) -> int:
 
 
 def require_packing(packing: str) -> None:
-    """Raises ValueError unless `packing` is one of PACKINGS."""
+    """Raises UserError unless `packing` is one of PACKINGS."""
     if packing not in PACKINGS:
-        raise ValueError(f"packing: got {packing!r}, may be one of {', '.join(PACKINGS)}")
+        raise UserError(f"packing: got {packing!r}, may be one of {', '.join(PACKINGS)}")
 
 
 def _require_positive(**values: Any) -> None:
     for name, value in values.items():
         if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name}: got {value!r}, must be an integer of at least 1")
+            raise UserError(f"{name}: got {value!r}, must be an integer of at least 1")
 
 
 def _require_mixture(mixture: Sequence[tuple[Source, float]], shard_count: int) -> None:
     if not mixture:
-        raise ValueError("mixture: got none, must hold at least one (source, weight)")
+        raise UserError("mixture: got none, must hold at least one (source, weight)")
     for number, (source, weight) in enumerate(mixture):
         if not (math.isfinite(weight) and weight > 0):
-            raise ValueError(f"mixture[{number}]: got weight {weight!r}, must be above 0")
+            raise UserError(f"mixture[{number}]: got weight {weight!r}, must be above 0")
         if len(source) < shard_count:
-            raise ValueError(
+            raise UserError(
                 f"mixture[{number}]: got a source of {len(source)} documents, must be at least "
                 f"{shard_count} (shard_count)"
             )

@@ -14,6 +14,8 @@ from typing import Any
 
 import tokenizers
 
+from zaya_jax.errors import UserError
+
 TOKENIZER_FILE = "tokenizer.json"
 # Who says which ids begin, end and fill a text: by number, the model's files; by spelling, the tokenizer's own.
 NUMBERED, SPELLED = ("config.json", "generation_config.json"), "tokenizer_config.json"
@@ -46,24 +48,24 @@ class PublishedTokenizer:
         begins as the tokenizer's post-processor begins it, or as tokenizer_config.json's add_bos_token says.
 
         Raises:
-          ValueError: one line: a file that cannot be read, ids or spellings that the tokenizer does not have as special
+          UserError: one line: a file that cannot be read, ids or spellings that the tokenizer does not have as special
             tokens, no EOS.
         """
         added = model.get_added_tokens_decoder()
         for token in description.get("added_tokens") or ():
             got = added.get(token["id"])
             if got is None or got.content != token["content"]:
-                raise ValueError(f"tokenizer: {path}: added_tokens: {token['content']!r} cannot have id {token['id']}")
+                raise UserError(f"tokenizer: {path}: added_tokens: {token['content']!r} cannot have id {token['id']}")
         named = _named_ids(path, model)
         if not named["eos"]:
             places = ", ".join((*NUMBERED, SPELLED))
-            raise ValueError(f"tokenizer: {path}: no EOS token: none of {places} beside it names one (eos_token_id)")
+            raise UserError(f"tokenizer: {path}: no EOS token: none of {places} beside it names one (eos_token_id)")
         special = {token.content: id_ for id_, token in added.items() if token.special}
         for role in ("bos", "eos"):
             wrong = next((id_ for id_ in named[role] if id_ not in special.values()), None)
             if wrong is not None:  # a text could say it
                 got = f"{wrong} ({model.id_to_token(wrong)!r})"
-                raise ValueError(f"tokenizer: {path}: {role} token: got {got}, must be one of its special tokens")
+                raise UserError(f"tokenizer: {path}: {role} token: got {got}, must be one of its special tokens")
         model.encode_special_tokens = True
         model.no_padding()
         model.no_truncation()
@@ -92,13 +94,13 @@ class PublishedTokenizer:
 
         Raises:
           UnicodeEncodeError (a ValueError): for lone surrogates.
-          ValueError: a text that the tokenizer has no tokens for.
+          UserError: a text that the tokenizer has no tokens for.
         """
         text.encode("utf-8")
         try:
             ids = (self.model if start else self._inside).encode(text, add_special_tokens=False).ids
         except Exception as error:  # `tokenizers` raises bare Exception
-            raise ValueError(f"tokenizer: cannot encode {text[:40]!r}: {one_line(error)}") from error
+            raise UserError(f"tokenizer: cannot encode {text[:40]!r}: {one_line(error)}") from error
         # a vocabulary may have the spelling among its pieces, too
         spelled = [s for s, id_ in self.special_ids.items() if id_ in ids and s in text and len(s) > 1]
         if not spelled:
@@ -108,11 +110,11 @@ class PublishedTokenizer:
         return self.encode(parts[0], start) + self.encode(parts[1], False)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids`. ValueError if an id is outside the vocabulary."""
+        """Text of `ids`. UserError if an id is outside the vocabulary."""
         values = [int(i) for i in ids]
         wrong = next((i for i in values if not 0 <= i < self.vocab_size), None)
         if wrong is not None:
-            raise ValueError(f"ids: got {wrong}, must be in [0, {self.vocab_size})")
+            raise UserError(f"ids: got {wrong}, must be in [0, {self.vocab_size})")
         return self.model.decode([i for i in values if i not in self._silent], skip_special_tokens=True)
 
     def joins(self, id_: int) -> bool:
@@ -157,7 +159,7 @@ class PublishedTokenizer:
 
 
 def read_description(path: Path) -> tuple[dict[str, Any], tokenizers.Tokenizer]:
-    """A tokenizer.json as JSON and as a tokenizer. ValueError, in one line, for anything else."""
+    """A tokenizer.json as JSON and as a tokenizer. UserError, in one line, for anything else."""
     try:
         text = path.read_text(encoding="utf-8")
         description = json.loads(text)
@@ -165,19 +167,19 @@ def read_description(path: Path) -> tuple[dict[str, Any], tokenizers.Tokenizer]:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # `tokenizers` raises bare Exception, and a panic is none
-        raise ValueError(f"tokenizer: {path} is not a tokenizer json ({one_line(error)})") from error
+        raise UserError(f"tokenizer: {path} is not a tokenizer json ({one_line(error)})") from error
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object, {} where there is no such file. ValueError, in one line, for anything else."""
+    """A JSON object, {} where there is no such file. UserError, in one line, for anything else."""
     if not path.is_file():
         return {}
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"tokenizer: {path} cannot be read ({one_line(error)})") from None
+        raise UserError(f"tokenizer: {path} cannot be read ({one_line(error)})") from None
     if not isinstance(values, dict):
-        raise ValueError(f"tokenizer: {path}: got {type(values).__name__}, must be a JSON object")
+        raise UserError(f"tokenizer: {path}: got {type(values).__name__}, must be a JSON object")
     return values
 
 
@@ -207,7 +209,7 @@ def _named_ids(path: Path, model: tokenizers.Tokenizer) -> dict[str, list[int]]:
                 known = isinstance(id_, int) and not isinstance(id_, bool) and 0 <= id_ < 2**31
                 if not known or model.id_to_token(id_) is None:
                     where = path.with_name(name)
-                    raise ValueError(f"tokenizer: {where}: {role}_token_id: got {id_!r}, must be an id of {path}")
+                    raise UserError(f"tokenizer: {where}: {role}_token_id: got {id_!r}, must be an id of {path}")
                 named[role] += [id_] * (id_ not in named[role])
     values = read_object(path.with_name(SPELLED))
     for role in ROLES:
@@ -218,7 +220,7 @@ def _named_ids(path: Path, model: tokenizers.Tokenizer) -> dict[str, list[int]]:
         id_ = model.token_to_id(given) if isinstance(given, str) else None
         if id_ is None:
             where = path.with_name(SPELLED)
-            raise ValueError(f"tokenizer: {where}: {role}_token: got {given!r}, must be a token of {path}")
+            raise UserError(f"tokenizer: {where}: {role}_token: got {given!r}, must be a token of {path}")
         others = [other for other in named[role] if other != id_]
         named[role] = [id_, *others] if role == "eos" else [*named[role], *[id_] * (id_ not in named[role])]
     return named

@@ -7,13 +7,15 @@ held out can reach training by being listed twice or by a change elsewhere in th
 from collections.abc import Sequence
 from hashlib import blake2b
 
+from zaya_jax.errors import UserError
+
 SPLITS = ("train", "validation", "test")
 
 
 def require_split(split: str) -> None:
-    """Raises ValueError unless `split` is one of SPLITS."""
+    """Raises UserError unless `split` is one of SPLITS."""
     if split not in SPLITS:
-        raise ValueError(f"split: got {split!r}, must be one of {', '.join(SPLITS)}")
+        raise UserError(f"split: got {split!r}, must be one of {', '.join(SPLITS)}")
 
 
 def stable_hash(text: str | bytes) -> int:

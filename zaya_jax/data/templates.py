@@ -24,6 +24,7 @@ import jinja2.sandbox
 
 from zaya_jax.data.published import SPELLED, read_object
 from zaya_jax.data.tokenizers import Tokenizer
+from zaya_jax.errors import UserError
 
 Messages = Sequence[Mapping[str, str]]
 TEMPLATE_FILE = "chat_template.jinja"
@@ -70,7 +71,7 @@ class ChatTemplate:
         """The chat's text, special tokens as in `SPECIAL`.
 
         Raises:
-          ValueError: one line: a template that fails, or one that changes contents so that special tokens cannot be
+          UserError: one line: a template that fails, or one that changes contents so that special tokens cannot be
             told from them.
         """
         names = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id, "pad_token": tokenizer.pad_id}
@@ -82,7 +83,7 @@ class ChatTemplate:
                     messages=list(messages), add_generation_prompt=add_generation_prompt, **variables
                 )
             except Exception as error:  # a template can raise what it likes, of Python's too (a division by zero)
-                raise ValueError(f"chat_template: {' '.join(str(error).split())[:300]}") from None
+                raise UserError(f"chat_template: {' '.join(str(error).split())[:300]}") from None
 
         if not tokenizer.special_ids:
             return text_of(messages)
@@ -91,10 +92,10 @@ class ChatTemplate:
             if any(
                 s in message["role"] for s in spelled
             ):  # roles are told apart by templates, so they stay as they are
-                raise ValueError(f"chat_template: role: got {message['role']!r}, may hold no special token")
+                raise UserError(f"chat_template: role: got {message['role']!r}, may hold no special token")
         guarded = text_of(m | {"content": self._guarded(m["content"], spelled)} for m in map(dict, messages))
         if guarded.replace(MARK, "") != text_of(messages):
-            raise ValueError("chat_template: changes a message's content, so special tokens cannot be told from words")
+            raise UserError("chat_template: changes a message's content, so special tokens cannot be told from words")
         anything = re.compile("|".join(map(re.escape, sorted(spelled, key=len, reverse=True))))
         return anything.sub(lambda found: f"\0{spelled[found[0]]}\0", guarded).replace(MARK, "")
 
@@ -126,7 +127,7 @@ class ChatTemplate:
         """(text, whether it is an answer), together the whole chat up to the end of its last answer.
 
         Raises:
-          ValueError: the template changes what it wrote before as the chat goes on, or does not end an answer.
+          UserError: the template changes what it wrote before as the chat goes on, or does not end an answer.
         """
         turns, done = [], ""
         for i, message in enumerate(messages):
@@ -135,11 +136,11 @@ class ChatTemplate:
             before = self.render(messages[:i], tokenizer, add_generation_prompt=True)
             after = self.render(messages[: i + 1], tokenizer)
             if not (before.startswith(done) and after.startswith(before)):
-                raise ValueError(f"chat_template: message {i + 1} of a chat changes how those before it are written")
+                raise UserError(f"chat_template: message {i + 1} of a chat changes how those before it are written")
             ends = (f.end() for f in SPECIAL.finditer(after, len(before)) if int(f[1]) in tokenizer.eos_ids)
             end = next(ends, None)
             if end is None:
-                raise ValueError("chat_template: writes no {{ eos_token }} behind an assistant's content")
+                raise UserError("chat_template: writes no {{ eos_token }} behind an assistant's content")
             turns += [(before[len(done) :], False), (after[len(before) : end], True)]
             done = after[:end]
         return turns
@@ -177,7 +178,7 @@ def load_template(spec: str, tokenizer: Tokenizer) -> ChatTemplate:
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: a template that cannot be read, or that fails on a chat of two questions.
+      UserError: a template that cannot be read, or that fails on a chat of two questions.
     """
     if spec != "plain" and "{" not in spec and not Path(spec).is_file():
         raise FileNotFoundError(f'chat_template: got {spec!r}, may be "plain", a Jinja file or a Jinja text')
@@ -188,7 +189,7 @@ def folder_template(folder: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
     """The template in a checkpoint's folder: chat_template.jinja, or in tokenizer_config.json; None without one.
 
     Raises:
-      ValueError: one line: as `load_template`, or a file that cannot be read.
+      UserError: one line: as `load_template`, or a file that cannot be read.
     """
     if (folder / TEMPLATE_FILE).is_file():
         return _tried(_read(folder / TEMPLATE_FILE), tokenizer)
@@ -199,7 +200,7 @@ def folder_template(folder: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
     if given is None:
         return None
     if not isinstance(given, str):
-        raise ValueError(f"tokenizer: {folder / SPELLED}: chat_template: got {str(given)[:40]!r}, must be a Jinja text")
+        raise UserError(f"tokenizer: {folder / SPELLED}: chat_template: got {str(given)[:40]!r}, must be a Jinja text")
     return _tried(given, tokenizer)
 
 
@@ -207,7 +208,7 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise ValueError(f"chat_template: {path}: cannot be read ({str(error)[:100]})") from None
+        raise UserError(f"chat_template: {path}: cannot be read ({str(error)[:100]})") from None
 
 
 def _tried(source: str, tokenizer: Tokenizer) -> ChatTemplate:
@@ -215,7 +216,7 @@ def _tried(source: str, tokenizer: Tokenizer) -> ChatTemplate:
     try:
         _ = template._compiled, template._literals
     except (jinja2.TemplateError, RecursionError) as error:
-        raise ValueError(f"chat_template: {' '.join(str(error).split())[:300]}") from None
+        raise UserError(f"chat_template: {' '.join(str(error).split())[:300]}") from None
     template.turns([{"role": role, "content": "a"} for role in ("user", "assistant") * 2], tokenizer)
     return template
 

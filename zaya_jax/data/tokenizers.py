@@ -13,6 +13,7 @@ from typing import Any, Protocol, cast
 import tokenizers
 
 from zaya_jax.data.published import TOKENIZER_FILE, PublishedTokenizer, read_description
+from zaya_jax.errors import UserError
 
 NUM_SPECIALS = 4  # BOS, EOS, PAD, MASK, in this order, behind the ordinary tokens.
 NUM_BYTES = 256
@@ -113,11 +114,11 @@ class _SpecialsLast:
         return False
 
     def _ordinary(self, ids: Sequence[int]) -> list[int]:
-        """`ids` without the special tokens; ValueError if one is outside the vocabulary."""
+        """`ids` without the special tokens; UserError if one is outside the vocabulary."""
         values = [int(i) for i in ids]
         if values and not (min(values) >= 0 and max(values) < self.vocab_size):
             wrong = min(values) if min(values) < 0 else max(values)
-            raise ValueError(f"ids: got {wrong}, must be in [0, {self.vocab_size})")
+            raise UserError(f"ids: got {wrong}, must be in [0, {self.vocab_size})")
         return [i for i in values if i < self.bos_id]
 
 
@@ -134,7 +135,7 @@ class ByteTokenizer(_SpecialsLast):
         return list(text.encode("utf-8"))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of the bytes in `ids`. ValueError if an id is outside the vocabulary."""
+        """Text of the bytes in `ids`. UserError if an id is outside the vocabulary."""
         return bytes(self._ordinary(ids)).decode("utf-8", errors="replace")
 
 
@@ -148,11 +149,11 @@ class BPETokenizer(_SpecialsLast):
     def train(cls, texts: Iterable[str], vocab_size: int) -> "BPETokenizer":
         """Learns merges from `texts` until there are `vocab_size` rows, specials included.
 
-        Raises ValueError if `vocab_size` is below 260 or more than `texts` can fill.
+        Raises UserError if `vocab_size` is below 260 or more than `texts` can fill.
         """
         smallest = NUM_BYTES + NUM_SPECIALS
         if vocab_size < smallest:
-            raise ValueError(f"vocab_size: got {vocab_size}, must be at least {smallest}")
+            raise UserError(f"vocab_size: got {vocab_size}, must be at least {smallest}")
         model = tokenizers.Tokenizer(tokenizers.models.BPE())
         model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
         model.decoder = tokenizers.decoders.ByteLevel()
@@ -165,7 +166,7 @@ class BPETokenizer(_SpecialsLast):
         model.train_from_iterator(texts, trainer=trainer)
         tokenizer = cls(model)
         if tokenizer.vocab_size != vocab_size:
-            raise ValueError(
+            raise UserError(
                 f"vocab_size: got {vocab_size}, but these texts can fill only "
                 f"{tokenizer.vocab_size}; give more text or a smaller vocab_size"
             )
@@ -173,13 +174,13 @@ class BPETokenizer(_SpecialsLast):
 
     @classmethod
     def load(cls, path: str | Path) -> "BPETokenizer":
-        """Reads what `save` wrote. FileNotFoundError or ValueError, in one line, otherwise."""
+        """Reads what `save` wrote. FileNotFoundError or UserError, in one line, otherwise."""
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"tokenizer: no such file: {path}")
         description, model = read_description(path)
         if not _is_ours(description):
-            raise ValueError(f"tokenizer: {path} is not a lossless byte-level BPE as BPETokenizer.save writes it")
+            raise UserError(f"tokenizer: {path} is not a lossless byte-level BPE as BPETokenizer.save writes it")
         return cls(model)
 
     def save(self, path: str | Path) -> None:
@@ -198,7 +199,7 @@ class BPETokenizer(_SpecialsLast):
         return self.model.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids`. ValueError if an id is outside the vocabulary."""
+        """Text of `ids`. UserError if an id is outside the vocabulary."""
         return self.model.decode(self._ordinary(ids), skip_special_tokens=False)
 
 
@@ -206,7 +207,7 @@ def load_tokenizer(spec: str | Path) -> Tokenizer:
     """The tokenizer that `spec` names: "bytes", the path of a tokenizer json, or a folder that holds one.
 
     A file is BPETokenizer's where it is as that writes it, else a published model's, whose special tokens the files
-    beside it name. Raises FileNotFoundError if there is none, ValueError if it is no such file.
+    beside it name. Raises FileNotFoundError if there is none, UserError if it is no such file.
     """
     if spec == "bytes":
         return ByteTokenizer()

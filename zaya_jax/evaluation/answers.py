@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from zaya_jax.errors import UserError
+
 
 class Answers:
     """Lines of one arm, behind a first line that says what they are answers of and how they were made."""
@@ -21,7 +23,7 @@ class Answers:
           made_by: everything that decides an answer (JSON-able); lines that were made otherwise are refused.
 
         Raises:
-          ValueError: the file is another evaluation's, or not ours.
+          UserError: the file is another evaluation's, or not ours.
         """
         self.path, self.lines = path, []
         self._made_by = json.loads(json.dumps(made_by))
@@ -37,15 +39,15 @@ class Answers:
             there = first["made_by"]
             in_order = [line["problem"] for line in lines] == list(range(len(lines)))
         except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{path}: not a file of answers; move it away or choose another folder") from None
+            raise UserError(f"{path}: not a file of answers; move it away or choose another folder") from None
         for key in sorted(there | self._made_by):
             if there.get(key) != self._made_by.get(key):
-                raise ValueError(
+                raise UserError(
                     f"{path}: its answers were made otherwise: {key} was {there.get(key)!r:.80}, is "
                     f"{self._made_by.get(key)!r:.80}; move it away or choose another folder"
                 )
         if not in_order:
-            raise ValueError(f"{path}: its problems are not in order; move it away")
+            raise UserError(f"{path}: its problems are not in order; move it away")
         self.lines = lines
         if not data.endswith(b"\n"):
             os.truncate(path, sum(len(line) + 1 for line in whole))

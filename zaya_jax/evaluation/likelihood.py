@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zaya_jax.data.tokenizers import Tokenizer
+from zaya_jax.errors import UserError
 from zaya_jax.training.state import summarise
 
 
@@ -39,7 +40,7 @@ def likelihood(
             tokens += ids.size
             text_bytes += len(tokenizer.decode(ids.tolist()).encode())
     if total is None:
-        raise ValueError("batches: got none, may be one or more")
+        raise UserError("batches: got none, may be one or more")
     means = summarise(jax.device_get(total))
     kept = ("ar_loss", "ar_tokens", "draft_loss", "draft_accuracy_by_slot")
     out = {name: np.asarray(means[name]) for name in kept if name in means}

@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from zaya_jax.architecture import Layout, Zaya
 from zaya_jax.data.tokenizers import Tokenizer
+from zaya_jax.errors import UserError
 from zaya_jax.sampling import SamplerConfig, generate
 from zaya_jax.sampling.decoding import bucket
 from zaya_jax.training.objective import cross_entropy
@@ -68,12 +69,12 @@ class Adapter:
         for name in ("batch", "max_gen_toks"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: got {value!r}, may be an integer of at least 1")
+                raise UserError(f"{name}: got {value!r}, may be an integer of at least 1")
         rows = self.model.config.vocab_size
         if self.tokenizer.vocab_size > rows:  # else the embedding would clamp ids, and say nothing
-            raise ValueError(f"tokenizer: got {self.tokenizer.vocab_size} tokens, may be at most the model's {rows}")
+            raise UserError(f"tokenizer: got {self.tokenizer.vocab_size} tokens, may be at most the model's {rows}")
         if not 0 <= self.before < rows:
-            raise ValueError(f"prefix: got {self.prefix}, may be in [0, {rows})")
+            raise UserError(f"prefix: got {self.prefix}, may be in [0, {rows})")
 
     @property
     def before(self) -> int:
@@ -83,7 +84,7 @@ class Adapter:
     def loglikelihood(self, requests: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
         """For (context, continuation): ln p(continuation | context), and whether greedy decoding would write it.
 
-        Raises ValueError for an empty continuation, or one longer than the model's positions.
+        Raises UserError for an empty continuation, or one longer than the model's positions.
         """
         pairs = [encode_pair(self.tokenizer, self.before, *request) for request in requests]
         return score(self.model, self.variables, pairs, self.batch)
@@ -114,7 +115,7 @@ class Adapter:
     def _complete(self, prompts: list[list[int]], rows: list[int], sampler: SamplerConfig, longest: int) -> list[str]:
         room = self.model.config.max_position_embeddings - longest
         if room < 1:
-            raise ValueError(
+            raise UserError(
                 f"max_gen_toks: got {longest}, may be below {room + longest} (max_position_embeddings), "
                 "so that a token of context has room"
             )
@@ -128,12 +129,12 @@ class Adapter:
 def make_lm(model: Zaya, variables: Any, tokenizer: Tokenizer, sampler: SamplerConfig, **options: Any) -> Any:
     """An `lm_eval.api.model.LM`, for `lm_eval.simple_evaluate(model=...)`; options: see `Adapter`.
 
-    Raises ValueError without lm-eval.
+    Raises UserError without lm-eval.
     """
     try:
         base: Any = importlib.import_module("lm_eval.api.model").LM
     except ImportError:
-        raise ValueError('lm_eval_adapter: needs the lm-eval package: pip install -e ".[lm-eval]"') from None
+        raise UserError('lm_eval_adapter: needs the lm-eval package: pip install -e ".[lm-eval]"') from None
     adapter = Adapter(model, variables, tokenizer, sampler, **options)
 
     class ZayaLM(base):
@@ -155,12 +156,12 @@ def score(model: Zaya, variables: Any, pairs: Sequence[Pair], batch: int) -> lis
     A context that does not fit before its continuation in max_position_embeddings is cut on the left. Pairs of like
     length share a forward, and few lengths are compiled; a pair's score does not depend on its neighbours.
 
-    Raises ValueError for a continuation longer than max_position_embeddings.
+    Raises UserError for a continuation longer than max_position_embeddings.
     """
     longest = model.config.max_position_embeddings
     for i, (context, continuation) in enumerate(pairs):
         if not context or not 1 <= len(continuation) <= longest:
-            raise ValueError(
+            raise UserError(
                 f"pairs[{i}]: got {len(context)} and {len(continuation)} tokens, may be a context of at least 1 and a "
                 f"continuation of 1 .. {longest} (max_position_embeddings)"
             )
@@ -216,10 +217,10 @@ def encode_pair(tokenizer: Tokenizer, before: int, context: str, continuation: s
     Both are tokenised as one text, and spaces that end the context begin the continuation. At least one token is
     scored, even where a merge runs across the border. Without context, `before` is the context.
 
-    Raises ValueError for an empty continuation.
+    Raises UserError for an empty continuation.
     """
     if not continuation:
-        raise ValueError("continuation: got '', may be one or more characters")
+        raise UserError("continuation: got '', may be one or more characters")
     bare = context.rstrip()
     whole = tokenizer.encode(context + continuation)
     border = min(len(tokenizer.encode(bare)), len(whole) - 1)
@@ -248,12 +249,12 @@ def sampler_for(
     False, or neither it nor a temperature: greedy; True alone: the sampler's temperature. top_k, top_p, min_p,
     repetition_penalty: the sampler's where not given.
 
-    Raises ValueError for any other option, or values that SamplerConfig refuses.
+    Raises UserError for any other option, or values that SamplerConfig refuses.
     """
     known = ("until", "do_sample", "temperature", *WARPS, *LENGTH_NAMES)
     unknown = [name for name in options if name not in known]
     if unknown:
-        raise ValueError(f"generate_until: got option {unknown[0]!r}, may be {', '.join(known)}")
+        raise UserError(f"generate_until: got option {unknown[0]!r}, may be {', '.join(known)}")
     until = options.get("until") or []
     temperature, do_sample = options.get("temperature"), options.get("do_sample")
     if do_sample is None:

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from zaya_jax.errors import UserError
+
 RESAMPLES = 10_000
 
 
@@ -30,23 +32,23 @@ def pass_at_k(samples: int, correct: int | np.ndarray, k: int) -> np.ndarray:
       k: at most `samples`.
 
     Raises:
-      ValueError: k or a count out of range.
+      UserError: k or a count out of range.
     """
     correct = np.asarray(correct)
     if not 1 <= k <= samples:
-        raise ValueError(f"k: got {k}, may be in 1 .. samples ({samples})")
+        raise UserError(f"k: got {k}, may be in 1 .. samples ({samples})")
     if correct.size and not 0 <= correct.min() <= correct.max() <= samples:
-        raise ValueError(f"correct: got {correct.min()} .. {correct.max()}, may be in 0 .. samples ({samples})")
+        raise UserError(f"correct: got {correct.min()} .. {correct.max()}, may be in 0 .. samples ({samples})")
     # C(n - c, k) / C(n, k) = product over i of 1 - c / i for i = n - c + 1 .. n, without large numbers
     i = np.arange(samples - k + 1, samples + 1)
     return 1 - np.prod(np.maximum(0.0, 1 - correct[..., None] / i), axis=-1)
 
 
 def mean_interval(values: Sequence[float] | np.ndarray, seed: int = 0) -> Interval:
-    """Mean over problems, with its interval. ValueError without any."""
+    """Mean over problems, with its interval. UserError without any."""
     values = np.asarray(values, float)
     if values.ndim != 1 or not len(values):
-        raise ValueError(f"values: got shape {values.shape}, may be one number for each of one or more problems")
+        raise UserError(f"values: got shape {values.shape}, may be one number for each of one or more problems")
     means = _resampled_means(values, seed)
     return Interval(float(values.mean()), *(float(x) for x in np.quantile(means, (0.025, 0.975))))
 
@@ -57,10 +59,10 @@ def paired_difference(
     """Mean of arm - other over the problems that both answered, in the same order, with its interval.
 
     Raises:
-      ValueError: different numbers of problems.
+      UserError: different numbers of problems.
     """
     if len(arm) != len(other):
-        raise ValueError(f"other: got {len(other)} problems, may be {len(arm)}, the same ones as arm's")
+        raise UserError(f"other: got {len(other)} problems, may be {len(arm)}, the same ones as arm's")
     return mean_interval(np.asarray(arm, float) - np.asarray(other, float), seed)
 
 

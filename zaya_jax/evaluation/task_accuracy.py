@@ -172,7 +172,7 @@ def run_arm(
       path: of a file that gets a line a problem as batches end, and that a killed evaluation resumes from.
 
     Raises:
-      ValueError: `path` holds another evaluation's answers.
+      UserError: `path` holds another evaluation's answers.
       SandboxError: a task that runs code, where that cannot be done safely.
     """
     samples = trial.samples if arm.sampler.temperature > 0 else 1  # greedy samples would all be the same
@@ -238,7 +238,7 @@ def run_task(
         tuning split at the arms' highest temperature; 0 for all.
 
     Raises:
-      ValueError, SandboxError: as `run_arm`.
+      UserError, SandboxError: as `run_arm`.
     """
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from flax import traverse_util
 
 from zaya_jax.architecture import Layout, Zaya, ZayaConfig
 from zaya_jax.architecture.config import NO_MASK
+from zaya_jax.errors import UserError
 from zaya_jax.interop.names import Path
 
 Array = jax.Array
@@ -39,12 +40,12 @@ def merge_adapters(config: ZayaConfig, variables: Mapping[str, Any]) -> tuple[Za
     Equal up to rounding, the weights' own dtype included.
 
     Raises:
-      ValueError: adapters that act on draft slots alone, which no plain weights can do.
+      UserError: adapters that act on draft slots alone, which no plain weights can do.
     """
     if not config.lora_rank:
         return config, dict(variables)
     if config.lora_rows != "all":
-        raise ValueError(f"ZayaConfig.lora_rows: got {config.lora_rows!r}, may be 'all' where adapters are merged")
+        raise UserError(f"ZayaConfig.lora_rows: got {config.lora_rows!r}, may be 'all' where adapters are merged")
     flat = cast(dict[Path, Array], traverse_util.flatten_dict(variables))
     merged = {path: leaf for path, leaf in flat.items() if not is_adapter(path)}
     for path, a in flat.items():

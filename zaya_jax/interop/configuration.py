@@ -9,6 +9,7 @@ from typing import Any
 
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.architecture.config import FULL_ATTENTION, PARTS, SLIDING_ATTENTION
+from zaya_jax.errors import UserError
 
 OURS = "zaya_jax"  # the key our own fields stand under; transformers keeps it and makes nothing of it
 
@@ -71,7 +72,7 @@ def config_from_huggingface(values: dict[str, Any]) -> ZayaConfig:
       A ZayaConfig. `dtype` and `param_dtype` are the file's dtype (float32 where it names none).
 
     Raises:
-      ValueError: one line naming the field, what it got and what it may be.
+      UserError: one line naming the field, what it got and what it may be.
     """
     require(isinstance(values, dict), "the whole file", values, "a JSON object")
     for name, only in ONLY.items():
@@ -93,7 +94,7 @@ def config_to_huggingface(config: ZayaConfig) -> dict[str, Any]:
     computes something else. That field, the mask token and how we compute stand under "zaya_jax".
 
     Raises:
-      ValueError: a param_dtype that no checkpoint of ours stores; an ablation, which transformers' ZAYA cannot be.
+      UserError: a param_dtype that no checkpoint of ours stores; an ablation, which transformers' ZAYA cannot be.
     """
     refuse_parts(config, "ZAYA's format")
     thetas = {FULL_ATTENTION: config.rope_theta, SLIDING_ATTENTION: config.sliding_rope_theta}
@@ -118,7 +119,7 @@ def config_to_huggingface(config: ZayaConfig) -> dict[str, Any]:
 
 
 def refuse_parts(config: ZayaConfig, where: str) -> None:
-    """Raises ValueError where a config is not ZAYA's architecture, or of a dtype that no file of ours has."""
+    """Raises UserError where a config is not ZAYA's architecture, or of a dtype that no file of ours has."""
     for name in PARTS:
         zaya = getattr(_ZAYA1, name)
         require(getattr(config, name) == zaya, name, getattr(config, name), f"{zaya!r} in {where}", "ZayaConfig")
@@ -145,7 +146,7 @@ def read_dtype(values: dict[str, Any]) -> dict[str, str]:
 
 def require(condition: bool, field: str, got: Any, may_be: str, where: str = "config.json") -> None:
     if not condition:
-        raise ValueError(f"{where}: {field}: got {got!r}, may be {may_be}")
+        raise UserError(f"{where}: {field}: got {got!r}, may be {may_be}")
 
 
 def _single(token: Any) -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from zaya_jax.architecture import ZayaConfig
+from zaya_jax.errors import UserError
 from zaya_jax.interop import native_arrays
 from zaya_jax.interop.card import write_card
 from zaya_jax.interop.configuration import DTYPES
@@ -93,14 +94,14 @@ def open_checkpoint(directory: Path, ema: bool = False) -> Folder | Native:
     """A checkpoint of any kind, checked, with nothing read but headers.
 
     Raises:
-      FileNotFoundError, ValueError: one line: no checkpoint, or one that is damaged; `ema` of a Hugging Face folder.
+      FileNotFoundError, UserError: one line: no checkpoint, or one that is damaged; `ema` of a Hugging Face folder.
     """
     if not directory.is_dir():
         raise FileNotFoundError(f"checkpoint {directory}: not a folder")
     if (directory / MODEL_FILE).exists():
         return Native(directory.absolute(), ema)
     if ema:
-        raise ValueError(f"checkpoint {directory}: a Hugging Face folder holds no average of the parameters")
+        raise UserError(f"checkpoint {directory}: a Hugging Face folder holds no average of the parameters")
     return Folder(directory)
 
 
@@ -127,13 +128,13 @@ def convert(
       progress: called with bytes written so far and in all.
 
     Raises:
-      FileNotFoundError, ValueError: one line; nothing was written.
+      FileNotFoundError, UserError: one line; nothing was written.
       OSError: the disk refuses; the partial folder stays, and the same call goes on.
     """
     if format not in FORMATS:
-        raise ValueError(f"format: got {format!r}, may be one of {FORMATS}")
+        raise UserError(f"format: got {format!r}, may be one of {FORMATS}")
     if dtype is not None and dtype not in DTYPES:
-        raise ValueError(f"dtype: got {dtype!r}, may be one of {DTYPES}")
+        raise UserError(f"dtype: got {dtype!r}, may be one of {DTYPES}")
     output = output.absolute()
     check_new(output)
     source = open_checkpoint(checkpoint, ema)
@@ -212,7 +213,7 @@ def _check_room(output: Path, size: int) -> None:
 
 
 def _check_memory(source: Folder | Native) -> None:
-    """Raises ValueError where a piece that must be decoded whole does not fit the memory that is free.
+    """Raises UserError where a piece that must be decoded whole does not fit the memory that is free.
 
     Training saves an array as one piece for each device: at the 8B's size, ten gigabytes. What `convert` writes is in
     small pieces.
@@ -224,7 +225,7 @@ def _check_memory(source: Folder | Native) -> None:
     free = int(lines["MemAvailable"].split()[0]) << 10
     if 2 * source.largest_chunk > free:  # as it is stored, and decoded
         need = f"pieces of up to {source.largest_chunk / 1e9:.1f} GB, which are decoded whole"
-        raise ValueError(f"checkpoint {source.directory}: stored in {need}; {free / 1e9:.1f} GB of memory are free")
+        raise UserError(f"checkpoint {source.directory}: stored in {need}; {free / 1e9:.1f} GB of memory are free")
 
 
 def _write_folder(
@@ -308,7 +309,7 @@ def _copy_companions(checkpoint: Path, folder: Path) -> list[str]:
             continue
         path = within(checkpoint, name)
         if path.stat().st_size > MAX_COMPANION:
-            raise ValueError(f"{path}: got {path.stat().st_size} bytes, may be at most {MAX_COMPANION}")
+            raise UserError(f"{path}: got {path.stat().st_size} bytes, may be at most {MAX_COMPANION}")
         if name == "tokenizer_config.json":
             notes += _copy_tokenizer_config(path, folder / name)
         else:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from zaya_jax.architecture import ZayaConfig
+from zaya_jax.errors import UserError
 from zaya_jax.interop import configuration, legacy, llama, zaya
 from zaya_jax.interop.names import Entry, Spec, tensor_specs
 
@@ -21,7 +22,7 @@ class Family:
       name: for messages.
       reads: whether a config.json (an object) is of this family; by its model_type, most often.
       writes: whether the family can hold a model of this configuration.
-      config_from_huggingface, config_to_huggingface: config.json <-> ZayaConfig; a ValueError of one line names the
+      config_from_huggingface, config_to_huggingface: config.json <-> ZayaConfig; a UserError of one line names the
         field that cannot be turned.
       entries: every parameter and buffer, in the order in which files hold them.
       by_expert: whether each expert of each layer is a tensor of its own.
@@ -78,17 +79,17 @@ MODEL_TYPES = (*(relative.model_type for relative in llama.RELATIVES), "zaya")
 
 
 def family_of_file(values: dict[str, Any]) -> Family:
-    """The family of a config.json. ValueError for a model_type of none."""
+    """The family of a config.json. UserError for a model_type of none."""
     kind = values.get("model_type", "zaya")
     configuration.require(kind in MODEL_TYPES, "model_type", kind, f"one of {MODEL_TYPES}")
     return next(family for family in FAMILIES if family.reads(values))
 
 
 def family_of(config: ZayaConfig) -> Family:
-    """The family that a model of ours is exported as. ValueError for one with adapters (`adapters.merge_adapters`)."""
+    """The family that a model of ours is exported as. UserError for one with adapters (`adapters.merge_adapters`)."""
     if config.lora_rank:
         may_be = "0 in a Hugging Face folder: adapters of lora_rows 'all' can be merged, others stay in our own format"
-        raise ValueError(f"ZayaConfig.lora_rank: got {config.lora_rank}, may be {may_be}")
+        raise UserError(f"ZayaConfig.lora_rank: got {config.lora_rank}, may be {may_be}")
     return next(family for family in FAMILIES if family.writes(config))
 
 
@@ -96,7 +97,7 @@ def config_from_huggingface(values: Any) -> ZayaConfig:
     """A config.json of any family -> ours.
 
     Raises:
-      ValueError: one line naming the field, what it got and what it may be.
+      UserError: one line naming the field, what it got and what it may be.
     """
     configuration.require(isinstance(values, dict), "the whole file", values, "a JSON object")
     return family_of_file(values).config_from_huggingface(values)
@@ -106,7 +107,7 @@ def config_to_huggingface(config: ZayaConfig) -> dict[str, Any]:
     """Ours -> the config.json of its family.
 
     Raises:
-      ValueError: a model that no family can hold.
+      UserError: a model that no family can hold.
     """
     return family_of(config).config_to_huggingface(config)
 

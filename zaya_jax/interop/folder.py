@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from zaya_jax.architecture import ZayaConfig
+from zaya_jax.errors import UserError
 from zaya_jax.interop.configuration import require
 from zaya_jax.interop.families import Family, family_of_file
 from zaya_jax.interop.names import EMBEDDING, HEAD, Entry, abstract_variables
@@ -37,7 +38,7 @@ class Folder:
     """
 
     def __init__(self, directory: Path) -> None:
-        """Raises FileNotFoundError or ValueError, one line, as `load_huggingface`."""
+        """Raises FileNotFoundError or UserError, one line, as `load_huggingface`."""
         self.directory = directory
         within(directory, CONFIG_FILE)
         self.source, self.files = weight_files(directory)
@@ -52,7 +53,7 @@ class Folder:
         wrong = list(problems(self.source, self.files, self.specs, config.tie_word_embeddings))
         if wrong:
             more = f" (and {len(wrong) - SHOWN} more)" if len(wrong) > SHOWN else ""
-            raise ValueError("; ".join(wrong[:SHOWN]) + more)
+            raise UserError("; ".join(wrong[:SHOWN]) + more)
         buffers = {name for entry in self.family.entries(config) if entry.path[0] != "params" for name in entry.names}
         found = {self.dtype(name) for name in self.specs if name not in buffers}
         self.config = config.replace(param_dtype=max(found, key=lambda dtype: dtype.itemsize).name)
@@ -121,7 +122,7 @@ class Folder:
         head, embedding = (self._file[name].read(name).view(np.uint8) for name in (HEAD, EMBEDDING))
         if not np.array_equal(head, embedding):
             path = self._file[HEAD].path
-            raise ValueError(f"{path}: tensor {HEAD}: differs from {EMBEDDING}, may be equal (tie_word_embeddings)")
+            raise UserError(f"{path}: tensor {HEAD}: differs from {EMBEDDING}, may be equal (tie_word_embeddings)")
 
 
 def problems(source: Path, files: list[TensorFile], specs: Mapping[str, Spec], tied: bool) -> Iterator[str]:
@@ -169,7 +170,7 @@ def read_config(directory: Path, tensors: int, size: int) -> tuple[Family, ZayaC
     """The config.json of a folder that has so many tensors and bytes of weights.
 
     Raises:
-      FileNotFoundError, ValueError: one line that names the file, and the field.
+      FileNotFoundError, UserError: one line that names the file, and the field.
     """
     path = within(directory, CONFIG_FILE)
     values = read_json(path)
@@ -178,8 +179,8 @@ def read_config(directory: Path, tensors: int, size: int) -> tuple[Family, ZayaC
         family = family_of_file(values)
         config = family.config_from_huggingface(values)
         _check_plausible(family, config, tensors, size)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     return family, config
 
 
@@ -208,7 +209,7 @@ def weight_files(directory: Path) -> tuple[Path, list[TensorFile]]:
     """(what lists the tensors, the headers of the safetensors files).
 
     Raises:
-      FileNotFoundError, ValueError: one line that names the file, and the tensor.
+      FileNotFoundError, UserError: one line that names the file, and the tensor.
     """
     if (directory / WEIGHTS_FILE).exists():
         path = within(directory, WEIGHTS_FILE)
@@ -229,11 +230,11 @@ def weight_files(directory: Path) -> tuple[Path, list[TensorFile]]:
         for name in file.tensors:
             if mapped.get(name) != file.path.name:
                 message = f"unexpected, {INDEX_FILE} maps it to {mapped.get(name)}"
-                raise ValueError(f"{file.path}: tensor {name}: {message}")
+                raise UserError(f"{file.path}: tensor {name}: {message}")
     held = {name for file in files for name in file.tensors}
     for name, file in mapped.items():
         if name not in held:
-            raise ValueError(f"{directory / file}: tensor {name}: missing, though {INDEX_FILE} maps it here")
+            raise UserError(f"{directory / file}: tensor {name}: missing, though {INDEX_FILE} maps it here")
     return index, files
 
 
@@ -241,21 +242,21 @@ def _weight_map(index: Path) -> dict[str, str]:
     values = read_json(index)
     mapped = values.get("weight_map") if isinstance(values, dict) else None
     if not isinstance(mapped, dict) or not mapped:
-        raise ValueError(f"{index}: weight_map: got {str(mapped)[:60]}, may be an object from tensor to file name")
+        raise UserError(f"{index}: weight_map: got {str(mapped)[:60]}, may be an object from tensor to file name")
     for name, file in mapped.items():
         plain = isinstance(file, str) and file.isprintable() and Path(file).name == file and len(file) < 256
         if not plain or not file.endswith(".safetensors"):
             may_be = "the name of a .safetensors file beside the index"
             if isinstance(file, str) and file.endswith(PICKLES):
                 may_be += " (a pickle can run code when it is read)"
-            raise ValueError(f"{index}: weight_map.{ascii(name[:200])[1:-1]}: got {file!r:.200}, may be {may_be}")
+            raise UserError(f"{index}: weight_map.{ascii(name[:200])[1:-1]}: got {file!r:.200}, may be {may_be}")
     return mapped
 
 
 def _refuse_pickles(directory: Path) -> None:
     for path in sorted(directory.iterdir()) if directory.is_dir() else ():
         if path.suffix in PICKLES or path.name.endswith(".bin.index.json"):
-            raise ValueError(
+            raise UserError(
                 f"{path}: a pickle, which can run code when it is read: not supported; may be safetensors "
                 "(transformers' save_pretrained writes them)"
             )

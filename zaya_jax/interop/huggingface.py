@@ -17,6 +17,7 @@ import numpy as np
 from flax import traverse_util
 
 from zaya_jax.architecture import ZayaConfig
+from zaya_jax.errors import UserError
 from zaya_jax.interop.families import family_of
 from zaya_jax.interop.folder import CONFIG_FILE, Folder, columns
 from zaya_jax.interop.names import Path, abstract_variables
@@ -45,7 +46,7 @@ def load_huggingface(directory: Directory, placement: Placement | None = None) -
 
     Raises:
       FileNotFoundError: a file is missing; names it.
-      ValueError: one line naming the file and the field or tensor that is wrong: malformed JSON, an unsupported config,
+      UserError: one line naming the file and the field or tensor that is wrong: malformed JSON, an unsupported config,
         a truncated or corrupt file, missing, unexpected or wrongly shaped tensors, a tied head that is not the
         embedding, a pickle, a path that leads out of the folder.
     """
@@ -108,7 +109,7 @@ def save_huggingface(
       max_shard_bytes: a file holds no more, except for a single larger tensor.
 
     Raises:
-      ValueError: a missing, unexpected or wrongly shaped or typed array; `directory` holds files; max_shard_bytes < 1.
+      UserError: a missing, unexpected or wrongly shaped or typed array; `directory` holds files; max_shard_bytes < 1.
     """
     directory = pathlib.Path(directory).absolute()
     check_new(directory)
@@ -129,9 +130,9 @@ def save_huggingface(
 
 
 def check_new(directory: pathlib.Path) -> None:
-    """Raises ValueError unless a folder can be put there."""
+    """Raises UserError unless a folder can be put there."""
     if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
-        raise ValueError(f"{directory}: got a path that is taken, may be a new or an empty directory")
+        raise UserError(f"{directory}: got a path that is taken, may be a new or an empty directory")
 
 
 class _Memory:
@@ -151,11 +152,11 @@ def _check_variables(config: ZayaConfig, variables: Mapping[str, Any]) -> dict[P
     expected = abstract_variables(config)
     for path in sorted(set(arrays) ^ set(expected)):
         state = "missing" if path in expected else "unexpected in this config's model"
-        raise ValueError(f"variables: {'/'.join(path)}: {state}")
+        raise UserError(f"variables: {'/'.join(path)}: {state}")
     for path, want in expected.items():
         got = (tuple(np.shape(arrays[path])), np.dtype(arrays[path].dtype))
         if got != (want.shape, want.dtype):
-            raise ValueError(
+            raise UserError(
                 f"variables: {'/'.join(path)}: got {got[1]}{list(got[0])}, may be {want.dtype}{list(want.shape)}"
             )
     return arrays

@@ -69,7 +69,7 @@ def take(directory: Path) -> Inventory:
     """Lists a checkpoint folder.
 
     Raises:
-      FileNotFoundError, ValueError: one line: no checkpoint is there, or its files' headers cannot be read.
+      FileNotFoundError, UserError: one line: no checkpoint is there, or its files' headers cannot be read.
     """
     if not directory.is_dir():
         raise FileNotFoundError(f"checkpoint {directory}: not a folder")

@@ -74,7 +74,7 @@ def config_from_huggingface(values: dict[str, Any]) -> ZayaConfig:
       A ZayaConfig whose skip_expert is "identity", unless the file's "zaya_jax" says otherwise.
 
     Raises:
-      ValueError: one line naming the field, what it got and what it may be.
+      UserError: one line naming the field, what it got and what it may be.
     """
     for name, only in _ONLY.items():
         require(values.get(name, only) == only, name, values.get(name), f"{only!r}, the only one supported")
@@ -114,7 +114,7 @@ def config_to_huggingface(config: ZayaConfig) -> dict[str, Any]:
     else (where the skip expert is ever chosen). That field stands under "zaya_jax".
 
     Raises:
-      ValueError: what that layout has no words for: an ablation, a window of one token.
+      UserError: what that layout has no words for: an ablation, a window of one token.
     """
     refuse_parts(config, "Zyphra's format")
     window = (config.sliding_window or 1) - 1

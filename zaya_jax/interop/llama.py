@@ -108,7 +108,7 @@ class Relative:
         return slides in may_slide and (slides == {False} or config.sliding_rope_theta == config.rope_theta)
 
     def config_from_huggingface(self, values: dict[str, Any]) -> ZayaConfig:
-        """config.json -> ours; ValueError in one line that names the field."""
+        """config.json -> ours; UserError in one line that names the field."""
         for name, only in _ONLY.items():
             require(values.get(name, only) == only, name, values.get(name), f"{only!r}, the only one supported")
         fields: dict[str, Any] = {**_PLAIN, **self.fixed}

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.architecture.config import NO_MASK
+from zaya_jax.errors import UserError
 
 Array = jax.Array
 
@@ -28,10 +29,10 @@ def add_mask_token(
       (config, variables), with vocab_size one more for a new row. Training moves a token's row that serves as the mask.
 
     Raises:
-      ValueError: a model that has a mask token; an id outside the vocabulary.
+      UserError: a model that has a mask token; an id outside the vocabulary.
     """
     if config.mask_token_id != NO_MASK:
-        raise ValueError(f"ZayaConfig.mask_token_id: got {config.mask_token_id}, may be none where one is to be added")
+        raise UserError(f"ZayaConfig.mask_token_id: got {config.mask_token_id}, may be none where one is to be added")
     if token is not None:
         return config.replace(mask_token_id=token), dict(variables)
     params = dict(variables["params"])

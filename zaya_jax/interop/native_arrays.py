@@ -21,6 +21,7 @@ from flax import traverse_util
 from orbax.checkpoint import v1 as ocp
 
 from zaya_jax.architecture import ZayaConfig
+from zaya_jax.errors import UserError
 from zaya_jax.interop.folder import columns
 from zaya_jax.interop.names import Path as Variable
 from zaya_jax.interop.names import abstract_variables
@@ -229,7 +230,7 @@ class Shell:
         try:
             return digest(np.asarray(self._array(path)[prefix].read().result()))
         except Exception as error:
-            raise ValueError(one_line(error)) from None
+            raise UserError(one_line(error)) from None
 
     def _array(self, path: Variable) -> Any:
         if path not in self._open:

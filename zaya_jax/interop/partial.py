@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from zaya_jax.errors import UserError
+
 JOURNAL = "journal.jsonl"
 
 
@@ -32,7 +34,7 @@ class Partial:
         self.kept = 0
 
     def __enter__(self) -> "Partial":
-        """Raises ValueError: another conversion stands or runs there."""
+        """Raises UserError: another conversion stands or runs there."""
         self.path.mkdir(parents=True, exist_ok=True)
         self._journal = open(self.path / JOURNAL, "a+b")
         try:
@@ -40,7 +42,7 @@ class Partial:
             self._read()
         except BlockingIOError:
             self._journal.close()
-            raise ValueError(f"{self.path}: another process is converting into it") from None
+            raise UserError(f"{self.path}: another process is converting into it") from None
         except BaseException:
             self._journal.close()
             raise
@@ -81,14 +83,14 @@ class Partial:
             found = lines[0]["conversion"] if lines else None
             self._done = {line["piece"]: line["is"] for line in lines[1:]}
         except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{self.path / JOURNAL}: not a journal of ours; delete the folder to begin anew") from None
+            raise UserError(f"{self.path / JOURNAL}: not a journal of ours; delete the folder to begin anew") from None
         if found is None and any(path.name != JOURNAL for path in self.path.iterdir()):
-            raise ValueError(f"{self.path}: holds files but no journal; delete it to begin anew")
+            raise UserError(f"{self.path}: holds files but no journal; delete it to begin anew")
         if found is None:
             self._write({"conversion": self._identity})
         elif found != self._identity:
             differs = sorted(k for k in {*found, *self._identity} if found.get(k) != self._identity.get(k))
-            raise ValueError(
+            raise UserError(
                 f"{self.path}: a partial conversion with another {', '.join(differs)}; delete it to begin anew"
             )
         if end < len(data):

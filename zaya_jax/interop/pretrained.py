@@ -21,7 +21,7 @@ def load_pretrained(directory: Path | str, placement: Placement | None = None) -
 
     Raises:
       FileNotFoundError: no such folder, or neither kind of checkpoint in it.
-      ValueError: a file that is damaged or does not fit; one line that names it.
+      UserError: a file that is damaged or does not fit; one line that names it.
     """
     directory = Path(directory).expanduser()
     if not directory.is_dir():

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from zaya_jax.architecture import ZayaConfig
+from zaya_jax.errors import UserError
 from zaya_jax.interop.families import Family
 from zaya_jax.interop.folder import INDEX_FILE, WEIGHTS_FILE
 from zaya_jax.interop.names import Entry, Spec, abstract_variables
@@ -28,10 +29,10 @@ def plan_shards(tensors: dict[str, Spec], max_bytes: int) -> dict[str, dict[str,
     """File name -> its tensors, in the table's order; no file holds more, except for a single larger tensor.
 
     Raises:
-      ValueError: max_bytes < 1.
+      UserError: max_bytes < 1.
     """
     if max_bytes < 1:
-        raise ValueError(f"max_shard_bytes: got {max_bytes}, may be at least 1")
+        raise UserError(f"max_shard_bytes: got {max_bytes}, may be at least 1")
     shards: list[dict[str, Spec]] = [{}]
     room = max_bytes
     for name, (shape, dtype) in tensors.items():

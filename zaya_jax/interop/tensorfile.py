@@ -20,6 +20,8 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
+from zaya_jax.errors import UserError
+
 Spec = tuple[tuple[int, ...], np.dtype]  # a tensor's shape and dtype
 
 MAX_HEADER = 100_000_000  # bytes; the library's own bound
@@ -55,7 +57,7 @@ class TensorFile:
         """One tensor, by plain reads.
 
         Raises:
-          ValueError: the file has become shorter, or cannot be read; one line naming file and tensor.
+          UserError: the file has become shorter, or cannot be read; one line naming file and tensor.
         """
         tensor = self.tensors[name]
         out = np.empty(tensor.shape, STORED[tensor.dtype])
@@ -69,7 +71,7 @@ class TensorFile:
                         raise OSError("the file ends before the tensor does")
                     rest = rest[count:]
         except OSError as error:
-            raise ValueError(f"{self.path}: tensor {name}: cannot be read ({one_line(error)})") from None
+            raise UserError(f"{self.path}: tensor {name}: cannot be read ({one_line(error)})") from None
         return out
 
 
@@ -86,7 +88,7 @@ def within(folder: Path, name: str) -> Path:
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: a link that leads out of the folder, a pipe, a device, a folder.
+      UserError: a link that leads out of the folder, a pipe, a device, a folder.
     """
     path = folder / name
     try:
@@ -95,12 +97,12 @@ def within(folder: Path, name: str) -> Path:
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links; a name with a zero byte
-        raise ValueError(f"{path}: cannot be opened ({one_line(error)})") from None
+        raise UserError(f"{path}: cannot be opened ({one_line(error)})") from None
     blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root
     if real.parent not in (root, blobs):
-        raise ValueError(f"{path}: a link to {real}, may not lead out of its folder")
+        raise UserError(f"{path}: a link to {real}, may not lead out of its folder")
     if not stat.S_ISREG(mode):
-        raise ValueError(f"{path}: not a plain file")
+        raise UserError(f"{path}: not a plain file")
     return path
 
 
@@ -109,21 +111,21 @@ def read_json(path: Path, limit: int = MAX_JSON) -> Any:
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: not JSON, not UTF-8, too long, nested too deeply, or with a key twice in one object.
+      UserError: not JSON, not UTF-8, too long, nested too deeply, or with a key twice in one object.
     """
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size > limit:
-                raise ValueError(f"{size} bytes, may be at most {limit}")
+                raise UserError(f"{size} bytes, may be at most {limit}")
             text = file.read(size)
         return parse_json(text)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({one_line(error)})") from None
+        raise UserError(f"{path}: cannot be read ({one_line(error)})") from None
     except ValueError as error:  # of which JSONDecodeError and UnicodeDecodeError are kinds
-        raise ValueError(f"{path}: not valid JSON ({one_line(error)})") from None
+        raise UserError(f"{path}: not valid JSON ({one_line(error)})") from None
 
 
 def parse_json(text: bytes) -> Any:
@@ -132,16 +134,16 @@ def parse_json(text: bytes) -> Any:
         if len(found) < len(pairs):
             names = [name for name, _ in pairs]
             twice = next(name for name in names if names.count(name) > 1)
-            raise ValueError(f"the key {twice[:200]!r} occurs twice")
+            raise UserError(f"the key {twice[:200]!r} occurs twice")
         return found
 
     def constant(name: str) -> Any:
-        raise ValueError(f"{name} is not JSON")
+        raise UserError(f"{name} is not JSON")
 
     try:
         return json.loads(text.decode("utf-8"), object_pairs_hook=once, parse_constant=constant)
     except RecursionError:
-        raise ValueError("nested too deeply") from None
+        raise UserError("nested too deeply") from None
 
 
 def read_header(path: Path) -> TensorFile:
@@ -149,14 +151,14 @@ def read_header(path: Path) -> TensorFile:
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: one line naming the file, and the tensor where it is one's fault.
+      UserError: one line naming the file, and the tensor where it is one's fault.
     """
     try:
         with open(path, "rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little") if size >= 8 else size
             if length > min(size - 8, MAX_HEADER):
-                raise ValueError(f"a header of {length} bytes in {size}")
+                raise UserError(f"a header of {length} bytes in {size}")
             values = parse_json(_exactly(file, length))
         return TensorFile(path, _tensors(values, 8 + length, size))
     except FileNotFoundError:
@@ -164,7 +166,7 @@ def read_header(path: Path) -> TensorFile:
     except (OSError, ValueError) as error:
         message = one_line(error)
         kind = "" if message.startswith("tensor ") else "truncated or not a safetensors file: "
-        raise ValueError(f"{path}: {kind}{message}") from None
+        raise UserError(f"{path}: {kind}{message}") from None
 
 
 def _exactly(file: Any, count: int) -> bytes:
@@ -181,36 +183,36 @@ def _exactly(file: Any, count: int) -> bytes:
 def _tensors(values: Any, start: int, size: int) -> dict[str, Tensor]:
     """The header's tensors; they must cover the file from `start` to `size`, each byte once."""
     if not isinstance(values, dict):
-        raise ValueError("the header is no JSON object")
+        raise UserError("the header is no JSON object")
     tensors = {name: _tensor(name, entry, start) for name, entry in values.items() if name != "__metadata__"}
     reached, last = start, "the header"
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
         if tensor.start != reached:
             how = "overlaps" if tensor.start < reached else "leaves a gap behind"
-            raise ValueError(f"tensor {name}: data_offsets: {how} {last}")
+            raise UserError(f"tensor {name}: data_offsets: {how} {last}")
         reached, last = tensor.stop, f"tensor {name}"
     if reached != size:
-        raise ValueError(f"the tensors end at byte {reached}, the file at {size}")
+        raise UserError(f"the tensors end at byte {reached}, the file at {size}")
     return tensors
 
 
 def _tensor(name: str, entry: Any, start: int) -> Tensor:
     if not name.isprintable() or not 0 < len(name) <= 1000:
-        raise ValueError(f"tensor {name[:100]!a}: not a name")
+        raise UserError(f"tensor {name[:100]!a}: not a name")
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"tensor {name}: may be an object of dtype, shape and data_offsets")
+        raise UserError(f"tensor {name}: may be an object of dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in WIDTHS:
-        raise ValueError(f"tensor {name}: dtype: got {str(dtype)[:100]!r}, may be one of {sorted(WIDTHS)}")
+        raise UserError(f"tensor {name}: dtype: got {str(dtype)[:100]!r}, may be one of {sorted(WIDTHS)}")
     if not _naturals(shape) or len(shape) > 8:
-        raise ValueError(f"tensor {name}: shape: got {str(shape)[:100]}, may be at most 8 integers of at least 0")
+        raise UserError(f"tensor {name}: shape: got {str(shape)[:100]}, may be at most 8 integers of at least 0")
     if not _naturals(offsets) or len(offsets) != 2:
-        raise ValueError(f"tensor {name}: data_offsets: got {str(offsets)[:100]}, may be two integers of at least 0")
+        raise UserError(f"tensor {name}: data_offsets: got {str(offsets)[:100]}, may be two integers of at least 0")
     begin, end = offsets
     wanted = math.prod(shape) * WIDTHS[dtype]
     if end - begin != wanted:
         got = f"got {begin} to {end}" if max(begin, end) < 1 << 63 else "got too large a number"
-        raise ValueError(f"tensor {name}: data_offsets: {got}, but shape {shape} of {dtype} is {wanted} bytes")
+        raise UserError(f"tensor {name}: data_offsets: {got}, but shape {shape} of {dtype} is {wanted} bytes")
     return Tensor(dtype, tuple(shape), start + begin, start + end)
 
 

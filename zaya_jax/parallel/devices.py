@@ -5,6 +5,8 @@ import os
 import jax
 from jax.experimental import multihost_utils
 
+from zaya_jax.errors import UserError
+
 LAUNCHERS = ("SLURM_JOB_ID", "OMPI_MCA_orte_hnp_uri", "PMIX_RANK")  # what Slurm and Open MPI (4, 5) set
 
 
@@ -12,11 +14,11 @@ def use_cpu_devices(count: int) -> None:
     """Splits the CPU into `count` devices, which share its cores: for sharding on one machine, and for testing it.
 
     Raises:
-      ValueError: count below 1.
+      UserError: count below 1.
       RuntimeError: JAX has already started (from JAX itself).
     """
     if not isinstance(count, int) or count < 1:
-        raise ValueError(f"cpu_devices: got {count!r}, may be an integer of at least 1")
+        raise UserError(f"cpu_devices: got {count!r}, may be an integer of at least 1")
     jax.config.update("jax_num_cpu_devices", count)
 
 
@@ -29,24 +31,24 @@ def start_processes(coordinator: str | None, processes: int | None, process: int
       processes, process: how many, and which this is; with explicit addresses only.
 
     Raises:
-      ValueError: arguments that do not go together, or a launcher that is not there.
+      UserError: arguments that do not go together, or a launcher that is not there.
     """
     if coordinator is None:
         if processes is not None or process is not None:
-            raise ValueError("--coordinator: missing, may be HOST:PORT of process 0 beside --processes and --process")
+            raise UserError("--coordinator: missing, may be HOST:PORT of process 0 beside --processes and --process")
         return
     # CPU processes need a library for their collectives; accelerators bring their own.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     if coordinator == "auto":
         if not any(name in os.environ for name in LAUNCHERS):
-            raise ValueError("--coordinator: got 'auto' outside Slurm and Open MPI, may be HOST:PORT of process 0")
+            raise UserError("--coordinator: got 'auto' outside Slurm and Open MPI, may be HOST:PORT of process 0")
         jax.distributed.initialize()
         return
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdigit():
-        raise ValueError(f"--coordinator: got {coordinator!r}, may be HOST:PORT of process 0, or auto")
+        raise UserError(f"--coordinator: got {coordinator!r}, may be HOST:PORT of process 0, or auto")
     if processes is None or process is None or not 0 <= process < processes:
-        raise ValueError(f"--process: got {process!r} of {processes!r} (--processes), may be 0 .. processes - 1")
+        raise UserError(f"--process: got {process!r} of {processes!r} (--processes), may be 0 .. processes - 1")
     jax.distributed.initialize(coordinator, processes, process)
 
 

@@ -24,6 +24,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.architecture.shards import ACTIVATION_AXES, WEIGHT_AXES, Shards
+from zaya_jax.errors import UserError
 
 AXES = ("data", "fsdp", "expert", "context")
 RULES: dict[str, tuple[str, ...]] = {
@@ -53,20 +54,20 @@ class MeshConfig:
         for name in AXES:
             value, least = getattr(self, name), 0 if name == "data" else 1
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}: got {value!r}, may be an integer of at least {least}")
+                raise UserError(f"{name}: got {value!r}, may be an integer of at least {least}")
         for logical, names in self.rules:
             if logical not in (*WEIGHT_AXES, *ACTIVATION_AXES):
-                raise ValueError(f"rules: got {logical!r}, may be one of {(*ACTIVATION_AXES, *WEIGHT_AXES)}")
+                raise UserError(f"rules: got {logical!r}, may be one of {(*ACTIVATION_AXES, *WEIGHT_AXES)}")
             unknown = [name for name in names if name not in AXES]
             if unknown:
-                raise ValueError(f"rules.{logical}: got {unknown[0]!r}, may be some of {AXES}")
+                raise UserError(f"rules.{logical}: got {unknown[0]!r}, may be some of {AXES}")
         # Each device computes its own rows and piece of a row; anything else would be computed twice and counted twice.
         rules = self.all_rules
         if sorted(rules["batch"] + rules["sequence"]) != sorted(AXES):
             got = f"{rules['batch']} and {rules['sequence']}"
-            raise ValueError(f"rules: batch and sequence got {got}, may share out {AXES}")
+            raise UserError(f"rules: batch and sequence got {got}, may share out {AXES}")
         if not set(rules["expert"]) <= set(rules["batch"]):
-            raise ValueError(f"rules.expert: got {rules['expert']}, may be some of batch's {rules['batch']}")
+            raise UserError(f"rules.expert: got {rules['expert']}, may be some of batch's {rules['batch']}")
 
     @property
     def all_rules(self) -> dict[str, tuple[str, ...]]:
@@ -142,7 +143,7 @@ def make_placement(
       devices: jax.devices() by default; described devices of a target to compile for.
 
     Raises:
-      ValueError: one line: sizes that do not go together, or more devices than there are.
+      UserError: one line: sizes that do not go together, or more devices than there are.
     """
     here, devices = devices is None, jax.devices() if devices is None else devices
     sizes = {name: getattr(config, name) for name in AXES}
@@ -153,9 +154,9 @@ def make_placement(
         sizes["data"] = max(fits, default=1)
     count = sizes["data"] * others
     if count > len(devices):
-        raise ValueError(f"mesh: got {sizes}, {count} devices, may be at most the {len(devices)} that are here")
+        raise UserError(f"mesh: got {sizes}, {count} devices, may be at most the {len(devices)} that are here")
     if jax.process_count() > 1 and count != len(devices):
-        raise ValueError(f"mesh: got {sizes}, {count} devices, may be all {len(devices)} of the run's processes")
+        raise UserError(f"mesh: got {sizes}, {count} devices, may be all {len(devices)} of the run's processes")
     if count == 1:
         return None
     # Auto, not the default Explicit: what is not mapped (the optimizer) is left to the compiler.
@@ -174,9 +175,9 @@ def _check(placement: Placement, model: ZayaConfig, batch_size: int, row_length:
     if placement.names("sequence"):
         if row_length % block_size:
             may_be = f"a multiple of block_size ({block_size}) where mesh.context splits it"
-            raise ValueError(f"row_length: got {row_length}, may be {may_be}")
+            raise UserError(f"row_length: got {row_length}, may be {may_be}")
         if model.succession != "text" or model.attention_backend == "dense":
-            raise ValueError("mesh.context: may be 1 with model.succession 'row' or model.attention_backend 'dense'")
+            raise UserError("mesh.context: may be 1 with model.succession 'row' or model.attention_backend 'dense'")
     lengths = {
         "embed": ("model.hidden_size", model.hidden_size),
         "vocab": ("model.vocab_size", model.vocab_size),
@@ -191,10 +192,10 @@ def _check(placement: Placement, model: ZayaConfig, batch_size: int, row_length:
     for logical, (field, length) in lengths.items():
         split = placement.split(logical)
         if length % split:
-            raise ValueError(f"{field}: got {length}, may be a multiple of {split} (the mesh splits {logical!r} so)")
+            raise UserError(f"{field}: got {length}, may be a multiple of {split} (the mesh splits {logical!r} so)")
     if placement.names("expert"):
         if model.feed_forward != "moe":
-            raise ValueError("mesh.expert: may be 1 with model.feed_forward 'dense'")
+            raise UserError("mesh.expert: may be 1 with model.feed_forward 'dense'")
         if model.expert_backend not in ("auto", "looped"):
             got = f"got {model.expert_backend!r}, may be 'auto' or 'looped'"
-            raise ValueError(f"model.expert_backend: {got} where mesh.expert splits experts (`experts.across`)")
+            raise UserError(f"model.expert_backend: {got} where mesh.expert splits experts (`experts.across`)")

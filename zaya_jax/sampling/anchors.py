@@ -17,6 +17,8 @@ from typing import cast
 
 import numpy as np
 
+from zaya_jax.errors import UserError
+
 # Rates of a block's slots 1 .. block_size - 1 (more are ignored), or tokens that each forward yielded, one run a row.
 Acceptance = Sequence[float] | Sequence[Sequence[int]]
 
@@ -38,11 +40,11 @@ def acceptance_curve(accepted: Iterable[Sequence[int]], block_size: int) -> tupl
       has the rate of the one before it.
 
     Raises:
-      ValueError: no row is long enough to say anything.
+      UserError: no row is long enough to say anything.
     """
     counted = [a for row in accepted for a in row[1:-1]]
     if not counted:
-        raise ValueError("acceptance_curve: got no row of more than two forwards, may be longer generations")
+        raise UserError("acceptance_curve: got no row of more than two forwards, may be longer generations")
     amounts = np.array(counted)
     rates: list[float] = []
     for slot in range(1, block_size):
@@ -58,7 +60,7 @@ def evidence(accepted: Sequence[Sequence[int]], block_size: int) -> Acceptance:
     and drafts nothing behind any other accept length.
 
     Raises:
-      ValueError: as `acceptance_curve`.
+      UserError: as `acceptance_curve`.
     """
     return accepted if sum(map(len, accepted)) >= ENOUGH_FORWARDS else acceptance_curve(accepted, block_size)
 

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from numbers import Integral
 
+from zaya_jax.errors import UserError
 from zaya_jax.sampling.anchors import Acceptance, best_anchors
 
 MODES = ("autoregressive", "single_pass", "two_pass", "block_diffusion", "auto")
@@ -59,7 +60,7 @@ class SamplerConfig:
       min_new_tokens: no stop token is sampled among a row's first min_new_tokens, and no stop string ends it there.
 
     Raises:
-      ValueError: naming the field.
+      UserError: naming the field.
     """
 
     mode: str = "single_pass"
@@ -181,7 +182,7 @@ def _tuples(value: Sequence) -> tuple:
 
 
 def _fail(field: str, got: object, may_be: str) -> None:
-    raise ValueError(f"SamplerConfig.{field}: got {got!r}, may be {may_be}")
+    raise UserError(f"SamplerConfig.{field}: got {got!r}, may be {may_be}")
 
 
 def _is_integer(value: object) -> bool:

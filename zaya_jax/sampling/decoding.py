@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zaya_jax.architecture import Cache, Zaya
+from zaya_jax.errors import Diverged, UserError
 from zaya_jax.sampling.config import SamplerConfig
 from zaya_jax.sampling.laws import Warp
 from zaya_jax.sampling.loop import METHODS, State, run, start
@@ -213,7 +214,7 @@ def _result(state: State, texts: list[list[int]], cut: dict[int, int], sampler: 
     tokens, logs, accepted, count, forwards, healthy, length = host
     if not healthy.all():
         row = int(np.argmin(healthy))
-        raise FloatingPointError(
+        raise Diverged(
             f"row {row}: the model's logits are not finite behind {count[row]} new tokens (NaN or infinite weights?)"
         )
     ends = [cut.get(row, int(n)) for row, n in enumerate(count)]
@@ -252,7 +253,7 @@ def _texts(prompts: Sequence[Sequence[int]], session: Session | None) -> tuple[l
     if session is None:
         return new, new
     if len(new) != len(session.texts):
-        raise ValueError(f"prompts: got {len(new)}, may be {len(session.texts)} (one for each text of the session)")
+        raise UserError(f"prompts: got {len(new)}, may be {len(session.texts)} (one for each text of the session)")
     length = np.asarray(session.cache.length)
     return (
         [text + prompt for text, prompt in zip(session.texts, new, strict=True)],
@@ -263,33 +264,33 @@ def _texts(prompts: Sequence[Sequence[int]], session: Session | None) -> tuple[l
 def check(
     model: Zaya, prompts, texts, sampler: SamplerConfig, max_new_tokens, samples, session, tokenizer
 ) -> None:  # fmt: skip
-    """Raises ValueError, naming the argument, for anything `generate` cannot do; before anything is compiled."""
+    """Raises UserError, naming the argument, for anything `generate` cannot do; before anything is compiled."""
     config = model.config
     for name, value in (("max_new_tokens", max_new_tokens), ("samples", samples)):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-            raise ValueError(f"{name}: got {value!r}, may be an integer of at least 1")
+            raise UserError(f"{name}: got {value!r}, may be an integer of at least 1")
     if not len(prompts):
-        raise ValueError("prompts: got none, may be a list of one or more token lists")
+        raise UserError("prompts: got none, may be a list of one or more token lists")
     if session is not None and samples != 1:
-        raise ValueError(f"samples: got {samples}, may be 1 with a session (its rows are the samples)")
+        raise UserError(f"samples: got {samples}, may be 1 with a session (its rows are the samples)")
     if sampler.stop_strings and tokenizer is None:
-        raise ValueError("tokenizer: got None, may be a tokenizer when SamplerConfig.stop_strings is set")
+        raise UserError("tokenizer: got None, may be a tokenizer when SamplerConfig.stop_strings is set")
     if sampler.min_new_tokens > max_new_tokens:
-        raise ValueError(
+        raise UserError(
             f"SamplerConfig.min_new_tokens: got {sampler.min_new_tokens}, may be at most max_new_tokens "
             f"({max_new_tokens})"
         )
     for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
         if not len(prompt):
-            raise ValueError(f"prompts[{i}]: got no tokens, may be one or more (start with a BOS token)")
+            raise UserError(f"prompts[{i}]: got no tokens, may be one or more (start with a BOS token)")
         bad = [t for t in prompt if not 0 <= t < config.vocab_size]
         if bad:
-            raise ValueError(f"prompts[{i}]: got token {bad[0]}, may be in [0, {config.vocab_size})")
+            raise UserError(f"prompts[{i}]: got token {bad[0]}, may be in [0, {config.vocab_size})")
         if len(text) + max_new_tokens > config.max_position_embeddings:
-            raise ValueError(
+            raise UserError(
                 f"prompts[{i}]: got {len(text)} tokens and max_new_tokens {max_new_tokens}, may be at most "
                 f"{config.max_position_embeddings} together (max_position_embeddings)"
             )
     for token in sampler.stop_tokens:
         if token >= config.vocab_size:
-            raise ValueError(f"SamplerConfig.stop_tokens: got {token}, may be in [0, {config.vocab_size})")
+            raise UserError(f"SamplerConfig.stop_tokens: got {token}, may be in [0, {config.vocab_size})")

@@ -39,9 +39,9 @@ def generate(
       streamer: sees tokens and drafts after every step, at the cost of a host round trip for each.
 
     Raises:
-      ValueError: an empty or too long prompt, a token out of range, or arguments that contradict each other; before
+      UserError: an empty or too long prompt, a token out of range, or arguments that contradict each other; before
         anything is compiled.
-      FloatingPointError: the model gave NaN logits.
+      Diverged: the model gave NaN logits.
     """
     if sampler.mode != "auto":
         return decode(model, variables, prompts, sampler, max_new_tokens, seed, samples, session, tokenizer, streamer)

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from zaya_jax.errors import UserError
+
 Array = jax.Array
 
 
@@ -75,17 +77,17 @@ def row_keys(seed: int | Sequence[int], rows: int) -> Array:
       seed: one int (row r's key is derived from it and r), or one int a row, for rows that must be reproducible alone.
 
     Raises:
-      ValueError: a sequence whose length is not `rows`, or a seed that is not in [0, 2**32).
+      UserError: a sequence whose length is not `rows`, or a seed that is not in [0, 2**32).
     """
     single = isinstance(seed, int | np.integer)
     seeds = [seed] if single else list(seed)
     for s in seeds:
         if isinstance(s, bool) or not isinstance(s, int | np.integer) or not 0 <= s < 2**32:
-            raise ValueError(f"seed: got {s!r}, may be an integer in [0, 2**32)")
+            raise UserError(f"seed: got {s!r}, may be an integer in [0, 2**32)")
     if single:
         return _split(np.uint32(seeds[0]), rows)
     if len(seeds) != rows:
-        raise ValueError(f"seed: got {len(seeds)} seeds, may be one int or one for each of the {rows} rows")
+        raise UserError(f"seed: got {len(seeds)} seeds, may be one int or one for each of the {rows} rows")
     return _keys(np.array(seeds, np.uint32))
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from zaya_jax.architecture import Zaya
+from zaya_jax.errors import UserError
 from zaya_jax.sampling.anchors import Acceptance, acceptance_curve, best_anchors, evidence, expected_tokens
 from zaya_jax.sampling.config import SamplerConfig
 from zaya_jax.sampling.cost import AUTOREGRESSIVE, cost_at, forward_cost, rows_of
@@ -61,10 +62,10 @@ def candidates(acceptance: Acceptance, cost: Mapping[int, float], block_size: in
       By predicted tokens per second, fastest first; autoregression is among them.
 
     Raises:
-      ValueError: no cost for one row.
+      UserError: no cost for one row.
     """
     if 1 not in cost:
-        raise ValueError(f"cost: got rows {sorted(cost)}, may be any that include 1 (the autoregressive forward)")
+        raise UserError(f"cost: got rows {sorted(cost)}, may be any that include 1 (the autoregressive forward)")
     out = [Candidate(1, (), 1, 1.0, cost[1], 1.0)]
     sizes = {2**i for i in range(1, block_size.bit_length()) if 2**i <= block_size} | {block_size}
     for size in sorted(sizes - {1}):

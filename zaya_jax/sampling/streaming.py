@@ -5,6 +5,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 
 from zaya_jax.data.detokenizer import Decoder, Detokenizer
+from zaya_jax.errors import UserError
 
 QUIET, RESET = "\x1b[2m", "\x1b[0m"
 RUNS = ("\x1b[36m", "\x1b[33m")  # of consecutive forwards
@@ -92,7 +93,7 @@ def render(tokenizer: Decoder, tokens: Sequence[int], accepted: Iterable[int], c
 
 def _only(tokens: list[list[int]]) -> list[int]:
     if len(tokens) != 1:
-        raise ValueError(f"TerminalStreamer: got {len(tokens)} rows, may be one")
+        raise UserError(f"TerminalStreamer: got {len(tokens)} rows, may be one")
     return tokens[0]
 
 

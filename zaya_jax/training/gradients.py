@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec
 
 from zaya_jax.architecture import Zaya
 from zaya_jax.architecture.moe import BALANCING
+from zaya_jax.errors import UserError
 from zaya_jax.parallel import Placement
 from zaya_jax.training.objective import Objective
 
@@ -65,7 +66,7 @@ def make_gradients(
             return gradients(params, balancing, batch, drawn, counts)
         if rows % accumulate:
             may_be = f"a divisor of the batch's rows ({rows})"
-            raise ValueError(f"OptimizerConfig.accumulate: got {accumulate}, may be {may_be}")
+            raise UserError(f"OptimizerConfig.accumulate: got {accumulate}, may be {may_be}")
 
         def micro(total, piece):
             rows, draws = piece

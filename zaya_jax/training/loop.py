@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from zaya_jax.architecture import Zaya
+from zaya_jax.errors import UserError
 from zaya_jax.parallel import Placement
 from zaya_jax.training.checkpoints import Checkpoints
 from zaya_jax.training.interrupt import Interrupted, stop_request
@@ -62,7 +63,7 @@ class Phase:
     def __post_init__(self) -> None:
         def require(ok: bool, field: str, may_be: str) -> None:
             if not ok:
-                raise ValueError(f"{self.name}.{field}: got {getattr(self, field)!r}, may be {may_be}")
+                raise UserError(f"{self.name}.{field}: got {getattr(self, field)!r}, may be {may_be}")
 
         for field in ("steps", "log_every", "evaluate_every", "save_every"):
             value = getattr(self, field)
@@ -106,9 +107,9 @@ def train(
 
     Raises:
       CheckpointError: a checkpoint that cannot be read or written.
-      FloatingPointError: a bad step (see `Phase.on_bad_step`).
+      Diverged: a bad step (see `Phase.on_bad_step`).
       Interrupted: SIGTERM or SIGINT came; the newest checkpoint is the last step's.
-      ValueError: the optimizer's freeze or accumulate does not fit the model or the batch.
+      UserError: the optimizer's freeze or accumulate does not fit the model or the batch.
     """
     state = _start(variables, phase, batches, checkpoints, placement, carry)
     done = int(state.step)

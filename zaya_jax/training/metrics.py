@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from zaya_jax.errors import Diverged
 from zaya_jax.parallel import is_first
 from zaya_jax.training.sinks import Sink
 
@@ -27,12 +28,12 @@ class MetricWriter:
         """Adds a line. Arrays become lists; numbers keep every digit, so that equal runs have equal lines.
 
         Raises:
-          FloatingPointError: a loss that is not finite, named with its stage and step.
+          Diverged: a loss that is not finite, named with its stage and step.
         """
         plain = {name: np.asarray(value).tolist() for name, value in metrics.items()}
         for name, value in plain.items():
             if name.endswith("loss") and not np.isfinite(value):
-                raise FloatingPointError(f"{stage} step {step}: {name} is {value}; lower optimizer.learning_rate")
+                raise Diverged(f"{stage} step {step}: {name} is {value}; lower optimizer.learning_rate")
         if self._first:
             _append(self.path, {"stage": stage, "step": step, **plain})
             for sink in self._sinks:

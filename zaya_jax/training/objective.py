@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from zaya_jax.architecture import Layout, Zaya
+from zaya_jax.errors import UserError
 
 Array = jax.Array
 LOGITS_AT_ONCE = 2**26  # logits that exist at once: 256 MiB in float32
@@ -39,7 +40,7 @@ class Objective:
     def __post_init__(self) -> None:
         def require(ok: bool, field: str, may_be: str) -> None:
             if not ok:
-                raise ValueError(f"Objective.{field}: got {getattr(self, field)!r}, may be {may_be}")
+                raise UserError(f"Objective.{field}: got {getattr(self, field)!r}, may be {may_be}")
 
         require(self.kind in ("autoregressive", "tidar"), "kind", "'autoregressive' or 'tidar'")
         require(isinstance(self.block_size, int) and self.block_size >= 1, "block_size", "an integer of at least 1")

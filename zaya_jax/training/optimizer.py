@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from zaya_jax.errors import UserError
+
 Array = jax.Array
 
 
@@ -61,7 +63,7 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         def require(ok: bool, field: str, may_be: str) -> None:
             if not ok:
-                raise ValueError(f"OptimizerConfig.{field}: got {getattr(self, field)!r}, may be {may_be}")
+                raise UserError(f"OptimizerConfig.{field}: got {getattr(self, field)!r}, may be {may_be}")
 
         require(self.name in ("adamw", "muon"), "name", "'adamw' or 'muon'")
         require(self.schedule in SCHEDULES, "schedule", f"one of {SCHEDULES}")
@@ -164,7 +166,7 @@ def frozen_parameters(config: OptimizerConfig, params):
     patterns before it hold: `("*", "!*lora*")` trains adapters alone.
 
     Raises:
-      ValueError: a pattern that matches no parameter, or no layer of one.
+      UserError: a pattern that matches no parameter, or no layer of one.
     """
     flat, tree = jax.tree_util.tree_flatten_with_path(params)
     paths = ["/".join(part.key for part in path) for path, _ in flat]
@@ -177,7 +179,7 @@ def frozen_parameters(config: OptimizerConfig, params):
         glob = "layers" + pattern[some.end() :] if some else pattern
         hits = [mask[chosen] for path, mask in zip(paths, held, strict=True) if fnmatch.fnmatchcase(path, glob)]
         if not any(hit.size for hit in hits):
-            raise ValueError(f"OptimizerConfig.freeze: {given!r} matches nothing, may be of paths like {paths[-2:]}")
+            raise UserError(f"OptimizerConfig.freeze: {given!r} matches nothing, may be of paths like {paths[-2:]}")
         for hit in hits:
             hit[:] = pattern == given  # a view of `held`
     leaves = [

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from zaya_jax.errors import UserError
+
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}  # sink (and extra of setup.py) -> package
 
 
@@ -23,13 +25,13 @@ class Sink(Protocol):
 
 
 def check_sinks(names: Sequence[str]) -> None:
-    """Raises ValueError, one line, for a sink that is unknown or whose package is not installed."""
+    """Raises UserError, one line, for a sink that is unknown or whose package is not installed."""
     for name in names:
         if name not in PACKAGES:
-            raise ValueError(f"sinks: got {name!r}, may be any of {sorted(PACKAGES)}")
+            raise UserError(f"sinks: got {name!r}, may be any of {sorted(PACKAGES)}")
         if importlib.util.find_spec(PACKAGES[name]) is None:
             package = PACKAGES[name]
-            raise ValueError(f"sinks: {name!r} needs {package}, which is not installed: pip install 'zaya_jax[{name}]'")
+            raise UserError(f"sinks: {name!r} needs {package}, which is not installed: pip install 'zaya_jax[{name}]'")
 
 
 def open_sinks(names: Sequence[str], workdir: Path, run: str, config: dict[str, Any]) -> list[Sink]:
@@ -42,7 +44,7 @@ def open_sinks(names: Sequence[str], workdir: Path, run: str, config: dict[str, 
       config: plain values, for display.
 
     Raises:
-      ValueError: see `check_sinks`.
+      UserError: see `check_sinks`.
     """
     check_sinks(names)
     make = {"tensorboard": lambda: TensorBoard(workdir / "tensorboard"), "wandb": lambda: Wandb(workdir, run, config)}

@@ -66,7 +66,7 @@ def init_state(variables: dict, optimizer: OptimizerConfig, seed: int) -> TrainS
     """The state at the start of a phase: given variables, fresh optimizer.
 
     Raises:
-      ValueError: the optimizer's `freeze` matches nothing.
+      UserError: the optimizer's `freeze` matches nothing.
     """
     params, balancing = variables["params"], variables.get(BALANCING, {})
     return TrainState(

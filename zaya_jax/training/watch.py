@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from zaya_jax.errors import Diverged
 from zaya_jax.training.metrics import MetricWriter
 
 LAG = 8  # steps that a verdict may be late: no device is kept waiting unless the host is ahead of it by as many
@@ -43,7 +44,7 @@ class BadSteps:
           batch: on the host.
 
         Raises:
-          FloatingPointError: see `look`.
+          Diverged: see `look`.
         """
         told = {name: metrics.pop(name) for name in ("bad", "recent_loss")}
         told |= {name: metrics[name] for name in ("loss", "grad_norm")}
@@ -54,7 +55,7 @@ class BadSteps:
         """Writes down the bad ones among all steps but the newest `lag`, waiting until they are done.
 
         Raises:
-          FloatingPointError: one is bad and bad steps stop the run, or too many in a row are.
+          Diverged: one is bad and bad steps stop the run, or too many in a row are.
         """
         while len(self._waiting) > lag:
             step = self._waiting.popleft()
@@ -74,11 +75,11 @@ class BadSteps:
         if finite:
             what = f"loss is {loss:.4g}, more than {self._factor:g} (spike_factor) x the recent {recent:.4g}"
         if not self._skip:
-            raise FloatingPointError(
+            raise Diverged(
                 f"{self._stage} step {step.step}: {what}; the batch is in {self._writer.bad_steps_path.name}"
             )
         if self._in_a_row > MOST_IN_A_ROW:
-            raise FloatingPointError(f"{self._stage} step {step.step}: {self._in_a_row} bad steps in a row: {what}")
+            raise Diverged(f"{self._stage} step {step.step}: {self._in_a_row} bad steps in a row: {what}")
 
 
 def row_hashes(batch: dict[str, np.ndarray]) -> list[str]:

@@ -10,6 +10,7 @@ from zaya_jax.data.tasks.countdown import Countdown
 from zaya_jax.data.tasks.gsm_symbolic import GsmSymbolic
 from zaya_jax.data.tasks.human_eval import HumanEval
 from zaya_jax.data.tasks.list_programs import ListPrograms
+from zaya_jax.errors import UserError
 
 # Families whose problems are drawn, so that they can be trained on; and given sets of problems.
 TASKS: dict[str, type[Task]] = {task.name: task for task in (Addition, Countdown, ListPrograms, GsmSymbolic)}
@@ -19,12 +20,12 @@ __all__ = ["BENCHMARKS", "TASKS", "ChatTask", "Problem", "Task", "TaskSource", "
 
 
 def make_task(name: str, **options: Any) -> Task:
-    """The task or benchmark called `name`. ValueError for an unknown name or option, or a value out of range."""
+    """The task or benchmark called `name`. UserError for an unknown name or option, or a value out of range."""
     every = TASKS | BENCHMARKS
     if name not in every:
-        raise ValueError(f"task: got {name!r}, must be one of {', '.join(every)}")
+        raise UserError(f"task: got {name!r}, must be one of {', '.join(every)}")
     known = [field.name for field in fields(every[name])]
     unknown = [option for option in options if option not in known]
     if unknown:
-        raise ValueError(f"task {name}: got option {unknown[0]!r}, may be {', '.join(known)}")
+        raise UserError(f"task {name}: got option {unknown[0]!r}, may be {', '.join(known)}")
     return every[name](**options)

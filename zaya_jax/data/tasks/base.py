@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from zaya_jax.data.splits import SPLITS, require_split, split_of
 from zaya_jax.data.tokenizers import Tokenizer
+from zaya_jax.errors import UserError
 
 SPLIT_PERCENTS = (80, 10, 10)
 MAX_ATTEMPTS = 10_000  # A split of one instance in 1,000 is still found with certainty 0.99995.
@@ -37,18 +38,18 @@ class Task(ABC):
     def problem(self, split: str, index: int, seed: int) -> Problem:
         """The `index`-th problem of a split: a pure function of its arguments and the options.
 
-        Raises ValueError for an unknown split, a negative index, or options under which no
+        Raises UserError for an unknown split, a negative index, or options under which no
         instance falls in `split`.
         """
         require_split(split)
         if index < 0:
-            raise ValueError(f"index: got {index}, must be at least 0")
+            raise UserError(f"index: got {index}, must be at least 0")
         rng = _generator(self.name, split, index, seed)
         for _ in range(MAX_ATTEMPTS):
             problem = self.sample(rng)
             if split_of(problem.identity, SPLIT_PERCENTS) == split:
                 return problem
-        raise ValueError(f"split: {self} has no instance that falls in {split!r}")
+        raise UserError(f"split: {self} has no instance that falls in {split!r}")
 
     def problems(self, split: str, count: int, seed: int) -> list[Problem]:
         """The first `count` problems of a split; a benchmark has no more than it has."""
@@ -75,10 +76,10 @@ class TaskSource:
     """Problems as documents for a pipeline: `source[i]` is {"text", "prompt", "name"}, all str; prompt begins text."""
 
     def __init__(self, task: Task, split: str, seed: int, size: int):
-        """`size` problems of `split`. ValueError if size is not in [1, 2**31]."""
+        """`size` problems of `split`. UserError if size is not in [1, 2**31]."""
         require_split(split)
         if not 1 <= size <= 2**31:  # grain shuffles 32-bit indices.
-            raise ValueError(f"size: got {size}, must be in [1, {2**31}]")
+            raise UserError(f"size: got {size}, must be in [1, {2**31}]")
         task.problem(split, 0, seed)  # Options that leave the split empty fail here, not later.
         self.task, self.split, self.seed, self.size = task, split, seed, size
 
@@ -94,9 +95,9 @@ class TaskSource:
 
 
 def require_range(field: str, value: Any, lowest: int, highest: int) -> None:
-    """Raises ValueError unless `value` is an int in [lowest, highest]."""
+    """Raises UserError unless `value` is an int in [lowest, highest]."""
     if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
-        raise ValueError(f"{field}: got {value!r}, must be an integer in [{lowest}, {highest}]")
+        raise UserError(f"{field}: got {value!r}, must be an integer in [{lowest}, {highest}]")
 
 
 def _generator(name: str, split: str, index: int, seed: int) -> random.Random:

@@ -18,6 +18,7 @@ from decimal import Decimal
 from typing import Any, ClassVar
 
 from zaya_jax.data.tasks.base import Problem, Task, require_range
+from zaya_jax.errors import UserError
 
 MARK = "####"
 
@@ -48,7 +49,7 @@ class GsmSymbolic(Task):
         require_range("templates", self.templates, 1, len(TEMPLATES))
 
     def sample(self, rng: random.Random) -> Problem:
-        """Raises ValueError without the package."""
+        """Raises UserError without the package."""
         template = TEMPLATES[int(rng.random() * self.templates)]
         drawn = _generators()[template](rng, DIFFICULTY)
         question = " ".join(drawn["question"].split())
@@ -72,10 +73,10 @@ class GsmSymbolic(Task):
 
 @functools.cache
 def _generators() -> dict[int, Callable[[random.Random, float], dict[str, Any]]]:
-    """The package's function of each of TEMPLATES. ValueError without the package."""
+    """The package's function of each of TEMPLATES. UserError without the package."""
     package = "reasoning_gym.arithmetic.gsm_symbolic"
     try:
         halves = [importlib.import_module(f"{package}.generators_{half}") for half in ("00_49", "50_99")]
     except ImportError:
-        raise ValueError('task gsm_symbolic: needs the reasoning-gym package: pip install -e ".[eval]"') from None
+        raise UserError('task gsm_symbolic: needs the reasoning-gym package: pip install -e ".[eval]"') from None
     return {template: getattr(halves[template // 50], f"generate_{template}") for template in TEMPLATES}

