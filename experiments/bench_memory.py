@@ -9,6 +9,7 @@ attention works off. The longest row, one document, is then trained on for a ste
 
 import resource
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +49,7 @@ def main() -> None:
         "preset": _PRESET.value, "batch": 1, "block_size": _BLOCK.value, "remat": True, "rows": [],
     }  # fmt: skip
     rows = numbers["train_step"]["rows"]
-    longest: tuple = ()
+    longest: Any = ()
     for length in lengths:
         step, *_ = longest = compiled_step(config, np.zeros((1, length), np.int32), _BLOCK.value)
         temporary = step.memory_analysis().temp_size_in_bytes
