@@ -9,7 +9,6 @@ attention works off. The longest row, one document, is then trained on for a ste
 
 import resource
 import time
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,14 +48,14 @@ def main() -> None:
         "preset": _PRESET.value, "batch": 1, "block_size": _BLOCK.value, "remat": True, "rows": [],
     }  # fmt: skip
     rows = numbers["train_step"]["rows"]
-    longest: Any = ()
+    longest = None
     for length in lengths:
-        step, *_ = longest = compiled_step(config, np.zeros((1, length), np.int32), _BLOCK.value)
+        step, state, batch = longest = compiled_step(config, np.zeros((1, length), np.int32), _BLOCK.value)
         temporary = step.memory_analysis().temp_size_in_bytes
         rows.append({"clean_tokens": length, "temporary_bytes": temporary})
         grown = f", {temporary / rows[-2]['temporary_bytes']:.2f} x" if len(rows) > 1 else ""
         print(f"train step, {length} clean tokens: {temporary / 2**20:.0f} MiB of temporaries{grown}", flush=True)
-    if _STEPS.value:
+    if _STEPS.value and longest:
         numbers["longest"] = trained(f"{lengths[-1]} clean tokens", *longest)
     if _STEPS.value and _PACKED.value:
         rng = np.random.default_rng(0)
