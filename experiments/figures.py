@@ -3,8 +3,8 @@
     python -m experiments.figures [NAME ...] [--results=results] [--output=results/figures]
 
 Writes NAME.png and its caption NAME.txt. No name, or `all`, draws every figure whose inputs are there and names the
-command that makes the others'. `readme` writes the README's tables anew, so `all readme` is all that is published here.
-Names, and what each is drawn from:
+command that makes the others'. `pages` writes the tables of README.md and docs/ anew, so `all pages` is all that is
+published here. Names, and what each is drawn from:
 """
 
 from pathlib import Path
@@ -12,8 +12,8 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli
+from zaya_jax.analysis.markdown_pages import rewrite
 from zaya_jax.analysis.paper_figures import FIGURES, draw, write
-from zaya_jax.analysis.readme import regenerate
 from zaya_jax.errors import UserError
 
 _WIDTH = max(map(len, FIGURES))
@@ -23,22 +23,21 @@ __doc__ = f"{__doc__}\n" + "".join(
 )
 
 _RESULTS = flags.DEFINE_string("results", "results", "Folder that the result files are read from.")
-_README = flags.DEFINE_string("readme", "README.md", "The file whose tables `readme` writes anew.")
+_PAGES = flags.DEFINE_string("pages", ".", "The clone whose README.md and docs/ `pages` writes anew.")
 _OUTPUT = flags.DEFINE_string("output", "results/figures", "Folder for the figures and their captions.")
 
 
 def main(*names: str) -> None:
     """Draws the named figures; a figure that cannot be drawn is one line on stderr."""
     for name in names:
-        if name not in ("all", "readme", *FIGURES):
-            raise UserError(f"figure: got {name!r}, may be all, readme, {', '.join(FIGURES)}")
-    if "readme" in names:
-        path = Path(_README.value)
-        path.write_text(regenerate(path.read_text(), Path(_RESULTS.value)))
-        print(path, flush=True)
+        if name not in ("all", "pages", *FIGURES):
+            raise UserError(f"figure: got {name!r}, may be all, pages, {', '.join(FIGURES)}")
+    if "pages" in names:
+        changed = rewrite(Path(_PAGES.value), Path(_RESULTS.value))
+        print(*changed or ["pages: nothing has changed"], sep="\n", flush=True)
     everything = not names or "all" in names
     drawn, lacking = [], []
-    for name in FIGURES if everything else [name for name in dict.fromkeys(names) if name != "readme"]:
+    for name in FIGURES if everything else [name for name in dict.fromkeys(names) if name != "pages"]:
         try:
             drawn.append(write(name, draw(name, _RESULTS.value), Path(_OUTPUT.value)))
             print(drawn[-1], flush=True)

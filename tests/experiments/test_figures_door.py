@@ -39,12 +39,14 @@ def test_everything_is_drawn_that_can_be(bench_only, tmp_path):
     assert all("python -m experiments.sweep --config=configs/sweeps/" in line for line in lines)
 
 
-def test_the_readme_is_written_anew(tmp_path):
+def test_the_tables_of_all_pages_are_written_anew(tmp_path):
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
     text = (ROOT / "README.md").read_text()
     path = tmp_path / "README.md"
     path.write_text(text.replace("| lossless | 4.57 |", "| lossless | 7.57 |", 1))
-    done = door("readme", f"--readme={path}")
+    done = door("pages", f"--pages={tmp_path}")
     assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(path)]
     assert path.read_text() == text
 
 
@@ -66,9 +68,9 @@ def test_damaged_results_are_one_line(bench_only, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("rooflines",), "got 'rooflines', may be all, readme, pass_at_16"),
+        (("rooflines",), "got 'rooflines', may be all, pages, pass_at_16"),
         (("--reslts=x",), "Unknown command line flag"),
-        (("readme", "--readme=nowhere.md"), "nowhere.md"),
+        (("pages", "--pages=nowhere"), "nowhere/README.md"),
     ],
 )
 def test_mistakes_are_one_line(arguments, says):

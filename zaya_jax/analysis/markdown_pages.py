@@ -1,4 +1,4 @@
-"""The README's tables, each between two markers, made anew from committed result files."""
+"""The tables of README.md and docs/, each between two markers, made anew from committed result files."""
 
 import json
 import re
@@ -79,24 +79,43 @@ TABLES: dict[str, Maker] = {
 }
 
 
-def regenerate(text: str, results: Path) -> str:
-    """The README with every table between `<!-- table NAME -->` and `<!-- end -->` made from `results`.
+def pages(root: Path) -> list[Path]:
+    """README.md and every page below docs/."""
+    return [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+
+
+def regenerate(texts: dict[str, str], results: Path) -> dict[str, str]:
+    """Pages by name, with every table between `<!-- table NAME -->` and `<!-- end -->` made from `results`.
 
     Raises:
-      UserError: a marker that names no table, or a table that stands nowhere.
+      UserError: a marker that names no table, a table that stands in two places, or nowhere.
       OSError: a result file that is not there.
     """
-    found: list[str] = []
+    found: dict[str, str] = {}
+    made = {}
+    for page, text in texts.items():
 
-    def make(match: re.Match) -> str:
-        name = match[1]
-        if name not in TABLES:
-            raise UserError(f"README.md: table {name!r} is unknown, may be one of {', '.join(TABLES)}")
-        found.append(name)
-        return f"<!-- table {name} -->\n{TABLES[name](results)}\n<!-- end -->"
+        def make(match: re.Match, page: str = page) -> str:
+            name = match[1]
+            if name not in TABLES:
+                raise UserError(f"{page}: table {name!r} is unknown, may be one of {', '.join(TABLES)}")
+            if name in found:
+                raise UserError(f"{page}: table {name!r} stands in {found[name]} too, may stand in one place")
+            found[name] = page
+            return f"<!-- table {name} -->\n{TABLES[name](results)}\n<!-- end -->"
 
-    text = re.sub(r"<!-- table (\w+) -->\n.*?<!-- end -->", make, text, flags=re.DOTALL)
+        made[page] = re.sub(r"<!-- table (\w+) -->\n.*?<!-- end -->", make, text, flags=re.DOTALL)
     lacking = [name for name in TABLES if name not in found]
     if lacking:
-        raise UserError(f"README.md: has no place for table {lacking[0]!r}: <!-- table {lacking[0]} -->, <!-- end -->")
-    return text
+        where = "README.md or docs/"
+        raise UserError(f"table {lacking[0]!r}: has no place in {where}: <!-- table {lacking[0]} -->, <!-- end -->")
+    return made
+
+
+def rewrite(root: Path, results: Path) -> list[Path]:
+    """Makes the tables of all pages of `root` anew; returns the pages that changed. Raises as `regenerate`."""
+    texts = {str(path.relative_to(root)): path.read_text() for path in pages(root)}
+    changed = {root / name: text for name, text in regenerate(texts, results).items() if text != texts[name]}
+    for path, text in changed.items():
+        path.write_text(text)
+    return list(changed)
