@@ -27,6 +27,7 @@ _CACHE = flags.DEFINE_string(
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where a mistake was noticed, not its line alone.")
 
 INTERRUPTED = 75  # exit status of a run that was asked to stop and has saved: sysexits' "try again later"
+BY_KEYBOARD = 130  # of one that Ctrl-C ended, as a shell gives it for SIGINT
 KEPT_BELOW = 4 << 30  # bytes, see `_keep_memory`
 # What becomes one line: a user's mistake, and what the system answers (no such file, no space left). Anything else is
 # our bug, or something out of JAX, and keeps its traceback.
@@ -63,7 +64,7 @@ def run(main: Callable[..., None], names: bool = False, keep_memory: bool = Fals
             print(f"interrupted: {stop}; the same command goes on from there", file=sys.stderr)
             raise SystemExit(INTERRUPTED) from None
         except KeyboardInterrupt:
-            fail("interrupted; the same command goes on from the last checkpoint", status=130)
+            fail("interrupted; the same command goes on from the last checkpoint", status=BY_KEYBOARD)
 
     # Orbax, tfds and JAX log every probe and file; a user's terminal shows progress bars and our own lines.
     logging.set_verbosity(logging.FATAL)
@@ -88,6 +89,11 @@ def _keep_memory() -> None:
         settings = {"hugetlb": 1 << 30, "mmap_threshold": KEPT_BELOW, "trim_threshold": KEPT_BELOW}
         os.environ["GLIBC_TUNABLES"] = ":".join(f"glibc.malloc.{name}={value}" for name, value in settings.items())
         os.execv(sys.executable, sys.orig_argv)
+
+
+def chosen_cache() -> str | None:
+    """--compilation_cache; None where it was not given."""
+    return _CACHE.value
 
 
 def fail(message: str, status: int = 2) -> None:

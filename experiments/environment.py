@@ -54,19 +54,28 @@ def claim_workdir(workdir: Path, config: ConfigDict) -> None:
     path = workdir / "config.json"
     mine = json.loads(config.to_json_best_effort())
     if path.exists():
-        try:
-            theirs = json.loads(path.read_text())
-        except json.JSONDecodeError:
-            raise UserError(f"{path}: not JSON; remove the folder or choose another --workdir") from None
-        difference = first_difference(_without_devices(theirs), _without_devices(mine))
-        if difference:
-            raise UserError(f"--workdir {workdir}: holds a run whose config differs in {difference}; choose another")
+        if found := difference(workdir, config):
+            raise UserError(f"--workdir {workdir}: holds a run whose config differs in {found}; choose another")
         return
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "environment.json").write_text(json.dumps(describe(), indent=2) + "\n")
     swap = path.with_suffix(".partial")
     swap.write_text(json.dumps(mine, indent=2) + "\n")
     swap.replace(path)
+
+
+def difference(workdir: Path, config: ConfigDict) -> str | None:
+    """The first field in which the run that a folder holds has another config, with both values; None if none has.
+
+    Raises:
+      UserError: its config.json is not JSON.
+    """
+    path = workdir / "config.json"
+    try:
+        theirs = json.loads(path.read_text())
+    except json.JSONDecodeError:
+        raise UserError(f"{path}: not JSON; remove the folder or choose another --workdir") from None
+    return first_difference(_without_devices(theirs), _without_devices(json.loads(config.to_json_best_effort())))
 
 
 def _without_devices(config: dict) -> dict:
