@@ -28,6 +28,7 @@ import jax
 
 LIMIT = 2 << 30  # bytes; a program of the quickstart's takes about 20 KiB
 CHOSEN_BY_USER = "JAX_COMPILATION_CACHE_DIR"  # JAX reads it: whoever sets it manages that folder
+_loaded = {"programs": 0}
 _TROUBLE = re.compile(r"Error (reading|writing) persistent compilation cache entry for '(.*?)': (.*)", re.DOTALL)
 
 
@@ -57,6 +58,16 @@ def start(chosen: str | None, default: Path | None = None) -> None:
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_compilation_cache_dir", str(folder))
         _mend(folder)
+    jax.monitoring.register_event_listener(_count)
+
+
+def loaded() -> int:
+    """How many programs this process has taken from the cache."""
+    return _loaded["programs"]
+
+
+def _count(event: str, **details: str | int) -> None:
+    _loaded["programs"] += event == "/jax/compilation_cache/cache_hits"
 
 
 def turn_off() -> None:

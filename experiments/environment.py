@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
+from experiments import compilation_cache
 from zaya_jax.errors import UserError
 from zaya_jax.parallel import is_first
 
@@ -145,8 +146,11 @@ def git_commit() -> str | None:
 
 @contextlib.contextmanager
 def timed(workdir: Path, stage: str) -> Iterator[None]:
-    """Adds a stage's wall seconds to environment.json; a resumed stage adds up. Of many processes the first does it."""
-    clock = time.perf_counter()
+    """Adds a stage's wall seconds to environment.json; a resumed stage adds up. Of many processes the first does it.
+
+    Beside them, how many programs came out of the compilation cache: seconds with and without are not to be compared.
+    """
+    clock, loaded = time.perf_counter(), compilation_cache.loaded()
     try:
         yield
     finally:
@@ -154,6 +158,8 @@ def timed(workdir: Path, stage: str) -> Iterator[None]:
             path = workdir / "environment.json"
             known = json.loads(path.read_text())
             known["seconds"][stage] = round(known["seconds"].get(stage, 0) + time.perf_counter() - clock, 2)
+            cached = known.setdefault("programs_from_cache", {})
+            cached[stage] = cached.get(stage, 0) + compilation_cache.loaded() - loaded
             swap = path.with_suffix(".partial")
             swap.write_text(json.dumps(known, indent=2) + "\n")
             swap.replace(path)
