@@ -46,7 +46,7 @@ def main() -> None:
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
         for name, measured in measure(Path(scratch)).items():
-            row = {"command": name, **measured}
+            row: dict[str, Any] = {"command": name, **measured}
             numbers["commands"].append(row)
             told = ", ".join(f"{side} {row[side]['median']:.1f} s" for side in SIDES)
             print(f"{name}: {told}; warm takes {row['warm_over_off']:.2f} of off", flush=True)

@@ -122,9 +122,11 @@ def read_config(file: str, overrides: list[str]) -> ConfigDict:
     config_flags.DEFINE_config_file("config", None, "", values, lock_config=True, sys_argv=argv)
     try:
         values(argv)
-        return values["config"].value
+        config = values["config"].value
     except (AttributeError, KeyError, TypeError, ValueError, OSError, ImportError, SyntaxError, flags.Error) as error:
         raise UserError(f"--config: {str(error).strip().splitlines()[-1]}") from error
+    assert isinstance(config, ConfigDict)
+    return config
 
 
 def to_redo(asked: Iterable[str], jobs: Mapping[str, Job]) -> list[Job]:
