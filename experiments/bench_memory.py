@@ -142,4 +142,4 @@ def timed_steps(step, state, batch: dict, steps: int) -> dict:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, keep_programs=False)

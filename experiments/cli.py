@@ -1,4 +1,4 @@
-"""The command line shared by the doors: absl flags, one-line errors."""
+"""The command line shared by the doors: absl flags, one-line errors, compiled programs that are kept."""
 
 import json
 import os
@@ -12,6 +12,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from absl import app, flags, logging
 
+from experiments import compilation_cache, terminal
 from zaya_jax.errors import Diverged, UserError
 from zaya_jax.training.interrupt import Interrupted
 
@@ -19,20 +20,25 @@ _THREADS = flags.DEFINE_integer(
     "threads", None, "CPU threads to compute with; default: one for each core. Decoding with a model whose active "
     "weights fit the processor's cache is faster with 1 (README, \"Measured\").", lower_bound=1,
 )  # fmt: skip
+_CACHE = flags.DEFINE_string(
+    "compilation_cache", None, "Folder where compiled programs are kept for the next time; empty: nowhere. Default: "
+    "$JAX_COMPILATION_CACHE_DIR, else ~/.cache/zaya_jax/xla (a sweep's jobs: WORKDIR/xla).",
+)  # fmt: skip
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where a mistake was noticed, not its line alone.")
 
 INTERRUPTED = 75  # exit status of a run that was asked to stop and has saved: sysexits' "try again later"
+BY_KEYBOARD = 130  # of one that Ctrl-C ended, as a shell gives it for SIGINT
 KEPT_BELOW = 4 << 30  # bytes, see `_keep_memory`
 # What becomes one line: a user's mistake, and what the system answers (no such file, no space left). Anything else is
 # our bug, or something out of JAX, and keeps its traceback.
 USER_ERRORS = (UserError, OSError, Diverged)
 
 
-def run(main: Callable[..., None], names: bool = False, keep_memory: bool = False) -> None:
+def run(main: Callable[..., None], names: bool = False, keep_memory: bool = False, keep_programs: bool = True) -> None:
     """Parses flags and runs `main`; a user's mistake becomes one line on stderr and exit status 2.
 
     With `names`, `main` gets what is no flag as its arguments; without, that is a mistake. `keep_memory`: see
-    `_keep_memory`.
+    `_keep_memory`. Without `keep_programs` everything is compiled anew: for what measures compiling.
     """
     if keep_memory:
         _keep_memory()
@@ -42,9 +48,15 @@ def run(main: Callable[..., None], names: bool = False, keep_memory: bool = Fals
             fail(f"argument {argv[1]!r}: unexpected, may be flags only (--help lists them)")
         if _THREADS.value:
             os.environ["NPROC"] = str(_THREADS.value)  # what XLA's CPU client sizes its pools by, when it starts
+        if keep_programs:
+            compilation_cache.start(_CACHE.value)
+        else:
+            compilation_cache.turn_off()
         try:
             main(*argv[1:])
         except USER_ERRORS as error:
+            if isinstance(error, BrokenPipeError) and terminal.nobody_reads():
+                raise
             if _TRACEBACK.value:
                 traceback.print_exc()
             fail(str(error))
@@ -52,13 +64,14 @@ def run(main: Callable[..., None], names: bool = False, keep_memory: bool = Fals
             print(f"interrupted: {stop}; the same command goes on from there", file=sys.stderr)
             raise SystemExit(INTERRUPTED) from None
         except KeyboardInterrupt:
-            fail("interrupted; the same command goes on from the last checkpoint", status=130)
+            fail("interrupted; the same command goes on from the last checkpoint", status=BY_KEYBOARD)
 
     # Orbax, tfds and JAX log every probe and file; a user's terminal shows progress bars and our own lines.
     logging.set_verbosity(logging.FATAL)
     logging.set_stderrthreshold(logging.FATAL)
     tfds.disable_progress_bar()
-    app.run(guarded, flags_parser=_parse)
+    with terminal.quiet_without_reader():
+        app.run(guarded, flags_parser=_parse)
 
 
 def _keep_memory() -> None:
@@ -76,6 +89,11 @@ def _keep_memory() -> None:
         settings = {"hugetlb": 1 << 30, "mmap_threshold": KEPT_BELOW, "trim_threshold": KEPT_BELOW}
         os.environ["GLIBC_TUNABLES"] = ":".join(f"glibc.malloc.{name}={value}" for name, value in settings.items())
         os.execv(sys.executable, sys.orig_argv)
+
+
+def chosen_cache() -> str | None:
+    """--compilation_cache; None where it was not given."""
+    return _CACHE.value
 
 
 def fail(message: str, status: int = 2) -> None:

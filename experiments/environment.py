@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
+from experiments import compilation_cache
 from zaya_jax.errors import UserError
 from zaya_jax.parallel import is_first
 
@@ -54,19 +55,28 @@ def claim_workdir(workdir: Path, config: ConfigDict) -> None:
     path = workdir / "config.json"
     mine = json.loads(config.to_json_best_effort())
     if path.exists():
-        try:
-            theirs = json.loads(path.read_text())
-        except json.JSONDecodeError:
-            raise UserError(f"{path}: not JSON; remove the folder or choose another --workdir") from None
-        difference = first_difference(_without_devices(theirs), _without_devices(mine))
-        if difference:
-            raise UserError(f"--workdir {workdir}: holds a run whose config differs in {difference}; choose another")
+        if found := difference(workdir, config):
+            raise UserError(f"--workdir {workdir}: holds a run whose config differs in {found}; choose another")
         return
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "environment.json").write_text(json.dumps(describe(), indent=2) + "\n")
     swap = path.with_suffix(".partial")
     swap.write_text(json.dumps(mine, indent=2) + "\n")
     swap.replace(path)
+
+
+def difference(workdir: Path, config: ConfigDict) -> str | None:
+    """The first field in which the run that a folder holds has another config, with both values; None if none has.
+
+    Raises:
+      UserError: its config.json is not JSON.
+    """
+    path = workdir / "config.json"
+    try:
+        theirs = json.loads(path.read_text())
+    except json.JSONDecodeError:
+        raise UserError(f"{path}: not JSON; remove the folder or choose another --workdir") from None
+    return first_difference(_without_devices(theirs), _without_devices(json.loads(config.to_json_best_effort())))
 
 
 def _without_devices(config: dict) -> dict:
@@ -136,8 +146,11 @@ def git_commit() -> str | None:
 
 @contextlib.contextmanager
 def timed(workdir: Path, stage: str) -> Iterator[None]:
-    """Adds a stage's wall seconds to environment.json; a resumed stage adds up. Of many processes the first does it."""
-    clock = time.perf_counter()
+    """Adds a stage's wall seconds to environment.json; a resumed stage adds up. Of many processes the first does it.
+
+    Beside them, how many programs came out of the compilation cache: seconds with and without are not to be compared.
+    """
+    clock, loaded = time.perf_counter(), compilation_cache.loaded()
     try:
         yield
     finally:
@@ -145,6 +158,8 @@ def timed(workdir: Path, stage: str) -> Iterator[None]:
             path = workdir / "environment.json"
             known = json.loads(path.read_text())
             known["seconds"][stage] = round(known["seconds"].get(stage, 0) + time.perf_counter() - clock, 2)
+            cached = known.setdefault("programs_from_cache", {})
+            cached[stage] = cached.get(stage, 0) + compilation_cache.loaded() - loaded
             swap = path.with_suffix(".partial")
             swap.write_text(json.dumps(known, indent=2) + "\n")
             swap.replace(path)

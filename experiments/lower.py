@@ -216,4 +216,4 @@ def _setup() -> settings.Settings:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, keep_programs=False)

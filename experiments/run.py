@@ -15,8 +15,8 @@ name describes each (experiments/phases.py): what it starts from (an earlier pha
 its steps, objective and optimizer, and where it differs from the others its row length, rotary base and data. A phase
 of 0 steps is left out. configs/zaya1_8b.py is ZAYA1's own list, from 4k tokens of context to 128k and chats.
 
---stages=DIR keeps the training stages there, each under a name that says what decides it (model, data, seed, steps,
-what it starts from), so that runs which differ only behind a stage train it once. Sweeps use it.
+--stages=DIR keeps the training stages there, each under a name that says what decides it (model, what the data's files
+hold, seed, steps, what it starts from), so that runs which differ only behind a stage train it once. Sweeps use it.
 
 Many devices: --config.mesh.fsdp=2 --config.mesh.expert=8 --config.mesh.context=4 (zaya_jax/parallel/placement.py says
 what each splits; on a CPU --config.cpu_devices=8 makes eight). A run may go on with another mesh, on more or fewer
@@ -105,8 +105,9 @@ def stage_folders(config: ConfigDict, setup: settings.Settings, workdir: Path) -
     """Where each stage's checkpoints are: in the workdir, or under a name of what decides them in --stages."""
     if _STAGES.value is None:
         return {name: workdir / "checkpoints" / name for name in setup.stages}
-    keys = settings.stage_keys(config, setup)
-    return {name: Path(_STAGES.value).absolute() / f"{name}-{keys[name]}" for name in setup.stages}
+    shared = Path(_STAGES.value).expanduser().absolute()
+    keys = settings.stage_keys(config, setup, memory=shared / "digests.json")
+    return {name: shared / f"{name}-{keys[name]}" for name in setup.stages}
 
 
 def train_stages(

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -14,6 +15,7 @@ from experiments.phases import Stage, is_phase, phase_names, read_stages
 from experiments.tokens import BESIDE_TOKENIZER, beside_tokenizer
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.data.chat import THINKING
+from zaya_jax.data.contents import Digests, of_tokenizer
 from zaya_jax.data.tasks import BENCHMARKS, ChatTask, Task, make_task
 from zaya_jax.data.templates import ChatTemplate, load_template
 from zaya_jax.data.tokenizers import Tokenizer, for_model, load_tokenizer, may_be_mask
@@ -108,24 +110,47 @@ def read(config: ConfigDict) -> Settings:
     )
 
 
-def stage_keys(config: ConfigDict, setup: Settings) -> dict[str, str]:
-    """For each stage, a short hash of everything that decides what it trains: equal keys, equal checkpoints."""
+def stage_keys(config: ConfigDict, setup: Settings, memory: Path | None = None) -> dict[str, str]:
+    """For each stage, a short hash of everything that decides what it trains: equal keys, equal checkpoints.
+
+    Of files (tokenizer, template, texts, chats, the checkpoint to start from) it is what they hold, not where they lie.
+
+    Args:
+      memory: a file that remembers digests of large files; see `Digests`.
+    """
+    digests, tokenizer = Digests(memory), load_tokenizer(config.tokenizer)
+    data = {k: v for k, v in json.loads(config.data.to_json_best_effort()).items() if k != "validation_batches"}
+    data["mixture"] = _contents(config.data.mixture, digests)
+    if "chat_template" in data:
+        data["chat_template"] = _template(config, tokenizer).source
     shared = {
         "seed": config.seed,
-        "tokenizer": config.tokenizer,
+        "tokenizer": of_tokenizer(tokenizer),
         "model": dataclasses.asdict(setup.model),
-        "data": {k: v for k, v in json.loads(config.data.to_json_best_effort()).items() if k != "validation_batches"},
+        "data": data,
     }
     keys: dict[str, str] = {}
     for name, stage in setup.stages.items():
         # neither when to look nor on which devices decides it
         own = json.loads(config[name].to_json_best_effort())
         own = {k: v for k, v in own.items() if k != "mesh" and not k.endswith("_every")}
+        if own.get("mixture") is not None:
+            own["mixture"] = _contents(config[name].mixture, digests)
         # the section may name a start that had no steps
-        own["start"] = keys[stage.start] if isinstance(stage.start, str) else str(stage.start)
+        start = stage.start
+        own["start"] = digests.of_folder(start) if isinstance(start, Path) else keys[start] if start else None
         decides = json.dumps([shared, own, stage.data_seed], sort_keys=True)
         keys[name] = hashlib.blake2b(decides.encode(), digest_size=6).hexdigest()
     return keys
+
+
+def _contents(mixture: Any, digests: Digests) -> list[dict[str, Any]]:
+    """A config's mixture with digests in its files' places."""
+    found = []
+    for item in mixture:
+        plain = json.loads(item.to_json_best_effort()) if isinstance(item, ConfigDict) else dict(item)
+        found.append(plain | {kind: digests.of_texts(plain[kind]) for kind in ("text", "chat") if kind in plain})
+    return found
 
 
 def _known(where: str, names: set[str], may_be: set[str], needed: set[str]) -> None:

@@ -3,15 +3,19 @@
     python -m experiments.sweep --config=configs/sweeps/study.py --workdir=results/sweeps/study
     python -m experiments.sweep --config=configs/sweeps/recipe.py --executor=slurm --slurm=partition=gpu,timeout_min=600
 
-A sweep file says which config and which jobs (configs/common.py: axis, product, zipped). Every job is an ordinary
-`experiments.run` in WORKDIR/runs/NAME with a log.txt; stages that several jobs share (a common pretraining) are trained
-once, in WORKDIR/stages or --stages. results.csv holds the rows of every finished job, each with the job's name and what
-it changed. Interrupt it at any moment: the same command skips what is finished and goes on with the rest. A job that
-fails does not stop the others; at the end each failure is a line, and the status is 1.
+A sweep file says which config and which jobs (configs/common.py: axis, product, zipped). The config is looked for from
+the sweep's file, then in this clone, then from here. Every job is an ordinary `experiments.run` in WORKDIR/runs/NAME
+with a log.txt; stages that several jobs share (a common pretraining) are trained once, in WORKDIR/stages or --stages.
+results.csv holds the rows of every finished job, each with the job's name and what it changed.
+
+All configs are checked before the first job starts. Interrupt it at any moment: the same command skips what is finished
+and resumes the rest. A job that fails does not stop the others; each failure is a line at once, and the status is 1. A
+job whose folder holds a run of another config is refused; --redo=JOB deletes that folder and runs the job anew.
 """
 
 import ast
 import contextlib
+import dataclasses
 import importlib
 import json
 import os
@@ -28,8 +32,10 @@ from absl import flags
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from experiments import cli, environment
-from zaya_jax.analysis.results import read_results, write_sweep
+from experiments import cli, compilation_cache, environment
+from experiments.jobs import FAILED, Job, check_jobs, find_base, read_jobs, to_redo
+from zaya_jax.analysis import sweep_summary
+from zaya_jax.analysis.results import Row, read_results, write_sweep
 from zaya_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Sweep file, such as configs/sweeps/study.py.")
@@ -40,67 +46,76 @@ _EXECUTOR = flags.DEFINE_enum("executor", "local", ["local", "slurm"], "slurm: t
 _SLURM = flags.DEFINE_list("slurm", [], "Slurm's parameters as submitit names them: partition=gpu,timeout_min=600.")
 _ONLY = flags.DEFINE_string("only", None, "Jobs whose name has this in it.")
 _LIST = flags.DEFINE_boolean("list", False, "Print the jobs' commands and run nothing.")
-
-Jobs = dict[str, dict[str, Any]]  # name -> overridden field -> value
+_REDO = flags.DEFINE_multi_string(
+    "redo", [], "Delete this job's folder and run it anew; all: of all jobs (of --only), failed: of those that failed. "
+    "May be given several times.",
+)  # fmt: skip
 
 
 def main() -> None:
     config = _CONFIG.value
     if config is None:
         raise UserError("--config: missing, may be a sweep file such as configs/sweeps/study.py")
-    jobs = read_jobs(config)
-    workdir = Path(_WORKDIR.value or f"runs/sweeps/{config.name}").absolute()
-    commands = {name: command(config.config, changes, workdir, name) for name, changes in jobs.items()}
-    chosen = [name for name in jobs if _ONLY.value is None or _ONLY.value in name]
+    changes = read_jobs(config)
+    workdir = Path(_WORKDIR.value or f"runs/sweeps/{config.name}").expanduser().absolute()
+    base = find_base(config.config, sweep_file())
+    jobs = check_jobs(base, changes, workdir)
+    chosen = {name: job for name, job in jobs.items() if _ONLY.value is None or _ONLY.value in name}
     if not chosen:
         raise UserError(f"--only: got {_ONLY.value!r}, may be part of one of {', '.join(jobs)}")
+    refuse([f"job {name}: {job.mistake}" for name, job in chosen.items() if job.mistake])
     if _LIST.value:
-        for name in chosen:
-            print(shlex.join(commands[name]))
+        for job in chosen.values():
+            print(shlex.join(command(base, job, workdir)))
         return
+    redone = to_redo(_REDO.value, chosen)
+    refuse(
+        [
+            f"job {name}: {job.folder} holds a run whose config differs in {job.difference}; --redo={name} deletes it "
+            "and runs the job anew (--redo=all: every job), or choose another --workdir"
+            for name, job in chosen.items()
+            if job not in redone and job.difference
+        ]
+    )
     claim(workdir, config)
-    missing = [name for name in chosen if not finished(workdir, name)]
-    failed = run_jobs({name: commands[name] for name in missing}, workdir, jobs)
-    gather(workdir, jobs)
-    done = sum(finished(workdir, name) for name in jobs)
-    print(f"{done} of {len(jobs)} jobs finished: {workdir / 'results.csv'}")
+    for job in redone:
+        job.remove()
+    jobs |= {job.name: dataclasses.replace(job) for job in redone}  # forgets what was read from the folder
+    missing = [jobs[name] for name in chosen if not jobs[name].finished]
+    if before := len(chosen) - len(missing):
+        print(f"finished before: {before} of {len(chosen)} jobs", flush=True)
+    failed = run_jobs({job.name: command(base, job, workdir) for job in missing}, workdir, jobs)
+    report(workdir, jobs, failed)
     if failed:
-        for name, reason in failed.items():
-            print(f"error: job {name}: {reason} (log: {workdir / 'runs' / name / 'log.txt'})", file=sys.stderr)
         raise SystemExit(1)
 
 
-def read_jobs(config: Any) -> Jobs:
-    """The jobs by name. UserError for a sweep file that says none, or the same one twice."""
-    if set(config) != {"name", "config", "jobs"}:
-        raise UserError(f"sweep: got fields {sorted(config)}, may be name, config, jobs (configs.common.sweep)")
-    jobs: Jobs = {}
-    # what all jobs have in common need not stand in their names
-    common = set.intersection(*({(field, repr(value)) for field, value in job} for job in config.jobs or [()]))
-    for job in config.jobs:
-        changes = dict(job)
-        telling = [(field.rpartition(".")[2], value) for field, value in job if (field, repr(value)) not in common]
-        name = "-".join(f"{field}={_word(value)}" for field, value in telling) or "base"
-        if name in jobs:
-            raise UserError(f"sweep {config.name}: job {name} stands in it twice")
-        jobs[name] = changes
-    if not jobs:
-        raise UserError(f"sweep {config.name}: has no jobs")
-    return jobs
+def sweep_file() -> Path:
+    """The file of --config, without its :argument."""
+    return Path(config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0])
 
 
-def _word(value: Any) -> str:
-    """A value as part of a folder's name."""
-    return re.sub(r"[^A-Za-z0-9.+]+", "_", str(value)).strip("_")
+def refuse(mistakes: list[str]) -> None:
+    """Ends the command with a line for each mistake, if there is one."""
+    if mistakes:
+        cli.complain(mistakes)
+        raise SystemExit(2)
 
 
-def command(config: str, changes: dict[str, Any], workdir: Path, name: str) -> list[str]:
+def command(base: str, job: Job, workdir: Path) -> list[str]:
     """The job as a command that could be typed."""
-    stages = Path(_STAGES.value).absolute() if _STAGES.value else workdir / "stages"
+    stages = Path(_STAGES.value).expanduser().absolute() if _STAGES.value else workdir / "stages"
     threads = ["--threads=1"] if workers() > 1 and _EXECUTOR.value == "local" else []
-    overrides = [f"--config.{field}={value}" for field, value in changes.items()]
-    folders = [f"--workdir={workdir / 'runs' / name}", f"--stages={stages}"]
-    return [sys.executable, "-m", "experiments.run", f"--config={config}", *overrides, *folders, *threads]
+    folders = [f"--workdir={job.folder}", f"--stages={stages}", *cache(workdir)]
+    return [sys.executable, "-m", "experiments.run", f"--config={base}", *job.overrides(), *folders, *threads]
+
+
+def cache(workdir: Path) -> list[str]:
+    """Where the jobs keep compiled programs, as a flag: in the sweep's folder, since all its machines have that one."""
+    chosen = cli.chosen_cache()
+    if chosen is None and compilation_cache.CHOSEN_BY_USER in os.environ:
+        return []  # the jobs see it, too
+    return [f"--compilation_cache={workdir / 'xla' if chosen is None else chosen}"]
 
 
 def workers() -> int:
@@ -122,34 +137,48 @@ def claim(workdir: Path, config: Any) -> None:
         (workdir / "environment.json").write_text(json.dumps(environment.describe(), indent=2) + "\n")
 
 
-def finished(workdir: Path, name: str) -> bool:
-    return (workdir / "runs" / name / "results.csv").exists()
-
-
-def run_jobs(commands: dict[str, list[str]], workdir: Path, jobs: Jobs) -> dict[str, str]:
-    """Runs the commands, gathering the table as they end; returns why each failed one did."""
+def run_jobs(commands: dict[str, list[str]], workdir: Path, jobs: dict[str, Job]) -> dict[str, str]:
+    """Runs the commands, telling of each and gathering the table as it ends; returns why each failed one did."""
     failed: dict[str, str] = {}
     with executor(workdir) as submit:
-        futures = {submit(run_job, line, workdir / "runs" / name): name for name, line in commands.items()}
+        futures = {submit(run_job, line, jobs[name].folder): name for name, line in commands.items()}
         with tqdm(as_completed(futures), total=len(futures), desc="jobs", unit="job", dynamic_ncols=True) as bar:
             for future in bar:
+                name = futures[future]
                 if reason := future.result():
-                    failed[futures[future]] = reason
+                    failed[name] = reason
+                    bar.set_postfix(failed=len(failed))
+                    told = f"{name}: failed: {reason} (log: {jobs[name].folder / 'log.txt'})"
+                else:
+                    told = sweep_summary.line(name, *outcome(jobs[name]))
+                bar.write(told)
+                sys.stdout.flush()
                 gather(workdir, jobs)
     return failed
 
 
 def run_job(line: list[str], folder: Path) -> str:
-    """Runs one job, its output in log.txt. Returns "" or the last line of what it said."""
+    """Runs one job, its output in log.txt. Returns "" or why it failed, which then stands in failed.txt, too."""
     folder.mkdir(parents=True, exist_ok=True)
-    # Jobs of one shape compile the same programs.
-    environ = {"JAX_COMPILATION_CACHE_DIR": str(folder.parents[1] / "xla"), **os.environ}
-    with (folder / "log.txt").open("a") as log:
-        status = subprocess.run(line, stdout=log, stderr=subprocess.STDOUT, check=False, env=environ).returncode
+    (folder / FAILED).unlink(missing_ok=True)
+    with (folder / "log.txt").open("ab") as log:
+        start = log.tell()
+        status = subprocess.run(line, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
     if status == 0:
         return ""
-    said = (folder / "log.txt").read_text(errors="replace").strip().splitlines()
-    return f"status {status}: {said[-1] if said else 'no output'}"
+    with (folder / "log.txt").open("rb") as log:
+        log.seek(start)
+        reason = f"status {status}: {last_error(log.read().decode(errors='replace'))}"
+    if status not in (cli.INTERRUPTED, cli.BY_KEYBOARD):
+        (folder / FAILED).write_text(reason + "\n")
+    return reason
+
+
+def last_error(output: str) -> str:
+    """The last line of a program's output that tells an error; of progress bars, what they showed last."""
+    lines = [line for line in map(str.strip, output.splitlines()) if line]  # splitlines() cuts at \r, too
+    told = [line for line in lines if re.match(r"error: |(\w+\.)*\w*(Error|Exception|Interrupt)\b", line)]
+    return (told or lines or ["no output"])[-1]
 
 
 @contextlib.contextmanager
@@ -199,13 +228,34 @@ def slurm_parameters(items: list[str]) -> dict[str, Any]:
     return parameters
 
 
-def gather(workdir: Path, jobs: Jobs) -> None:
-    """Writes results.csv from every finished job."""
-    tables = {name: workdir / "runs" / name / "results.csv" for name in jobs}
+def outcome(job: Job) -> tuple[list[Row], float]:
+    """A finished job's rows, and the seconds that its stages took here."""
+    seconds = json.loads((job.folder / "environment.json").read_text())["seconds"]
+    return read_results(job.folder / "results.csv"), sum(seconds.values())
+
+
+def gather(workdir: Path, jobs: dict[str, Job]) -> None:
+    """Writes results.csv from every finished job. Each field that one of the jobs changes gets a column."""
+    fields = list(dict.fromkeys(field for job in jobs.values() for field in job.changes))
+    done = [job for job in jobs.values() if job.finished]
     write_sweep(
         workdir / "results.csv",
-        {name: (jobs[name], read_results(path)) for name, path in tables.items() if path.exists()},
+        {job.name: (job.changes, read_results(job.folder / "results.csv")) for job in done},
+        {job.name: job.values(fields) for job in done},
     )
+
+
+def report(workdir: Path, jobs: dict[str, Job], failed: dict[str, str]) -> None:
+    """Writes results.csv and prints the table, what is left out of it, and what failed."""
+    gather(workdir, jobs)
+    done = [job for job in jobs.values() if job.finished]
+    if done:
+        print(sweep_summary.table({job.name: outcome(job) for job in done}))
+    for name, job in jobs.items():
+        if job.difference:
+            print(f"left out: {name}: its run has another config: {job.difference}")
+    print(f"{len(done)} of {len(jobs)} jobs finished: {workdir / 'results.csv'}", flush=True)
+    cli.complain([f"job {name}: {reason} (log: {jobs[name].folder / 'log.txt'})" for name, reason in failed.items()])
 
 
 if __name__ == "__main__":

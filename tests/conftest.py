@@ -2,23 +2,26 @@
 
 import gc
 import os
-import shutil
-import tempfile
 
 # Before anything starts JAX: two CPU devices, so that data parallelism is tested; and cheap compilation, since these
 # programs are compiled once and run for milliseconds. (Speed is measured by experiments.bench, never here.)
 FLAGS = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 
-# Programs are compiled once for all workers and all doors that tests start. Workers inherit the controller's folder.
-CACHE = "JAX_COMPILATION_CACHE_DIR"
-OWN_CACHE = None if CACHE in os.environ else tempfile.mkdtemp(prefix="zaya_jax_tests_")
-if OWN_CACHE is not None:
-    os.environ[CACHE] = OWN_CACHE
-
 import jax
 import pytest
 from hypothesis import settings
+
+from experiments import compilation_cache
+
+# Programs are compiled once for all workers, for all commands that tests start, and for the next time. Workers inherit
+# the controller's folder.
+CACHE = compilation_cache.CHOSEN_BY_USER
+if CACHE not in os.environ:
+    compilation_cache.start(None, default=compilation_cache.user_folder().with_name("tests"))
+    if jax.config.jax_compilation_cache_dir:
+        os.environ[CACHE] = jax.config.jax_compilation_cache_dir
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 settings.register_profile("zaya", deadline=None, max_examples=15, derandomize=True)
 settings.load_profile("zaya")
@@ -30,11 +33,6 @@ def free_programs():
     yield
     jax.clear_caches()
     gc.collect()
-
-
-def pytest_unconfigure():
-    if OWN_CACHE is not None:
-        shutil.rmtree(OWN_CACHE, ignore_errors=True)
 
 
 @pytest.fixture

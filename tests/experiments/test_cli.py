@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from experiments import terminal
+
 DOOR = """
 import os
 from absl import flags
@@ -71,3 +73,49 @@ def test_a_users_mistake_is_one_line_and_any_other_error_keeps_its_traceback(tmp
     assert done.returncode == (2 if line else 1)
     assert ("Traceback (most recent call last)" in done.stderr) == traced
     assert done.stderr.splitlines()[-1] == line if line else "ValueError" in done.stderr or "TypeError" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["experiments.figures", "--help"], ["experiments"], [None, "--name=x"]])
+def test_whoever_stops_reading_a_commands_output_sees_no_traceback(tmp_path, arguments):
+    script = tmp_path / "door.py"
+    script.write_text(DOOR.replace("NAME.value, os", "'line ' * 100_000, os").replace(", keep_memory=True", ""))
+    command = ["-m", *arguments] if arguments[0] else [str(script), *arguments[1:]]
+    read, write = os.pipe()
+    os.close(read)  # nobody reads, from the first byte on
+    environment = os.environ | {"PYTHONPATH": "."}
+    line = [sys.executable, *command]
+    done = subprocess.run(line, env=environment, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (terminal.NOBODY_READS, "")
+
+
+def test_another_pipe_that_breaks_is_an_error_like_others(capfd):
+    with pytest.raises(BrokenPipeError), terminal.quiet_without_reader():
+        raise BrokenPipeError("of a child")
+
+
+def test_the_package_lists_its_commands():
+    done = subprocess.run([sys.executable, "-m", "experiments"], capture_output=True, text=True, check=True)
+    listed = dict(line.strip().split(maxsplit=1) for line in done.stdout.splitlines()[2:])
+    assert listed["sweep"] == "Runs a config under many overrides and gathers the results in one table."
+    assert {"run", "generate", "evaluate"} <= set(listed) and not {"cli", "jobs", "settings"} & set(listed)
+
+
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense"])
+def test_figures_are_imported_under_a_backend_that_is_not_here(tmp_path, backend):
+    (tmp_path / "sitecustomize.py").write_text(HIDES)  # as after an installation without extras
+    environment = os.environ | {"MPLBACKEND": backend, "PYTHONPATH": f"{tmp_path}:."}
+    draws = "from zaya_jax.analysis import plots; plots.Figure().savefig('/dev/null', format='png')"
+    subprocess.run([sys.executable, "-c", draws], env=environment, check=True)
+
+
+HIDES = """
+import importlib.metadata, importlib.abc, sys
+class Hide(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "matplotlib_inline":
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Hide())
+real = importlib.metadata.entry_points
+importlib.metadata.entry_points = lambda **k: [] if k.get("group") == "matplotlib.backend" else real(**k)
+"""

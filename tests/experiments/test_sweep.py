@@ -1,5 +1,6 @@
 """The sweep door: combinations, names, shared stages, failures that stop nobody else, and going on."""
 
+import csv
 import json
 import os
 import subprocess
@@ -9,8 +10,12 @@ from pathlib import Path
 import pytest
 
 from configs.common import axis, product, sweep, together, zipped
-from experiments.sweep import read_jobs, slurm_parameters
-from zaya_jax.analysis.results import read_results, read_sweep
+from experiments import environment
+from experiments.jobs import FAILED, Job, check_jobs, find_base, read_jobs, to_redo
+from experiments.sweep import gather, last_error, run_job, slurm_parameters
+from zaya_jax.analysis import sweep_summary
+from zaya_jax.analysis.results import read_results, read_sweep, write_results
+from zaya_jax.errors import UserError
 from zaya_jax.training.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -43,12 +48,149 @@ def test_slurm_parameters():
         slurm_parameters(["gpu"])
 
 
-def run(workdir: Path, *args: str) -> tuple[int, str]:
-    command = [sys.executable, "-m", "experiments.sweep", "--config=tests/experiments/tiny_sweep.py"]
+def test_the_base_config_is_found_from_the_sweeps_file_then_the_clone_then_here(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    sweep_file = tmp_path / "there" / "blocks.py"
+    assert find_base("configs/study.py:fast,block_size=4", sweep_file) == f"{ROOT}/configs/study.py:fast,block_size=4"
+    (tmp_path / "here" / "mine.py").touch()
+    assert find_base("mine.py", sweep_file) == "mine.py"
+    (tmp_path / "there" / "mine.py").touch()
+    assert find_base("mine.py:fast", sweep_file) == f"{tmp_path}/there/mine.py:fast"
+    with pytest.raises(
+        FileNotFoundError, match=r"sweep: config: got 'none.py:fast', may be a config file; there is"
+    ) as e:
+        find_base("none.py:fast", sweep_file)
+    assert all(str(place) in str(e.value) for place in (tmp_path / "here", tmp_path / "there", ROOT))
+
+
+BASE = str(ROOT / "tests" / "experiments" / "tiny.py")
+
+
+def test_every_jobs_config_is_checked_whole(tmp_path):
+    changes = {
+        "good": {"evaluate.samples": 2},
+        "bad": {"evaluate.anchor_budget": 9},
+        "unknown": {"evaluate.nothere": 1},
+        "typed": {"evaluate.samples": "many"},
+    }
+    jobs = check_jobs(BASE, changes, tmp_path)
+    assert jobs["good"].config.evaluate.samples == 2 and not jobs["good"].mistake
+    assert "evaluate.anchor_budget: got 9" in jobs["bad"].mistake
+    assert "nothere" in jobs["unknown"].mistake and "many" in jobs["typed"].mistake
+    assert not list(tmp_path.iterdir())
+
+
+def finish(job: Job, accuracy: float, **seconds: float) -> None:
+    """What a finished run leaves, as far as a sweep reads it."""
+    job.folder.mkdir(parents=True)
+    (job.folder / "config.json").write_text(job.config.to_json_best_effort())
+    (job.folder / "environment.json").write_text(json.dumps({"seconds": seconds}))
+    common = {"kind": "sampling", "model": "convert", "source": "addition", "temperature": 1.0, "accuracy": accuracy}
+    rows = [
+        common | {"arm": "autoregressive"},
+        common | {"arm": "lossless", "tokens_per_forward": 4.5, "block_size": 4},
+    ]
+    write_results(job.folder / "results.csv", [*rows, {"kind": "likelihood", "model": "convert", "ar_loss": 0.25}])
+
+
+def test_a_finished_job_of_another_config_is_told_from_this_one_and_left_out_of_the_table(tmp_path):
+    changes = {f"alpha={alpha}": {"convert.objective.alpha": alpha, "evaluate.samples": 4} for alpha in (1.0, 0.5)}
+    jobs = check_jobs(BASE, changes, tmp_path)
+    for job in jobs.values():
+        assert not job.finished
+        finish(job, 0.5)
+    jobs = check_jobs(BASE, changes, tmp_path)
+    assert all(job.finished and job.difference is None for job in jobs.values())
+    changes["alpha=0.5"]["evaluate.samples"] = 16  # as when all jobs share it and it is edited: the name stays
+    jobs = check_jobs(BASE, changes, tmp_path)
+    assert jobs["alpha=0.5"].difference == "evaluate.samples (4 there, 16 now)" and not jobs["alpha=0.5"].finished
+    gather(tmp_path, jobs)
+    assert {row["run"] for row in read_sweep(tmp_path / "results.csv")} == {"alpha=1.0"}
+
+
+def test_a_sweeps_table_has_a_column_for_each_field_that_a_job_changes(tmp_path):
+    changes = {"alpha=0.5": {"convert.objective.alpha": 0.5}, "seed=1": {"seed": 1}}
+    jobs = check_jobs(BASE, changes, tmp_path)
+    for job in jobs.values():
+        finish(job, 0.5)
+    gather(tmp_path, jobs)
+    with (tmp_path / "results.csv").open() as file:
+        table = list(csv.DictReader(file))
+    told = {(row["run"], row["kind"], row["config.convert.objective.alpha"], row["config.seed"]) for row in table}
+    of_all = [("alpha=0.5", "0.5", "0"), ("seed=1", "4.0", "1")]  # what a job leaves unchanged is the base's
+    assert told == {(run, kind, alpha, seed) for run, alpha, seed in of_all for kind in ("sampling", "likelihood")}
+    back = read_sweep(tmp_path / "results.csv")
+    assert [row["changes"] for row in back[::3]] == list(changes.values()) and "config.seed" not in back[0]
+
+
+def test_jobs_to_redo_are_named_and_only_they_are_deleted(tmp_path):
+    jobs = check_jobs(BASE, {name: {} for name in ("a", "b", "c")}, tmp_path)
+    for job in jobs.values():
+        job.folder.mkdir(parents=True)
+    (jobs["b"].folder / FAILED).write_text("status 2")
+    assert [job.name for job in to_redo(["c", "a", "c"], jobs)] == ["c", "a"]
+    assert [job.name for job in to_redo(["failed"], jobs)] == ["b"]
+    assert to_redo([], jobs) == [] and to_redo(["all"], jobs) == list(jobs.values())
+    with pytest.raises(UserError, match="--redo: got 'd', may be all, failed, or one of a, b, c"):
+        to_redo(["d"], jobs)
+    with environment.locked(jobs["a"].folder / ".lock"), pytest.raises(UserError, match="another process is running"):
+        jobs["a"].remove()
+    jobs["b"].remove()
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["a", "c"]
+
+
+def test_why_a_job_failed_is_its_last_error_line_and_stands_in_its_folder(tmp_path):
+    assert last_error("step 1\rstep 2\nerror: x: got 1\nsaved\n") == "error: x: got 1"
+    assert last_error("Traceback\n  File\njax.errors.JaxRuntimeError: out of memory\n") == (
+        "jax.errors.JaxRuntimeError: out of memory"
+    )
+    assert last_error("50%\r60%\n") == "60%" and last_error("") == "no output"
+    fails = [sys.executable, "-c", "import sys; print('error: today'); sys.exit(3)"]
+    (tmp_path / "log.txt").write_text("error: yesterday\n")
+    assert run_job(fails, tmp_path) == "status 3: error: today"
+    assert (tmp_path / FAILED).read_text() == "status 3: error: today\n"
+    silent = [sys.executable, "-c", "import sys; sys.exit(3)"]
+    assert run_job(silent, tmp_path) == "status 3: no output"  # what stood in the log before is not its own
+    stopped = [sys.executable, "-c", "import sys; sys.exit(75)"]
+    assert run_job(stopped, tmp_path) and not (tmp_path / FAILED).exists()  # it saved and will resume
+    assert run_job([sys.executable, "-c", ""], tmp_path) == ""
+
+
+def test_a_finished_job_is_a_line_and_all_of_them_a_table():
+    sampled = {"kind": "sampling", "model": "convert", "temperature": 0.0, "accuracy": 0.5, "tokens_per_forward": 4.5}
+    rows = [
+        sampled | {"source": "addition", "arm": "autoregressive", "tokens_per_forward": 1.0},
+        sampled | {"source": "addition", "arm": "mix_stale"},
+        sampled | {"source": "addition", "arm": "lossless"},
+        sampled | {"source": "addition", "arm": "lossless", "temperature": 1.0, "tokens_per_forward": 4.0},
+        sampled | {"source": "countdown", "arm": "mix_stale", "accuracy": 0.25},
+        {"kind": "likelihood", "model": "convert", "source": "addition", "arm": None, "ar_loss": 0.5},
+    ]
+    assert sweep_summary.line("a", rows, 61.4) == (
+        "a: finished in 61 s; addition (lossless, temperature 0): T 4.50, accuracy 0.500; "
+        "countdown (mix_stale, temperature 0): T 4.50, accuracy 0.250"
+    )
+    assert sweep_summary.line("b", rows[-1:], 1) == "b: finished in 1 s; addition: loss 0.5000"
+    assert sweep_summary.table({"a": (rows, 61.4), "long": (rows[-1:], 5)}).splitlines() == [
+        "job   source     sampler    temperature     T  accuracy    loss  seconds",
+        "a     addition   lossless             0  4.50     0.500               61",
+        "a     countdown  mix_stale            0  4.50     0.250               61",
+        "long  addition   convert                                 0.5000        5",
+    ]
+
+
+def run(workdir: Path, *args: str, config: str = "", cwd: Path = ROOT) -> tuple[int, str]:
+    command = [sys.executable, "-m", "experiments.sweep", f"--config={config or ROOT / SWEEP}"]
+    environ = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [*command, f"--workdir={workdir}", *args], cwd=ROOT, text=True, capture_output=True, timeout=900
-    )  # fmt: skip
+        [*command, f"--workdir={workdir}", *args], cwd=cwd, text=True, capture_output=True, timeout=900, env=environ
+    )
     return done.returncode, done.stdout + done.stderr
+
+
+SWEEP = "tests/experiments/tiny_sweep.py"
 
 
 def test_a_sweep_trains_shared_stages_once_survives_a_failure_and_goes_on(tmp_path):
@@ -56,11 +198,15 @@ def test_a_sweep_trains_shared_stages_once_survives_a_failure_and_goes_on(tmp_pa
     status, output = run(workdir, "--workers=1")
     assert status == 1
     (failure,) = [line for line in output.splitlines() if line.startswith("error:")]
-    assert "block_size=0" in failure and "Objective.block_size: got 0" in failure
-    assert "2 of 3 jobs finished" in output
+    assert "mixture=text" in failure and "it holds no text" in failure
+    (told,) = [line for line in output.splitlines() if line.startswith("mixture=text") and ": failed: " in line]
+    assert "status 2: error: " in told and "failed=1" in output
+    assert "2 of 3 jobs finished" in output and "job        source    sampler" in output
+    assert len([line for line in output.splitlines() if line.startswith("alpha=0.5: finished in")]) == 1
     rows = read_sweep(workdir / "results.csv")
     names = list(dict.fromkeys(row["run"] for row in rows))
-    assert len(names) == 2 and {row["changes"]["convert.objective.alpha"] for row in rows} == {1.0, 0.5}
+    assert names == ["alpha=1.0", "alpha=0.5"]
+    assert {row["changes"]["convert.objective.alpha"] for row in rows} == {1.0, 0.5}
     for name in names:
         own = read_results(workdir / "runs" / name / "results.csv")
         assert [r["accuracy"] for r in own] == [r["accuracy"] for r in rows if r["run"] == name]
@@ -71,10 +217,37 @@ def test_a_sweep_trains_shared_stages_once_survives_a_failure_and_goes_on(tmp_pa
     trained = [{m["stage"] for m in read_metrics(workdir / "runs" / name / "metrics.jsonl")} for name in names]
     assert "pretrain" in trained[0] and "pretrain" not in trained[1]
 
-    before = {name: (workdir / "runs" / name / "results.csv").stat().st_mtime_ns for name in names}
+    def written() -> dict[str, int]:
+        return {name: (workdir / "runs" / name / "results.csv").stat().st_mtime_ns for name in names}
+
+    before = written()
     status, output = run(workdir, "--only=alpha")
-    assert status == 0 and "2 of 3 jobs finished" in output
-    assert before == {name: (workdir / "runs" / name / "results.csv").stat().st_mtime_ns for name in names}
+    assert status == 0 and "finished before: 2 of 2 jobs" in output and "2 of 3 jobs finished" in output
+    assert before == written()
+
+    # an override that all share stands in no name: what was run with another is told, and deleted on demand alone
+    other = f"{SWEEP}:samples=1"
+    status, output = run(workdir, "--only=alpha", config=other)
+    assert status == 2 and before == written()
+    errors = [line for line in output.splitlines() if line.startswith("error:")]
+    assert len(errors) == 2 and all("evaluate.samples (2 there, 1 now); --redo=alpha=" in line for line in errors)
+    status, output = run(workdir, "--only=alpha=0.5", "--redo=alpha=0.5", config=other)
+    assert status == 0 and "left out: alpha=1.0: its run has another config" in output
+    rows = read_sweep(workdir / "results.csv")
+    assert {(r["run"], r["samples"]) for r in rows if r["kind"] == "sampling"} == {("alpha=0.5", 1)}
+    now = written()
+    assert now["alpha=1.0"] == before["alpha=1.0"] and now["alpha=0.5"] != before["alpha=0.5"]
+    metrics = workdir / "runs" / "alpha=0.5" / "metrics.jsonl"
+    assert not metrics.exists() or not {m["stage"] for m in read_metrics(metrics)} & {"pretrain", "convert"}
+
+
+def test_no_job_starts_where_one_has_a_bad_config(tmp_path):
+    for args in ((), ("--list",)):
+        status, output = run(tmp_path / "w", *args, config=f"{SWEEP}:block_size=0")
+        assert status == 2 and not (tmp_path / "w").exists()
+        lines = output.strip().splitlines()
+        assert len(lines) == 3 and all(line.startswith("error: job ") for line in lines)
+        assert all("convert.objective: Objective.block_size: got 0" in line for line in lines)
 
 
 COMMANDS_OF_SLURM = {
@@ -101,18 +274,18 @@ def test_slurm_runs_jobs_and_tells_why_they_fail(tmp_path, monkeypatch):
     pytest.importorskip("submitit")
     path = os.environ["PATH"]
     monkeypatch.setenv("PATH", str(tmp_path))  # holds no Slurm, whatever this machine has
-    status, output = run(tmp_path / "nowhere", "--executor=slurm", "--only=block_size=0")
+    status, output = run(tmp_path / "nowhere", "--executor=slurm", "--only=mixture")
     assert status == 2 and "error: --executor=slurm: Could not detect" in output
     for name, text in COMMANDS_OF_SLURM.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{text}")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{path}")
-    status, output = run(tmp_path / "w", "--executor=slurm", "--slurm=timeout_min=5", "--only=block_size=0")
+    status, output = run(tmp_path / "w", "--executor=slurm", "--slurm=timeout_min=5", "--only=mixture")
     assert status == 1
     (failure,) = [line for line in output.splitlines() if line.startswith("error:")]
-    assert "status 2" in failure and "Objective.block_size: got 0" in failure
+    assert "status 2" in failure and "it holds no text" in failure
     (tmp_path / "sbatch").write_text("#!/bin/bash\necho 'invalid partition' >&2\nexit 1\n")
-    status, output = run(tmp_path / "w", "--executor=slurm", "--only=block_size=0")
+    status, output = run(tmp_path / "w", "--executor=slurm", "--only=mixture")
     assert status == 1 and "Slurm: " in output and "invalid partition" in output
 
 
@@ -128,3 +301,4 @@ def test_a_list_is_commands_that_can_be_typed(tmp_path):
     assert status == 0 and not (tmp_path / "w").exists()
     (line,) = output.strip().splitlines()
     assert "'--config.evaluate.temperatures=(1.0,)'" in line and "--config.convert.objective.alpha=0.5" in line
+    assert "--compilation_cache=" not in line  # these tests chose a folder for all: JAX_COMPILATION_CACHE_DIR

@@ -34,6 +34,7 @@ RESULT_COLUMNS = (
     "milliseconds", "cost_ratio", "hardware",
 )  # fmt: skip
 SWEEP_COLUMNS = ("run", "changes", *RESULT_COLUMNS)  # of a sweep's results.csv; changes is a JSON object
+CONFIG = "config."  # of a sweep's results.csv: such columns hold a field of the job's config, for readers of tables
 TOY_LIMIT = 100_000_000  # parameters below which a run is called a toy run
 METRICS, RESULTS, SAMPLES, ENVIRONMENT = "metrics.jsonl", "results.csv", "samples.jsonl", "environment.json"
 
@@ -185,17 +186,25 @@ def write_results(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
     _write_table(path, RESULT_COLUMNS, [_cells(row, f"{path.name} row {i}") for i, row in enumerate(rows)])
 
 
-def write_sweep(path: Path | str, runs: Mapping[str, tuple[Mapping[str, Any], Iterable[Row]]]) -> None:
+def write_sweep(
+    path: Path | str,
+    runs: Mapping[str, tuple[Mapping[str, Any], Iterable[Row]]],
+    fields: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
     """Writes a sweep's results.csv at once or not at all.
 
     Args:
       runs: by name, the overridden fields of its config (JSON-able values) and the lines of its own results.csv.
+      fields: by name, values of its config; each of these fields gets a column of its own, "config.FIELD".
     """
     path, lines = Path(path), []
+    fields = fields or {}
+    columns = list(dict.fromkeys(field for values in fields.values() for field in values))
     for name, (changes, rows) in runs.items():
+        own = ["" if (value := fields.get(name, {}).get(field)) is None else str(value) for field in columns]
         for i, row in enumerate(rows):
-            lines.append([name, json.dumps(dict(changes), sort_keys=True), *_cells(row, f"{name} row {i}")])
-    _write_table(path, SWEEP_COLUMNS, lines)
+            lines.append([name, json.dumps(dict(changes), sort_keys=True), *_cells(row, f"{name} row {i}"), *own])
+    _write_table(path, (*SWEEP_COLUMNS, *(CONFIG + field for field in columns)), lines)
 
 
 def read_sweep(path: Path | str) -> list[Row]:
@@ -275,7 +284,7 @@ def wilson(successes: int, total: int, z: float = 1.959964) -> tuple[float, floa
 
 
 def _check_columns(columns: Iterable[str], where: str, known: Sequence[str]) -> None:
-    unknown = [c for c in columns if c not in known]
+    unknown = [c for c in columns if c not in known and not (known is SWEEP_COLUMNS and c.startswith(CONFIG))]
     if unknown:
         raise UserError(f"{where}: column {unknown[0]!r} is unknown, should be one of {', '.join(known)}")
 
