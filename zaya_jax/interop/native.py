@@ -12,8 +12,8 @@ from orbax.checkpoint import v1 as ocp
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.architecture.moe import BALANCING
 from zaya_jax.errors import UserError
+from zaya_jax.files import absolute, one_line, read_object
 from zaya_jax.interop.names import abstract_variables
-from zaya_jax.interop.tensorfile import one_line
 from zaya_jax.parallel import Placement
 
 MODEL_FILE = "zaya_config.json"  # beside the numbered steps: what a reader needs to know of the model
@@ -25,7 +25,7 @@ class CheckpointError(UserError):
 
 def write_model_file(directory: Path | str, config: ZayaConfig) -> None:
     """Puts the model's configuration beside its steps."""
-    path = Path(directory)
+    path = absolute(directory)
     path.mkdir(parents=True, exist_ok=True)
     (path / MODEL_FILE).write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
 
@@ -42,7 +42,7 @@ def load_native(
     Raises:
       CheckpointError: no configuration, no whole step, or files that do not fit it or are damaged.
     """
-    directory = Path(directory).absolute()
+    directory = absolute(directory)
     config = read_model_file(directory)
     path = directory / str(newest_step(directory))
     abstract = traverse_util.unflatten_dict(abstract_variables(config))
@@ -62,15 +62,18 @@ def load_native(
 def read_model_file(directory: Path) -> ZayaConfig:
     """The configuration beside the steps; raises CheckpointError."""
     try:
-        return ZayaConfig(**json.loads((directory / MODEL_FILE).read_text()))
+        return ZayaConfig(**read_object(directory / MODEL_FILE))
     except (OSError, TypeError, ValueError) as error:
         raise CheckpointError(f"checkpoint {directory / MODEL_FILE}: cannot be read: {one_line(error)}") from error
 
 
 def newest_step(directory: Path) -> int:
     """The number of the newest whole step; raises CheckpointError where there is none."""
-    with ocp.training.Checkpointer(str(directory)) as steps:
-        newest = steps.latest
+    try:
+        with ocp.training.Checkpointer(str(directory)) as steps:
+            newest = steps.latest
+    except Exception as error:  # as in `read_tree`
+        raise CheckpointError(f"checkpoint {directory}: cannot be read: {one_line(error)}") from error
     if newest is None:
         raise CheckpointError(f"checkpoint {directory}: no whole step in it")
     return newest.step

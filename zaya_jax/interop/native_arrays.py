@@ -22,11 +22,11 @@ from orbax.checkpoint import v1 as ocp
 
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.errors import UserError
+from zaya_jax.files import one_line, read_object
 from zaya_jax.interop.folder import columns
 from zaya_jax.interop.names import Path as Variable
 from zaya_jax.interop.names import abstract_variables
 from zaya_jax.interop.native import CheckpointError, newest_step, read_model_file
-from zaya_jax.interop.tensorfile import one_line
 
 CHUNK = 64 << 20  # bytes: an array of one piece is written in chunks of about this size
 SMALL_LAYER = 1 << 20  # bytes of a layer below which a stack is one piece
@@ -51,7 +51,7 @@ class Native:
         if len(items) != 1:
             raise CheckpointError(f"checkpoint {path}: holds {len(items)} trees of arrays, may hold 1")
         self._item = items[0]
-        self._metadata = json.loads((self._item / "_METADATA").read_text())
+        self._metadata = read_metadata(self._item / "_METADATA")
         self._ema = ema
         self._open: dict[Variable, Any] = {}
         self._cached: tuple[Variable, Any] | None = None
@@ -95,7 +95,7 @@ class Native:
             where = f"checkpoint {self._item}: {'/'.join(path)}"
             try:
                 array = self._array(path)
-            except (ValueError, OSError) as error:
+            except Exception as error:  # as in `fetch`
                 average = " (no average of the parameters was kept)" if self._ema else ""
                 problems.append(f"{where}: missing{average}: {one_line(error)}")
                 continue
@@ -108,6 +108,14 @@ class Native:
             raise CheckpointError("; ".join(problems[:20]))
 
 
+def read_metadata(path: Path) -> dict[str, Any]:
+    """A JSON object of Orbax's. CheckpointError for anything else."""
+    try:
+        return read_object(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {one_line(error)}") from None
+
+
 def open_array(item: Path, metadata: dict[str, Any], name: str, cache: int = 0) -> Any:
     """An array of a tree that Orbax saved, by its dotted name; nothing of it is read.
 
@@ -115,7 +123,9 @@ def open_array(item: Path, metadata: dict[str, Any], name: str, cache: int = 0) 
       cache: bytes of decoded chunks to keep.
     """
     if metadata.get("use_ocdbt"):
-        store: dict[str, Any] = {"driver": "ocdbt", "base": f"file://{item}/", "path": name + "/"}
+        # not a URL, in which a folder's "%" or "#" would mean something
+        base = {"driver": "file", "path": f"{item}/"}
+        store: dict[str, Any] = {"driver": "ocdbt", "base": base, "path": name + "/"}
     else:
         store = {"driver": "file", "path": f"{item}/{name}/"}
     driver = "zarr3" if metadata.get("use_zarr3") else "zarr"

@@ -11,14 +11,15 @@ from typing import Any, cast
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from zaya_jax.interop.native import CheckpointError, one_line
+from zaya_jax.files import absolute, one_line
+from zaya_jax.interop.native import CheckpointError
 
 
 class Checkpoints:
     """The steps of one training phase."""
 
     def __init__(self, directory: Path | str, keep: int = 2):
-        self.directory = Path(directory).absolute()
+        self.directory = absolute(directory)
         policy = ocp.training.preservation_policies.LatestN(keep)
         self._failed = False
         self._orbax = ocp.training.Checkpointer(
