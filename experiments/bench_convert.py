@@ -32,6 +32,7 @@ from experiments import cli
 from experiments.environment import describe, hardware
 from zaya_jax.architecture import ZayaConfig, preset
 from zaya_jax.errors import UserError
+from zaya_jax.files import absolute
 from zaya_jax.interop.conversion import open_checkpoint
 from zaya_jax.interop.families import ZAYA
 from zaya_jax.interop.folder import CONFIG_FILE
@@ -181,7 +182,7 @@ def main() -> None:
     if _WORKDIR.value is None:
         raise UserError("--workdir: missing, may be a folder that does not exist yet")
     cli.check_output(_OUTPUT.value)
-    workdir, config = Path(_WORKDIR.value).absolute(), preset(_PRESET.value)
+    workdir, config = absolute(_WORKDIR.value), preset(_PRESET.value)
     workdir.mkdir(parents=True)
     try:
         run(workdir, config)

@@ -7,14 +7,13 @@ command that makes the others'. `readme` writes the README's tables anew, so `al
 Names, and what each is drawn from:
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from experiments import cli
 from zaya_jax.analysis.paper_figures import FIGURES, draw, write
 from zaya_jax.analysis.readme import regenerate
 from zaya_jax.errors import UserError
+from zaya_jax.files import absolute, read_text
 
 _WIDTH = max(map(len, FIGURES))
 _NEEDS = {name: ", ".join(each.path for each in chosen.inputs) or "-" for name, chosen in FIGURES.items()}
@@ -33,14 +32,14 @@ def main(*names: str) -> None:
         if name not in ("all", "readme", *FIGURES):
             raise UserError(f"figure: got {name!r}, may be all, readme, {', '.join(FIGURES)}")
     if "readme" in names:
-        path = Path(_README.value)
-        path.write_text(regenerate(path.read_text(), Path(_RESULTS.value)))
+        path = absolute(_README.value)
+        path.write_text(regenerate(read_text(path), absolute(_RESULTS.value)))
         print(path, flush=True)
     everything = not names or "all" in names
     drawn, lacking = [], []
     for name in FIGURES if everything else [name for name in dict.fromkeys(names) if name != "readme"]:
         try:
-            drawn.append(write(name, draw(name, _RESULTS.value), Path(_OUTPUT.value)))
+            drawn.append(write(name, draw(name, absolute(_RESULTS.value)), absolute(_OUTPUT.value)))
             print(drawn[-1], flush=True)
         except cli.USER_ERRORS as error:
             lacking.append(str(error))

@@ -23,6 +23,7 @@ from zaya_jax.architecture import ZayaConfig
 from zaya_jax.architecture.config import NO_MASK
 from zaya_jax.data.pipeline import PACKINGS
 from zaya_jax.errors import UserError
+from zaya_jax.files import absolute
 from zaya_jax.interop.adapters import fresh_adapters
 from zaya_jax.interop.mask import add_mask_token
 from zaya_jax.interop.names import abstract_variables
@@ -209,7 +210,7 @@ def _start(
         return None
     if given in earlier:
         return given if given in stages else starts[given]
-    if not Path(given).is_dir():
+    if not absolute(given).is_dir():
         may_be = f"an earlier phase ({', '.join(earlier) or 'none'}), a checkpoint's folder, or {SCRATCH!r}"
         raise FileNotFoundError(f"{name}.start: got {given!r}, may be {may_be}")
     return Path(given)

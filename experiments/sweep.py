@@ -31,6 +31,7 @@ from tqdm import tqdm
 from experiments import cli, environment
 from zaya_jax.analysis.results import read_results, write_sweep
 from zaya_jax.errors import UserError
+from zaya_jax.files import absolute
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Sweep file, such as configs/sweeps/study.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the sweep lives; default: runs/sweeps/<its name>.")
@@ -49,7 +50,7 @@ def main() -> None:
     if config is None:
         raise UserError("--config: missing, may be a sweep file such as configs/sweeps/study.py")
     jobs = read_jobs(config)
-    workdir = Path(_WORKDIR.value or f"runs/sweeps/{config.name}").absolute()
+    workdir = absolute(_WORKDIR.value or f"runs/sweeps/{config.name}")
     commands = {name: command(config.config, changes, workdir, name) for name, changes in jobs.items()}
     chosen = [name for name in jobs if _ONLY.value is None or _ONLY.value in name]
     if not chosen:
@@ -96,7 +97,7 @@ def _word(value: Any) -> str:
 
 def command(config: str, changes: dict[str, Any], workdir: Path, name: str) -> list[str]:
     """The job as a command that could be typed."""
-    stages = Path(_STAGES.value).absolute() if _STAGES.value else workdir / "stages"
+    stages = absolute(_STAGES.value) if _STAGES.value else workdir / "stages"
     threads = ["--threads=1"] if workers() > 1 and _EXECUTOR.value == "local" else []
     overrides = [f"--config.{field}={value}" for field, value in changes.items()]
     folders = [f"--workdir={workdir / 'runs' / name}", f"--stages={stages}"]
