@@ -49,7 +49,7 @@ def read_bytes(path: str | os.PathLike[str], limit: int = MAX_TEXT) -> bytes:
                 raise UserError(f"{path}: not a plain file, may be no folder, pipe or device")
             if found.st_size > limit:
                 raise UserError(f"{path}: {found.st_size} bytes, may be at most {limit}")
-            return file.read(limit)
+            return file.read()
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
     except IsADirectoryError:

@@ -229,7 +229,7 @@ def test_every_problem_is_named_and_nothing_written(start, tmp_path):
     tensors = load_file(file)
     tensors["extra"] = np.zeros(2, np.float32)
     tensors["model.norm.weight"] = np.zeros(31, np.float32)
-    tensors["model.layers.1.self_attn.qk_norm.temp"] = np.zeros(2, np.float16)
+    tensors["model.layers.1.self_attn.qk_norm.temp"] = np.zeros(2, np.float64)
     del tensors["model.layers.0.mlp.gate.down_proj.bias"]
     save_file(tensors, file)
     with pytest.raises(ValueError) as caught:
@@ -238,7 +238,7 @@ def test_every_problem_is_named_and_nothing_written(start, tmp_path):
     assert "\n" not in message
     for part in (
         "tensor extra: unexpected", "tensor model.norm.weight: got shape [31], may be [32]",
-        "model.layers.1.self_attn.qk_norm.temp: got dtype F16",
+        "model.layers.1.self_attn.qk_norm.temp: got dtype F64",
         "tensor model.layers.0.mlp.gate.down_proj.bias: missing, may be of shape [16]",
     ):  # fmt: skip
         assert part in message, message

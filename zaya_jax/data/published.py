@@ -162,7 +162,12 @@ class PublishedTokenizer:
 
 def read_description(path: Path) -> tuple[dict[str, Any], tokenizers.Tokenizer]:
     """A tokenizer.json as JSON and as a tokenizer. UserError, in one line, for anything else."""
-    text = read_text(path)
+    try:
+        text = read_text(path)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise UserError(f"tokenizer: {one_line(error)}") from None
     try:
         description = json.loads(text)
         return description, tokenizers.Tokenizer.from_str(text)

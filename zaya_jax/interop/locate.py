@@ -24,13 +24,15 @@ def find_checkpoint(path: Path | str) -> Path:
     folder = absolute(path)
     if not folder.is_dir():
         raise _no_folder(str(path), folder)
-    if any((folder / name).exists() for name in (MODEL_FILE, WEIGHTS_FILE, INDEX_FILE)):
+    if (folder / MODEL_FILE).exists():
+        return folder
+    refuse_adapters(folder)
+    if (folder / WEIGHTS_FILE).exists() or (folder / INDEX_FILE).exists():
         return folder
     if stages := stages_in(folder / STAGES):
         return _sampled(folder, stages, run_config_of(folder))
     if stages := stages_in(folder):
         return _sampled(folder, stages, run_config_of(folder.parent) if folder.name == STAGES else {})
-    refuse_adapters(folder)
     if (folder.parent / MODEL_FILE).exists():
         raise UserError(f"checkpoint {folder}: a single step; may be {folder.parent}, whose newest step is read")
     if (folder / CONFIG_FILE).exists() and "phases" not in _object(folder / CONFIG_FILE):
