@@ -16,15 +16,11 @@ those of a run's own checkpoint too, and a model card (README.md) says how the f
 do. What else is left behind is listed.
 """
 
-import datetime
-import importlib.metadata
-import sys
-
 from absl import flags
 from tqdm import tqdm
 
 from experiments import cli
-from experiments.environment import git_commit
+from experiments.environment import made_by
 from experiments.tokens import checkpoint_of, companions_of
 from zaya_jax.errors import UserError
 from zaya_jax.files import absolute
@@ -62,17 +58,6 @@ def main() -> None:
     for line in [*report.lines(), *notes]:
         print(line)
     print(f"done: {output} ({report.tensors} tensors, {report.bytes / 1e9:.2f} GB, {report.config.param_dtype})")
-
-
-def made_by(command: str) -> dict[str, str | None]:
-    """What a model card says of the program that writes it."""
-    try:
-        version = importlib.metadata.version("zaya_jax")
-    except importlib.metadata.PackageNotFoundError:  # run from a checkout
-        version = "(not installed)"
-    date = datetime.datetime.now(datetime.UTC).date().isoformat()
-    command = " ".join([f"python -m experiments.{command}", *sys.argv[1:]])
-    return {"version": version, "commit": git_commit(), "command": command, "date": date}
 
 
 def _folder(flag: flags.FlagHolder[str | None]) -> str:

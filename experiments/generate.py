@@ -157,7 +157,7 @@ def read_texts(values: flags.FlagValues) -> list[str]:
         return []
     if values.prompt is not None:
         return [checked_prompt(values.prompt, "--prompt")]
-    texts = read_prompts(absolute(values.prompts_file))
+    texts = read_prompts(Path(values.prompts_file))
     if values.stream and len(texts) > 1:
         raise UserError(f"--stream: got {len(texts)} prompts, may be given for one row on the terminal")
     return texts

@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli
-from experiments.convert import made_by
+from experiments.environment import made_by
 from experiments.tokens import checkpoint_of, companions_of
 from zaya_jax import load_pretrained
 from zaya_jax.errors import UserError

@@ -83,7 +83,7 @@ REFUSED = {
     "bool": ({"hidden_size": True}, "config.json: hidden_size: got True, may be an integer"),
     "eps": ({"rms_norm_eps": 0}, "config.json: rms_norm_eps: got 0, may be a number above 0"),
     "tie": ({"tie_word_embeddings": None}, "config.json: tie_word_embeddings: got None, may be true or false"),
-    "eos": ({"eos_token_id": [1, "2"]}, r"config.json: eos_token_id: got \[1, '2'\], may be a token id, a list of them"),
+    "eos": ({"eos_token_id": [1, "2"]}, r"eos_token_id: got \[1, '2'\], may be a token id, a list of them"),
     "dtype": ({"dtype": "float64"}, "config.json: dtype: got 'float64', may be one of"),
     "layer type": ({"layer_types": ["full_attention"]}, "config.json: layer_types: got 'full_attention'"),
     "layer list": ({"layer_types": "hybrid"}, "config.json: layer_types: got 'hybrid'"),

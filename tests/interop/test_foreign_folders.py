@@ -171,13 +171,13 @@ def test_or_one_line(case, tmp_path):
 
 
 def test_shards_with_more_than_their_index_says(tmp_path):
-    """An index with other metadata, buffers that it does not list or that are not there, files that it does not name."""
+    """Other metadata, buffers that the index does not list or that are not there, files that it does not name."""
     tensors = tensors_of("llama")
     plain = write(tmp_path / "plain", CONFIG | {"model_type": "llama"}, tensors)
     folder = tmp_path / "shards"
     folder.mkdir()
     (folder / "config.json").write_text((plain / "config.json").read_text())
-    mapped = {name: f"model-0000{1 + (HEAD == name)}-of-00002.safetensors" for name in tensors}
+    mapped = {name: f"model-0000{1 + (name == HEAD)}-of-00002.safetensors" for name in tensors}
     for file in set(mapped.values()):
         shard = {name: tensors[name] for name in tensors if mapped[name] == file}
         save_file(shard | {f"{file[:11]}.rotary_emb.inv_freq": np.ones(4, np.float32)}, folder / file)

@@ -138,7 +138,7 @@ REFUSED = {
     "scaling true": ({"rope_scaling": True}, "config.json: rope_scaling: got True, may be null or an object"),
     "gelu": ({"hidden_act": "gelu"}, "config.json: hidden_act: got 'gelu', may be 'silu', the only one supported"),
     "quantized": (
-        {"quantization_config": {"quant_method": "gptq"}}, "quantization_config: got 'gptq', may be null: quantized weights",
+        {"quantization_config": {"quant_method": "gptq"}}, "quantization_config: got 'gptq', may be null: quant",
     ),
     "experts": ({"num_local_experts": 8}, "config.json: num_local_experts: got 8, may be None"),
     "cap": ({"final_logit_softcapping": 30.0}, "config.json: final_logit_softcapping: got 30.0, may be None"),

@@ -81,7 +81,7 @@ def test_a_hub_id_is_to_be_downloaded_first():
             load_pretrained(given)
         assert "hf download HuggingFaceTB/SmolLM2-135M --local-dir=SmolLM2-135M" in str(caught.value)
     for given in ("/nowhere/x", "./a/b", "~/a/b"):
-        with pytest.raises(FileNotFoundError, match="not a folder$"):
+        with pytest.raises(FileNotFoundError, match=r"not a folder$"):
             load_pretrained(given)
 
 

@@ -219,6 +219,8 @@ def _named_ids(path: Path, model: tokenizers.Tokenizer) -> dict[str, list[int]]:
         if given is None:
             continue
         id_ = model.token_to_id(given) if isinstance(given, str) else None
+        if id_ is None and role == "pad" and isinstance(given, str):
+            continue
         if id_ is None:
             where = path.with_name(SPELLED)
             raise UserError(f"tokenizer: {where}: {role}_token: got {given!r}, must be a token of {path}")

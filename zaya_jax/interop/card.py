@@ -63,7 +63,7 @@ def _stages(workdir: Path | None) -> tuple[list[str], int | None]:
     except (OSError, ValueError):
         return [], None
     phases = values.get("phases")
-    found = {p.get("name", str(n)): p for n, p in enumerate(phases) if isinstance(p, dict)} if phases else values
+    found = {p: values.get(p) for p in phases if isinstance(p, str)} if isinstance(phases, list) else values
     lines, block_size = [f"Run `{values.get('name', workdir.name)}`, seed {values.get('seed')}:", ""], None
     for name, stage in found.items():
         if not isinstance(stage, dict) or not isinstance(stage.get("objective"), dict):
