@@ -1,7 +1,10 @@
 """Our own checkpoints, for reading: the newest step's weights without the optimizer that Training keeps beside them."""
 
 import dataclasses
+import gc
 import json
+import re
+import sys
 from pathlib import Path
 from typing import cast
 
@@ -99,4 +102,28 @@ def read_tree(path: Path, abstract) -> dict:
             return cast(dict, ocp.load(str(path), abstract))
     except Exception as error:
         # Orbax and TensorStore raise many types here; to a user all mean that this checkpoint does not fit.
-        raise CheckpointError(f"checkpoint {path}: cannot be read: {one_line(error)}") from error
+        reason = why(error)
+    drop_reads()
+    raise CheckpointError(f"checkpoint {path}: cannot be read: {reason}")
+
+
+def why(error: BaseException) -> str:
+    """What Orbax or TensorStore says of a failed read, on one line: the array by name, not its whole specification."""
+    text = str(error)
+    paths = re.findall(r"'path': '([^']*)'", text)
+    if not paths or "TensorStore(" not in text:
+        return one_line(error)
+    cause = f" ({one_line(error.__cause__)})" if error.__cause__ is not None else ""
+    return f"array {paths[-1].rstrip('/').rpartition('/')[2]} is damaged or missing{cause}"
+
+
+def drop_reads() -> None:
+    """Collects the reads that a failed one leaves behind, each of which Python would report with a traceback.
+
+    To be called outside of the `except` block, which holds them.
+    """
+    report, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
+    try:
+        gc.collect()
+    finally:
+        sys.unraisablehook = report

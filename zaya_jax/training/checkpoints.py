@@ -12,7 +12,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from zaya_jax.files import absolute, one_line
-from zaya_jax.interop.native import CheckpointError
+from zaya_jax.interop.native import CheckpointError, drop_reads, why
 
 
 class Checkpoints:
@@ -62,10 +62,11 @@ class Checkpoints:
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
         try:
             loaded = self._orbax.load(step, abstract)
-            extra = cast(dict[str, Any], self._orbax.metadata(step).custom_metadata)  # what `save` was given
+            return loaded, cast(dict[str, Any], self._orbax.metadata(step).custom_metadata)  # what `save` was given
         except Exception as error:
-            raise CheckpointError(f"checkpoint {self.directory}/{step}: cannot be read: {one_line(error)}") from error
-        return loaded, extra
+            reason = why(error)
+        drop_reads()
+        raise CheckpointError(f"checkpoint {self.directory}/{step}: cannot be read: {reason}")
 
     def __enter__(self) -> "Checkpoints":
         return self
