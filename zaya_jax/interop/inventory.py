@@ -20,8 +20,8 @@ from zaya_jax.interop.folder import COMPUTED, Folder, problems, read_config, sto
 from zaya_jax.interop.locate import find_checkpoint
 from zaya_jax.interop.names import Path as Variable
 from zaya_jax.interop.names import abstract_variables
-from zaya_jax.interop.native import MODEL_FILE, CheckpointError, newest_step, read_model_file
-from zaya_jax.interop.native_arrays import Native, open_array, read_metadata
+from zaya_jax.interop.native import MODEL_FILE, CheckpointError, newest_step, open_array, read_metadata, read_model_file
+from zaya_jax.interop.native_arrays import Native
 from zaya_jax.interop.tensorfile import STORED, TensorFile
 
 MEASURED = (np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16))
@@ -153,7 +153,11 @@ def _kind(keys: list[str]) -> str:
 
 def _unlike(config: ZayaConfig, rows: list[Row]) -> Iterator[str]:
     """Where the weights of one of our checkpoints are not those of its configuration."""
-    wanted = {"/".join(path): struct for path, struct in abstract_variables(config).items()}
+    try:
+        wanted = {"/".join(path): struct for path, struct in abstract_variables(config).items()}
+    except (OverflowError, TypeError, ValueError) as error:  # the file's numbers, which nobody has checked
+        yield f"{MODEL_FILE}: no model has its configuration: {one_line(error)}"
+        return
     found = {row.name: row for row in rows if row.kind in ("weights", "buffers")}
     for name in sorted(set(wanted) | set(found)):
         if name not in found:

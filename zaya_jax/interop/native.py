@@ -5,10 +5,12 @@ import gc
 import json
 import re
 import sys
+import warnings
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import jax
+import tensorstore as ts
 from flax import traverse_util
 from orbax.checkpoint import v1 as ocp
 
@@ -16,6 +18,7 @@ from zaya_jax.architecture import ZayaConfig
 from zaya_jax.architecture.moe import BALANCING
 from zaya_jax.errors import UserError
 from zaya_jax.files import absolute, one_line, read_object
+from zaya_jax.interop.names import Path as Variable
 from zaya_jax.interop.names import abstract_variables
 from zaya_jax.parallel import Placement
 
@@ -48,6 +51,11 @@ def load_native(
     directory = absolute(directory)
     config = read_model_file(directory)
     path = directory / str(newest_step(directory))
+    item, metadata = open_step(path)
+    if ema and not _has_average(path):
+        raise CheckpointError(f"checkpoint {directory}: holds no average of the parameters (optimizer.ema_decay is 0)")
+    # Names and shapes first: what does not fit is named, and Orbax does not begin to read it.
+    open_arrays(item, metadata, config, ema)
     abstract = traverse_util.unflatten_dict(abstract_variables(config))
     if placement is None:
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -56,8 +64,6 @@ def load_native(
         places = placement.shardings(abstract)
     wanted = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract, places)
     params = "ema" if ema else "params"
-    if ema and not _has_average(path):
-        raise CheckpointError(f"checkpoint {directory}: holds no average of the parameters (optimizer.ema_decay is 0)")
     read = read_tree(path, {params: wanted["params"], BALANCING: wanted.get(BALANCING, {})})
     return config, {"params": read[params], BALANCING: read[BALANCING]}
 
@@ -80,6 +86,72 @@ def newest_step(directory: Path) -> int:
     if newest is None:
         raise CheckpointError(f"checkpoint {directory}: no whole step in it")
     return newest.step
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """A JSON object of Orbax's. CheckpointError for anything else."""
+    try:
+        return read_object(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {one_line(error)}") from None
+
+
+def open_array(item: Path, metadata: dict[str, Any], name: str, cache: int = 0) -> Any:
+    """An array of a tree that Orbax saved, by its dotted name; nothing of it is read.
+
+    Args:
+      cache: bytes of decoded chunks to keep.
+    """
+    if metadata.get("use_ocdbt"):
+        # not a URL, in which a folder's "%" or "#" would mean something
+        base = {"driver": "file", "path": f"{item}/"}
+        store: dict[str, Any] = {"driver": "ocdbt", "base": base, "path": name + "/"}
+    else:
+        store = {"driver": "file", "path": f"{item}/{name}/"}
+    driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
+    context = ts.Context({"cache_pool": {"total_bytes_limit": cache}})
+    return ts.open({"driver": driver, "kvstore": store}, read=True, write=False, context=context).result()
+
+
+def open_step(path: Path) -> tuple[Path, dict[str, Any]]:
+    """(the folder of the one tree of arrays in a step, its metadata). CheckpointError where there is no such tree."""
+    items = [found.parent for found in path.glob("*/_METADATA")]
+    if len(items) != 1:
+        raise CheckpointError(f"checkpoint {path}: cannot be read: holds {len(items)} trees of arrays, may hold 1")
+    return items[0], read_metadata(items[0] / "_METADATA")
+
+
+def open_arrays(item: Path, metadata: dict[str, Any], config: ZayaConfig, ema: bool = False) -> dict[Variable, Any]:
+    """TensorStore's arrays of a model's variables; of none of them more than its header is read.
+
+    Raises:
+      CheckpointError: arrays that are missing or not of this configuration's shapes and dtypes.
+    """
+    try:
+        structs = abstract_variables(config)
+    except (OverflowError, TypeError, ValueError) as error:  # the file's numbers, which nobody has checked
+        raise CheckpointError(f"checkpoint {item}: no model has its configuration: {one_line(error)}") from None
+    arrays, problems = {}, []
+    for path, struct in structs.items():
+        where = f"checkpoint {item}: {'/'.join(path)}"
+        try:
+            array = open_array(item, metadata, stored_name(path, ema))
+        except Exception as error:  # TensorStore raises many types
+            average = " (no average of the parameters was kept)" if ema else ""
+            problems.append(f"{where}: missing{average}: {one_line(error)}")
+            continue
+        if tuple(array.shape) != struct.shape or array.dtype.numpy_dtype != struct.dtype:
+            got = f"got {array.dtype.name}{list(array.shape)}"
+            problems.append(f"{where}: {got}, may be {struct.dtype}{list(struct.shape)}")
+        arrays[path] = array
+    if problems:
+        raise CheckpointError("; ".join(problems[:20]))
+    return arrays
+
+
+def stored_name(path: Variable, ema: bool) -> str:
+    """What a variable is called in a step; `ema`: the average in place of a parameter."""
+    return ".".join(("ema", *path[1:]) if ema and path[0] == "params" else path)
 
 
 def _has_average(path: Path) -> bool:
@@ -124,6 +196,8 @@ def drop_reads() -> None:
     """
     report, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
     try:
-        gc.collect()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # coroutines that were never awaited
+            gc.collect()
     finally:
         sys.unraisablehook = report
