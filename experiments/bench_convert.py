@@ -32,13 +32,13 @@ from experiments import cli
 from experiments.environment import describe, hardware
 from zaya_jax.architecture import ZayaConfig, preset
 from zaya_jax.errors import UserError
-from zaya_jax.files import absolute
 from zaya_jax.interop.conversion import open_checkpoint
 from zaya_jax.interop.families import ZAYA
 from zaya_jax.interop.folder import CONFIG_FILE
 from zaya_jax.interop.names import Path as Variable
 from zaya_jax.interop.names import abstract_variables
 from zaya_jax.interop.shards import plan_shards, slots, write_shards
+from zaya_jax.paths import absolute
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Scratch folder; must not exist. It is deleted in the end.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the numbers.")

@@ -25,7 +25,7 @@ from experiments.bench_convert import GIB, make_folder
 from experiments.environment import describe, hardware
 from zaya_jax.architecture import preset
 from zaya_jax.errors import UserError
-from zaya_jax.files import absolute
+from zaya_jax.paths import absolute
 
 _FOLDER = flags.DEFINE_string("folder", None, "Scratch folder; must not exist. It is deleted in the end.")
 _LAYERS = flags.DEFINE_integer("layers", 40, "How many of the 8B's layers; all of them need 24 GiB.", lower_bound=1)

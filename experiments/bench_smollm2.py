@@ -32,9 +32,9 @@ from experiments.oracle import require_parity_extra
 from zaya_jax import Layout, SamplerConfig, Zaya, generate, load_pretrained
 from zaya_jax.architecture.model import ZayaOutput
 from zaya_jax.errors import UserError
-from zaya_jax.files import absolute
 from zaya_jax.interop.mask import add_mask_token
 from zaya_jax.interop.smollm2 import NAME, SHA256, find_gguf, write_smollm2
+from zaya_jax.paths import absolute
 
 TOLERANCE = 2e-4  # of the logits' standard deviation: the project's contract
 BLOCK_SIZE = 4

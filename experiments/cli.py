@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 from absl import app, flags, logging
 
 from zaya_jax.errors import Diverged, UserError
-from zaya_jax.files import absolute
+from zaya_jax.paths import absolute
 from zaya_jax.training.interrupt import Interrupted
 
 _THREADS = flags.DEFINE_integer(

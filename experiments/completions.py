@@ -10,7 +10,7 @@ from typing import Any
 from experiments import cli
 from experiments.environment import first_difference
 from zaya_jax.errors import UserError
-from zaya_jax.files import lines_of, read_bytes, read_text
+from zaya_jax.paths import lines_of, read_bytes, read_text
 
 FIRST_KEY = '{"prompt": '  # how every line of ours begins
 

@@ -23,8 +23,8 @@ from experiments import cli
 from experiments.environment import made_by
 from experiments.tokens import checkpoint_of, companions_of
 from zaya_jax.errors import UserError
-from zaya_jax.files import absolute
 from zaya_jax.interop.conversion import FORMATS, convert
+from zaya_jax.paths import absolute
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Folder to read: a Hugging Face one, WORKDIR/checkpoints/STAGE, or WORKDIR (its sampled stage)."

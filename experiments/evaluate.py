@@ -22,7 +22,7 @@ from zaya_jax.analysis.tables import sampling_table
 from zaya_jax.data.tasks import BENCHMARKS, TASKS, ChatTask, Task, make_task
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.task_accuracy import Arm, Trial, run_task, task_rows
-from zaya_jax.files import absolute
+from zaya_jax.paths import absolute
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Folder of a model: WORKDIR/checkpoints/STAGE or a Hugging Face one."

@@ -13,7 +13,7 @@ from experiments import cli
 from zaya_jax.analysis.paper_figures import FIGURES, draw, write
 from zaya_jax.analysis.readme import regenerate
 from zaya_jax.errors import UserError
-from zaya_jax.files import absolute, read_text
+from zaya_jax.paths import absolute, read_text
 
 _WIDTH = max(map(len, FIGURES))
 _NEEDS = {name: ", ".join(each.path for each in chosen.inputs) or "-" for name, chosen in FIGURES.items()}

@@ -46,7 +46,7 @@ from zaya_jax.data.detokenizer import Detokenizer
 from zaya_jax.data.templates import MARK, ChatTemplate, Messages, encode
 from zaya_jax.data.tokenizers import Tokenizer
 from zaya_jax.errors import UserError
-from zaya_jax.files import absolute
+from zaya_jax.paths import absolute
 from zaya_jax.sampling import (
     Generation,
     SamplerConfig,

@@ -36,9 +36,9 @@ from zaya_jax.analysis.lowering import failure, reason, table
 from zaya_jax.analysis.programs import Program, decode_programs, train_program
 from zaya_jax.architecture import PRESETS, ZayaConfig, preset
 from zaya_jax.errors import UserError
-from zaya_jax.files import absolute
 from zaya_jax.parallel import targets
 from zaya_jax.parallel.placement import AXES
+from zaya_jax.paths import absolute
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with an optional :argument.", lock_config=True)
 _TARGET = flags.DEFINE_string("target", None, f"The GPU: {', '.join(targets.TARGETS)}.")

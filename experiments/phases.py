@@ -23,12 +23,12 @@ from zaya_jax.architecture import ZayaConfig
 from zaya_jax.architecture.config import NO_MASK
 from zaya_jax.data.pipeline import PACKINGS
 from zaya_jax.errors import UserError
-from zaya_jax.files import absolute
 from zaya_jax.interop.adapters import fresh_adapters
 from zaya_jax.interop.mask import add_mask_token
 from zaya_jax.interop.names import abstract_variables
 from zaya_jax.interop.pretrained import load_pretrained
 from zaya_jax.parallel import MeshConfig, Placement, make_placement
+from zaya_jax.paths import absolute
 from zaya_jax.training.loop import Phase
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig, frozen_parameters

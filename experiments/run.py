@@ -56,9 +56,9 @@ from zaya_jax.data.templates import ChatTemplate
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.likelihood import likelihood
 from zaya_jax.evaluation.task_accuracy import Outcome, run_task, task_rows
-from zaya_jax.files import absolute
 from zaya_jax.interop.native import load_native, write_model_file
 from zaya_jax.parallel import Placement, is_first, start_processes, use_cpu_devices, wait_for_all
+from zaya_jax.paths import absolute
 from zaya_jax.sampling.cost import AUTOREGRESSIVE, forward_cost, rows_of
 from zaya_jax.sampling.method import Plan
 from zaya_jax.training.checkpoints import Checkpoints

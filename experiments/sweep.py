@@ -31,7 +31,7 @@ from tqdm import tqdm
 from experiments import cli, environment
 from zaya_jax.analysis.results import read_results, write_sweep
 from zaya_jax.errors import UserError
-from zaya_jax.files import absolute
+from zaya_jax.paths import absolute
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Sweep file, such as configs/sweeps/study.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the sweep lives; default: runs/sweeps/<its name>.")

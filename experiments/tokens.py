@@ -22,8 +22,8 @@ from zaya_jax.data.tokenizers import (
     tokenizer_file,
 )
 from zaya_jax.errors import UserError
-from zaya_jax.files import absolute
 from zaya_jax.interop.locate import find_checkpoint, run_config
+from zaya_jax.paths import absolute
 
 BESIDE_TOKENIZER = "tokenizer"  # data.chat_template: the one in the folder of the run's tokenizer
 OTHER_TOKENIZERS = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")

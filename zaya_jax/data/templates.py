@@ -25,7 +25,7 @@ import jinja2.sandbox
 from zaya_jax.data.published import SPELLED, read_object
 from zaya_jax.data.tokenizers import Tokenizer
 from zaya_jax.errors import UserError
-from zaya_jax.files import absolute, one_line, read_text
+from zaya_jax.paths import absolute, one_line, read_text
 
 Messages = Sequence[Mapping[str, str]]
 TEMPLATE_FILE = "chat_template.jinja"

@@ -14,7 +14,7 @@ import tokenizers
 
 from zaya_jax.data.published import TOKENIZER_FILE, PublishedTokenizer, read_description
 from zaya_jax.errors import UserError
-from zaya_jax.files import absolute
+from zaya_jax.paths import absolute
 
 NUM_SPECIALS = 4  # BOS, EOS, PAD, MASK, in this order, behind the ordinary tokens.
 NUM_BYTES = 256

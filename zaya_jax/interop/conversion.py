@@ -15,7 +15,6 @@ import numpy as np
 
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.errors import UserError
-from zaya_jax.files import absolute
 from zaya_jax.interop import native_arrays
 from zaya_jax.interop.card import write_card
 from zaya_jax.interop.companions import ROLES, copy_companions, ids_of, with_ids, write_ids
@@ -30,6 +29,7 @@ from zaya_jax.interop.native_arrays import Native
 from zaya_jax.interop.partial import Partial
 from zaya_jax.interop.shards import plan_shards, write_shards
 from zaya_jax.interop.tensorfile import blocks, sha256
+from zaya_jax.paths import absolute
 
 FORMATS = ("huggingface", "legacy", "native")
 NAMED = 20  # tensors that a report names one by one

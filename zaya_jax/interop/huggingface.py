@@ -18,12 +18,12 @@ from flax import traverse_util
 
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.errors import UserError
-from zaya_jax.files import absolute
 from zaya_jax.interop.families import family_of
 from zaya_jax.interop.folder import CONFIG_FILE, Folder, columns
 from zaya_jax.interop.names import Path, abstract_variables
 from zaya_jax.interop.shards import plan_shards, write_shards
 from zaya_jax.parallel import Placement
+from zaya_jax.paths import absolute
 
 Directory = str | os.PathLike[str]
 Variables = dict[str, Any]

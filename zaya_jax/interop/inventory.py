@@ -14,7 +14,6 @@ import ml_dtypes
 import numpy as np
 
 from zaya_jax.architecture import ZayaConfig
-from zaya_jax.files import one_line
 from zaya_jax.interop.conversion import count_not_finite
 from zaya_jax.interop.folder import COMPUTED, Folder, problems, read_config, stored_names, weight_files
 from zaya_jax.interop.locate import find_checkpoint
@@ -23,6 +22,7 @@ from zaya_jax.interop.names import abstract_variables
 from zaya_jax.interop.native import MODEL_FILE, CheckpointError, newest_step, open_array, read_metadata, read_model_file
 from zaya_jax.interop.native_arrays import Native
 from zaya_jax.interop.tensorfile import STORED, TensorFile
+from zaya_jax.paths import one_line
 
 MEASURED = (np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16))
 

@@ -21,7 +21,7 @@ import ml_dtypes
 import numpy as np
 
 from zaya_jax.errors import UserError
-from zaya_jax.files import one_line
+from zaya_jax.paths import one_line
 
 Spec = tuple[tuple[int, ...], np.dtype]  # a tensor's shape and dtype
 

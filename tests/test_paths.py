@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from zaya_jax.errors import UserError
-from zaya_jax.files import absolute, lines_of, read_object, read_text
+from zaya_jax.paths import absolute, lines_of, read_object, read_text
 
 
 def test_a_path_is_absolute_without_tilde_and_dots(tmp_path, monkeypatch):
