@@ -38,6 +38,7 @@ from zaya_jax.interop.folder import CONFIG_FILE
 from zaya_jax.interop.names import Path as Variable
 from zaya_jax.interop.names import abstract_variables
 from zaya_jax.interop.shards import plan_shards, slots, write_shards
+from zaya_jax.paths import absolute
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Scratch folder; must not exist. It is deleted in the end.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the numbers.")
@@ -181,7 +182,7 @@ def main() -> None:
     if _WORKDIR.value is None:
         raise UserError("--workdir: missing, may be a folder that does not exist yet")
     cli.check_output(_OUTPUT.value)
-    workdir, config = Path(_WORKDIR.value).absolute(), preset(_PRESET.value)
+    workdir, config = absolute(_WORKDIR.value), preset(_PRESET.value)
     workdir.mkdir(parents=True)
     try:
         run(workdir, config)

@@ -25,6 +25,7 @@ from experiments.bench_convert import GIB, make_folder
 from experiments.environment import describe, hardware
 from zaya_jax.architecture import preset
 from zaya_jax.errors import UserError
+from zaya_jax.paths import absolute
 
 _FOLDER = flags.DEFINE_string("folder", None, "Scratch folder; must not exist. It is deleted in the end.")
 _LAYERS = flags.DEFINE_integer("layers", 40, "How many of the 8B's layers; all of them need 24 GiB.", lower_bound=1)
@@ -58,7 +59,7 @@ def main() -> None:
     if _FOLDER.value is None:
         raise UserError("--folder: missing, may be a folder that does not exist yet")
     cli.check_output(_NUMBERS.value)
-    folder, config = Path(_FOLDER.value).absolute(), preset("zaya1_8b", num_hidden_layers=_LAYERS.value)
+    folder, config = absolute(_FOLDER.value), preset("zaya1_8b", num_hidden_layers=_LAYERS.value)
     try:
         clock = time.perf_counter()
         size = make_folder(folder, config)

@@ -34,6 +34,7 @@ from zaya_jax.architecture.model import ZayaOutput
 from zaya_jax.errors import UserError
 from zaya_jax.interop.mask import add_mask_token
 from zaya_jax.interop.smollm2 import NAME, SHA256, find_gguf, write_smollm2
+from zaya_jax.paths import absolute
 
 TOLERANCE = 2e-4  # of the logits' standard deviation: the project's contract
 BLOCK_SIZE = 4
@@ -74,7 +75,7 @@ def main() -> None:
     if jax.default_backend() != "cpu":
         raise UserError(f"JAX runs on {jax.default_backend()}, torch's side on the CPU: set JAX_PLATFORMS=cpu")
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(_CHECKPOINT.value or Path(scratch) / "smollm2")
+        folder = absolute(_CHECKPOINT.value or Path(scratch) / "smollm2")
         if _CHECKPOINT.value is None:
             write_smollm2(folder)
         numbers = compare(folder, _NEW_TOKENS.value)

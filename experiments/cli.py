@@ -14,6 +14,7 @@ from absl import app, flags, logging
 
 from experiments import compilation_cache, terminal
 from zaya_jax.errors import Diverged, UserError
+from zaya_jax.paths import absolute
 from zaya_jax.training.interrupt import Interrupted
 
 _THREADS = flags.DEFINE_integer(
@@ -110,14 +111,14 @@ def complain(messages: Sequence[str]) -> None:
 
 def check_output(path: Path | str | None) -> None:
     """Raises FileNotFoundError where a file for --output could not be made; None is no file."""
-    if path and not Path(path).absolute().parent.is_dir():
+    if path and not absolute(path).parent.is_dir():
         raise FileNotFoundError(f"--output {path}: its folder does not exist")
 
 
 def write_numbers(path: Path | str | None, numbers: dict[str, Any]) -> None:
     """A benchmark's results as JSON; None writes nothing."""
     if path:
-        Path(path).write_text(json.dumps(numbers, indent=2) + "\n")
+        absolute(path).write_text(json.dumps(numbers, indent=2) + "\n")
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
@@ -140,6 +141,8 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 
 def _underscored(arg: str) -> str:
-    """--prompts-file=a-b as absl wants it: --prompts_file=a-b."""
+    """--prompts-file=a-b as absl wants it: --prompts_file=a-b; and --config=~/a.py as Python opens it."""
     name, equals, value = arg.partition("=")
+    if name.lstrip("-") == "config":
+        value = os.path.expanduser(value)
     return name[:2] + name[2:].replace("-", "_") + equals + value if name.startswith("--") else arg

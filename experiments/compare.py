@@ -17,6 +17,7 @@ import numpy as np
 from absl import flags
 
 from experiments import cli
+from experiments.tokens import checkpoint_of, tokenizer_of
 from zaya_jax import Layout, Zaya, load_pretrained
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.data.tokenizers import load_tokenizer
@@ -30,7 +31,7 @@ _OTHER = flags.DEFINE_string("other", None, "What is compared with it.")
 _TEXT = flags.DEFINE_string("text", None, "A text for both to read.")
 _TOKENS = flags.DEFINE_list("tokens", None, "Token ids for both to read, behind commas or spaces.")
 _TOKENIZER = flags.DEFINE_string(
-    "tokenizer", None, 'For --text: "bytes" or a tokenizer.json. Default: the first folder\'s tokenizer.json, or bytes.'
+    "tokenizer", None, 'For --text: "bytes" or a tokenizer.json. Default: the first folder\'s, or bytes.'
 )
 _ROWS = flags.DEFINE_integer("rows", 4, "Rows of random tokens.", lower_bound=1)
 _LENGTH = flags.DEFINE_integer("length", 64, "Tokens in each.", lower_bound=1)
@@ -39,7 +40,7 @@ _LISTED = flags.DEFINE_integer("listed", 20, "How many differing arrays to name,
 
 
 def main() -> None:
-    first, other = (_folder(flag) for flag in (_CHECKPOINT, _OTHER))
+    first, other = (checkpoint_of(flag.value, flag.name) for flag in (_CHECKPOINT, _OTHER))
     a, b = open_checkpoint(first), open_checkpoint(other)
     if a.config.vocab_size != b.config.vocab_size:
         raise UserError(
@@ -60,12 +61,6 @@ def main() -> None:
         print(f"  {line}")
 
 
-def _folder(flag: flags.FlagHolder[str | None]) -> Path:
-    if flag.value is None:
-        raise UserError(f"--{flag.name}: missing, may be a folder")
-    return Path(flag.value).expanduser()
-
-
 def logits(folder: Path, tokens: np.ndarray) -> np.ndarray:
     """A checkpoint's logits of int32 tokens [row, length], computed in float32: [row, length, vocab]."""
     config, variables = load_pretrained(folder)
@@ -79,8 +74,7 @@ def _tokens(folder: Path, config: ZayaConfig) -> np.ndarray:
     if _TEXT.value is not None and _TOKENS.value is not None:
         raise UserError("--tokens: may not be given with --text")
     if _TEXT.value is not None:
-        own = folder / "tokenizer.json"
-        found = load_tokenizer(_TOKENIZER.value or (str(own) if own.is_file() else "bytes")).encode(_TEXT.value)
+        found = load_tokenizer(_TOKENIZER.value or tokenizer_of(folder, config.vocab_size)).encode(_TEXT.value)
     elif _TOKENS.value is not None:
         words = " ".join(_TOKENS.value).split()
         if not all(word.isdigit() for word in words):

@@ -10,6 +10,7 @@ from typing import Any
 from experiments import cli
 from experiments.environment import first_difference
 from zaya_jax.errors import UserError
+from zaya_jax.paths import lines_of, read_bytes, read_text
 
 FIRST_KEY = '{"prompt": '  # how every line of ours begins
 
@@ -17,24 +18,23 @@ FIRST_KEY = '{"prompt": '  # how every line of ours begins
 def read_prompts(path: Path) -> list[str]:
     """Prompts of a .txt file (one a line) or a .jsonl file ({"prompt": ...}, other keys are ignored).
 
+    Blank lines of a .jsonl file are passed over, as in training data; of a .txt file those at its end.
+
     Raises:
       UserError, OSError: naming the file, and the line if one is bad.
     """
-    if path.suffix not in (".txt", ".jsonl"):
+    plain = path.suffix.lower() == ".txt"
+    if not plain and path.suffix.lower() != ".jsonl":
         raise UserError(f"--prompts-file: got {path}, may be a .txt (one prompt a line) or a .jsonl file")
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 (byte {error.start})") from None
-    if not lines[-1]:
+    lines = list(enumerate(lines_of(read_text(path)), 1))
+    if not plain:
+        lines = [(number, line) for number, line in lines if line.strip()]
+    while lines and not lines[-1][1].strip():
         lines.pop()
     if not lines:
         raise UserError(f"{path}: empty, may be one or more prompts")
-    prompts = []
-    for number, line in enumerate(lines, 1):
-        prompt = line if path.suffix == ".txt" else _prompt_of(line, f"{path}:{number}")
-        prompts.append(checked_prompt(prompt, f"{path}:{number}"))
-    return prompts
+    found = ((line if plain else _prompt_of(line, f"{path}:{number}"), f"{path}:{number}") for number, line in lines)
+    return [checked_prompt(*prompt) for prompt in found]
 
 
 def checked_prompt(prompt: str, where: str) -> str:
@@ -49,7 +49,7 @@ def checked_prompt(prompt: str, where: str) -> str:
 def _prompt_of(line: str, where: str) -> str:
     try:
         value = json.loads(line)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         raise UserError(f'{where}: not JSON, may be {{"prompt": TEXT}}') from None
     if not isinstance(value, dict) or not isinstance(value.get("prompt"), str):
         raise UserError(f'{where}: got {line[:60]!r}, may be {{"prompt": TEXT}}')
@@ -82,7 +82,7 @@ class Completions:
             self._read()
 
     def _read(self) -> None:
-        data = self.path.read_bytes()
+        data = read_bytes(self.path, limit=1 << 40)
         *lines, rest = data.split(b"\n")
         for number, line in enumerate(lines, 1):
             self._take(line, f"--output {self.path}: line {number}")
@@ -97,7 +97,7 @@ class Completions:
             index, sample, settings, ran = row["index"], row["sample"], row["settings"], row["ran"]
             known = row["prompt"] == self._prompts[index] if 0 <= index < len(self._prompts) else False
             self.done.add((index, sample))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(f"{where} was not written by this door; choose another") from None
         if difference := first_difference(settings, self._settings):
             raise UserError(f"{where} was made with other settings: {difference}; choose another")

@@ -11,25 +11,23 @@ but for the draft mask token, which it does not know), legacy, or native (what a
 Tensors pass one at a time: the memory needed is the largest stored tensor and 1 GiB. Everything that is wrong with the
 source is said before anything is written, tensor by tensor. Work goes to a partial folder beside --output
 (.OUTPUT.partial), which takes its name when all is there; the same command goes on after a kill, keeps what is whole,
-and refuses a partial folder of another conversion. Tokenizer files and the chat template go along, and a model card
-(README.md) says how the folder was made; code and pickles never do.
+and refuses a partial folder of another conversion. The tokenizer, the chat template and generation settings go along,
+those of a run's own checkpoint too, and a model card (README.md) says how the folder was made; code and pickles never
+do. What else is left behind is listed.
 """
-
-import datetime
-import importlib.metadata
-import sys
-from pathlib import Path
 
 from absl import flags
 from tqdm import tqdm
 
 from experiments import cli
-from experiments.environment import git_commit
+from experiments.environment import made_by
+from experiments.tokens import checkpoint_of, companions_of
 from zaya_jax.errors import UserError
 from zaya_jax.interop.conversion import FORMATS, convert
+from zaya_jax.paths import absolute
 
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "Folder to read: a Hugging Face one, or WORKDIR/checkpoints/STAGE."
+    "checkpoint", None, "Folder to read: a Hugging Face one, WORKDIR/checkpoints/STAGE, or WORKDIR (its sampled stage)."
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write; must be new or empty.")
 _FORMAT = flags.DEFINE_enum("format", "huggingface", FORMATS, "Layout to write.")
@@ -39,7 +37,7 @@ _EMA = flags.DEFINE_bool("ema", False, "Of one of our checkpoints, the average t
 
 
 def main() -> None:
-    checkpoint, output = (Path(_folder(flag)).expanduser() for flag in (_CHECKPOINT, _OUTPUT))
+    checkpoint, output = checkpoint_of(_CHECKPOINT.value), absolute(_folder(_OUTPUT))
     bars: list[tqdm] = []  # none before there is something to show: a mistake is one line
 
     def progress(done: int, total: int) -> None:
@@ -49,23 +47,17 @@ def main() -> None:
 
     size = round(_SHARD.value * 1e9)
     try:
-        report = convert(checkpoint, output, _FORMAT.value, _DTYPE.value, size, _EMA.value, _made(), progress)
+        with companions_of(checkpoint) as (companions, notes):
+            report = convert(
+                checkpoint, output, _FORMAT.value, _DTYPE.value, size, _EMA.value, made_by("convert"), progress,
+                companions,
+            )  # fmt: skip
     finally:
         for bar in bars:
             bar.close()
-    for line in report.lines():
+    for line in [*report.lines(), *notes]:
         print(line)
     print(f"done: {output} ({report.tensors} tensors, {report.bytes / 1e9:.2f} GB, {report.config.param_dtype})")
-
-
-def _made() -> dict[str, str | None]:
-    try:
-        version = importlib.metadata.version("zaya_jax")
-    except importlib.metadata.PackageNotFoundError:  # run from a checkout
-        version = "(not installed)"
-    date = datetime.datetime.now(datetime.UTC).date().isoformat()
-    command = " ".join(["python -m experiments.convert", *sys.argv[1:]])
-    return {"version": version, "commit": git_commit(), "command": command, "date": date}
 
 
 def _folder(flag: flags.FlagHolder[str | None]) -> str:

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -142,6 +143,17 @@ def git_commit() -> str | None:
         return run("rev-parse", "HEAD").strip() + ("+changes" if run("status", "--porcelain").strip() else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def made_by(command: str) -> dict[str, str | None]:
+    """What a model card says of the program that writes it."""
+    try:
+        version = importlib.metadata.version("zaya_jax")
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout
+        version = "(not installed)"
+    date = datetime.datetime.now(datetime.UTC).date().isoformat()
+    command = " ".join([f"python -m experiments.{command}", *sys.argv[1:]])
+    return {"version": version, "commit": git_commit(), "command": command, "date": date}
 
 
 @contextlib.contextmanager

@@ -9,20 +9,20 @@ arm but the first has its paired difference from autoregression and a permutatio
 moment: the same command goes on behind the last answered problem. Generated code (human_eval) runs in a sandbox only.
 """
 
-from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from experiments import cli, environment
 from experiments.settings import ARMS, make_arms, unknown_arm
-from experiments.tokens import choose_template, choose_tokenizer
+from experiments.tokens import checkpoint_of, choose_template, choose_tokenizer
 from zaya_jax import Zaya, load_pretrained
 from zaya_jax.analysis.results import write_results
 from zaya_jax.analysis.tables import sampling_table
 from zaya_jax.data.tasks import BENCHMARKS, TASKS, ChatTask, Task, make_task
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.task_accuracy import Arm, Trial, run_task, task_rows
+from zaya_jax.paths import absolute
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Folder of a model: WORKDIR/checkpoints/STAGE or a Hugging Face one."
@@ -48,18 +48,17 @@ _OUTPUT = flags.DEFINE_string("output", None, "Folder of answers/ and results.cs
 
 
 def main() -> None:
-    checkpoint, names, output = _CHECKPOINT.value, _TASKS.value, _OUTPUT.value
-    for name, value in (("checkpoint", checkpoint), ("tasks", names), ("output", output)):
+    given, names, output = _CHECKPOINT.value, _TASKS.value, _OUTPUT.value
+    for name, value in (("checkpoint", given), ("tasks", names), ("output", output)):
         if not value:
             raise UserError(f"--{name}: missing, see --help")
-    assert checkpoint and names and output
+    assert given and names and output
+    checkpoint = checkpoint_of(given)
     tasks: list[Task] = [make_task(name) for name in names]
     config, variables = load_pretrained(checkpoint)
-    _, tokenizer = choose_tokenizer(
-        _TOKENIZER.value, Path(checkpoint), config, drafts=_ARMS.value != ["autoregressive"]
-    )
+    _, tokenizer = choose_tokenizer(_TOKENIZER.value, checkpoint, config, drafts=_ARMS.value != ["autoregressive"])
     if _CHAT.value:
-        template = choose_template(_TEMPLATE.value, Path(checkpoint), tokenizer)
+        template = choose_template(_TEMPLATE.value, checkpoint, tokenizer)
         if template is None:
             raise UserError(f"--chat: {checkpoint} has no chat template, may be given with --chat_template")
         tasks = [ChatTask(task, template) for task in tasks]
@@ -67,13 +66,13 @@ def main() -> None:
     trial = Trial(_PROMPTS.value, _SAMPLES.value, _BATCH.value, _NEW.value, _SEED.value)
     for task in tasks:
         task.problems("test", 1, _SEED.value)  # a missing package is said before anything is compiled
-    folder = Path(output)
+    folder = absolute(output)
     folder.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for task in tasks:
         outcomes = run_task(Zaya(config), variables, tokenizer, task, arms, trial, folder / "answers", _BUDGET.value)
         common = {
-            "kind": "sampling", "model": checkpoint, "source": task.name, "hardware": environment.hardware()
+            "kind": "sampling", "model": given, "source": task.name, "hardware": environment.hardware()
         }  # fmt: skip
         mine = [common | row for row in task_rows(outcomes, trial)]
         rows += mine

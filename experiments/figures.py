@@ -7,14 +7,13 @@ command that makes the others'. `pages` writes the tables of README.md and docs/
 published here. Names, and what each is drawn from:
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from experiments import cli
 from zaya_jax.analysis.markdown_pages import rewrite
 from zaya_jax.analysis.paper_figures import FIGURES, draw, write
 from zaya_jax.errors import UserError
+from zaya_jax.paths import absolute
 
 _WIDTH = max(map(len, FIGURES))
 _NEEDS = {name: ", ".join(each.path for each in chosen.inputs) or "-" for name, chosen in FIGURES.items()}
@@ -33,13 +32,13 @@ def main(*names: str) -> None:
         if name not in ("all", "pages", *FIGURES):
             raise UserError(f"figure: got {name!r}, may be all, pages, {', '.join(FIGURES)}")
     if "pages" in names:
-        changed = rewrite(Path(_PAGES.value), Path(_RESULTS.value))
+        changed = rewrite(absolute(_PAGES.value), absolute(_RESULTS.value))
         print(*changed or ["pages: nothing has changed"], sep="\n", flush=True)
     everything = not names or "all" in names
     drawn, lacking = [], []
     for name in FIGURES if everything else [name for name in dict.fromkeys(names) if name != "pages"]:
         try:
-            drawn.append(write(name, draw(name, _RESULTS.value), Path(_OUTPUT.value)))
+            drawn.append(write(name, draw(name, absolute(_RESULTS.value)), absolute(_OUTPUT.value)))
             print(drawn[-1], flush=True)
         except cli.USER_ERRORS as error:
             lacking.append(str(error))

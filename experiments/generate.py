@@ -40,12 +40,13 @@ from tqdm import tqdm
 from experiments import cli, dial
 from experiments.completions import Completions, checked_prompt, read_prompts
 from experiments.meter import Meter
-from experiments.tokens import choose_template, choose_tokenizer
+from experiments.tokens import checkpoint_of, choose_template, choose_tokenizer
 from zaya_jax import Zaya, load_pretrained
 from zaya_jax.data.detokenizer import Detokenizer
 from zaya_jax.data.templates import MARK, ChatTemplate, Messages, encode
 from zaya_jax.data.tokenizers import Tokenizer
 from zaya_jax.errors import UserError
+from zaya_jax.paths import absolute
 from zaya_jax.sampling import (
     Generation,
     SamplerConfig,
@@ -74,7 +75,9 @@ def define_flags(values: flags.FlagValues) -> None:
     def count(name: str, default: int | None, words: str, low: int = 1) -> None:
         flags.DEFINE_integer(name, default, words, lower_bound=low, upper_bound=2**31 - 1, flag_values=values)
 
-    text("checkpoint", "Folder of a model: WORKDIR/checkpoints/STAGE or a Hugging Face one.")
+    text(
+        "checkpoint", "Folder of a model: a Hugging Face one, WORKDIR/checkpoints/STAGE, or WORKDIR: its sampled stage."
+    )
     text("prompt", "One text to go on from.")
     text("prompts_file", 'A .txt file (one prompt a line) or .jsonl ({"prompt": ...} a line).')
     flags.DEFINE_boolean("chat", False, "Talk: a turn a line from stdin.", flag_values=values)
@@ -103,8 +106,8 @@ def main(values: flags.FlagValues) -> None:
         check_flags(values)
         asked = dial.read(values)
         texts = read_texts(values)
-        config, variables = load_pretrained(values.checkpoint)
-        folder, drafts = Path(values.checkpoint), asked["mode"] != "autoregressive"
+        folder, drafts = checkpoint_of(values.checkpoint), asked["mode"] != "autoregressive"
+        config, variables = load_pretrained(folder)
         name, tokenizer = choose_tokenizer(values.tokenizer, folder, config, drafts)
         template = choose_template(values.chat_template, folder, tokenizer) if values.chat else None
         if asked["stop_tokens"] is None:
@@ -268,7 +271,7 @@ def complete(values: flags.FlagValues, engine: Engine, texts: list[str], setting
     tokenizer, samples = engine.tokenizer, values.samples
     prompts = [[*tokenizer.opening, *tokenizer.encode(text)] for text in texts]
     engine.check(prompts)
-    output = None if values.output is None else Completions(Path(values.output), texts, samples, settings)
+    output = None if values.output is None else Completions(absolute(values.output), texts, samples, settings)
     size = values.batch or BATCH
     batches = [range(at, min(at + size, len(prompts))) for at in range(0, len(prompts), size)]
     if output is not None:

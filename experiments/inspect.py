@@ -10,12 +10,11 @@ array at a time, and adds least, greatest, root mean square and the count of NaN
 """
 
 import dataclasses
-from pathlib import Path
 
 from absl import flags
 
 from experiments import cli
-from zaya_jax.errors import UserError
+from experiments.tokens import checkpoint_of
 from zaya_jax.interop.inventory import Inventory, Row, Statistics, grouped, measurable, take
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -26,9 +25,7 @@ _STATS = flags.DEFINE_bool("stats", False, "Read the weights and say what values
 
 
 def main() -> None:
-    if _CHECKPOINT.value is None:
-        raise UserError("--checkpoint: missing, may be a folder")
-    found = take(Path(_CHECKPOINT.value).expanduser())
+    found = take(checkpoint_of(_CHECKPOINT.value))
     for line in [*found.about, *_config(found)]:
         print(line)
     groups = {f"{row.name} {row.dtype}{list(row.shape)}": [row] for row in found.rows} if _ALL.value else None

@@ -38,6 +38,7 @@ from zaya_jax.architecture import PRESETS, ZayaConfig, preset
 from zaya_jax.errors import UserError
 from zaya_jax.parallel import targets
 from zaya_jax.parallel.placement import AXES
+from zaya_jax.paths import absolute
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with an optional :argument.", lock_config=True)
 _TARGET = flags.DEFINE_string("target", None, f"The GPU: {', '.join(targets.TARGETS)}.")
@@ -62,7 +63,7 @@ def main() -> None:
         Path(path).write_text(json.dumps(compile_here(target, setup, name)))
         return
     cli.check_output(_OUTPUT.value)
-    child_environment = targets.environment(target, Path(_CACHE.value).expanduser(), os.environ)
+    child_environment = targets.environment(target, absolute(_CACHE.value), os.environ)
     names = ["train"] * (_WHAT.value != "decode") + list(DECODING) * (_WHAT.value != "train")
     numbers = _header(target, setup)
     print(f"{target.name} ({target.architecture}); {numbers['versions']}; {NOTE}", flush=True)

@@ -2,7 +2,8 @@
 
     python -m experiments.merge --checkpoint=runs/smollm2/checkpoints/convert --output=smollm2-tidar
 
-The result is the same model up to rounding, and needs no adapters: transformers reads it, phases start from it.
+The result is the same model up to rounding, and needs no adapters: transformers reads it, phases start from it. The
+tokenizer, the chat template and generation settings go along, and a model card (README.md) says how it was made.
 Adapters on drafts alone (lora_rows "drafts") cannot be merged: no plain weights act on some rows only. Such a model
 stays in our own format.
 """
@@ -12,24 +13,44 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli
+from experiments.environment import made_by
+from experiments.tokens import checkpoint_of, companions_of
 from zaya_jax import load_pretrained
 from zaya_jax.errors import UserError
 from zaya_jax.interop import save_huggingface
 from zaya_jax.interop.adapters import merge_adapters
+from zaya_jax.interop.card import write_card
+from zaya_jax.interop.companions import copy_companions, ids_of, with_ids
+from zaya_jax.interop.conversion import workdir_of
+from zaya_jax.interop.huggingface import check_new
+from zaya_jax.paths import absolute
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder to read: WORKDIR/checkpoints/STAGE.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write; must be new or empty.")
 
 
 def main() -> None:
-    for flag in (_CHECKPOINT, _OUTPUT):
-        if not flag.value:
-            raise UserError(f"--{flag.name}: missing, may be a folder")
-    config, variables = load_pretrained(str(_CHECKPOINT.value))
+    if not _OUTPUT.value:
+        raise UserError("--output: missing, may be a folder")
+    checkpoint, output = checkpoint_of(_CHECKPOINT.value), absolute(_OUTPUT.value)
+    check_new(output)
+    config, variables = load_pretrained(checkpoint)
     if not config.lora_rank:
-        raise UserError(f"--checkpoint: {_CHECKPOINT.value} has no adapters, may be read by experiments.convert")
-    save_huggingface(Path(str(_OUTPUT.value)).expanduser(), *merge_adapters(config, variables))
-    print(f"done: {_OUTPUT.value}")
+        raise UserError(f"--checkpoint: {checkpoint} has no adapters, may be read by experiments.convert")
+    config, variables = merge_adapters(config, variables)
+    with companions_of(checkpoint) as (companions, notes):
+        source = companions or checkpoint
+        config = with_ids(config, ids_of(source))
+
+        def beside(folder: Path) -> None:
+            made = ["adapters were merged into the weights", *copy_companions(source, folder), *notes]
+            workdir = workdir_of(checkpoint)
+            write_card(folder, config, str(checkpoint), "huggingface", made_by("merge"), workdir, made)
+
+        save_huggingface(output, config, variables, beside=beside)
+    for line in notes:
+        print(line)
+    print(f"done: {output}")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from zaya_jax.interop.mask import add_mask_token
 from zaya_jax.interop.names import abstract_variables
 from zaya_jax.interop.pretrained import load_pretrained
 from zaya_jax.parallel import MeshConfig, Placement, make_placement
+from zaya_jax.paths import absolute
 from zaya_jax.training.loop import Phase
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig, frozen_parameters
@@ -209,7 +210,7 @@ def _start(
         return None
     if given in earlier:
         return given if given in stages else starts[given]
-    if not Path(given).is_dir():
+    if not absolute(given).is_dir():
         may_be = f"an earlier phase ({', '.join(earlier) or 'none'}), a checkpoint's folder, or {SCRATCH!r}"
         raise FileNotFoundError(f"{name}.start: got {given!r}, may be {may_be}")
     return Path(given)

@@ -40,21 +40,25 @@ from ml_collections import ConfigDict, config_flags
 from experiments import cli, environment, settings
 from experiments.mixture import MixtureSource
 from experiments.phases import Stage, load_start
+from experiments.tokens import run_template
 from zaya_jax.analysis.flops import Split, describe, training_flops
 from zaya_jax.analysis.plots import draw_figures
 from zaya_jax.analysis.report import write_report
 from zaya_jax.analysis.results import Row, load_run, write_results
 from zaya_jax.analysis.roofline import peak_flops
 from zaya_jax.architecture import Zaya, ZayaConfig
+from zaya_jax.data.carried import write_tokenizer
 from zaya_jax.data.chat import ChatSource, survey
 from zaya_jax.data.detokenizer import Detokenizer
 from zaya_jax.data.pipeline import Source, eval_batches, make_train_iterator
-from zaya_jax.data.tasks import Task
+from zaya_jax.data.tasks import ChatTask, Task
+from zaya_jax.data.templates import ChatTemplate
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.likelihood import likelihood
 from zaya_jax.evaluation.task_accuracy import Outcome, run_task, task_rows
 from zaya_jax.interop.native import load_native, write_model_file
 from zaya_jax.parallel import Placement, is_first, start_processes, use_cpu_devices, wait_for_all
+from zaya_jax.paths import absolute
 from zaya_jax.sampling.cost import AUTOREGRESSIVE, forward_cost, rows_of
 from zaya_jax.sampling.method import Plan
 from zaya_jax.training.checkpoints import Checkpoints
@@ -80,7 +84,7 @@ def main() -> None:
         raise UserError("--config: missing, may be a config file such as configs/quickstart.py")
     setup = settings.read(config)
     check_sinks(_SINKS.value)
-    workdir = Path(_WORKDIR.value or f"runs/{setup.name}").absolute()
+    workdir = absolute(_WORKDIR.value or f"runs/{setup.name}")
     use_cpu_devices(setup.cpu_devices)
     start_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     placements = {name: stage.placement() for name, stage in setup.stages.items()}
@@ -94,7 +98,7 @@ def main() -> None:
                 stack.callback(sink.close)
         wait_for_all("workdir")
         folders = stage_folders(config, setup, workdir)
-        held_out = train_stages(setup, workdir, folders, placements, sinks)
+        held_out = train_stages(config, setup, workdir, folders, placements, sinks)
         if jax.process_count() > 1:
             print("trained; to evaluate, run the same command as one process", flush=True)
             return
@@ -105,12 +109,13 @@ def stage_folders(config: ConfigDict, setup: settings.Settings, workdir: Path) -
     """Where each stage's checkpoints are: in the workdir, or under a name of what decides them in --stages."""
     if _STAGES.value is None:
         return {name: workdir / "checkpoints" / name for name in setup.stages}
-    shared = Path(_STAGES.value).expanduser().absolute()
+    shared = absolute(_STAGES.value)
     keys = settings.stage_keys(config, setup, memory=shared / "digests.json")
     return {name: shared / f"{name}-{keys[name]}" for name in setup.stages}
 
 
 def train_stages(
+    config: ConfigDict,
     setup: settings.Settings,
     workdir: Path,
     folders: dict[str, Path],
@@ -118,6 +123,7 @@ def train_stages(
     sinks: list[Sink],
 ) -> dict[str, Source]:
     """All training stages in order. Returns the sources' validation splits by name."""
+    tokenizer, template = config.tokenizer, chat_template(config, setup)
     for name, stage in setup.stages.items():
         objective = stage.phase.objective
         tidar, block_size = objective.kind == "tidar", objective.block_size
@@ -141,9 +147,17 @@ def train_stages(
                 lock = folder.with_suffix(".lock")
                 stack.enter_context(environment.locked(lock, f"waiting for the run that is training {folder}"))
                 write_model_file(folder, setup.stages[name].model)
+                write_tokenizer(folder, tokenizer, template)
             wait_for_all(name)
             run_phase(setup, workdir, name, folders, placements[name], writer, train_data, held_out)
     return held_out
+
+
+def chat_template(config: ConfigDict, setup: settings.Settings) -> ChatTemplate | None:
+    """What a run's chats are written with; None for a run without chats."""
+    chats = any(source.template is not None for source in setup.sources.values())
+    chats = chats or any(isinstance(task, ChatTask) for task in setup.tasks)
+    return run_template(json.loads(config.to_json_best_effort()), setup.tokenizer, chats)
 
 
 def finish(setup: settings.Settings, workdir: Path, folders: dict[str, Path], held_out: dict[str, Source]) -> None:
@@ -193,7 +207,7 @@ def run_phase(
                 model, variables, stage.phase, batches, checkpoints, writer,
                 evaluate=functools.partial(validate, setup, own, eval_step), carry=carry,
                 placement=placement, flops_per_step=step_flops(stage), peak_flops=peak_of(placement),
-                profile=Path(_PROFILE.value).absolute() / name if _PROFILE.value else None,
+                profile=absolute(_PROFILE.value) / name if _PROFILE.value else None,
             )  # fmt: skip
 
 

@@ -9,13 +9,12 @@ The folder (540 MB, float32) is read by `zaya_jax.load_pretrained` and by transf
 chat template. Nothing is left at --output unless all of it was written.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from experiments import cli
 from zaya_jax.errors import UserError
 from zaya_jax.interop.smollm2 import NAME, write_smollm2
+from zaya_jax.paths import absolute
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write; must be new or empty.")
 
@@ -23,7 +22,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "Folder to write; must be new or e
 def main() -> None:
     if not _OUTPUT.value:
         raise UserError("--output: missing, may be a new or an empty folder")
-    write_smollm2(Path(_OUTPUT.value).expanduser())
+    write_smollm2(absolute(_OUTPUT.value))
     print(f"done: {NAME} in {_OUTPUT.value}")
 
 

@@ -37,6 +37,7 @@ from experiments.jobs import FAILED, Job, check_jobs, find_base, read_jobs, to_r
 from zaya_jax.analysis import sweep_summary
 from zaya_jax.analysis.results import Row, read_results, write_sweep
 from zaya_jax.errors import UserError
+from zaya_jax.paths import absolute
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Sweep file, such as configs/sweeps/study.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the sweep lives; default: runs/sweeps/<its name>.")
@@ -57,7 +58,7 @@ def main() -> None:
     if config is None:
         raise UserError("--config: missing, may be a sweep file such as configs/sweeps/study.py")
     changes = read_jobs(config)
-    workdir = Path(_WORKDIR.value or f"runs/sweeps/{config.name}").expanduser().absolute()
+    workdir = absolute(_WORKDIR.value or f"runs/sweeps/{config.name}")
     base = find_base(config.config, sweep_file())
     jobs = check_jobs(base, changes, workdir)
     chosen = {name: job for name, job in jobs.items() if _ONLY.value is None or _ONLY.value in name}
@@ -104,7 +105,7 @@ def refuse(mistakes: list[str]) -> None:
 
 def command(base: str, job: Job, workdir: Path) -> list[str]:
     """The job as a command that could be typed."""
-    stages = Path(_STAGES.value).expanduser().absolute() if _STAGES.value else workdir / "stages"
+    stages = absolute(_STAGES.value) if _STAGES.value else workdir / "stages"
     threads = ["--threads=1"] if workers() > 1 and _EXECUTOR.value == "local" else []
     folders = [f"--workdir={job.folder}", f"--stages={stages}", *cache(workdir)]
     return [sys.executable, "-m", "experiments.run", f"--config={base}", *job.overrides(), *folders, *threads]

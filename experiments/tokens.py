@@ -1,18 +1,46 @@
 """Which tokenizer and which chat template a checkpoint's folder brings along."""
 
-import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.architecture.config import NO_MASK
+from zaya_jax.data.carried import write_tokenizer
 from zaya_jax.data.published import TOKENIZER_FILE
 from zaya_jax.data.templates import ChatTemplate, folder_template, load_template
-from zaya_jax.data.tokenizers import Tokenizer, for_model, load_tokenizer, may_be_mask
+from zaya_jax.data.tokenizers import (
+    ByteTokenizer,
+    Tokenizer,
+    for_model,
+    ids_in_texts,
+    load_tokenizer,
+    may_be_mask,
+    tokenizer_file,
+)
 from zaya_jax.errors import UserError
-from zaya_jax.interop.native import MODEL_FILE
+from zaya_jax.interop.locate import find_checkpoint, run_config
+from zaya_jax.paths import absolute
 
 BESIDE_TOKENIZER = "tokenizer"  # data.chat_template: the one in the folder of the run's tokenizer
+OTHER_TOKENIZERS = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+
+
+def checkpoint_of(given: str | None, flag: str = "checkpoint") -> Path:
+    """The folder that a --checkpoint means, as `find_checkpoint` finds it; says so where that is another than given.
+
+    Raises:
+      FileNotFoundError, UserError: one line.
+    """
+    if not given:
+        raise UserError(f"--{flag}: missing, may be a folder")
+    found = find_checkpoint(given)
+    if found != absolute(given):
+        print(f"{flag}: {found}", file=sys.stderr)
+    return found
 
 
 def choose_tokenizer(
@@ -29,8 +57,9 @@ def choose_tokenizer(
     """
     name = spec or tokenizer_of(checkpoint, config.vocab_size)
     tokenizer = load_tokenizer(name)
-    if tokenizer.vocab_size > config.vocab_size:
-        got = f"{name} has {tokenizer.vocab_size} ids"
+    name = "bytes" if isinstance(tokenizer, ByteTokenizer) else str(tokenizer_file(name))
+    if ids_in_texts(tokenizer) > config.vocab_size:
+        got = f"{name} has {ids_in_texts(tokenizer)} ids"
         raise UserError(f"--tokenizer: {got}, may have at most the model's {config.vocab_size}")
     mask = config.mask_token_id
     assert mask is not None  # ZayaConfig fills it in
@@ -51,6 +80,12 @@ def tokenizer_of(checkpoint: Path, vocab_size: int) -> str:
         return name
     if vocab_size == load_tokenizer("bytes").vocab_size:
         return "bytes"
+    if other := next((checkpoint / name for name in OTHER_TOKENIZERS if (checkpoint / name).exists()), None):
+        may_be = (
+            "a tokenizer json (transformers writes one: "
+            f'AutoTokenizer.from_pretrained("{checkpoint}").save_pretrained("{checkpoint}"))'
+        )
+        raise UserError(f"--tokenizer: missing, and {other.name} is not read here; may be {may_be}")
     raise UserError(f"--tokenizer: missing, may be a tokenizer json (the model has {vocab_size} ids)")
 
 
@@ -63,24 +98,45 @@ def choose_template(spec: str | None, checkpoint: Path, tokenizer: Tokenizer) ->
     if spec is not None:
         return None if spec == "none" else load_template(spec, tokenizer)
     found = folder_template(checkpoint, tokenizer)
-    run = run_config(checkpoint)
-    theirs = run.get("data", {}).get("chat_template", "plain") if found is None else "plain"
-    if theirs == "plain":  # a run has that if it never saw a chat, too
-        return found
-    if theirs != BESIDE_TOKENIZER:
-        return load_template(theirs, tokenizer)
-    return beside_tokenizer(run["tokenizer"], tokenizer)
+    return run_template(run_config(checkpoint), tokenizer) if found is None else found
+
+
+def run_template(run: dict[str, Any], tokenizer: Tokenizer, chats: bool = False) -> ChatTemplate | None:
+    """The chat template of a run's config: data.chat_template.
+
+    Args:
+      chats: whether the run has chats; one that never saw a chat has "plain", and then no template.
+    """
+    data = run.get("data")
+    spec = data.get("chat_template", "plain") if isinstance(data, dict) else "plain"
+    if spec == BESIDE_TOKENIZER and isinstance(run.get("tokenizer"), str):
+        return beside_tokenizer(run["tokenizer"], tokenizer)
+    if not isinstance(spec, str) or spec == BESIDE_TOKENIZER or (spec == "plain" and not chats):
+        return None
+    return load_template(spec, tokenizer)
 
 
 def beside_tokenizer(spec: str, tokenizer: Tokenizer) -> ChatTemplate | None:
     """The chat template in the folder of the tokenizer that `spec` names, if any."""
-    path = Path(spec)
+    path = absolute(spec)
     return folder_template(path if path.is_dir() else path.parent, tokenizer)
 
 
-def run_config(checkpoint: Path) -> dict[str, Any]:
-    """The config of the run that made a checkpoint of ours (WORKDIR/checkpoints/STAGE); {} where there is none."""
-    config = checkpoint.absolute().parent.parent / "config.json"
-    if (checkpoint / MODEL_FILE).exists() and config.is_file():
-        return json.loads(config.read_text())
-    return {}
+@contextmanager
+def companions_of(checkpoint: Path) -> Iterator[tuple[Path | None, list[str]]]:
+    """(a folder with the tokenizer and template that a checkpoint needs, notes), while the context lasts.
+
+    None is the checkpoint's own folder. Checkpoints of before runs wrote them have theirs in the run's config.
+    """
+    run = {} if (checkpoint / TOKENIZER_FILE).exists() else run_config(checkpoint)
+    if not isinstance(run.get("tokenizer"), str):
+        yield None, []
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            tokenizer = load_tokenizer(run["tokenizer"])
+            write_tokenizer(Path(scratch), run["tokenizer"], run_template(run, tokenizer))
+        except (UserError, FileNotFoundError) as error:
+            yield None, [f"warning: no tokenizer was written: {error}"]
+            return
+        yield Path(scratch), []

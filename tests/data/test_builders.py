@@ -167,8 +167,18 @@ def test_bad_arguments(tmp_path, source, split, error, message):
 
 def test_unreadable_text_is_named(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"ab\xff")
-    with pytest.raises(ValueError, match=r"paths: .*a\.txt is not UTF-8 \(byte 2\)"):
+    with pytest.raises(ValueError, match=r"paths: .*a\.txt: not UTF-8 \(byte 2\)"):
         prepare_text([tmp_path / "a.txt"], tmp_path / "data", "train")
+
+
+def test_a_byte_order_mark_is_no_text_and_a_pipe_no_file(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\n")
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "two"}\r\n\r\n')
+    texts = [builders._decode(path, builders._read(path)) for path in sorted(tmp_path.iterdir())]
+    assert texts == ['{"text": "two"}\r\n\r\n', "one\r\n"]
+    os.mkfifo(tmp_path / "b.txt")
+    with pytest.raises(ValueError, match=r"paths: .*b\.txt: not a plain file"):
+        prepare_text([str(tmp_path / "b.txt")], tmp_path / "data", "train")
 
 
 def test_stdlib_without_tests_or_installed_packages(tmp_path, caplog):

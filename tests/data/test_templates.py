@@ -139,8 +139,8 @@ def test_a_folder_brings_its_template(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[1", "cannot be read"),
-        ("[]", "got list, must be a JSON object"),
+        ("[1", "not valid JSON"),
+        ("[]", "got '[]', may be a JSON object"),
         ('{"chat_template": 7}', "chat_template: got '7', must be a Jinja text"),
         ('{"chat_template": [{"name": "rag", "template": "x"}]}', "chat_template: got"),
         (

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,16 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from experiments import tokens
+from tests.data.published import byte_level, publish
 from tests.helpers import random_variables
+from zaya_jax import load_pretrained
 from zaya_jax.architecture import preset
+from zaya_jax.data.templates import folder_template
+from zaya_jax.data.tokenizers import BPETokenizer, load_tokenizer
 from zaya_jax.interop import save_huggingface
+from zaya_jax.interop.adapters import merge_adapters
+from zaya_jax.interop.conversion import convert
 from zaya_jax.interop.native import write_model_file
 from zaya_jax.training.checkpoints import Checkpoints
 
@@ -79,6 +87,99 @@ def test_inspect_says_all_that_is_wrong_and_still_lists(start, tmp_path):
     for part in ("model.layers.*.mlp.experts.gate_up_proj F32[4, 64, 32] x 2", "tensor ghost: unexpected",
                  "model.norm.weight: missing", "qk_norm.temp: missing"):  # fmt: skip
         assert part in result.stdout, result.stdout
+
+
+TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A run's workdir as it was before checkpoints held their tokenizer; its BPE lies elsewhere."""
+    root = tmp_path_factory.mktemp("run")
+    BPETokenizer.train(["some words and some more words"] * 3, 270).save(root / "bpe.json")
+    config = preset("tiny", vocab_size=270, mask_token_id=269, lora_rank=2)
+    write_model_file(root / "w" / "checkpoints" / "convert", config)
+    with Checkpoints(root / "w" / "checkpoints" / "convert") as steps:
+        steps.save(1, random_variables(config), {})
+    values = {
+        "name": "mine", "seed": 3, "tokenizer": str(root / "bpe.json"), "data": {"chat_template": TEMPLATE},
+        "phases": ["convert"],
+        "convert": {"steps": 1, "batch_size": 1, "objective": {"kind": "tidar", "block_size": 4}},
+    }  # fmt: skip
+    (root / "w" / "config.json").write_text(json.dumps(values))
+    return root / "w"
+
+
+def check_carried(folder: Path, trained: Path, command: str) -> None:
+    own, found = BPETokenizer.load(trained.parent / "bpe.json"), load_tokenizer(folder)
+    assert found.encode("more words") == own.encode("more words") and found.eos_id == own.eos_id == 267
+    assert folder_template(folder, found).source == TEMPLATE
+    assert json.loads((folder / "config.json").read_text())["eos_token_id"] == 267
+    assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == 267
+    card = (folder / "README.md").read_text()
+    assert f"python -m experiments.{command}" in card and "tidar, blocks of 4; 1 steps of 1 rows" in card
+
+
+def test_merge_writes_tokenizer_template_and_card(trained, tmp_path):
+    result = run("merge", f"--checkpoint={trained}", f"--output={tmp_path / 'x' / '..' / 'merged'}")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == f"checkpoint: {trained / 'checkpoints' / 'convert'}\n"
+    check_carried(tmp_path / "merged", trained, "merge")
+    assert load_pretrained(tmp_path / "merged")[0].lora_rank == 0
+    result = run("merge", f"--checkpoint={trained}", f"--output={tmp_path / 'merged'}")
+    assert result.returncode == 2 and "got a path that is taken" in result.stderr
+
+
+def test_convert_takes_a_run_s_tokenizer_there_and_back(trained, tmp_path):
+    checkpoint = tokens.checkpoint_of(str(trained))
+    config, variables = merge_adapters(*load_pretrained(checkpoint))
+    plain = tmp_path / "w" / "checkpoints" / "convert"
+    write_model_file(plain, config)
+    with Checkpoints(plain) as steps:
+        steps.save(1, variables, {})
+    shutil.copy(trained / "config.json", tmp_path / "w")
+    made = {"command": "python -m experiments.convert"}
+    with tokens.companions_of(plain) as (companions, notes):
+        convert(plain, tmp_path / "hf", made=made, companions=companions)
+    assert notes == []
+    check_carried(tmp_path / "hf", trained, "convert")
+    shutil.move(tmp_path / "hf", tmp_path / "moved")
+    convert(tmp_path / "moved", tmp_path / "native", format="native")
+    with tokens.companions_of(tmp_path / "native") as (companions, _):
+        assert companions is None  # they are beside it
+    convert(tmp_path / "native", tmp_path / "again", made=made)
+    for name in ("tokenizer.json", "chat_template.jinja", "generation_config.json", "config.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "moved" / name).read_bytes(), name
+    (tmp_path / "w" / "config.json").write_text(json.dumps({"tokenizer": "/gone/bpe.json"}))
+    with tokens.companions_of(plain) as (companions, notes):
+        assert companions is None and "no tokenizer was written: tokenizer: got '/gone/bpe.json'" in notes[0]
+
+
+def test_all_that_belongs_goes_along_and_the_rest_is_named(start, tmp_path):
+    source = Path(shutil.copytree(start, tmp_path / "in"))
+    along = ("tokenizer.model", "tokenizer.model.v3", "vocab.txt", "LICENSE-2", "additional_chat_templates/tools.jinja")
+    (source / "additional_chat_templates").mkdir()
+    for name in (*along, "model.py", "notes.txt", ".gitattributes"):
+        (source / name).write_text("x")
+    (source / "original").mkdir()
+    report = convert(source, tmp_path / "out")
+    assert all((tmp_path / "out" / name).read_text() == "x" for name in along)
+    assert "left behind, and never run: model.py" in report.lines()
+    assert "left behind: notes.txt, original/" in report.lines()
+    (source / "additional_chat_templates" / "evil.jinja").symlink_to("/etc/passwd")
+    with pytest.raises(ValueError, match="may not lead out of its folder"):
+        convert(source, tmp_path / "out2")
+
+
+def test_ends_that_only_a_config_names_stay_with_a_native_copy(start, tmp_path):
+    source = Path(shutil.copytree(start, tmp_path / "in"))
+    publish(source, byte_level(), tokenizer_config={})
+    values = json.loads((source / "config.json").read_text())
+    values |= {"bos_token_id": 305, "eos_token_id": [306, 308], "pad_token_id": -1}
+    (source / "config.json").write_text(json.dumps(values))
+    convert(source, tmp_path / "out", format="native")
+    for name in ("bos_id", "eos_ids", "pad_id"):
+        assert getattr(load_tokenizer(tmp_path / "out"), name) == getattr(load_tokenizer(source), name)
 
 
 MISTAKES = {

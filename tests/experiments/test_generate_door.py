@@ -14,6 +14,7 @@ from absl import flags
 
 from experiments import dial, tokens
 from experiments import generate as door
+from experiments.completions import read_prompts
 from tests.data.published import SPELLED, byte_level, publish
 from tests.helpers import random_variables
 from zaya_jax import SamplerConfig, Zaya, generate, load_pretrained, preset
@@ -330,7 +331,12 @@ def test_mistakes_are_named_before_anything_is_compiled(args, words, checkpoint,
         ("a.txt", b"", r"a\.txt: empty"),
         ("a.txt", b"one\n\xff\n", r"a\.txt: not UTF-8 \(byte 4\)"),
         ("a.jsonl", b'{"prompt": "x"}\n{"prompt": \n', r"a\.jsonl:2: not JSON"),
-        ("a.jsonl", b'{"prompt": "x"}\n\n', r"a\.jsonl:2: not JSON"),
+        ("a.jsonl", b"\xef\xbb\xbf\r\n\n", r"a\.jsonl: empty"),
+        ("a.txt", b"\xef\xbb\xbf\r\n\n", r"a\.txt: empty"),
+        ("a.txt", b"one\r\n\r\ntwo", r"a\.txt:2: an empty prompt"),
+        ("a.txt", "one".encode("utf-16"), r"a\.txt: not UTF-8 \(UTF-16, may be saved as UTF-8\)"),
+        ("a.jsonl", b"[" * 100_000, r"a\.jsonl:1: not JSON"),
+        ("a.jsonl", b"1" * 5000, r"a\.jsonl:1: not JSON"),
         ("a.jsonl", b'{"text": "x"}\n', r"""a\.jsonl:1: got '{"text": "x"}'"""),
         ("a.jsonl", b'"x"\n', r"a\.jsonl:1: got"),
         ("a.jsonl", b'{"prompt": ""}\n', r"a\.jsonl:1: an empty prompt"),
@@ -341,6 +347,60 @@ def test_bad_prompt_files_are_named_with_the_line(name, content, words, checkpoi
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=words):
         run(f"--checkpoint={checkpoint}", f"--prompts_file={tmp_path / name}")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_prompts_are_the_same_whoever_saved_them(tmp_path, mark, end):
+    """Windows' line ends and byte order mark, blank lines."""
+    (tmp_path / "a.TXT").write_bytes(mark + end.join(["one", " two\u2028", "", ""]).encode())
+    lines = [json.dumps({"prompt": prompt}) for prompt in ("one", " two\u2028\r")]
+    (tmp_path / "a.jsonl").write_bytes(mark + end.join(["", lines[0], " ", lines[1], "", ""]).encode())
+    assert read_prompts(tmp_path / "a.TXT") == ["one", " two\u2028"]
+    assert read_prompts(tmp_path / "a.jsonl") == ["one", " two\u2028\r"]
+
+
+def test_a_pipe_for_a_file_does_not_hang(checkpoint, tmp_path):
+    for name in ("a.txt", "tokenizer.json", "rows.jsonl", "template"):
+        os.mkfifo(tmp_path / name)
+    prompt = f"--prompts_file={tmp_path / 'a.txt'}"
+    for flags_ in (
+        [prompt],
+        ["--prompt=a", f"--tokenizer={tmp_path / 'tokenizer.json'}"],
+        ["--prompt=a", f"--tokenizer={tmp_path}"],
+        ["--prompt=a", f"--output={tmp_path / 'rows.jsonl'}"],
+        ["--chat", f"--chat_template={tmp_path / 'template'}"],
+    ):
+        with pytest.raises(ValueError, match="not a plain file"):
+            run(f"--checkpoint={checkpoint}", *flags_)
+
+
+def test_a_tilde_is_the_home_folder_and_a_pad_token_needs_no_row(tmp_path, monkeypatch, capsys):
+    """The tokenizer is found, too; its <pad> has an id that the model has no row for."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = preset("tiny", vocab_size=309, mask_token_id=308, bos_token_id=None, eos_token_id=None, pad_token_id=None)
+    save_huggingface(tmp_path / "m", config, random_variables(config))
+    model, spelled = byte_level(), SPELLED | {"pad_token": "<pad>"}
+    model.add_special_tokens(["<pad>"])
+    publish(tmp_path / "m", model, tokenizer_config=spelled, generation_config={"pad_token_id": -1})
+    (tmp_path / "p.txt").write_text("the cat")
+    run("--checkpoint=~/m", "--prompts_file=~/p.txt", "--mode=autoregressive", "--output=~/r.jsonl",
+        "--max_new_tokens=1")  # fmt: skip
+    (row,) = rows_of(tmp_path / "r.jsonl")
+    assert row["settings"]["tokenizer"] == str(tmp_path / "m" / "tokenizer.json")
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "7", "[" * 100_000, '{"tokenizer": 7, "data": []}'])
+def test_a_run_whose_config_is_damaged_is_one_line(tmp_path, text):
+    folder = tmp_path / "checkpoints" / "convert"
+    write_model_file(folder, preset("tiny", vocab_size=290))
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.json: |--tokenizer: missing"):
+        tokens.tokenizer_of(folder, 290)
+    (tmp_path / "tokenizer.model").touch()
+    with pytest.raises(ValueError, match=r"tokenizer\.model is not read here; may be a tokenizer json"):
+        tokens.tokenizer_of(tmp_path, 290)
 
 
 def test_the_tokenizer_is_what_the_checkpoint_needs(tmp_path):
@@ -405,7 +465,7 @@ def test_from_the_shell_a_mistake_is_one_line_and_help_helps():
 
     process = finish("--checkpoint=results/quickstart/model", "--prompts-file=no-such-file.txt")
     assert process.returncode == 2 and process.stdout == ""
-    assert re.fullmatch(r"error: .*no-such-file\.txt'?\n", process.stderr)
+    assert re.fullmatch(r"error: .*no-such-file\.txt: no such file\n", process.stderr)
     process = finish("--help")
     assert process.returncode == 0
     for words in ("--prompts-file=prompts.jsonl", "no chat template", "--draft_temperature", "--[no]stream", "--top_k"):

@@ -17,6 +17,8 @@ from experiments import cli, environment, settings
 from tests.experiments import tiny
 from zaya_jax import load_pretrained
 from zaya_jax.analysis.results import read_results
+from zaya_jax.data.tokenizers import ByteTokenizer, load_tokenizer
+from zaya_jax.interop.locate import find_checkpoint
 from zaya_jax.training.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -71,6 +73,9 @@ def test_a_run_leaves_what_it_promises(whole):
     assert likelihood["convert", "stdlib"]["bits_per_byte"] > 0
     config, variables = load_pretrained(whole / "checkpoints" / "convert")
     assert config.vocab_size == variables["params"]["embed_tokens"].shape[0] == 260
+    # each stage's checkpoints hold the tokenizer; a workdir means the stage that was sampled
+    assert all(isinstance(load_tokenizer(stage), ByteTokenizer) for stage in (whole / "checkpoints").glob("*/"))
+    assert find_checkpoint(whole) == whole / "checkpoints" / "convert"
     environment = json.loads((whole / "environment.json").read_text())
     assert set(environment["seconds"]) == {"data", "pretrain", "convert", "control", "evaluate", "figures"}
 

@@ -110,8 +110,8 @@ def test_wrong_shape(spoil):
 
 
 def test_wrong_dtype(spoil):
-    directory = spoil(lambda tensors: tensors.update({NORM: np.zeros(32, np.float16)}))
-    refused(directory, f"tensor {NORM}: got dtype F16, may be one of ['BF16', 'F32']")
+    directory = spoil(lambda tensors: tensors.update({NORM: np.zeros(32, np.float64)}))
+    refused(directory, f"tensor {NORM}: got dtype F64, may be one of ['BF16', 'F16', 'F32']")
 
 
 def test_mixed_dtypes_take_the_wider_exactly(spoil):

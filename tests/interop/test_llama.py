@@ -138,12 +138,12 @@ REFUSED = {
     "scaling true": ({"rope_scaling": True}, "config.json: rope_scaling: got True, may be null or an object"),
     "gelu": ({"hidden_act": "gelu"}, "config.json: hidden_act: got 'gelu', may be 'silu', the only one supported"),
     "quantized": (
-        {"quantization_config": {"quant_method": "gptq"}}, "config.json: quantization_config: got .*, may be None",
+        {"quantization_config": {"quant_method": "gptq"}}, "quantization_config: got 'gptq', may be null: quant",
     ),
     "experts": ({"num_local_experts": 8}, "config.json: num_local_experts: got 8, may be None"),
     "cap": ({"final_logit_softcapping": 30.0}, "config.json: final_logit_softcapping: got 30.0, may be None"),
     "dropout": ({"attention_dropout": 0.1}, "config.json: attention_dropout: got 0.1, may be 0"),
-    "float16": ({"torch_dtype": "float16"}, "config.json: dtype: got 'float16', may be one of"),
+    "float64": ({"torch_dtype": "float64"}, "config.json: dtype: got 'float64', may be one of"),
     "sliding llama": (
         {"layer_types": ["sliding_attention"] * 32}, "config.json: layer_types: got .* may be a list of 32 of 'full_at",
     ),

@@ -272,7 +272,7 @@ def test_damaged_files_are_named_in_one_line(whole, tmp_path, damage):
     assert files
     for path in files:
         path.unlink() if damage == "remove" else os.truncate(path, path.stat().st_size // 2)
-    with pytest.raises(CheckpointError, match=r"^checkpoint .*steps/7: cannot be read: ") as error:
+    with pytest.raises(CheckpointError, match=r"^checkpoint .*steps/7") as error:
         load_native(tmp_path / "steps")
     assert "\n" not in str(error.value)
 

@@ -26,6 +26,7 @@ from absl import logging
 from zaya_jax.data.chat import check_messages
 from zaya_jax.data.splits import SPLITS, require_split, split_of
 from zaya_jax.errors import UserError
+from zaya_jax.paths import decode, read_bytes
 
 SPLIT_PERCENTS = (96, 2, 2)
 PROSE_SUFFIXES = (".txt", ".md", ".rst", ".tex")
@@ -339,16 +340,13 @@ def _decodable_files(root: Path, excluded: frozenset[str]) -> Iterator[tuple[str
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"paths: cannot read {path}: {error.strerror}") from error
+        return read_bytes(path, limit=1 << 62)
+    except (UserError, OSError) as error:
+        raise UserError(f"paths: {error}") from None
 
 
 def _decode(path: Path, data: bytes) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"paths: {path} is not UTF-8 (byte {error.start})") from error
+    return decode(data, f"paths: {path}")
 
 
 def _jsonl_documents(path: Path, data: bytes, key: str) -> Iterator[Document]:

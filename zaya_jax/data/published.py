@@ -14,7 +14,9 @@ from typing import Any
 
 import tokenizers
 
+from zaya_jax import paths
 from zaya_jax.errors import UserError
+from zaya_jax.paths import one_line, read_text
 
 TOKENIZER_FILE = "tokenizer.json"
 # Who says which ids begin, end and fill a text: by number, the model's files; by spelling, the tokenizer's own.
@@ -161,7 +163,12 @@ class PublishedTokenizer:
 def read_description(path: Path) -> tuple[dict[str, Any], tokenizers.Tokenizer]:
     """A tokenizer.json as JSON and as a tokenizer. UserError, in one line, for anything else."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise UserError(f"tokenizer: {one_line(error)}") from None
+    try:
         description = json.loads(text)
         return description, tokenizers.Tokenizer.from_str(text)
     except (KeyboardInterrupt, SystemExit):
@@ -172,20 +179,12 @@ def read_description(path: Path) -> tuple[dict[str, Any], tokenizers.Tokenizer]:
 
 def read_object(path: Path) -> dict[str, Any]:
     """A JSON object, {} where there is no such file. UserError, in one line, for anything else."""
-    if not path.is_file():
+    if not path.exists():
         return {}
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"tokenizer: {path} cannot be read ({one_line(error)})") from None
-    if not isinstance(values, dict):
-        raise UserError(f"tokenizer: {path}: got {type(values).__name__}, must be a JSON object")
-    return values
-
-
-def one_line(error: BaseException) -> str:
-    """An error's message on one line of bounded length."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+        return paths.read_object(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"tokenizer: {one_line(error)}") from None
 
 
 def _opening(model: tokenizers.Tokenizer) -> tuple[int, ...]:
@@ -206,7 +205,9 @@ def _named_ids(path: Path, model: tokenizers.Tokenizer) -> dict[str, list[int]]:
         for role in ROLES:
             given = values.get(f"{role}_token_id")
             for id_ in given if isinstance(given, list) else [given] * (given is not None):
-                known = isinstance(id_, int) and not isinstance(id_, bool) and 0 <= id_ < 2**31
+                known = isinstance(id_, int) and not isinstance(id_, bool) and id_ < 2**31
+                if known and (id_ < 0 or (role == "pad" and model.id_to_token(id_) is None)):
+                    continue  # -1 is Meta's word for none; and nobody reads what fills a row
                 if not known or model.id_to_token(id_) is None:
                     where = path.with_name(name)
                     raise UserError(f"tokenizer: {where}: {role}_token_id: got {id_!r}, must be an id of {path}")
@@ -218,6 +219,8 @@ def _named_ids(path: Path, model: tokenizers.Tokenizer) -> dict[str, list[int]]:
         if given is None:
             continue
         id_ = model.token_to_id(given) if isinstance(given, str) else None
+        if id_ is None and role == "pad" and isinstance(given, str):
+            continue
         if id_ is None:
             where = path.with_name(SPELLED)
             raise UserError(f"tokenizer: {where}: {role}_token: got {given!r}, must be a token of {path}")

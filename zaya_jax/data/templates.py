@@ -25,6 +25,7 @@ import jinja2.sandbox
 from zaya_jax.data.published import SPELLED, read_object
 from zaya_jax.data.tokenizers import Tokenizer
 from zaya_jax.errors import UserError
+from zaya_jax.paths import absolute, one_line, read_text
 
 Messages = Sequence[Mapping[str, str]]
 TEMPLATE_FILE = "chat_template.jinja"
@@ -180,9 +181,9 @@ def load_template(spec: str, tokenizer: Tokenizer) -> ChatTemplate:
       FileNotFoundError: no such file.
       UserError: a template that cannot be read, or that fails on a chat of two questions.
     """
-    if spec != "plain" and "{" not in spec and not Path(spec).is_file():
+    if spec != "plain" and "{" not in spec and not absolute(spec).exists():
         raise FileNotFoundError(f'chat_template: got {spec!r}, may be "plain", a Jinja file or a Jinja text')
-    return _tried(PLAIN if spec == "plain" else spec if "{" in spec else _read(Path(spec)), tokenizer)
+    return _tried(PLAIN if spec == "plain" else spec if "{" in spec else _read(absolute(spec)), tokenizer)
 
 
 def folder_template(folder: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
@@ -206,9 +207,9 @@ def folder_template(folder: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"chat_template: {path}: cannot be read ({str(error)[:100]})") from None
+        raise UserError(f"chat_template: {one_line(error)}") from None
 
 
 def _tried(source: str, tokenizer: Tokenizer) -> ChatTemplate:

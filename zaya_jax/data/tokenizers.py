@@ -14,6 +14,7 @@ import tokenizers
 
 from zaya_jax.data.published import TOKENIZER_FILE, PublishedTokenizer, read_description
 from zaya_jax.errors import UserError
+from zaya_jax.paths import absolute
 
 NUM_SPECIALS = 4  # BOS, EOS, PAD, MASK, in this order, behind the ordinary tokens.
 NUM_BYTES = 256
@@ -175,8 +176,8 @@ class BPETokenizer(_SpecialsLast):
     @classmethod
     def load(cls, path: str | Path) -> "BPETokenizer":
         """Reads what `save` wrote. FileNotFoundError or UserError, in one line, otherwise."""
-        path = Path(path)
-        if not path.is_file():
+        path = absolute(path)
+        if not path.exists():
             raise FileNotFoundError(f"tokenizer: no such file: {path}")
         description, model = read_description(path)
         if not _is_ours(description):
@@ -185,7 +186,7 @@ class BPETokenizer(_SpecialsLast):
 
     def save(self, path: str | Path) -> None:
         """Writes a `tokenizers` json file; the parent directory is made if need be."""
-        path = Path(path)
+        path = absolute(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(self.model.to_str(pretty=True), encoding="utf-8")
 
@@ -206,21 +207,52 @@ class BPETokenizer(_SpecialsLast):
 def load_tokenizer(spec: str | Path) -> Tokenizer:
     """The tokenizer that `spec` names: "bytes", the path of a tokenizer json, or a folder that holds one.
 
-    A file is BPETokenizer's where it is as that writes it, else a published model's, whose special tokens the files
-    beside it name. Raises FileNotFoundError if there is none, UserError if it is no such file.
+    A file is BPETokenizer's where it is as that writes it (bytes' where it has no merges), else a published model's,
+    whose special tokens the files beside it name. Raises FileNotFoundError if there is none, UserError if it is no such
+    file.
     """
     if spec == "bytes":
         return ByteTokenizer()
-    path = Path(spec)
-    if path.is_dir():
-        path = path / TOKENIZER_FILE
-    if not path.is_file():
-        may_be = f'"bytes", the path of a tokenizer json, or a folder with a {TOKENIZER_FILE}'
-        raise FileNotFoundError(f"tokenizer: got {str(spec)!r}, must be {may_be}")
+    path = tokenizer_file(spec)
     description, model = read_description(path)
     if _is_ours(description):
-        return BPETokenizer(model)
+        return ByteTokenizer() if description["model"]["vocab"] == byte_vocabulary() else BPETokenizer(model)
     return cast(Tokenizer, PublishedTokenizer.read(path, description, model))
+
+
+def tokenizer_file(spec: str | Path) -> Path:
+    """The json that `spec` names: the file itself, or the one in a folder. FileNotFoundError if there is none."""
+    path = absolute(spec)
+    if path.is_dir():
+        path = path / TOKENIZER_FILE
+    if not path.exists():
+        may_be = f'"bytes", the path of a tokenizer json, or a folder with a {TOKENIZER_FILE}'
+        raise FileNotFoundError(f"tokenizer: got {str(spec)!r}, must be {may_be}")
+    return path
+
+
+def byte_vocabulary() -> dict[str, int]:
+    """The tokens of byte-level vocabularies that are one byte -> that byte.
+
+    Printable characters of Latin-1 stand for themselves, the other bytes, in order, for the characters from 256 on.
+    """
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(NUM_BYTES) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+def ids_in_texts(tokenizer: Tokenizer) -> int:
+    """One more than the largest id that a text, its beginning or its end may have.
+
+    What lies beyond, in some vocabularies, are special tokens that nothing writes (a padding token added later): a
+    model need not have a row for them.
+    """
+    model, needed = getattr(tokenizer, "model", None), tokenizer.vocab_size
+    if not isinstance(model, tokenizers.Tokenizer) or not tokenizer.special_ids:
+        return needed
+    kept = {*tokenizer.opening, tokenizer.eos_id}
+    special = {id_ for id_ in tokenizer.special_ids.values() if id_ not in kept}
+    return max((id_ for id_ in model.get_vocab(with_added_tokens=True).values() if id_ not in special), default=-1) + 1
 
 
 def may_be_mask(tokenizer: Tokenizer, id_: int) -> bool:
@@ -231,7 +263,7 @@ def may_be_mask(tokenizer: Tokenizer, id_: int) -> bool:
 
 
 def for_model(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
-    """The tokenizer for a model of at least its ids: what the model has beyond them is no text."""
+    """The tokenizer for a model of other ids than it has: what the model has beyond them is no text."""
     return tokenizer if tokenizer.vocab_size == vocab_size else cast(Tokenizer, _Narrower(tokenizer))
 
 

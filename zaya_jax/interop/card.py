@@ -1,10 +1,10 @@
 """The model card of an exported checkpoint: how it was made, what its mask token is, how to sample from it."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from zaya_jax.architecture import ZayaConfig
+from zaya_jax.paths import read_object
 
 CARD_FILE = "README.md"
 
@@ -59,11 +59,11 @@ def _stages(workdir: Path | None) -> tuple[list[str], int | None]:
     if workdir is None:
         return [], None
     try:
-        values = json.loads((workdir / "config.json").read_text())
+        values = read_object(workdir / "config.json")
     except (OSError, ValueError):
         return [], None
-    phases = values.get("phases") if isinstance(values, dict) else None
-    found = {p.get("name", str(n)): p for n, p in enumerate(phases) if isinstance(p, dict)} if phases else values
+    phases = values.get("phases")
+    found = {p: values.get(p) for p in phases if isinstance(p, str)} if isinstance(phases, list) else values
     lines, block_size = [f"Run `{values.get('name', workdir.name)}`, seed {values.get('seed')}:", ""], None
     for name, stage in found.items():
         if not isinstance(stage, dict) or not isinstance(stage.get("objective"), dict):

@@ -18,6 +18,10 @@ _LAYERS = ("an integer from 1 to 10000", lambda x: type(x) is int and 1 <= x <= 
 _NUMBER = ("a number above 0", lambda x: type(x) in (int, float) and 0 < x < 1e30)
 _BOOL = ("true or false", lambda x: isinstance(x, bool))
 _TOKEN = ("a token id or null", lambda x: x is None or _INT[1](x))
+EOS = (
+    "a token id, a list of them, or null",
+    lambda x: all(map(_TOKEN[1], x if isinstance(x, list) else [x])),
+)
 # Fields with the same name and meaning on both sides, and what config.json may hold there.
 SHARED = {
     "vocab_size": _INT,
@@ -39,7 +43,7 @@ SHARED = {
     "lm_head_bias": _BOOL,
     "initializer_range": _NUMBER,
     "bos_token_id": _TOKEN,
-    "eos_token_id": _TOKEN,
+    "eos_token_id": EOS,
     "pad_token_id": _TOKEN,
 }
 # Fields that would change the forward pass and that we compute in one way only.
@@ -48,10 +52,13 @@ ONLY = {
     "hidden_act": "silu",
     "num_experts_per_tok": 1,
     "attention_dropout": 0,
-    "quantization_config": None,
 }
 _ZAYA1 = ZayaConfig()
-DTYPES = ("float32", "bfloat16")  # dtypes we store and read
+DTYPES = ("float32", "bfloat16")  # dtypes we store and compute in
+# What a config.json may call its dtype -> ours: torch's names. float32 holds every float16 exactly.
+TORCH_DTYPES = {
+    "float32": "float32", "float": "float32", "bfloat16": "bfloat16", "float16": "float32", "half": "float32",
+}  # fmt: skip
 # What transformers has no word for.
 EXTRA = (
     "mask_token_id", "skip_expert", "dtype", "param_dtype", "expert_backend", "attention_backend", "query_chunk",
@@ -75,6 +82,7 @@ def config_from_huggingface(values: dict[str, Any]) -> ZayaConfig:
       UserError: one line naming the field, what it got and what it may be.
     """
     require(isinstance(values, dict), "the whole file", values, "a JSON object")
+    refuse_quantized(values)
     for name, only in ONLY.items():
         require(values.get(name, only) == only, name, values.get(name), f"{only!r}, the only one supported")
     fields = {}
@@ -103,6 +111,7 @@ def config_to_huggingface(config: ZayaConfig) -> dict[str, Any]:
         "model_type": "zaya",
         "dtype": config.param_dtype,
         **{name: getattr(config, name) for name in SHARED},
+        "eos_token_id": list(config.eos_token_id) if isinstance(config.eos_token_id, tuple) else config.eos_token_id,
         "hidden_act": "silu",
         "num_experts_per_tok": 1,
         "layer_types": list(config.layer_kinds),
@@ -139,9 +148,21 @@ def read_shared(values: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
 
 
 def read_dtype(values: dict[str, Any]) -> dict[str, str]:
-    dtype = values.get("dtype") or values.get("torch_dtype") or "float32"
-    require(dtype in DTYPES, "dtype", dtype, f"one of {DTYPES}")
+    """dtype and param_dtype, from either spelling of the field and of its values."""
+    given = values.get("dtype") or values.get("torch_dtype") or "float32"
+    known = isinstance(given, str) and given.removeprefix("torch.") in TORCH_DTYPES
+    require(known, "dtype", given, f"one of {tuple(TORCH_DTYPES)}")
+    dtype = TORCH_DTYPES[given.removeprefix("torch.")]
     return dict(dtype=dtype, param_dtype=dtype)
+
+
+def refuse_quantized(values: dict[str, Any]) -> None:
+    """Raises UserError for a config.json of quantized weights."""
+    for name in ("quantization_config", "compression_config"):
+        given = values.get(name)
+        method = given.get("quant_method", given) if isinstance(given, dict) else given
+        may_be = "null: quantized weights are not supported; may be dequantized with transformers first"
+        require(given is None, name, str(method)[:100], may_be)
 
 
 def require(condition: bool, field: str, got: Any, may_be: str, where: str = "config.json") -> None:
@@ -150,7 +171,7 @@ def require(condition: bool, field: str, got: Any, may_be: str, where: str = "co
 
 
 def _single(token: Any) -> Any:
-    """transformers allows a list of end tokens; we have one."""
+    """A list of one end token is that token."""
     return token[0] if isinstance(token, list) and len(token) == 1 else token
 
 

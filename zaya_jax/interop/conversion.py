@@ -17,25 +17,21 @@ from zaya_jax.architecture import ZayaConfig
 from zaya_jax.errors import UserError
 from zaya_jax.interop import native_arrays
 from zaya_jax.interop.card import write_card
+from zaya_jax.interop.companions import ROLES, copy_companions, ids_of, with_ids, write_ids
 from zaya_jax.interop.configuration import DTYPES
 from zaya_jax.interop.families import LEGACY, Family, family_of
 from zaya_jax.interop.folder import CONFIG_FILE, Folder
 from zaya_jax.interop.huggingface import check_new
+from zaya_jax.interop.locate import STAGES, find_checkpoint
 from zaya_jax.interop.names import abstract_variables
 from zaya_jax.interop.native import MODEL_FILE, write_model_file
 from zaya_jax.interop.native_arrays import Native
 from zaya_jax.interop.partial import Partial
 from zaya_jax.interop.shards import plan_shards, write_shards
-from zaya_jax.interop.tensorfile import blocks, read_json, sha256, within
+from zaya_jax.interop.tensorfile import blocks, sha256
+from zaya_jax.paths import absolute
 
 FORMATS = ("huggingface", "legacy", "native")
-# What goes along: data, never code.
-COMPANIONS = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
-    "chat_template.json", "generation_config.json", "vocab.json", "merges.txt", "LICENSE", "LICENSE.txt", "LICENSE.md",
-    "NOTICE",
-)  # fmt: skip
-MAX_COMPANION = 256 << 20  # bytes
 NAMED = 20  # tensors that a report names one by one
 
 
@@ -91,15 +87,14 @@ def count_not_finite(values: np.ndarray) -> int:
 
 
 def open_checkpoint(directory: Path, ema: bool = False) -> Folder | Native:
-    """A checkpoint of any kind, checked, with nothing read but headers.
+    """A checkpoint of any kind (see `find_checkpoint`), checked, with nothing read but headers.
 
     Raises:
       FileNotFoundError, UserError: one line: no checkpoint, or one that is damaged; `ema` of a Hugging Face folder.
     """
-    if not directory.is_dir():
-        raise FileNotFoundError(f"checkpoint {directory}: not a folder")
+    directory = find_checkpoint(directory)
     if (directory / MODEL_FILE).exists():
-        return Native(directory.absolute(), ema)
+        return Native(directory, ema)
     if ema:
         raise UserError(f"checkpoint {directory}: a Hugging Face folder holds no average of the parameters")
     return Folder(directory)
@@ -114,11 +109,13 @@ def convert(
     ema: bool = False,
     made: dict[str, Any] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    companions: Path | None = None,
 ) -> Report:
     """Writes a checkpoint in another layout, dtype or sharding; see the module.
 
     Args:
-      checkpoint: a Hugging Face folder of any family, or one of our checkpoint folders, whose newest step is read.
+      checkpoint: a Hugging Face folder of any family, or one of our checkpoint folders, whose newest step is read; or
+        a run's WORKDIR (see `find_checkpoint`).
       output: a folder that does not exist yet, or is empty. A partial one stands beside it until all is written.
       format: "huggingface" (the model's own family there), "legacy" (Zyphra's, ZAYA only) or "native" (ours).
       dtype: of the parameters; None: as they are stored.
@@ -126,6 +123,7 @@ def convert(
       ema: of one of our checkpoints, the average that training kept in place of the parameters.
       made: what the model card says of the program (version, commit, command).
       progress: called with bytes written so far and in all.
+      companions: the folder whose tokenizer, chat template and generation settings go along; None: the checkpoint's.
 
     Raises:
       FileNotFoundError, UserError: one line; nothing was written.
@@ -135,10 +133,13 @@ def convert(
         raise UserError(f"format: got {format!r}, may be one of {FORMATS}")
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"dtype: got {dtype!r}, may be one of {DTYPES}")
-    output = output.absolute()
+    checkpoint, output = find_checkpoint(checkpoint), absolute(output)
+    companions = checkpoint if companions is None else companions
     check_new(output)
     source = open_checkpoint(checkpoint, ema)
     config = _retyped(source.config, dtype)
+    if isinstance(source, Native):  # a Hugging Face folder says in its config.json what its texts end with
+        config = with_ids(config, ids_of(companions))
     family = LEGACY if format == "legacy" else family_of(config)
     # Ours keeps any model; a family refuses here what it has no words for.
     text = "" if format == "native" else json.dumps(family.config_to_huggingface(config), indent=2) + "\n"
@@ -147,7 +148,7 @@ def convert(
     report = Report(config)
     report.notes += _notes(source, config, format)
     identity = {
-        "source": str(checkpoint.absolute()), "source's files": source.identity(), "format": format,
+        "source": str(checkpoint), "source's files": source.identity(), "format": format,
         "dtype": config.param_dtype, "max_shard_bytes": max_shard_bytes, "ema": ema,
     }  # fmt: skip
     meter = _Meter(report, sum(struct.size * struct.dtype.itemsize for struct in structs), progress)
@@ -159,10 +160,12 @@ def convert(
         else:
             (partial.path / CONFIG_FILE).write_text(text)
             _write_folder(partial, source, family, config, shards, report, meter)
-        report.notes += _copy_companions(checkpoint, partial.path)
+        report.notes += copy_companions(companions, partial.path, checkpoint)
+        if format == "native" and isinstance(source, Folder):
+            write_ids(partial.path, {role: getattr(config, f"{role}_token_id") for role in ROLES})
         if format != "native":
             write_card(
-                partial.path, config, source_name(source), format, made or {}, _workdir(checkpoint), report.lines()
+                partial.path, config, source_name(source), format, made or {}, workdir_of(checkpoint), report.lines()
             )
         partial.finish()
     report.tensors, report.bytes = sum(map(len, shards.values())) or len(structs), meter.total
@@ -274,6 +277,8 @@ def _write_piece(shell: Any, source: Any, piece: str, path: Any, prefix: tuple[i
 
 def _notes(source: Folder | Native, config: ZayaConfig, format: str) -> list[str]:
     notes = []
+    if isinstance(source, Folder) and source.halves:
+        notes.append(f"{source.halves} tensors are float16, which float32 holds exactly")
     if isinstance(source, Folder) and source.mixed:
         notes.append(f"the source mixes dtypes; all parameters are written as {config.param_dtype}")
     if config.param_dtype != source.config.param_dtype:
@@ -301,36 +306,7 @@ def _skip_note(source: Folder | Native, config: ZayaConfig, format: str) -> list
     ]
 
 
-def _copy_companions(checkpoint: Path, folder: Path) -> list[str]:
-    """Tokenizer, chat template and licence; code is left behind. Returns notes."""
-    notes = []
-    for name in COMPANIONS:
-        if not (checkpoint / name).exists():
-            continue
-        path = within(checkpoint, name)
-        if path.stat().st_size > MAX_COMPANION:
-            raise UserError(f"{path}: got {path.stat().st_size} bytes, may be at most {MAX_COMPANION}")
-        if name == "tokenizer_config.json":
-            notes += _copy_tokenizer_config(path, folder / name)
-        else:
-            shutil.copyfile(path, folder / name)
-    code = sorted(path.name for path in checkpoint.glob("*.py"))
-    if code:
-        notes.append(f"left behind, and never run: {', '.join(code[:NAMED])}")
-    return notes
-
-
-def _copy_tokenizer_config(path: Path, copy: Path) -> list[str]:
-    values = read_json(path)
-    if isinstance(values, dict) and "auto_map" in values:
-        del values["auto_map"]
-        copy.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
-        return ["tokenizer_config.json: auto_map (code to run) was left out"]
-    shutil.copyfile(path, copy)
-    return []
-
-
-def _workdir(checkpoint: Path) -> Path | None:
+def workdir_of(checkpoint: Path) -> Path | None:
     """The run that a checkpoint of ours belongs to: WORKDIR/checkpoints/STAGE."""
-    workdir = checkpoint.absolute().parent.parent
-    return workdir if checkpoint.absolute().parent.name == "checkpoints" and (workdir / CONFIG_FILE).exists() else None
+    workdir = absolute(checkpoint).parent.parent
+    return workdir if absolute(checkpoint).parent.name == STAGES and (workdir / CONFIG_FILE).exists() else None

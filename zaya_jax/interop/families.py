@@ -80,7 +80,9 @@ MODEL_TYPES = (*(relative.model_type for relative in llama.RELATIVES), "zaya")
 
 def family_of_file(values: dict[str, Any]) -> Family:
     """The family of a config.json. UserError for a model_type of none."""
-    kind = values.get("model_type", "zaya")
+    kind, named = values.get("model_type", "zaya"), values.get("architectures")
+    foreign = isinstance(named, list) and not any(str(name).startswith("Zaya") for name in named)
+    configuration.require("model_type" in values or not foreign, "model_type", None, f"one of {MODEL_TYPES}")
     configuration.require(kind in MODEL_TYPES, "model_type", kind, f"one of {MODEL_TYPES}")
     return next(family for family in FAMILIES if family.reads(values))
 

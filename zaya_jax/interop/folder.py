@@ -7,7 +7,8 @@ pickles are not looked at.
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,16 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+ADAPTERS_FILE = "adapter_config.json"
+OTHERS = (".gguf", ".ggml", ".h5", ".msgpack", ".onnx", ".npz")
 SHOWN = 20  # problems that a message names; the others are counted
+QUANTIZED = " (quantized weights are not supported)"
+PREFIX = "model."  # which files may lack, or have once too often; transformers puts it right, too
+# What some files hold beside the weights and no model reads: angles, masks and positions, which are computed.
+COMPUTED = re.compile(
+    r"(^|\.)(rotary_emb\.((original_)?inv_freq|cos_cached|sin_cached)|(self_)?(attn|attention)\.(masked_)?bias"
+    r"|position_ids)$"
+)
 
 
 class Folder:
@@ -33,18 +43,21 @@ class Folder:
 
     Attributes:
       config: ours. Its param_dtype is the dtype that the parameters are stored in (the wider, into which the others fit
-        exactly, where files mix them).
+        exactly, where files mix them; float32 for float16).
       family: the family whose layout it has.
+      mixed: whether the files mix dtypes.
+      halves: how many tensors are float16.
     """
 
     def __init__(self, directory: Path) -> None:
         """Raises FileNotFoundError or UserError, one line, as `load_huggingface`."""
         self.directory = directory
+        refuse_adapters(directory)
         within(directory, CONFIG_FILE)
         self.source, self.files = weight_files(directory)
-        self._file = {name: file for file in self.files for name in file.tensors}
+        owners = {name: file for file in self.files for name in file.tensors}
         size = sum(file.path.stat().st_size for file in self.files)
-        self.family, config = read_config(directory, len(self._file), size)
+        self.family, config = read_config(directory, len(owners), size)
         self._entries: dict[Variable, list[Entry]] = {}
         for entry in self.family.entries(config):
             self._entries.setdefault(entry.path, []).append(entry)
@@ -54,22 +67,26 @@ class Folder:
         if wrong:
             more = f" (and {len(wrong) - SHOWN} more)" if len(wrong) > SHOWN else ""
             raise UserError("; ".join(wrong[:SHOWN]) + more)
+        self._stored = stored_names(owners, self.specs, config.tie_word_embeddings)
+        self._file = {name: owners[stored] for name, stored in self._stored.items()}
         buffers = {name for entry in self.family.entries(config) if entry.path[0] != "params" for name in entry.names}
         found = {self.dtype(name) for name in self.specs if name not in buffers}
         self.config = config.replace(param_dtype=max(found, key=lambda dtype: dtype.itemsize).name)
         self.mixed = len(found) > 1
+        self.halves = sum(file.tensors[self._stored[name]].dtype == "F16" for name, file in self._file.items())
         self._last: tuple[str, np.ndarray] | None = None
-        if config.tie_word_embeddings and HEAD in self._file:
+        if config.tie_word_embeddings and self._stored.get(HEAD, self._stored[EMBEDDING]) != self._stored[EMBEDDING]:
             self._check_tied_head()
 
     def dtype(self, name: str) -> np.dtype:
-        return STORED[self._file[name].tensors[name].dtype]
+        return STORED[self._file[name].tensors[self._stored[name]].dtype]
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor as it lies in its file. The last one read is kept: others may be wanted out of it."""
+        """A tensor by its family's name, as it lies in its file. The last one read is kept: others may be wanted out of
+        it."""
         if self._last is None or self._last[0] != name:
             self._last = None  # before the next is allocated
-            self._last = (name, self._file[name].read(name))
+            self._last = (name, self._file[name].read(self._stored[name]))
         return self._last[1]
 
     def fetch(self, path: Variable, prefix: tuple[int, ...] = (), part: tuple[int, int] = (0, 1)) -> np.ndarray:
@@ -119,7 +136,9 @@ class Folder:
         return {name: [found.st_size, found.st_mtime_ns] for name, found in stats.items()}
 
     def _check_tied_head(self) -> None:
-        head, embedding = (self._file[name].read(name).view(np.uint8) for name in (HEAD, EMBEDDING))
+        head, embedding = (self._file[name].read(self._stored[name]) for name in (HEAD, EMBEDDING))
+        wide = max(head.dtype, embedding.dtype, key=lambda dtype: dtype.itemsize)
+        head, embedding = (x.astype(wide, copy=False).view(np.uint8) for x in (head, embedding))
         if not np.array_equal(head, embedding):
             path = self._file[HEAD].path
             raise UserError(f"{path}: tensor {HEAD}: differs from {EMBEDDING}, may be equal (tie_word_embeddings)")
@@ -134,19 +153,45 @@ def problems(source: Path, files: list[TensorFile], specs: Mapping[str, Spec], t
     """
     owners = {name: file for file in files for name in file.tensors}
     known = {**({HEAD: specs[EMBEDDING]} if tied else {}), **specs}
+    stored = stored_names(owners, specs, tied)
     for name, file in owners.items():
-        if name not in known:
+        ours = _known_name(name, known)
+        if ours is None and not COMPUTED.search(name):
             yield f"{file.path}: tensor {name}: unexpected in this config's model"
+        elif ours is not None and stored[ours] != name:
+            yield f"{file.path}: tensor {name}: may not stand beside {stored[ours]}, which it is too"
     for name, (shape, _) in known.items():
-        if name not in owners:
+        if name not in stored:
             if name in specs:
                 yield f"{source}: tensor {name}: missing, may be of shape {list(shape)}"
             continue
-        where, found = f"{owners[name].path}: tensor {name}", owners[name].tensors[name]
+        file = owners[stored[name]]
+        where, found = f"{file.path}: tensor {stored[name]}", file.tensors[stored[name]]
         if found.shape != shape:
             yield f"{where}: got shape {list(found.shape)}, may be {list(shape)}"
         elif found.dtype not in STORED:
-            yield f"{where}: got dtype {found.dtype}, may be one of {sorted(STORED)}"
+            may_be = f"one of {sorted(STORED)}" + QUANTIZED * (found.dtype != "F64")
+            yield f"{where}: got dtype {found.dtype}, may be {may_be}"
+
+
+def stored_names(names: Iterable[str], specs: Mapping[str, Spec], tied: bool) -> dict[str, str]:
+    """What each of a family's tensors is called in files that hold tensors of these names; see `PREFIX`.
+
+    A tied model's one matrix may stand as the embedding, as the head, or as both.
+    """
+    known = {*specs, *((HEAD,) if tied else ())}
+    names = list(names)
+    found = {name: name for name in names if name in known}
+    for name in names:
+        if (ours := _known_name(name, known)) is not None:
+            found.setdefault(ours, name)
+    if tied and HEAD in found:
+        found.setdefault(EMBEDDING, found[HEAD])
+    return found
+
+
+def _known_name(name: str, known: Iterable[str]) -> str | None:
+    return next((ours for ours in (name, PREFIX + name, name.removeprefix(PREFIX)) if ours in known), None)
 
 
 def columns(array: np.ndarray, part: tuple[int, int]) -> np.ndarray:
@@ -215,7 +260,8 @@ def weight_files(directory: Path) -> tuple[Path, list[TensorFile]]:
         path = within(directory, WEIGHTS_FILE)
         return path, [read_header(path)]
     if not (directory / INDEX_FILE).exists():
-        _refuse_pickles(directory)
+        refuse_adapters(directory)
+        _refuse_other_weights(directory)
         raise FileNotFoundError(f"{directory}: no weights, may hold {WEIGHTS_FILE} or {INDEX_FILE}")
     index = within(directory, INDEX_FILE)
     mapped = _weight_map(index)
@@ -228,12 +274,12 @@ def weight_files(directory: Path) -> tuple[Path, list[TensorFile]]:
         files.append(read_header(path))
     for file in files:
         for name in file.tensors:
-            if mapped.get(name) != file.path.name:
+            if mapped.get(name) != file.path.name and not COMPUTED.search(name):
                 message = f"unexpected, {INDEX_FILE} maps it to {mapped.get(name)}"
                 raise UserError(f"{file.path}: tensor {name}: {message}")
     held = {name for file in files for name in file.tensors}
     for name, file in mapped.items():
-        if name not in held:
+        if name not in held and not COMPUTED.search(name):
             raise UserError(f"{directory / file}: tensor {name}: missing, though {INDEX_FILE} maps it here")
     return index, files
 
@@ -253,10 +299,29 @@ def _weight_map(index: Path) -> dict[str, str]:
     return mapped
 
 
-def _refuse_pickles(directory: Path) -> None:
-    for path in sorted(directory.iterdir()) if directory.is_dir() else ():
+def refuse_adapters(directory: Path) -> None:
+    """Raises UserError for a folder of PEFT adapters: its weights are a base model's only with them added."""
+    if (directory / ADAPTERS_FILE).exists():
+        raise UserError(
+            f"{directory / ADAPTERS_FILE}: PEFT adapters: not supported; may be merged into their base model first "
+            "(peft's merge_and_unload, then save_pretrained)"
+        )
+
+
+def _refuse_other_weights(directory: Path) -> None:
+    """Raises UserError, naming a file, where a folder holds weights in another format or under another name."""
+    paths = sorted(directory.iterdir()) if directory.is_dir() else []
+    for path in paths:
+        if path.suffix == ".safetensors":
+            raise UserError(
+                f"{path}: found without {INDEX_FILE}; may be named {WEIGHTS_FILE} if it holds the whole model (in "
+                "transformers' layout)"
+            )
+    for path in sorted(paths, key=lambda path: not path.name.startswith("pytorch_model")):
         if path.suffix in PICKLES or path.name.endswith(".bin.index.json"):
             raise UserError(
                 f"{path}: a pickle, which can run code when it is read: not supported; may be safetensors "
                 "(transformers' save_pretrained writes them)"
             )
+        if path.suffix in OTHERS:
+            raise UserError(f"{path}: weights of another library: not supported; may be safetensors")

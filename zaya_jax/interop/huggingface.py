@@ -8,7 +8,7 @@ import os
 import pathlib
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import jax
@@ -23,6 +23,7 @@ from zaya_jax.interop.folder import CONFIG_FILE, Folder, columns
 from zaya_jax.interop.names import Path, abstract_variables
 from zaya_jax.interop.shards import plan_shards, write_shards
 from zaya_jax.parallel import Placement
+from zaya_jax.paths import absolute
 
 Directory = str | os.PathLike[str]
 Variables = dict[str, Any]
@@ -50,7 +51,7 @@ def load_huggingface(directory: Directory, placement: Placement | None = None) -
         a truncated or corrupt file, missing, unexpected or wrongly shaped tensors, a tied head that is not the
         embedding, a pickle, a path that leads out of the folder.
     """
-    folder = Folder(pathlib.Path(directory))
+    folder = Folder(absolute(directory))
     abstract = abstract_variables(folder.config)
     if placement is None:
         places: dict[Path, Any] = dict.fromkeys(abstract, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
@@ -96,7 +97,11 @@ def _without_layers(place: jax.sharding.Sharding) -> jax.sharding.Sharding:
 
 
 def save_huggingface(
-    directory: Directory, config: ZayaConfig, variables: Mapping[str, Any], max_shard_bytes: int = 5_000_000_000
+    directory: Directory,
+    config: ZayaConfig,
+    variables: Mapping[str, Any],
+    max_shard_bytes: int = 5_000_000_000,
+    beside: Callable[[pathlib.Path], Any] = lambda folder: None,
 ) -> None:
     """Writes a checkpoint that transformers' `from_pretrained` and `load_huggingface` read, in the model's own family.
 
@@ -107,11 +112,12 @@ def save_huggingface(
       config: the model's; its param_dtype is what is stored.
       variables: {"params": ..., "balancing": ...}, the arrays NumPy's or JAX's, params of config.param_dtype.
       max_shard_bytes: a file holds no more, except for a single larger tensor.
+      beside: called with the folder before it takes its name, to write what goes along with the weights.
 
     Raises:
       UserError: a missing, unexpected or wrongly shaped or typed array; `directory` holds files; max_shard_bytes < 1.
     """
-    directory = pathlib.Path(directory).absolute()
+    directory = absolute(directory)
     check_new(directory)
     family = family_of(config)
     text = json.dumps(family.config_to_huggingface(config), indent=2) + "\n"
@@ -123,6 +129,7 @@ def save_huggingface(
     try:
         (partial / CONFIG_FILE).write_text(text)
         write_shards(partial, family, config, shards, source)
+        beside(partial)
         os.replace(partial, directory)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

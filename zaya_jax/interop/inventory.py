@@ -4,7 +4,6 @@ Unlike loading, taking stock does not stop at what is wrong: it lists it.
 """
 
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -13,16 +12,17 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from orbax.checkpoint import v1 as ocp
 
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.interop.conversion import count_not_finite
-from zaya_jax.interop.folder import Folder, problems, read_config, weight_files
+from zaya_jax.interop.folder import COMPUTED, Folder, problems, read_config, stored_names, weight_files
+from zaya_jax.interop.locate import find_checkpoint
 from zaya_jax.interop.names import Path as Variable
 from zaya_jax.interop.names import abstract_variables
-from zaya_jax.interop.native import MODEL_FILE, CheckpointError, newest_step, read_model_file
-from zaya_jax.interop.native_arrays import Native, open_array
-from zaya_jax.interop.tensorfile import STORED, TensorFile, one_line
+from zaya_jax.interop.native import MODEL_FILE, CheckpointError, newest_step, open_array, read_metadata, read_model_file
+from zaya_jax.interop.native_arrays import Native
+from zaya_jax.interop.tensorfile import STORED, TensorFile
+from zaya_jax.paths import one_line
 
 MEASURED = (np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16))
 
@@ -66,14 +66,13 @@ class Inventory:
 
 
 def take(directory: Path) -> Inventory:
-    """Lists a checkpoint folder.
+    """Lists a checkpoint folder, as `find_checkpoint` finds it.
 
     Raises:
       FileNotFoundError, UserError: one line: no checkpoint is there, or its files' headers cannot be read.
     """
-    if not directory.is_dir():
-        raise FileNotFoundError(f"checkpoint {directory}: not a folder")
-    return _native(directory.absolute()) if (directory / MODEL_FILE).exists() else _folder(directory)
+    directory = find_checkpoint(directory)
+    return _native(directory) if (directory / MODEL_FILE).exists() else _folder(directory)
 
 
 def _folder(directory: Path) -> Inventory:
@@ -85,8 +84,13 @@ def _folder(directory: Path) -> Inventory:
     try:
         family, config = read_config(directory, len(owners), size)
         about.append(f"family: {family.name} (tensors read as {family.name}'s)")
-        buffers = {n for entry in family.entries(config) if entry.path[0] != "params" for n in entry.names}
-        wrong = list(problems(source, files, family.tensors(config), config.tie_word_embeddings))
+        specs = family.tensors(config)
+        stored = stored_names(owners, specs, config.tie_word_embeddings)
+        buffers = {stored.get(n) for e in family.entries(config) if e.path[0] != "params" for n in e.names}
+        wrong = list(problems(source, files, specs, config.tie_word_embeddings))
+        computed = [name for name in owners if COMPUTED.search(name) and name not in stored.values()]
+        if computed:
+            about.append(f"passed over, since computed: {', '.join(computed[:3])}{' ...' if computed[3:] else ''}")
     except (FileNotFoundError, ValueError) as error:
         wrong = [str(error)]
     rows = [
@@ -100,20 +104,16 @@ def _folder(directory: Path) -> Inventory:
 def _native(directory: Path) -> Inventory:
     config, step = read_model_file(directory), newest_step(directory)
     path = directory / str(step)
-    with ocp.training.Checkpointer(str(directory)) as steps:
-        numbers = [found.step for found in steps.checkpoints]
-    extra = json.loads((path / "_CHECKPOINT_METADATA").read_text()).get("custom_metadata") or {}
+    numbers = sorted(int(found.name) for found in directory.iterdir() if found.name.isdigit())
+    extra = read_metadata(path / "_CHECKPOINT_METADATA").get("custom_metadata")
     about = [f"checkpoint of zaya_jax, steps {numbers}, the newest ({step}) listed"]
-    about += [f"{name}: {str(value)[:200]}" for name, value in extra.items()]
+    about += [f"{name}: {str(value)[:200]}" for name, value in (extra if isinstance(extra, dict) else {}).items()]
     metadata = next(path.glob("*/_METADATA"), None)
     if metadata is None:
         raise CheckpointError(f"checkpoint {path}: no tree of arrays in it")
-    item, values = metadata.parent, json.loads(metadata.read_text())
+    item, values = metadata.parent, read_metadata(metadata)
     rows, wrong, arrays = [], [], {}
-    for entry in values["tree_metadata"].values():
-        if entry["value_metadata"].get("skip_deserialize"):
-            continue
-        keys = [str(key["key"]) for key in entry["key_metadata"]]
+    for keys in _stored_keys(values, metadata):
         try:
             array = open_array(item, values, ".".join(keys))
         except Exception as error:  # TensorStore raises many types
@@ -125,7 +125,24 @@ def _native(directory: Path) -> Inventory:
         arrays[row.name] = array
     about.append("holds " + ", ".join(sorted({row.kind for row in rows})))
     wrong += _unlike(config, rows)
-    return Inventory(directory, about, config, rows, wrong, lambda row: np.asarray(arrays[row.name].read().result()))
+
+    def read(row: Row) -> np.ndarray:
+        try:
+            return np.asarray(arrays[row.name].read().result())
+        except Exception as error:  # as above
+            raise CheckpointError(f"checkpoint {item}: {row.name}: cannot be read: {one_line(error)}") from None
+
+    return Inventory(directory, about, config, rows, wrong, read)
+
+
+def _stored_keys(values: dict[str, Any], path: Path) -> Iterator[list[str]]:
+    """The paths of the arrays that a tree's metadata lists. CheckpointError where it is no such list."""
+    try:
+        for entry in values["tree_metadata"].values():
+            if not entry["value_metadata"].get("skip_deserialize"):
+                yield [str(key["key"]) for key in entry["key_metadata"]]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"checkpoint {path}: not a tree's metadata ({one_line(error)})") from None
 
 
 def _kind(keys: list[str]) -> str:
@@ -136,7 +153,11 @@ def _kind(keys: list[str]) -> str:
 
 def _unlike(config: ZayaConfig, rows: list[Row]) -> Iterator[str]:
     """Where the weights of one of our checkpoints are not those of its configuration."""
-    wanted = {"/".join(path): struct for path, struct in abstract_variables(config).items()}
+    try:
+        wanted = {"/".join(path): struct for path, struct in abstract_variables(config).items()}
+    except (OverflowError, TypeError, ValueError) as error:  # the file's numbers, which nobody has checked
+        yield f"{MODEL_FILE}: no model has its configuration: {one_line(error)}"
+        return
     found = {row.name: row for row in rows if row.kind in ("weights", "buffers")}
     for name in sorted(set(wanted) | set(found)):
         if name not in found:

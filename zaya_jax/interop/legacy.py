@@ -29,6 +29,7 @@ from zaya_jax.interop.configuration import (
     read_extra,
     read_shared,
     refuse_parts,
+    refuse_quantized,
     require,
 )  # fmt: skip
 from zaya_jax.interop.names import (
@@ -56,7 +57,7 @@ _DEFAULTS = {"eos_token_id": 1, "max_position_embeddings": 4096}  # where theirs
 _ONLY = {
     "model_type": "zaya", "cca": True, "activation_func": "swiglu", "gated_linear_unit": True, "add_bias_linear": False,
     "normalization": "RMSNorm", "moe_router_topk": 1, "zaya_use_mod": True, "zaya_use_eda": True,
-    "scale_residual_merge": True, "clamp_temp": False, "attention_dropout": 0, "quantization_config": None,
+    "scale_residual_merge": True, "clamp_temp": False, "attention_dropout": 0,
 }  # fmt: skip
 # Ours; the window too, which a model without sliding layers may have and their fields then cannot say.
 _EXTRA = (*EXTRA, "sliding_window", "sliding_rope_theta")
@@ -76,6 +77,7 @@ def config_from_huggingface(values: dict[str, Any]) -> ZayaConfig:
     Raises:
       UserError: one line naming the field, what it got and what it may be.
     """
+    refuse_quantized(values)
     for name, only in _ONLY.items():
         require(values.get(name, only) == only, name, values.get(name), f"{only!r}, the only one supported")
     fields: dict[str, Any] = {**_DEFAULTS, **read_shared(values, _SAME)}

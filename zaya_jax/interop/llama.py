@@ -15,7 +15,7 @@ from typing import Any
 
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.architecture.config import FULL_ATTENTION, NO_MASK, SLIDING_ATTENTION
-from zaya_jax.interop.configuration import DTYPES, EXTRA, OURS, SHARED, require
+from zaya_jax.interop.configuration import DTYPES, EXTRA, OURS, SHARED, read_dtype, refuse_quantized, require
 from zaya_jax.interop.names import EMBEDDING, HEAD, LINEAR, SAME, Entry, Lay, layered, whole
 
 _INT, _BOOL, _TOKEN = (SHARED[name] for name in ("vocab_size", "attention_bias", "bos_token_id"))
@@ -36,17 +36,13 @@ _FIELDS = {
     "initializer_range": ("initializer_range", ("a number", lambda x: _NUMBER[1](x) or x == 0)),
     "tie_word_embeddings": ("tie_word_embeddings", _BOOL),
     "bos_token_id": ("bos_token_id", _TOKEN),
-    "eos_token_id": (
-        "eos_token_id",
-        ("a token id, a list of them, or null", lambda x: all(map(_TOKEN[1], x if isinstance(x, list) else [x]))),
-    ),
+    "eos_token_id": ("eos_token_id", SHARED["eos_token_id"]),
     "pad_token_id": ("pad_token_id", _TOKEN),
 }
 # Fields that would change the forward pass and that we compute in one way only (some no transformers' Llama reads).
 _ONLY = {
     "hidden_act": "silu",
     "attention_dropout": 0,
-    "quantization_config": None,
     "attn_logit_softcapping": None,
     "final_logit_softcapping": None,
     "num_experts": None,
@@ -109,6 +105,7 @@ class Relative:
 
     def config_from_huggingface(self, values: dict[str, Any]) -> ZayaConfig:
         """config.json -> ours; UserError in one line that names the field."""
+        refuse_quantized(values)
         for name, only in _ONLY.items():
             require(values.get(name, only) == only, name, values.get(name), f"{only!r}, the only one supported")
         fields: dict[str, Any] = {**_PLAIN, **self.fixed}
@@ -127,9 +124,7 @@ class Relative:
         fields["head_dim"] = fields["head_dim"] or fields["hidden_size"] // heads
         fields.update(self._sliding(values, fields["num_hidden_layers"]))
         fields.update(_rope(values, fields["max_position_embeddings"]))
-        dtype = values.get("dtype") or values.get("torch_dtype") or "float32"
-        require(dtype in DTYPES, "dtype", dtype, f"one of {DTYPES}")
-        fields.update(dtype=dtype, param_dtype=dtype)
+        fields.update(read_dtype(values))
         fields.update(_extra(values.get(OURS, {})))
         return ZayaConfig(**fields)
 

@@ -25,8 +25,16 @@ from zaya_jax.errors import UserError
 from zaya_jax.interop.folder import columns
 from zaya_jax.interop.names import Path as Variable
 from zaya_jax.interop.names import abstract_variables
-from zaya_jax.interop.native import CheckpointError, newest_step, read_model_file
-from zaya_jax.interop.tensorfile import one_line
+from zaya_jax.interop.native import (
+    CheckpointError,
+    newest_step,
+    open_array,
+    open_arrays,
+    open_step,
+    read_model_file,
+    stored_name,
+)
+from zaya_jax.paths import one_line
 
 CHUNK = 64 << 20  # bytes: an array of one piece is written in chunks of about this size
 SMALL_LAYER = 1 << 20  # bytes of a layer below which a stack is one piece
@@ -46,21 +54,18 @@ class Native:
         self.directory = directory
         self.config = read_model_file(directory)
         self.step = newest_step(directory)
-        path = directory / str(self.step)
-        items = [found.parent for found in path.glob("*/_METADATA")]
-        if len(items) != 1:
-            raise CheckpointError(f"checkpoint {path}: holds {len(items)} trees of arrays, may hold 1")
-        self._item = items[0]
-        self._metadata = json.loads((self._item / "_METADATA").read_text())
+        self._item, self._metadata = open_step(directory / str(self.step))
         self._ema = ema
-        self._open: dict[Variable, Any] = {}
         self._cached: tuple[Variable, Any] | None = None
-        self._check()
+        self._open = open_arrays(self._item, self._metadata, self.config, ema)
+        structs = abstract_variables(self.config)
+        chunks = {path: math.prod(array.chunk_layout.read_chunk.shape or (1,)) for path, array in self._open.items()}
+        self.largest_chunk = max(size * structs[path].dtype.itemsize for path, size in chunks.items())
 
     def fetch(self, path: Variable, prefix: tuple[int, ...] = (), part: tuple[int, int] = (0, 1)) -> np.ndarray:
         """As `Folder.fetch`."""
         try:
-            array = self._pieces_of_large(path) if prefix else self._array(path)
+            array = self._pieces_of_large(path) if prefix else self._open[path]
             return columns(np.asarray(array[prefix].read().result()), part)
         except Exception as error:  # TensorStore raises many types; all mean that the checkpoint is damaged
             raise CheckpointError(f"checkpoint {self._item}: {'/'.join(path)}: {one_line(error)}") from None
@@ -69,58 +74,17 @@ class Native:
         stats = [(self._item / name).stat() for name in ("_METADATA", "manifest.ocdbt") if (self._item / name).exists()]
         return {"step": self.step, "ema": self._ema, "files": [[s.st_size, s.st_mtime_ns] for s in stats]}
 
-    def _array(self, path: Variable) -> Any:
-        if path not in self._open:
-            self._open[path] = open_array(self._item, self._metadata, self._stored(path))
-        return self._open[path]
-
     def _pieces_of_large(self, path: Variable) -> Any:
         """An array whose chunks are kept once decoded, where they hold several layers: one array's at a time."""
-        array = self._array(path)
+        array = self._open[path]
         shape = array.chunk_layout.read_chunk.shape
         if shape[0] == 1:
             return array
         if self._cached is None or self._cached[0] != path:
             self._cached = None  # before the next one's chunks are decoded
             room = 2 * math.prod(shape) * array.dtype.numpy_dtype.itemsize
-            self._cached = (path, open_array(self._item, self._metadata, self._stored(path), room))
+            self._cached = (path, open_array(self._item, self._metadata, stored_name(path, self._ema), room))
         return self._cached[1]
-
-    def _stored(self, path: Variable) -> str:
-        return ".".join(("ema", *path[1:]) if self._ema and path[0] == "params" else path)
-
-    def _check(self) -> None:
-        problems, self.largest_chunk = [], 0
-        for path, struct in abstract_variables(self.config).items():
-            where = f"checkpoint {self._item}: {'/'.join(path)}"
-            try:
-                array = self._array(path)
-            except (ValueError, OSError) as error:
-                average = " (no average of the parameters was kept)" if self._ema else ""
-                problems.append(f"{where}: missing{average}: {one_line(error)}")
-                continue
-            if tuple(array.shape) != struct.shape or array.dtype.numpy_dtype != struct.dtype:
-                got = f"got {array.dtype.name}{list(array.shape)}"
-                problems.append(f"{where}: {got}, may be {struct.dtype}{list(struct.shape)}")
-            chunk = math.prod(array.chunk_layout.read_chunk.shape or (1,)) * struct.dtype.itemsize
-            self.largest_chunk = max(self.largest_chunk, chunk)
-        if problems:
-            raise CheckpointError("; ".join(problems[:20]))
-
-
-def open_array(item: Path, metadata: dict[str, Any], name: str, cache: int = 0) -> Any:
-    """An array of a tree that Orbax saved, by its dotted name; nothing of it is read.
-
-    Args:
-      cache: bytes of decoded chunks to keep.
-    """
-    if metadata.get("use_ocdbt"):
-        store: dict[str, Any] = {"driver": "ocdbt", "base": f"file://{item}/", "path": name + "/"}
-    else:
-        store = {"driver": "file", "path": f"{item}/{name}/"}
-    driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
-    context = ts.Context({"cache_pool": {"total_bytes_limit": cache}})
-    return ts.open({"driver": driver, "kvstore": store}, read=True, write=False, context=context).result()
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------

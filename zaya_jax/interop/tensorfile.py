@@ -21,19 +21,22 @@ import ml_dtypes
 import numpy as np
 
 from zaya_jax.errors import UserError
+from zaya_jax.paths import one_line
 
 Spec = tuple[tuple[int, ...], np.dtype]  # a tensor's shape and dtype
 
 MAX_HEADER = 100_000_000  # bytes; the library's own bound
 MAX_JSON = 100_000_000
 BLOCK = 16 << 20  # bytes that are converted, scanned and written at a time
-# Widths of every dtype the format has, and those of them that we read.
+# Widths of every dtype the format has; those of them that we read, and as what: float32 holds every float16 exactly.
 WIDTHS = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2,
     "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "C64": 8,
 }  # fmt: skip
-STORED = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16)}
-STORED_NAMES = {dtype: name for name, dtype in STORED.items()}
+WRITTEN = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16)}
+STORED = {**WRITTEN, "F16": np.dtype(np.float32)}
+STORED_NAMES = {dtype: name for name, dtype in WRITTEN.items()}
+BOM = b"\xef\xbb\xbf"  # that a text is UTF-8, as Windows' editors write it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,34 +57,41 @@ class TensorFile:
     tensors: dict[str, Tensor]
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor, by plain reads.
+        """One tensor in its dtype of `STORED`, by plain reads.
 
         Raises:
           UserError: the file has become shorter, or cannot be read; one line naming file and tensor.
         """
         tensor = self.tensors[name]
         out = np.empty(tensor.shape, STORED[tensor.dtype])
-        rest = out.reshape(-1).view(np.uint8).data
+        flat = out.reshape(-1)
         try:
             with open(self.path, "rb", buffering=0) as file:
                 file.seek(tensor.start)
-                while rest:
-                    count = file.readinto(rest)
-                    if not count:
-                        raise OSError("the file ends before the tensor does")
-                    rest = rest[count:]
+                if tensor.dtype == "F16":
+                    for begin in range(0, flat.size, BLOCK // 2):
+                        half = np.empty(min(BLOCK // 2, flat.size - begin), np.float16)
+                        _fill(file, half)
+                        flat[begin : begin + half.size] = half
+                else:
+                    _fill(file, flat)
         except OSError as error:
             raise UserError(f"{self.path}: tensor {name}: cannot be read ({one_line(error)})") from None
         return out
 
 
-def one_line(error: BaseException) -> str:
-    """An error's message on one line of bounded length."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+def _fill(file: Any, flat: np.ndarray) -> None:
+    """Reads as many bytes as the array has, into it."""
+    rest = flat.view(np.uint8).data
+    while rest:
+        count = file.readinto(rest)
+        if not count:
+            raise OSError("the file ends before the tensor does")
+        rest = rest[count:]
 
 
 def within(folder: Path, name: str) -> Path:
-    """`folder / name`, a plain file that really lies there.
+    """`folder / name`, a plain file that really lies there; `name` may have a folder in front.
 
     A link may lead to a file beside it, or into the `blobs` of Hugging Face's own cache, where a downloaded snapshot's
     files are links (models--X--Y/snapshots/REVISION -> ../../blobs).
@@ -99,7 +109,7 @@ def within(folder: Path, name: str) -> Path:
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links; a name with a zero byte
         raise UserError(f"{path}: cannot be opened ({one_line(error)})") from None
     blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root
-    if real.parent not in (root, blobs):
+    if real.parent not in (root, root / Path(name).parent, blobs):
         raise UserError(f"{path}: a link to {real}, may not lead out of its folder")
     if not stat.S_ISREG(mode):
         raise UserError(f"{path}: not a plain file")
@@ -119,7 +129,7 @@ def read_json(path: Path, limit: int = MAX_JSON) -> Any:
             if size > limit:
                 raise UserError(f"{size} bytes, may be at most {limit}")
             text = file.read(size)
-        return parse_json(text)
+        return parse_json(text.removeprefix(BOM))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
     except OSError as error:

@@ -11,14 +11,15 @@ from typing import Any, cast
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from zaya_jax.interop.native import CheckpointError, one_line
+from zaya_jax.interop.native import CheckpointError, drop_reads, why
+from zaya_jax.paths import absolute, one_line
 
 
 class Checkpoints:
     """The steps of one training phase."""
 
     def __init__(self, directory: Path | str, keep: int = 2):
-        self.directory = Path(directory).absolute()
+        self.directory = absolute(directory)
         policy = ocp.training.preservation_policies.LatestN(keep)
         self._failed = False
         self._orbax = ocp.training.Checkpointer(
@@ -61,10 +62,11 @@ class Checkpoints:
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
         try:
             loaded = self._orbax.load(step, abstract)
-            extra = cast(dict[str, Any], self._orbax.metadata(step).custom_metadata)  # what `save` was given
+            return loaded, cast(dict[str, Any], self._orbax.metadata(step).custom_metadata)  # what `save` was given
         except Exception as error:
-            raise CheckpointError(f"checkpoint {self.directory}/{step}: cannot be read: {one_line(error)}") from error
-        return loaded, extra
+            reason = why(error)
+        drop_reads()
+        raise CheckpointError(f"checkpoint {self.directory}/{step}: cannot be read: {reason}")
 
     def __enter__(self) -> "Checkpoints":
         return self

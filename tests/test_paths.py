@@ -1,0 +1,65 @@
+"""What a user's path means, and which files are read."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from zaya_jax.errors import UserError
+from zaya_jax.paths import absolute, lines_of, read_object, read_text
+
+
+def test_a_path_is_absolute_without_tilde_and_dots(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "real" / "inner").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "real" / "inner")
+    monkeypatch.chdir(tmp_path / "real")
+    assert absolute("~/a") == tmp_path / "a"
+    assert absolute("../x/y") == tmp_path / "x" / "y"
+    assert absolute(".") == tmp_path / "real"
+    # the system follows the link before it goes up
+    assert absolute(tmp_path / "link" / ".." / "new") == tmp_path / "real" / "new"
+    # a link without ".." behind it is kept: WORKDIR/checkpoints/STAGE may be one, and its WORKDIR is meant
+    assert absolute(tmp_path / "link" / "x") == tmp_path / "link" / "x"
+    for bad in ("~nobody_of_that_name/x", "a\0b/.."):
+        with pytest.raises(UserError, match="not a path"):
+            absolute(bad)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
+def test_nothing_but_plain_files_is_read(tmp_path, kind):
+    path = Path("/dev/zero") if kind == "device" else tmp_path / "x"
+    if kind == "pipe":
+        os.mkfifo(path)  # without a writer: opening it would wait for ever
+    elif kind == "folder":
+        path.mkdir()
+    with pytest.raises(UserError, match=f"{path}: (not a plain file|a folder)"):
+        read_text(path)
+
+
+def test_text_of_windows_and_of_no_encoding(tmp_path):
+    path = tmp_path / "x.txt"
+    path.write_bytes("\ufeffä\r\nb\u2028c\n\n".encode())
+    assert read_text(path) == "ä\r\nb\u2028c\n\n"
+    assert lines_of(read_text(path)) == ["ä", "b\u2028c", ""]
+    path.write_bytes("ä".encode("utf-16"))
+    with pytest.raises(UserError, match=r"x\.txt: not UTF-8 \(UTF-16, may be saved as UTF-8\)"):
+        read_text(path)
+    path.write_bytes(b"ab\xff")
+    with pytest.raises(UserError, match=r"x\.txt: not UTF-8 \(byte 2\)"):
+        read_text(path)
+    with pytest.raises(UserError, match="3 bytes, may be at most 2"):
+        read_text(path, limit=2)
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        read_text(tmp_path / "none")
+
+
+@pytest.mark.parametrize("text", ["", "[", "null", "3", "[]", "[" * 100_000, '{"a": ' + "1" * 5000 + "}"])
+def test_an_object_or_one_line(tmp_path, text):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"config\.json: (not valid JSON|got)") as caught:
+        read_object(path)
+    assert "\n" not in str(caught.value)
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert read_object(path) == {"a": 1}
