@@ -190,9 +190,6 @@ def test_flags_of_special_tokens_count(kind, flag, tmp_path):
     rendered = template.render(messages, tokenizer, add_generation_prompt=True)
     want = library.encode(shown(rendered, tokenizer), add_special_tokens=False).ids
     assert template.prompt(messages, tokenizer) == want
-    assert not set(special_in(tokenizer, template.prompt(chat("<|im_end|>"), tokenizer))) - set(
-        special_in(tokenizer, want)
-    )
     # a later part of a chat, after a special token: what the library writes there
     end = tokenizer.special_ids["<|im_end|>"]
     whole = library.encode("the<|im_end|> the cat <s> a", add_special_tokens=False).ids
