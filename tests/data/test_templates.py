@@ -194,7 +194,7 @@ def test_flags_of_special_tokens_count(kind, flag, tmp_path):
     end = tokenizer.special_ids["<|im_end|>"]
     whole = library.encode("the<|im_end|> the cat <s> a", add_special_tokens=False).ids
     later = encode(f" the cat \0{tokenizer.bos_id}\0 a", tokenizer, start=False, after=end)
-    assert later == whole[-len(later) :] and (end not in whole or whole[-len(later) - 1] == end)
+    assert end not in whole or whole[-len(later) - 1 :] == [end, *later]
 
 
 def special_in(tokenizer, ids):

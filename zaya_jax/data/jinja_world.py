@@ -60,7 +60,7 @@ class _Budget:
             if isinstance(one, int) and not isinstance(one, bool):
                 size += one.bit_length() // 3
             if isinstance(one, jinja2.utils.Namespace):
-                one = vars(one).get("_Namespace__attrs", {})
+                one = object.__getattribute__(one, "_Namespace__attrs")
             if isinstance(one, dict):
                 todo += [*one.keys(), *one.values()]
             elif isinstance(one, list | tuple | set):
@@ -127,7 +127,7 @@ class _Bounded(jinja2.sandbox.ImmutableSandboxedEnvironment):
             _check_format(left, budget)
         return budget.made(super().call_binop(context, operator, left, right))
 
-    def call(__self, __context, __obj, *args, **kwargs):  # noqa: N805, B902 (as jinja2 has it)
+    def call(__self, __context, __obj, *args, **kwargs):  # named as jinja2 has it
         budget = _budget()
         budget.spend()
         owner = getattr(__obj, "__self__", None)
