@@ -311,7 +311,8 @@ def test_simple_evaluate_runs_offline(lm_eval):
 def test_texts_are_read_as_hflm_reads_them(lm_eval, opens, add_bos_token, tmp_path, monkeypatch):
     transformers = pytest.importorskip("transformers", reason="the parity extra")
     if importlib.util.find_spec("accelerate") is None:  # HFLM's module imports it, what is tested does not use it
-        monkeypatch.setitem(sys.modules, "accelerate", unittest.mock.MagicMock(__spec__=None))
+        for name in ("accelerate", "accelerate.utils"):
+            monkeypatch.setitem(sys.modules, name, unittest.mock.MagicMock(__spec__=None))
     from lm_eval.models.huggingface import HFLM
 
     model = byte_level()
