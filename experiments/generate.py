@@ -359,7 +359,9 @@ class Conversation:
             return self.template.prompt(messages, self.tokenizer), None
         assert self.session is not None
         ended = self.session.texts[0][-1] in self.tokenizer.eos_ids
-        return [self.tokenizer.eos_id] * (not ended) + encode(text, self.tokenizer, start=False), self.session
+        end = self.session.texts[0][-1] if ended else self.tokenizer.eos_id
+        more = encode(text, self.tokenizer, start=False, after=int(end))
+        return [self.tokenizer.eos_id] * (not ended) + more, self.session
 
     def add(self, line: str, answer: Sequence[int], session: Session) -> None:
         """Takes a turn and its answer into what was said."""

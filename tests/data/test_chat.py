@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zaya_jax.data.builders import prepare_chats
-from zaya_jax.data.chat import ChatSource, encode_chat, survey
+from zaya_jax.data.chat import ChatSource, check_messages, encode_chat, survey
 from zaya_jax.data.pipeline import eval_batches, make_train_iterator
 from zaya_jax.data.tasks import ChatTask, TaskSource, make_task
 from zaya_jax.data.templates import load_template
@@ -105,14 +105,60 @@ def test_any_chat_is_whole_trimmed_or_dropped(contents, row_length):
         ("{{ messages[0].content.__class__.__mro__ }}", "chat_template: access to attribute '__class__'"),
         ("{{ messages.clear() }}", "chat_template: access to attribute 'clear'"),
         ("{{ raise_exception('not so') }}", "chat_template: not so"),
-        ("{% for m in messages %}{{ m.content }}{% endfor %}", "writes no {{ eos_token }} behind"),
-        ("{{ messages | length }}{{ eos_token }}", "message 2 of a chat changes how those before it"),
     ],
 )
 def test_bad_templates_are_refused_at_once(template, message):
     with pytest.raises(ValueError) as error:
         load_template(template, TOKENIZER)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{% for m in messages %}{{ m.content }}{% endfor %}", "writes no {{ eos_token }} behind"),
+        ("{{ messages | length }}{{ eos_token }}", "message 2 of a chat changes how those before it"),
+        ("{% if messages | length > 1 %}{{ raise_exception('one only') }}{% endif %}{{ eos_token }}", "one only"),
+    ],
+)
+def test_templates_that_cannot_be_trained_on_are_refused_then(template, message):
+    template = load_template(template, TOKENIZER)
+    source = ChatSource([{"text": json.dumps(chat("a", "b")), "name": "chats.jsonl:7"}], template)
+    assert source.encode(source[0], TOKENIZER, 99) is None
+    with pytest.raises(ValueError) as error:
+        survey(source, TOKENIZER, 99)
+    assert message in str(error.value) and "(first in chat chats.jsonl:7; 1 of 1 chats are refused)" in str(error.value)
+
+
+def test_a_chat_that_the_template_refuses_is_left_out_and_counted(tmp_path, capsys):
+    alternate = (
+        "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('alternate') }}"
+        "{% endif %}{{ m.content }}{{ eos_token if m.role == 'assistant' }}{% endfor %}"
+    )
+    chats = [chat(f"{i}?", f"{i}!") for i in range(200)]
+    chats[70].insert(0, {"role": "assistant", "content": "Hello"})
+    paths = write_chats(tmp_path / "chats.jsonl", chats)
+    source = ChatSource(prepare_chats(paths, tmp_path / "data", "train"), load_template(alternate, TOKENIZER))
+    found = survey(source, TOKENIZER, 96)
+    assert (found.chats, found.dropped, found.refused) == (len(source), 1, 1)
+    said = capsys.readouterr().out
+    assert "1 of " in said and "chats.jsonl:71: chat_template: alternate" in said
+    assert len(list(eval_batches(source, TOKENIZER, 96, 4))) > 0  # and no batch ends in it
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ({"role": "user", "content": [{"type": "image", "url": "x"}]}, "must be parts of type 'text'"),
+        ({"role": "user", "content": None}, "must be an object with the strings 'role' and 'content'"),
+        ({"role": "user", "content": "a", "name": "\0"}, "holds a NUL"),
+    ],
+)
+def test_messages_hold_words(message, words):
+    with pytest.raises(ValueError, match=words):
+        check_messages([message, *chat("a", "b")], "here")
+    kept = [{"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}, {"role": "tool", "content": "1"}]
+    assert check_messages(kept, "here") == kept
 
 
 def test_templates_are_built_in_files_or_texts(tmp_path):

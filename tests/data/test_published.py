@@ -1,16 +1,18 @@
 """Published tokenizers: which ids mean what, text that spells special tokens, files that lie."""
 
 import json
+import re
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import processors
+from tokenizers import pre_tokenizers, processors
 
 from tests.data.published import CORPUS, KINDS, SPECIALS, SPELLED, byte_level, publish, unigram
 from tests.data.test_detokenizer import make
 from zaya_jax.data.tasks import Problem, make_task
 from zaya_jax.data.tokenizers import BPETokenizer, ByteTokenizer, for_model, load_tokenizer, may_be_mask
+from zaya_jax.errors import UserError
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -141,10 +143,9 @@ def test_a_text_opens_as_its_publisher_opens_it(tmp_path):
     opened = load_tokenizer(publish(tmp_path, model, tokenizer_config=SPELLED))
     assert opened.opening == (ids["<s>"],) and ids["<s>"] not in opened.encode("a")
     assert make_task("addition").encode(Problem("a", "b", "c", "d"), opened) == [ids["<s>"], *opened.encode("a")]
-    for told, opening in ((True, (ids["<s>"],)), (False, ())):
-        folder = publish(
-            tmp_path, model if not told else byte_level(), tokenizer_config=SPELLED | {"add_bos_token": told}
-        )
+    # transformers 5 does not ask add_bos_token where there is a tokenizer.json
+    for told, built, opening in ((True, byte_level(), ()), (False, model, (ids["<s>"],))):
+        folder = publish(tmp_path, built, tokenizer_config=SPELLED | {"add_bos_token": told})
         assert load_tokenizer(folder).opening == opening
 
 
@@ -173,3 +174,87 @@ def test_our_own_bpe_stays_ours_beside_a_models_config(tmp_path):
     own.save(tmp_path / "tokenizer.json")
     (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": own.eos_id}))
     assert isinstance(load_tokenizer(tmp_path), BPETokenizer)
+
+
+def space(model):
+    return model.token_to_id("▁")
+
+
+@pytest.mark.parametrize("kind", ["fallback_bpe", "unigram_always", "unigram"])
+def test_later_parts_of_a_text_get_no_space_in_front(kind):
+    tokenizer = make(kind)
+    inside = tokenizer.encode("the", start=False)
+    assert "▁" not in tokenizer.model.id_to_token(inside[0]) and "▁" in tokenizer.model.id_to_token(
+        tokenizer.encode("the")[0]
+    )
+    assert tokenizer.encode("the cat") == tokenizer.encode("the") + tokenizer.encode(" cat", start=False)
+
+
+def test_byte_level_with_a_space_in_front_is_the_same_kind(tmp_path):
+    model = byte_level()
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer = load_tokenizer(publish(tmp_path, model, tokenizer_config=SPELLED))
+    assert tokenizer.encode("cat") == tokenizer.encode(" cat", start=False) != tokenizer.encode("cat", start=False)
+
+
+def test_tokenizer_config_adds_tokens_and_flags(tmp_path):
+    model = byte_level()
+    size = model.get_vocab_size()
+    added = {
+        str(size): {"content": "<think>", "special": False},
+        str(model.token_to_id("<s>")): {"content": "<s>", "special": True, "rstrip": True},
+    }
+    tokenizer = load_tokenizer(publish(tmp_path, model, tokenizer_config=SPELLED | {"added_tokens_decoder": added}))
+    assert tokenizer.encode("a<think>")[-1] == size == tokenizer.vocab_size - 1
+    assert tokenizer.encode_written([tokenizer.bos_id, "  a"]) == [tokenizer.bos_id, *tokenizer.encode("a")]
+    for wrong in ({"9999": {"content": "<think>"}}, {"x": {"content": "a"}}, {"7": 7}):
+        with pytest.raises(ValueError, match=r"tokenizer_config\.json: added_tokens_decoder: "):
+            load_tokenizer(publish(tmp_path, model, tokenizer_config=SPELLED | {"added_tokens_decoder": wrong}))
+
+
+def test_a_named_token_is_special_whatever_tokenizer_json_says(tmp_path):
+    model = byte_level()
+    model.add_tokens(["<end>"])
+    tokenizer = load_tokenizer(publish(tmp_path, model, special_tokens_map={"eos_token": {"content": "<end>"}}))
+    assert tokenizer.eos_id == model.token_to_id("<end>") and tokenizer.eos_id not in tokenizer.encode("a<end>")
+    assert tokenizer.template_tokens["eos_token"] == "<end>"
+
+
+def test_stored_truncation_and_padding_are_ignored(tmp_path):
+    model = byte_level()
+    ids = model.encode("the cat sat on the mat").ids
+    model.enable_truncation(3)
+    model.enable_padding(length=99)
+    tokenizer = load_tokenizer(publish(tmp_path, model, tokenizer_config=SPELLED))
+    assert tokenizer.encode("the cat sat on the mat") == ids == tokenizer.encode_written(["the cat sat on the mat"])
+
+
+@pytest.mark.parametrize("kind", ["bytes", "byte_level", "unigram"])
+def test_a_lone_surrogate_is_a_users_mistake(kind):
+    with pytest.raises(UserError, match=r"^text: holds a lone surrogate \(U\+D800\) at 1$"):
+        make(kind).encode("a\ud800")
+
+
+TEXTS = ["the cat sat", " the cat", "the<s>the", "<|im_start|>the cat<|im_end|>\ncat", "<s> é12 </s> the", "a  b\n\n"]
+
+
+@pytest.mark.parametrize("settings_", [{}, {"tokenizer_class": "PreTrainedTokenizerFast"}, {"add_bos_token": True},
+    {"tokenizer_class": "LlamaTokenizer"}, {"tokenizer_class": "LlamaTokenizerFast", "legacy": True},
+    {"tokenizer_class": "LlamaTokenizer", "add_prefix_space": False}, {"legacy": False, "add_prefix_space": False}],
+    ids=str)  # fmt: skip
+@pytest.mark.parametrize("kind", ["byte_level", "fallback_bpe", "unigram", "unigram_always", "word_piece"])
+def test_ids_are_those_of_transformers(kind, settings_, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    transformers = pytest.importorskip("transformers", minversion="5", reason="the parity extra")
+    if settings_.get("tokenizer_class", "").startswith("Llama") and kind not in ("byte_level", "fallback_bpe"):
+        pytest.skip("no BPE")
+    folder = publish(tmp_path, KINDS[kind](), tokenizer_config=SPELLED | {"pad_token": "</s>"} | settings_)
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(folder), load_tokenizer(folder)
+    specials = {str(token): id_ for token, id_ in ours.special_ids.items()}
+    splitter = re.compile("(" + "|".join(map(re.escape, specials)) + ")")
+    for text in TEXTS:
+        ids = theirs.encode(text, add_special_tokens=False)
+        assert ours.encode_written([specials.get(part, part) for part in splitter.split(text) if part]) == ids, text
+        assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+    assert [*ours.opening] == theirs.encode("the")[: len(ours.opening)]
+    assert len(theirs.encode("the")) == len(ours.opening) + len(ours.encode("the"))

@@ -3,13 +3,15 @@
 import json
 
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.data.published import SPECIALS
+from tests.data.published import KINDS, SPECIALS, SPELLED, byte_level, publish
 from tests.data.test_detokenizer import make
 from zaya_jax.data.chat import check_messages, encode_chat
 from zaya_jax.data.templates import encode, folder_template, load_template, shown
+from zaya_jax.data.tokenizers import ByteTokenizer, load_tokenizer
 
 CHATML = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
@@ -150,7 +152,6 @@ def test_a_folder_brings_its_template(tmp_path):
         ('{"chat_template": "{% for m in messages %}{{ 1 / 0 }}{% endfor %}"}', "chat_template: division by zero"),
         ('{"chat_template": "{% include \'/etc/passwd\' %}"}', "chat_template: no loader"),
         ('{"chat_template": "{{ range(9999999) | list }}"}', "chat_template: Range too big"),
-        ('{"chat_template": "{% for m in messages %}{{ m.content }}{% endfor %}"}', "writes no {{ eos_token }} behind"),
     ],
 )
 def test_a_folders_bad_template_is_named_and_does_nothing(content, message, tmp_path):
@@ -158,3 +159,131 @@ def test_a_folders_bad_template_is_named_and_does_nothing(content, message, tmp_
     with pytest.raises(ValueError) as error:
         folder_template(tmp_path, BYTE_LEVEL)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_chats_ids_are_those_of_the_whole_text_in_the_library(kind):
+    """Also where every text, part or segment gets a space in front, and where tokens follow tokens."""
+    tokenizer, library = make(kind), KINDS[kind]()
+    template = load_template(
+        "{{ bos_token }}" + CHATML.replace("'\n' }}{% endif %}", "'\n' }}<s>{% endif %}"), tokenizer
+    )
+    messages = chat("the cat", "a cat", " the", "cat ")
+    written = shown(template.render(messages, tokenizer), tokenizer)
+    ids = encode(template.render(messages, tokenizer), tokenizer)
+    assert ids == library.encode(written, add_special_tokens=False).ids
+    encoded = encode_chat(messages, CHATML_TEMPLATE, tokenizer, 999)
+    if kind in ("byte_level", "fallback_bpe"):  # without merges across the border of prompt and answer
+        written = "".join(shown(text, tokenizer) for text, _ in CHATML_TEMPLATE.turns(messages, tokenizer))
+        assert encoded.ids == library.encode(written, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word", "normalized"])
+@pytest.mark.parametrize("kind", ["byte_level", "fallback_bpe", "unigram"])
+def test_flags_of_special_tokens_count(kind, flag, tmp_path):
+    library = KINDS[kind]()
+    tokens = [tokenizers.AddedToken(t, special=True, **({"normalized": False} | {flag: True})) for t in SPECIALS]
+    library.add_special_tokens(tokens)
+    tokenizer = load_tokenizer(publish(tmp_path, library, tokenizer_config=SPELLED))
+    template = load_template("<s>" + CHATML.replace("'<|im_end|>'", "' <|im_end|> '"), tokenizer)
+    messages = chat("the cat\n", " a cat", "the ")
+    rendered = template.render(messages, tokenizer, add_generation_prompt=True)
+    want = library.encode(shown(rendered, tokenizer), add_special_tokens=False).ids
+    assert template.prompt(messages, tokenizer) == want
+    # a later part of a chat, after a special token: what the library writes there
+    end = tokenizer.special_ids["<|im_end|>"]
+    whole = library.encode("the<|im_end|> the cat <s> a", add_special_tokens=False).ids
+    later = encode(f" the cat \0{tokenizer.bos_id}\0 a", tokenizer, start=False, after=end)
+    assert end not in whole or whole[-len(later) - 1 :] == [end, *later]
+
+
+def special_in(tokenizer, ids):
+    return [i for i in ids if i in tokenizer.special_ids.values()]
+
+
+def test_words_that_spell_a_special_token_stay_words_beside_tokens_that_strip(tmp_path):
+    library = byte_level()
+    library.add_special_tokens([tokenizers.AddedToken("<s>", special=True, normalized=False, lstrip=True, rstrip=True)])
+    tokenizer = load_tokenizer(publish(tmp_path, library, tokenizer_config=SPELLED))
+    template = load_template("{% for m in messages %} <s> {{ m.content }} {{ eos_token }}{% endfor %}", tokenizer)
+    ids = template.prompt(chat("a <s> b"), tokenizer)
+    assert ids == [
+        tokenizer.bos_id, *tokenizer.encode("a "), *tokenizer.encode("<"), *tokenizer.encode("s> b "), tokenizer.eos_id
+    ]  # fmt: skip
+
+
+QWEN3 = (  # an empty thinking block before the last answer only
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' and loop.last %}"
+    "{{ '<think>\n\n</think>\n\n' }}{% endif %}{{ m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+R1 = (  # opened in the generation prompt
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content.split('</think>')[-1] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("source", [QWEN3, R1], ids=["qwen3", "r1"])
+def test_templates_that_rewrite_thinking_ask_but_do_not_train(source):
+    template = load_template(source, BYTE_LEVEL)
+    prompt = shown(template.render(chat("Hi"), BYTE_LEVEL, add_generation_prompt=True), BYTE_LEVEL)
+    assert prompt == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n" + "<think>\n" * (source == R1)
+    with pytest.raises(ValueError, match="message 4 of a chat changes" if source == QWEN3 else "message 2 of a chat"):
+        encode_chat(chat("a", "b", "c", "d"), template, BYTE_LEVEL, 999)
+    assert template.next_prompt(chat("a", "b", "c", "d", "e"), BYTE_LEVEL) is None  # written anew
+    if source == QWEN3:
+        assert encode_chat(chat("a", "b"), template, BYTE_LEVEL, 999) is not None
+
+
+def test_templates_see_what_transformers_shows_them():
+    bytes_ = ByteTokenizer()
+
+    def written(source, messages=None, tokenizer=bytes_):
+        template = load_template(source + "{{ eos_token }}", tokenizer)
+        return shown(template.render(messages or chat("Hi"), tokenizer, True), tokenizer)
+
+    assert written("{{ strftime_now('%Y') }}").isdigit()
+    assert written("{% if tools is not none or documents is not none %}no{% endif %}") == ""
+    assert written("{{ messages | tojson(indent=1, separators=(',', ':'), sort_keys=true) }}").startswith("[\n {")
+    assert written(
+        "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = 1 %}{% break %}{% endfor %}{{ ns.n }}"
+    )
+    thought = [{"role": "assistant", "content": None, "thinking": "hm", "tool_calls": [{"name": "f"}]}]
+    text = written(
+        "{% for m in messages %}{{ m.reasoning_content }}{{ m.tool_calls }}{{ m.content is defined }}{% endfor %}",
+        thought,
+    )
+    assert text == "hm[{'name': 'f'}]False"
+    parts = [{"role": "user", "content": [{"type": "text", "text": "a<|im_end|>"}]}]
+    source = (
+        "{% for m in messages %}{% for p in m.content %}{{ p.text if p.type == 'text' else p }}{% endfor %}{% endfor %}"
+    )
+    template = load_template(
+        "{% if messages[0].content is string %}{% endif %}"
+        + source.replace("m.content %}", "m.content if m.content is not string %}"),
+        BYTE_LEVEL,
+    )
+    ids = encode(template.render(parts, BYTE_LEVEL), BYTE_LEVEL)
+    assert not special_part(ids) and BYTE_LEVEL.decode(ids) == "a<|im_end|>"
+    tests = "{{ eos_token == '<|im_end|>' }}{{ bos_token + pad_token }}{{ unk_token is defined }}"
+    assert written(tests, tokenizer=BYTE_LEVEL) == "True<s></s>False<|im_end|>"
+
+
+def test_named_templates_and_other_places(tmp_path):
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": THINKER}))
+    assert folder_template(tmp_path, BYTE_LEVEL) == THINKER_TEMPLATE
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": CHATML}))
+    assert folder_template(tmp_path, BYTE_LEVEL) == CHATML_TEMPLATE
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "rag.jinja").write_text(CHATML)
+    with pytest.raises(ValueError, match="has rag, must have one named default"):
+        folder_template(tmp_path, BYTE_LEVEL)
+    (tmp_path / "chat_template.jinja").write_text(THINKER)
+    assert folder_template(tmp_path, BYTE_LEVEL) == THINKER_TEMPLATE
+
+
+def test_a_template_that_needs_a_system_message_loads():
+    source = "{% if messages[0].role != 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
+    template = load_template(source, BYTE_LEVEL)
+    with pytest.raises(ValueError, match=r"^chat_template: no system$"):
+        template.prompt(chat("a"), BYTE_LEVEL)

@@ -1,23 +1,27 @@
 """The lm-eval adapter: likelihoods are a plain forward's, texts are `generate`'s, and the harness itself agrees."""
 
 import functools
+import importlib.util
 import subprocess
 import sys
+import unittest.mock
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from tokenizers import processors
 
+from tests.data.published import SPELLED, byte_level, publish
 from tests.helpers import random_variables, small_config
 from zaya_jax.architecture import Layout, Zaya
-from zaya_jax.data.tokenizers import BPETokenizer, ByteTokenizer
+from zaya_jax.data.tokenizers import BPETokenizer, ByteTokenizer, load_tokenizer
 from zaya_jax.evaluation import lm_eval_adapter
 from zaya_jax.evaluation.lm_eval_adapter import Adapter, cut, encode_pair, make_lm, rolling_pairs, sampler_for, score
 from zaya_jax.sampling import SamplerConfig, generate
 
 BYTES = ByteTokenizer()
-EOS = BYTES.eos_id
+EOS, BOS = BYTES.eos_id, BYTES.bos_id
 GREEDY = {"until": ["\n"], "do_sample": False, "max_gen_toks": 12}
 RNG = np.random.default_rng(0)
 PAIRS = [(RNG.integers(0, 256, c).tolist(), RNG.integers(0, 256, n).tolist()) for c, n in
@@ -104,37 +108,42 @@ def test_long_contexts_are_cut_on_the_left():
 def test_a_rolling_likelihood_is_the_whole_texts():
     texts = ["one, two", "", "a longer text about nothing at all", "x"]
     got = adapter_of(batch=4).loglikelihood_rolling(texts)
-    expected = [plain([EOS], list(t.encode()))[0] if t else 0.0 for t in texts]
+    expected = [plain([BOS], list(t.encode()))[0] if t else 0.0 for t in texts]
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-4)
-    bos = adapter_of(batch=4, prefix=BYTES.bos_id).loglikelihood_rolling(texts[:1])
-    assert bos[0] == pytest.approx(plain([BYTES.bos_id], list(texts[0].encode()))[0], abs=1e-4)
-    assert abs(bos[0] - got[0]) > 1e-3
+    eos = adapter_of(batch=4, prefix=EOS).loglikelihood_rolling(texts[:1])
+    assert eos[0] == pytest.approx(plain([EOS], list(texts[0].encode()))[0], abs=1e-4)
+    assert abs(eos[0] - got[0]) > 1e-3
 
 
 def test_texts_beyond_the_positions_roll_through_windows():
     tokens = list(b"a text of sixty bytes, which is more than two windows' worth")
-    windows = [([EOS], tokens[:24]), ([tokens[23]], tokens[24:48]), (tokens[35:48], tokens[48:])]
-    assert len(tokens) == 60 and rolling_pairs(tokens, EOS, 24) == windows
+    windows = [([BOS], tokens[:24]), ([tokens[23]], tokens[24:48]), (tokens[35:48], tokens[48:])]
+    assert len(tokens) == 60 and rolling_pairs(tokens, BOS, 24) == windows
     (got,) = Adapter(*model_of(24), BYTES, SamplerConfig(), batch=1).loglikelihood_rolling([bytes(tokens).decode()])
     assert got == pytest.approx(sum(plain(*window)[0] for window in windows), abs=1e-3)
 
 
 def test_a_border_is_where_lm_eval_puts_it():
-    assert encode_pair(BYTES, EOS, "ab", " c") == ([*b"ab"], [*b" c"])
-    assert encode_pair(BYTES, EOS, "ab  ", "c") == ([*b"ab"], [*b"  c"])
-    assert encode_pair(BYTES, EOS, "", "c") == ([EOS], [*b"c"])
-    assert encode_pair(BYTES, EOS, " \n", "c") == ([EOS], [*b" \nc"])
+    encode = adapter_of().encode
+    assert encode_pair(encode, BOS, "ab", " c") == ([*b"ab"], [*b" c"])
+    assert encode_pair(encode, BOS, "ab  ", "c") == ([*b"ab"], [*b"  c"])
+    assert encode_pair(encode, BOS, "", "c") == ([BOS], [*b"c"])
+    assert encode_pair(encode, BOS, " \n", "c") == ([BOS], [*b" \nc"])
     with pytest.raises(ValueError, match="continuation: got '', may be"):
-        encode_pair(BYTES, EOS, "ab", "")
+        encode_pair(encode, BOS, "ab", "")
     merged = BPETokenizer.train(["abab abab abab"], 262)
     assert len(merged.encode("abab")) == 1  # the merge swallows the border: what is left to score is the one token
-    assert encode_pair(merged, merged.eos_id, "ab", "ab") == ([merged.eos_id], merged.encode("abab"))
+
+    def whole(text, opened=True):
+        return merged.encode(text)
+
+    assert encode_pair(whole, merged.bos_id, "ab", "ab") == ([merged.bos_id], merged.encode("abab"))
 
 
 def test_loglikelihood_reads_text():
     requests = [("the cat", " sat"), ("", "x"), ("a ", "b"), ("the cat", " sat on")]
     got = adapter_of(batch=4).loglikelihood(requests)
-    pairs = [encode_pair(BYTES, EOS, *request) for request in requests]
+    pairs = [encode_pair(adapter_of().encode, BOS, *request) for request in requests]
     assert pairs[2] == ([*b"a"], [*b" b"])
     expected = [plain(*pair) for pair in pairs]
     np.testing.assert_allclose([g[0] for g in got], [e[0] for e in expected], rtol=1e-5, atol=1e-4)
@@ -143,7 +152,7 @@ def test_loglikelihood_reads_text():
 def test_texts_are_generates_own_cut_at_the_stop_string():
     sampler = SamplerConfig("single_pass", 4, temperature=0.0)
     prompts = ["ab", "hello there", "", "q"]
-    ids = [list(p.encode()) or [EOS] for p in prompts]
+    ids = [list(p.encode()) or [BOS] for p in prompts]
     stops = SamplerConfig("autoregressive", temperature=0.0, stop_tokens=[EOS])
     whole = [BYTES.decode(t) for t in generate(*model_of(), ids, stops, 12).tokens]  # lossless: the same texts
     assert all(len(text) > 4 for text in whole)
@@ -196,8 +205,12 @@ def test_options_become_the_samplers_run_time_fields():
     warped = asked(top_k=9, top_p=0.5, min_p=0.1, repetition_penalty=1.5)[0]
     assert (warped.top_k, warped.top_p, warped.min_p, warped.repetition_penalty) == (9, 0.5, 0.1, 1.5)
     assert asked(max_new_tokens=7, max_tokens=9)[1] == 7 and asked(max_gen_toks=3, max_new_tokens=7)[1] == 3
-    with pytest.raises(ValueError, match=r"^generate_until: got option 'num_beams', may be until, do_sample"):
+    with pytest.raises(ValueError, match=r"^generate_until: got option 'beams', may be until, do_sample"):
+        asked(beams=4)
+    with pytest.raises(ValueError, match=r"^generate_until: num_beams: got 4, may be 1: nothing else is supported"):
         asked(num_beams=4)
+    neutral = {name: values[0] for name, values in lm_eval_adapter.NEUTRAL.items()}
+    assert asked(**neutral, until="\n", top_k=None, temperature=None) == asked(until="\n")
     with pytest.raises(ValueError, match=r"SamplerConfig\.top_p: got 2"):
         asked(top_p=2)
 
@@ -251,7 +264,7 @@ def test_windows_and_borders_are_the_harness_own(lm_eval):
             assert rolling_pairs(list(range(n)), EOS, longest) == [make_disjoint_window(w) for w in windows]
     theirs = type("", (), {"backend": "causal", "tok_encode": lambda self, text: BYTES.encode(text)})()
     for pair in [("ab", " c"), ("ab  ", "c"), ("a\n", "b"), ("é", "à ")]:
-        assert encode_pair(BYTES, EOS, *pair) == TemplateLM._encode_pair(theirs, *pair)
+        assert encode_pair(adapter_of().encode, BOS, *pair) == TemplateLM._encode_pair(theirs, *pair)
 
 
 def task_of(lm_eval, name, kind, **config):
@@ -291,3 +304,36 @@ def test_simple_evaluate_runs_offline(lm_eval):
         [(f"{q}:", dict(until=["\n"], max_gen_toks=6, do_sample=False)) for q in questions]
     )
     assert set(out["results"]) == {"choose", "continue", "roll", "write"}
+
+
+@pytest.mark.parametrize("opens", [True, False])
+@pytest.mark.parametrize("add_bos_token", [None, True, False])
+def test_texts_are_read_as_hflm_reads_them(lm_eval, opens, add_bos_token, tmp_path, monkeypatch):
+    transformers = pytest.importorskip("transformers", reason="the parity extra")
+    if importlib.util.find_spec("accelerate") is None:  # HFLM's module imports it, what is tested does not use it
+        for name in ("accelerate", "accelerate.utils"):
+            monkeypatch.setitem(sys.modules, name, unittest.mock.MagicMock(__spec__=None))
+    from lm_eval.models.huggingface import HFLM
+
+    model = byte_level()
+    if opens:
+        ids = [(token, model.token_to_id(token)) for token in ("<s>",)]
+        model.post_processor = processors.TemplateProcessing("<s> $A", None, ids)
+    folder = publish(tmp_path, model, tokenizer_config=SPELLED | {"pad_token": "</s>"})
+    tokenizer = load_tokenizer(folder)
+    config = small_config(vocab_size=tokenizer.vocab_size)
+    ours = Adapter(Zaya(config), {}, tokenizer, SamplerConfig(), add_bos_token=add_bos_token)
+    theirs = object.__new__(HFLM)
+    theirs.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    theirs.add_bos_token, theirs.custom_prefix_token_id, theirs.backend = add_bos_token, None, "causal"
+    assert ours.before == theirs.prefix_token_id == tokenizer.bos_id
+    for text in ["the cat", "", "<s>the cat", "the<|im_end|> cat", " \n"]:
+        assert ours.encode(text) == theirs.tok_encode(text), text
+    for pair in [("the cat", " sat"), ("the  ", "cat"), ("<s>the", " cat"), ("a\n", "b")]:
+        assert encode_pair(ours.encode, ours.before, *pair) == theirs._encode_pair(*pair)
+
+
+def test_without_a_bos_eos_stands_in_front(tmp_path):
+    tokenizer = load_tokenizer(publish(tmp_path, byte_level(), tokenizer_config={"eos_token": "</s>"}))
+    config = small_config(vocab_size=tokenizer.vocab_size)
+    assert Adapter(Zaya(config), {}, tokenizer, SamplerConfig()).before == tokenizer.eos_id

@@ -17,11 +17,12 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from zaya_jax.data.templates import MARK, ChatTemplate, Messages, encode
+from zaya_jax.data.templates import MARK, REASONING, ChatTemplate, Messages, encode, last_special
 from zaya_jax.data.tokenizers import Tokenizer
 from zaya_jax.errors import UserError
 
 THINKING = ("<think>", "</think>")
+WORDED = ("tool_calls", "function_call", *REASONING)  # what a message without content may say
 
 
 class Encoded(NamedTuple):
@@ -37,7 +38,12 @@ class Survey(NamedTuple):
 
     chats: int
     trimmed: int
-    dropped: int
+    dropped: int  # too long, or refused
+    refused: int  # by the template, or written so that answers cannot be told from the rest
+
+
+class RefusedChat(UserError):
+    """A chat that the template cannot write, or not so that its answers can be trained on."""
 
 
 class ChatSource:
@@ -59,8 +65,11 @@ class ChatSource:
         return self.records[index]
 
     def encode(self, element: Mapping[str, str], tokenizer: Tokenizer, row_length: int) -> Encoded | None:
-        """The element's ids, at most `row_length`; None where they cannot be so few."""
-        return encode_chat(messages_of(element), self.template, tokenizer, row_length, self.thinking)
+        """The element's ids, at most `row_length`; None where they cannot be so few, or the template refuses it."""
+        try:
+            return encode_chat(messages_of(element), self.template, tokenizer, row_length, self.thinking)
+        except RefusedChat:
+            return None
 
 
 def messages_of(element: Mapping[str, str]) -> Messages:
@@ -78,8 +87,15 @@ def encode_chat(
     row_length: int,
     thinking: tuple[str, str] = THINKING,
 ) -> Encoded | None:
-    """A chat of at most `row_length` ids; None where it cannot be so short (module's docstring)."""
-    turns = template.turns(messages, tokenizer)
+    """A chat of at most `row_length` ids; None where it cannot be so short (module's docstring).
+
+    Raises:
+      RefusedChat: the template fails on it, does not end an answer, or writes what was said before in another way.
+    """
+    try:
+        turns = template.turns(messages, tokenizer)
+    except UserError as error:
+        raise RefusedChat(str(error)) from None
     pieces = _encoded(turns, tokenizer)
     trimmed = sum(len(ids) for ids, _ in pieces) > row_length
     if trimmed:
@@ -109,35 +125,65 @@ def _trimmed(turns, tokenizer: Tokenizer, row_length: int, thinking: tuple[str, 
 
 
 def _encoded(turns: list[tuple[str, bool]], tokenizer: Tokenizer) -> list[tuple[list[int], bool]]:
-    return [(encode(text, tokenizer, start=not number), answer) for number, (text, answer) in enumerate(turns)]
+    pieces, after = [], None
+    for number, (text, answer) in enumerate(turns):
+        pieces.append((encode(text, tokenizer, start=not number, after=after), answer))
+        after = last_special(text) if text else after
+    return pieces
 
 
 def survey(source: ChatSource, tokenizer: Tokenizer, row_length: int, limit: int = 256) -> Survey:
     """Counts of up to `limit` chats spread evenly over `source`; all of them where it has no more.
 
     Raises:
-      UserError: not one fits a row.
+      UserError: not one fits a row, or the template refuses every one; says why it refused the first.
     """
     step = max(1, len(source) // limit)
-    encoded = [source.encode(source[i], tokenizer, row_length) for i in range(0, len(source), step)][:limit]
-    dropped = sum(one is None for one in encoded)
-    if dropped == len(encoded):
+    trimmed = dropped = refused = 0
+    where = why = ""
+    indices = range(0, len(source), step)[:limit]
+    for index in indices:
+        element = source[index]
+        try:
+            encoded = encode_chat(messages_of(element), source.template, tokenizer, row_length, source.thinking)
+        except RefusedChat as error:
+            if not refused:
+                where, why = element.get("name", f"number {index}"), str(error)
+            dropped, refused = dropped + 1, refused + 1
+            continue
+        dropped += encoded is None
+        trimmed += encoded is not None and encoded.trimmed
+    if refused and dropped == len(indices):
+        raise UserError(f"{why} (first in chat {where}; {refused} of {len(indices)} chats are refused)")
+    if dropped == len(indices):
         raise UserError(f"row_length: got {row_length}, may be more: none of {dropped} chats fits, even trimmed")
-    return Survey(len(encoded), sum(one is not None and one.trimmed for one in encoded), dropped)
+    if refused:
+        print(f"chats: {refused} of {len(indices)} looked at are left out, the first at {where}: {why}", flush=True)
+    return Survey(len(indices), trimmed, dropped, refused)
 
 
-def check_messages(messages: Any, where: str) -> list[dict[str, str]]:
-    """`messages` as a chat, other fields left out. UserError, led by `where`, for what is none or asks nothing."""
+def check_messages(messages: Any, where: str) -> list[dict[str, Any]]:
+    """`messages` as a chat, every field as it is. UserError, led by `where`, for what is none or asks nothing.
+
+    A content is a string, a list of text parts ({"type": "text", "text": str}) or, where a message has other words, as
+    tool calls are, None.
+    """
     if not isinstance(messages, list) or not messages:
         raise UserError(f"{where}: must be an object whose field 'messages' is a list of messages")
     chat = []
     for number, message in enumerate(messages):
+        at = f"{where}: messages[{number}]"
         role, content = (message.get(name) if isinstance(message, dict) else None for name in ("role", "content"))
-        if not isinstance(role, str) or not isinstance(content, str):
-            raise UserError(f"{where}: messages[{number}]: must be an object with the strings 'role' and 'content'")
-        if "\0" in role + content or MARK in role + content:
-            raise UserError(f"{where}: messages[{number}]: holds a NUL character or U+FDD0")
-        chat.append({"role": role, "content": content})
+        empty = isinstance(message, dict) and content is None and any(message.get(name) for name in WORDED)
+        if not isinstance(role, str) or not (isinstance(content, str | list) or empty):
+            raise UserError(f"{at}: must be an object with the strings 'role' and 'content'")
+        for part in content if isinstance(content, list) else ():
+            if not (isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)):
+                raise UserError(f"{at}: content: got {str(part)[:60]}, must be parts of type 'text'")
+        written = json.dumps(message, ensure_ascii=False)
+        if "\\u0000" in written or MARK in written:
+            raise UserError(f"{at}: holds a NUL character or U+FDD0")
+        chat.append(message)
     if all(message["role"] != "assistant" for message in chat):
         raise UserError(f"{where}: messages: none is an assistant's, so there is nothing to learn")
     return chat

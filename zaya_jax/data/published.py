@@ -4,10 +4,9 @@ Nothing of a folder runs: all files are JSON. What they say of special tokens is
 such ids.
 """
 
-import copy
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,10 @@ from zaya_jax.paths import one_line, read_text
 TOKENIZER_FILE = "tokenizer.json"
 # Who says which ids begin, end and fill a text: by number, the model's files; by spelling, the tokenizer's own.
 NUMBERED, SPELLED = ("config.json", "generation_config.json"), "tokenizer_config.json"
+SPELLED_BEFORE = "special_tokens_map.json"  # where older releases of transformers spell them
 ROLES = ("bos", "eos", "pad")
+NAMED = (*ROLES, "unk", "sep", "cls", "mask")  # what transformers hands to chat templates as bos_token, ...
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of an added token
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class PublishedTokenizer:
     pad_id: int
     opening: tuple[int, ...]  # special tokens that belong in front of every text
     special_ids: Mapping[str, int] = field(repr=False)  # by spelling
+    template_tokens: Mapping[str, str] = field(repr=False)  # spellings that chat templates see, as "eos_token"
     mask_id: None = None
 
     @classmethod
@@ -46,23 +49,27 @@ class PublishedTokenizer:
         """`read_description(path)` with what the files beside it say of special tokens.
 
         EOS are all that any of config.json, generation_config.json and tokenizer_config.json names; the last one's is
-        the one to write, as chat templates mean it. For BOS and PAD the first file that names one is believed. A text
-        begins as the tokenizer's post-processor begins it, or as tokenizer_config.json's add_bos_token says.
+        the one to write, as chat templates mean it. For BOS and PAD the first file that names one is believed. As in
+        transformers 5, a token that tokenizer_config.json names or adds is a special token whatever tokenizer.json
+        says, its flags there count, a text begins as the post-processor begins it (`add_bos_token` is for tokenizers
+        without a tokenizer.json), and stored truncation and padding are ignored.
 
         Raises:
           UserError: one line: a file that cannot be read, ids or spellings that the tokenizer does not have as special
             tokens, no EOS.
         """
-        added = model.get_added_tokens_decoder()
-        for token in description.get("added_tokens") or ():
-            got = added.get(token["id"])
-            if got is None or got.content != token["content"]:
-                raise UserError(f"tokenizer: {path}: added_tokens: {token['content']!r} cannot have id {token['id']}")
-        named = _named_ids(path, model)
+        values = read_object(path.with_name(SPELLED))
+        spelled = _spelled(path, values)
+        model = _as_llama(path, description, values) or model
+        _check_added(path, model, description.get("added_tokens") or ())
+        if "pad" in spelled and model.token_to_id(spelled["pad"]) is None:
+            del spelled["pad"]  # nobody reads what fills a row
+        _add_tokens(path, model, values, spelled)
+        named = _named_ids(path, model, spelled)
         if not named["eos"]:
             places = ", ".join((*NUMBERED, SPELLED))
             raise UserError(f"tokenizer: {path}: no EOS token: none of {places} beside it names one (eos_token_id)")
-        special = {token.content: id_ for id_, token in added.items() if token.special}
+        special = {token.content: id_ for id_, token in model.get_added_tokens_decoder().items() if token.special}
         for role in ("bos", "eos"):
             wrong = next((id_ for id_ in named[role] if id_ not in special.values()), None)
             if wrong is not None:  # a text could say it
@@ -73,10 +80,9 @@ class PublishedTokenizer:
         model.no_truncation()
         first = {role: next(iter(ids), None) for role, ids in named.items()}
         pad = named["eos"][0] if first["pad"] is None else first["pad"]
-        opening, add_bos = _opening(model), read_object(path.with_name(SPELLED)).get("add_bos_token")
-        if isinstance(add_bos, bool):
-            opening = (first["bos"],) if add_bos and first["bos"] is not None else ()
-        return cls(model, first["bos"], tuple(named["eos"]), pad, opening, special)
+        template_tokens = {"eos_token": model.id_to_token(named["eos"][0])}
+        template_tokens |= {f"{role}_token": spelling for role, spelling in spelled.items()}
+        return cls(model, first["bos"], tuple(named["eos"]), pad, _opening(model), special, template_tokens)
 
     @property
     def eos_id(self) -> int:
@@ -95,21 +101,59 @@ class PublishedTokenizer:
             later parts.
 
         Raises:
-          UnicodeEncodeError (a ValueError): for lone surrogates.
-          UserError: a text that the tokenizer has no tokens for.
+          UserError: lone surrogates, or a text that the tokenizer has no tokens for.
         """
-        text.encode("utf-8")
-        try:
-            ids = (self.model if start else self._inside).encode(text, add_special_tokens=False).ids
-        except Exception as error:  # `tokenizers` raises bare Exception
-            raise UserError(f"tokenizer: cannot encode {text[:40]!r}: {one_line(error)}") from error
+        return self._ids(self.model if start else self._inside, text)
+
+    def encode_written(self, parts: Sequence[str | int], start: bool = True) -> list[int]:
+        """Ids of words (str) and special tokens (int) in their order, as transformers reads them written as one text.
+
+        Added tokens may take the white space around them (lstrip, rstrip), and what comes after one may get a space as
+        a text's beginning does, so the parts are not read one by one unless the words spell a special token.
+        """
+        special = [part for part in parts if not isinstance(part, str)]
+        words = [part for part in parts if isinstance(part, str)]
+        if not start and parts and isinstance(parts[0], str):  # up to the next special token nothing begins
+            ends = len(parts) > 1 and self._added[parts[1]].lstrip
+            head = self.encode(parts[0].rstrip() if ends else parts[0], start=False)
+            return head + (self.encode_written(parts[1:]) if len(parts) > 1 else [])
+        if not any(spelling in part for part in words for spelling in self.special_ids if len(spelling) > 1):
+            whole = "".join(part if isinstance(part, str) else self._added[part].content for part in parts)
+            ids = self._encoded(self._speaking, whole)
+            left = iter(special)  # not all need be found: a normalizer may hide a token's spelling
+            if all(id_ in left for id_ in ids if id_ in self._silent):
+                return ids
+        ids = []
+        for at, part in enumerate(parts):
+            if not isinstance(part, str):
+                ids.append(part)
+                continue
+            if at and self._added[parts[at - 1]].rstrip:
+                part = part.lstrip()
+            if at + 1 < len(parts) and self._added[parts[at + 1]].lstrip:
+                part = part.rstrip()
+            ids += self._ids(self._after if at else self.model, part)
+        return ids
+
+    def _ids(self, model: tokenizers.Tokenizer, text: str) -> list[int]:
+        """Ids of ordinary text by `model`, one of the three for different places; no special token's."""
+        ids = self._encoded(model, text)
         # a vocabulary may have the spelling among its pieces, too
         spelled = [s for s, id_ in self.special_ids.items() if id_ in ids and s in text and len(s) > 1]
         if not spelled:
             return ids
         before, _, after = text.partition(spelled[0])
-        parts = [before + spelled[0][:1], spelled[0][1:] + after]
-        return self.encode(parts[0], start) + self.encode(parts[1], False)
+        return self._ids(model, before + spelled[0][:1]) + self._ids(self._inside, spelled[0][1:] + after)
+
+    @staticmethod
+    def _encoded(model: tokenizers.Tokenizer, text: str) -> list[int]:
+        require_unicode(text)
+        try:
+            return model.encode(text, add_special_tokens=False).ids
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # `tokenizers` raises bare Exception, and a panic is none
+            raise UserError(f"tokenizer: cannot encode {text[:40]!r}: {one_line(error)}") from error
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`. UserError if an id is outside the vocabulary."""
@@ -145,19 +189,61 @@ class PublishedTokenizer:
         return frozenset(id_ for id_ in ids if id_ is not None)
 
     @functools.cached_property
+    def _added(self) -> Mapping[int, tokenizers.AddedToken]:
+        return self.model.get_added_tokens_decoder()
+
+    @functools.cached_property
+    def _speaking(self) -> tokenizers.Tokenizer:
+        """The tokenizer that takes what spells a special token for one."""
+        model = tokenizers.Tokenizer.from_str(self.model.to_str())
+        model.encode_special_tokens = False
+        return model
+
+    @functools.cached_property
+    def _after(self) -> tokenizers.Tokenizer:
+        """The tokenizer for what comes after a special token: without a space that only a text's beginning gets."""
+        return self._changed(_without_first_space)
+
+    @functools.cached_property
     def _inside(self) -> tokenizers.Tokenizer:
-        """The tokenizer without the space in front of a text where that stands at a text's beginning only."""
+        """The tokenizer for what comes after ordinary text: without any space that it puts in front of a text."""
+        return self._changed(_without_spaces)
+
+    def _changed(self, change: Callable[[Any], Any]) -> tokenizers.Tokenizer:
         description = json.loads(self.model.to_str())
-        changed = copy.deepcopy(description)
-        steps = changed.get("pre_tokenizer") or {}
-        for step in steps.get("pretokenizers", [steps]):
-            if step.get("type") == "Metaspace" and step.get("prepend_scheme") == "first":
-                step["prepend_scheme"] = "never"
-        if changed == description:
+        changed = {name: change(description.get(name)) for name in ("normalizer", "pre_tokenizer")}
+        if all(changed[name] == description.get(name) for name in changed):
             return self.model
-        model = tokenizers.Tokenizer.from_str(json.dumps(changed))
+        model = tokenizers.Tokenizer.from_str(json.dumps(description | changed))
         model.encode_special_tokens = True
         return model
+
+
+def _without_first_space(step: Any) -> Any:
+    """A pre_tokenizer's or normalizer's description that reads every text as if it were not the first."""
+    return _each(step, lambda s: s | {"prepend_scheme": "never"} if s.get("prepend_scheme") == "first" else s)
+
+
+def _without_spaces(step: Any) -> Any:
+    """The same that puts no space in front of any text, and takes none away there."""
+
+    def change(step: dict[str, Any]) -> dict[str, Any] | None:
+        if step["type"] == "Prepend":
+            return None
+        kind = {"Metaspace": {"prepend_scheme": "never"}, "ByteLevel": {"add_prefix_space": False}}
+        return step | (kind | {"Strip": {"strip_left": False}}).get(step["type"], {})
+
+    return _each(step, change)
+
+
+def _each(step: Any, change: Callable[[dict[str, Any]], Any]) -> Any:
+    """`step` with `change` made to it, or to each of a sequence's; None leaves one out."""
+    if not isinstance(step, dict):
+        return step
+    inner = next((name for name in ("normalizers", "pretokenizers") if name in step), None)
+    if inner is None:
+        return change(step)
+    return step | {inner: [new for new in (_each(one, change) for one in step[inner]) if new is not None]}
 
 
 def read_description(path: Path) -> tuple[dict[str, Any], tokenizers.Tokenizer]:
@@ -197,7 +283,108 @@ def _opening(model: tokenizers.Tokenizer) -> tuple[int, ...]:
     return tuple(whole[: next(starts, 0)])
 
 
-def _named_ids(path: Path, model: tokenizers.Tokenizer) -> dict[str, list[int]]:
+def require_unicode(text: str) -> None:
+    """Raises UserError for a lone surrogate, which no encoding of text can hold."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(f"text: holds a lone surrogate (U+{ord(text[error.start]):04X}) at {error.start}") from None
+
+
+def _spelled(path: Path, values: Mapping[str, Any]) -> dict[str, str]:
+    """Role -> spelling of the special tokens that the tokenizer's own files name."""
+    given = {role: (SPELLED, values.get(f"{role}_token")) for role in NAMED}
+    if "added_tokens_decoder" not in values:  # else transformers does not look there
+        before = read_object(path.with_name(SPELLED_BEFORE))
+        given |= {role: (SPELLED_BEFORE, before[f"{role}_token"]) for role in NAMED if before.get(f"{role}_token")}
+    spelled = {}
+    for role, (name, token) in given.items():
+        spelling = token.get("content") if isinstance(token, dict) else token
+        if spelling is None:
+            continue
+        if not isinstance(spelling, str):
+            where = path.with_name(name)
+            raise UserError(f"tokenizer: {where}: {role}_token: got {token!r}, must be a token of {path}")
+        spelled[role] = spelling
+    return spelled
+
+
+def _check_added(path: Path, model: tokenizers.Tokenizer, tokens: Sequence[Mapping[str, Any]]) -> None:
+    """Raises UserError for an added token of tokenizer.json that the library gave another id."""
+    added = model.get_added_tokens_decoder()
+    for token in tokens:
+        got = added.get(token["id"])
+        if got is None or got.content != token["content"]:
+            raise UserError(f"tokenizer: {path}: added_tokens: {token['content']!r} cannot have id {token['id']}")
+
+
+def _add_tokens(path: Path, model: tokenizers.Tokenizer, values: Mapping[str, Any], spelled: Mapping[str, str]) -> None:
+    """Gives the tokenizer what tokenizer_config.json adds, and makes all that it names special.
+
+    Raises UserError for a named token that it does not have, or one that cannot have the id that the file gives it.
+    """
+    where = path.with_name(SPELLED)
+    given = values.get("added_tokens_decoder") or {}
+    try:
+        numbered = {int(id_): tokenizers.AddedToken(**token) for id_, token in given.items()}
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"tokenizer: {where}: added_tokens_decoder: {one_line(error)}") from None
+    there = {repr(token) for token in model.get_added_tokens_decoder().values()}
+    model.add_tokens([token for _, token in sorted(numbered.items()) if repr(token) not in there])
+    for id_, token in numbered.items():
+        if model.token_to_id(token.content) != id_:
+            raise UserError(f"tokenizer: {where}: added_tokens_decoder: {token.content!r} cannot have id {id_}")
+    more = values.get("extra_special_tokens") or values.get("additional_special_tokens") or ()
+    more = [token.get("content") if isinstance(token, dict) else token for token in more]
+    if not all(isinstance(token, str) for token in more):
+        raise UserError(f"tokenizer: {where}: additional_special_tokens: must be a list of tokens")
+    added = {token.content: token for token in model.get_added_tokens_decoder().values()}
+    for role, spelling in spelled.items():
+        if model.token_to_id(spelling) is None:
+            raise UserError(f"tokenizer: {where}: {role}_token: got {spelling!r}, must be a token of {path}")
+    for spelling in (*spelled.values(), *more):
+        token = added.get(spelling)
+        if token is None:
+            model.add_special_tokens([tokenizers.AddedToken(spelling, special=True, normalized=False)])
+        elif not token.special and spelling in spelled.values():
+            flags = {flag: getattr(token, flag) for flag in FLAGS} | {"special": True}
+            model.add_special_tokens([tokenizers.AddedToken(spelling, **flags)])
+
+
+def _as_llama(path: Path, description: Mapping[str, Any], values: Mapping[str, Any]) -> tokenizers.Tokenizer | None:
+    """A SentencePiece-like BPE as transformers 5 builds it where the files name LlamaTokenizer; None elsewhere.
+
+    That takes the vocabulary from tokenizer.json, not what the file puts in front of a text (`legacy` and
+    `add_prefix_space` of tokenizer_config.json say that): with Llama 2's files only a text's beginning gets a space.
+    """
+    config = read_object(path.with_name("config.json"))
+    name = values.get("tokenizer_class") or config.get("tokenizer_class")
+    model = description.get("model")
+    if name not in ("LlamaTokenizer", "LlamaTokenizerFast") or not isinstance(model, dict):
+        return None
+    steps = json.dumps(description.get("pre_tokenizer"))
+    # transformers has no class of Mistral's without tekken.json, so it reads the file as it is
+    if model.get("type") != "BPE" or "ByteLevel" in steps or config.get("model_type") in ("mistral", "mixtral"):
+        return None
+    prefix = values.get("add_prefix_space")
+    prefix = True if prefix is None else bool(prefix)
+    scheme = ("always" if values.get("legacy") else "first") if prefix else "never"
+    decoder: list[dict[str, Any]] = [
+        {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+    ]  # fmt: skip
+    if prefix:
+        decoder.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    rebuilt = {"fuse_unk": True, "byte_fallback": True, "dropout": None, "unk_token": None, "ignore_merges": False}
+    changed = dict(description) | {
+        "model": model | rebuilt,
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": False},
+        "decoder": {"type": "Sequence", "decoders": decoder},
+    }
+    return tokenizers.Tokenizer.from_str(json.dumps(changed))
+
+
+def _named_ids(path: Path, model: tokenizers.Tokenizer, spelled: Mapping[str, str]) -> dict[str, list[int]]:
     """What the files beside a tokenizer.json say: role -> ids, the most believed first."""
     named: dict[str, list[int]] = {role: [] for role in ROLES}
     for name in NUMBERED:
@@ -212,18 +399,9 @@ def _named_ids(path: Path, model: tokenizers.Tokenizer) -> dict[str, list[int]]:
                     where = path.with_name(name)
                     raise UserError(f"tokenizer: {where}: {role}_token_id: got {id_!r}, must be an id of {path}")
                 named[role] += [id_] * (id_ not in named[role])
-    values = read_object(path.with_name(SPELLED))
-    for role in ROLES:
-        given = values.get(f"{role}_token")
-        given = given.get("content") if isinstance(given, dict) else given
-        if given is None:
-            continue
-        id_ = model.token_to_id(given) if isinstance(given, str) else None
-        if id_ is None and role == "pad" and isinstance(given, str):
-            continue
-        if id_ is None:
-            where = path.with_name(SPELLED)
-            raise UserError(f"tokenizer: {where}: {role}_token: got {given!r}, must be a token of {path}")
+    for role in set(ROLES) & set(spelled):
+        id_ = model.token_to_id(spelled[role])
+        assert id_ is not None  # `_add_tokens` looked
         others = [other for other in named[role] if other != id_]
         named[role] = [id_, *others] if role == "eos" else [*named[role], *[id_] * (id_ not in named[role])]
     return named

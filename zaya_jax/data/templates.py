@@ -10,7 +10,6 @@ Special tokens are then `"\\0" + id + "\\0"`, which no content can hold, until t
 """
 
 import functools
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,17 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import jinja2.ext
 import jinja2.nodes
-import jinja2.sandbox
 
+from zaya_jax.data.jinja_world import compiled, parsed, rendered
 from zaya_jax.data.published import SPELLED, read_object
 from zaya_jax.data.tokenizers import Tokenizer
 from zaya_jax.errors import UserError
 from zaya_jax.paths import absolute, one_line, read_text
 
-Messages = Sequence[Mapping[str, str]]
+Messages = Sequence[Mapping[str, Any]]  # see `chat.check_messages`
 TEMPLATE_FILE = "chat_template.jinja"
+OTHERS = "additional_chat_templates"  # the folder of templates that have names
+NAMES = ("role", "type")  # what of a message templates compare; all else is words
+REASONING = ("reasoning_content", "thinking", "reasoning")  # names for the same, the first is the newest
 MARK = "\ufdd0"  # a code point that is no character and never will be; contents may not hold it, nor NUL
 SPECIAL = re.compile("\0([0-9]+)\0")
 PLAIN = """\
@@ -42,16 +43,6 @@ PLAIN = """\
 """
 
 
-class _Generation(jinja2.ext.Extension):
-    """`{% generation %}`, in which some templates wrap an assistant's words; turns are told apart without it."""
-
-    tags = {"generation"}  # noqa: RUF012 (jinja2 reads it as its own extensions have it)
-
-    def parse(self, parser):
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
 @dataclass(frozen=True)
 class ChatTemplate:
     """How a chat is written down. Build one with `load_template` or `folder_template`, which also try it."""
@@ -60,45 +51,49 @@ class ChatTemplate:
 
     @functools.cached_property
     def _compiled(self) -> jinja2.Template:
-        return _world().from_string(self.source, globals={"raise_exception": _refuse})
+        return compiled(self.source)
 
     @functools.cached_property
     def _literals(self) -> tuple[str, ...]:
         """The template's string literals of two characters and more."""
-        found = _world().parse(self.source).find_all(jinja2.nodes.Const)
+        found = parsed(self.source).find_all(jinja2.nodes.Const)
         return tuple({const.value for const in found if isinstance(const.value, str) and len(const.value) > 1})
 
     def render(self, messages: Messages, tokenizer: Tokenizer, add_generation_prompt: bool = False) -> str:
-        """The chat's text, special tokens as in `SPECIAL`.
+        """The chat's text, special tokens as in `SPECIAL`. The template sees what transformers would show it.
 
         Raises:
           UserError: one line: a template that fails, or one that changes contents so that special tokens cannot be
             told from them.
         """
-        names = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id, "pad_token": tokenizer.pad_id}
-        variables = {name: f"\0{id_}\0" for name, id_ in names.items() if id_ is not None}
-
-        def text_of(messages: Iterable[Mapping[str, str]]) -> str:
-            try:
-                return self._compiled.render(
-                    messages=list(messages), add_generation_prompt=add_generation_prompt, **variables
-                )
-            except Exception as error:  # a template can raise what it likes, of Python's too (a division by zero)
-                raise UserError(f"chat_template: {' '.join(str(error).split())[:300]}") from None
-
-        if not tokenizer.special_ids:
-            return text_of(messages)
         spelled = {s: id_ for s, id_ in tokenizer.special_ids.items() if len(s) > 1}
-        for message in messages:
-            if any(
-                s in message["role"] for s in spelled
-            ):  # roles are told apart by templates, so they stay as they are
-                raise UserError(f"chat_template: role: got {message['role']!r}, may hold no special token")
-        guarded = text_of(m | {"content": self._guarded(m["content"], spelled)} for m in map(dict, messages))
+        variables: dict[str, Any] = {"tools": None, "documents": None, "add_generation_prompt": add_generation_prompt}
+        variables |= _special_variables(tokenizer, spelled)
+
+        def text_of(messages: Iterable[Mapping[str, Any]]) -> str:
+            return rendered(self._compiled, variables | {"messages": [_as_shown(message) for message in messages]})
+
+        if not spelled:
+            return text_of(messages)
+        guarded = text_of(self._guarded_parts(message, spelled) for message in messages)
         if guarded.replace(MARK, "") != text_of(messages):
             raise UserError("chat_template: changes a message's content, so special tokens cannot be told from words")
         anything = re.compile("|".join(map(re.escape, sorted(spelled, key=len, reverse=True))))
         return anything.sub(lambda found: f"\0{spelled[found[0]]}\0", guarded).replace(MARK, "")
+
+    def _guarded_parts(self, value: Any, spelled: Iterable[str], name: str = "") -> Any:
+        """A message, or a part of it, with marks in all of its words. UserError for a role that spells a token."""
+        if isinstance(value, Mapping):
+            return {key: self._guarded_parts(part, spelled, key) for key, part in value.items()}
+        if isinstance(value, list):
+            return [self._guarded_parts(part, spelled) for part in value]
+        if not isinstance(value, str):
+            return value
+        if name in NAMES:  # templates tell them apart, so they stay as they are
+            if any(token in value for token in spelled):
+                raise UserError(f"chat_template: {name}: got {value!r}, may hold no special token")
+            return value
+        return self._guarded(value, spelled)
 
     def _guarded(self, content: str, spelled: Iterable[str]) -> str:
         """A content with marks in it: see the module's docstring."""
@@ -153,19 +148,30 @@ class ChatTemplate:
         """
         whole = self.render(messages, tokenizer, add_generation_prompt=True)
         last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=-1)
-        done = "".join(text for text, _ in self.turns(messages[: last + 1], tokenizer))
+        try:
+            done = "".join(text for text, _ in self.turns(messages[: last + 1], tokenizer))
+        except UserError:  # as with templates that leave thinking out of what was said before
+            return None
         return whole[len(done) :] if whole.startswith(done) else None
 
 
-def encode(text: str, tokenizer: Tokenizer, start: bool = True) -> list[int]:
-    """Ids of rendered text; `start`: whether it begins a chat."""
-    ids: list[int] = []
-    for number, piece in enumerate(SPECIAL.split(text)):
-        if number % 2:
-            ids.append(int(piece))
-        elif piece:
-            ids += tokenizer.encode(piece, start=start and not ids)
-    return ids
+def encode(text: str, tokenizer: Tokenizer, start: bool = True, after: int | None = None) -> list[int]:
+    """Ids of rendered text.
+
+    Args:
+      start: whether it begins a chat.
+      after: the special token that stands before it, if one does.
+    """
+    parts = [int(piece) if number % 2 else piece for number, piece in enumerate(SPECIAL.split(text)) if piece]
+    if after is None:
+        return tokenizer.encode_written(parts, start)
+    return tokenizer.encode_written([after, *parts], start)[1:]
+
+
+def last_special(text: str) -> int | None:
+    """The special token that ends a rendered text, if one does."""
+    found = SPECIAL.search(text, max(0, text.rfind("\0", 0, len(text) - 1))) if text.endswith("\0") else None
+    return None if found is None else int(found[1])
 
 
 def shown(text: str, tokenizer: Tokenizer) -> str:
@@ -179,7 +185,7 @@ def load_template(spec: str, tokenizer: Tokenizer) -> ChatTemplate:
 
     Raises:
       FileNotFoundError: no such file.
-      UserError: a template that cannot be read, or that fails on a chat of two questions.
+      UserError: a template that cannot be read, or that writes no prompt for a question.
     """
     if spec != "plain" and "{" not in spec and not absolute(spec).exists():
         raise FileNotFoundError(f'chat_template: got {spec!r}, may be "plain", a Jinja file or a Jinja text')
@@ -187,22 +193,33 @@ def load_template(spec: str, tokenizer: Tokenizer) -> ChatTemplate:
 
 
 def folder_template(folder: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
-    """The template in a checkpoint's folder: chat_template.jinja, or in tokenizer_config.json; None without one.
+    """The template in a checkpoint's folder, if any: the default one where there are several.
+
+    chat_template.jinja or, where there is neither that nor a folder of named ones, that of tokenizer_config.json or of
+    chat_template.json (a processor's).
 
     Raises:
-      UserError: one line: as `load_template`, or a file that cannot be read.
+      UserError: one line: as `load_template`, or a file that cannot be read, or named templates without a default one.
     """
     if (folder / TEMPLATE_FILE).is_file():
         return _tried(_read(folder / TEMPLATE_FILE), tokenizer)
-    given = read_object(folder / SPELLED).get("chat_template")
-    if isinstance(given, list):  # several by name
-        named = {item.get("name"): item.get("template") for item in given if isinstance(item, dict)}
-        given = named.get("default", given)
-    if given is None:
-        return None
-    if not isinstance(given, str):
-        raise UserError(f"tokenizer: {folder / SPELLED}: chat_template: got {str(given)[:40]!r}, must be a Jinja text")
-    return _tried(given, tokenizer)
+    named = sorted(path.stem for path in (folder / OTHERS).glob("*.jinja"))
+    if named:
+        if "default" in named:
+            return _tried(_read(folder / OTHERS / "default.jinja"), tokenizer)
+        raise UserError(f"chat_template: {folder / OTHERS}: has {', '.join(named)}, must have one named default")
+    for name in (SPELLED, "chat_template.json"):
+        given = read_object(folder / name).get("chat_template")
+        if isinstance(given, list):  # several by name
+            by_name = {item.get("name"): item.get("template") for item in given if isinstance(item, dict)}
+            given = by_name.get("default", given)
+        if given is None:
+            continue
+        if not isinstance(given, str):
+            got = f"chat_template: got {str(given)[:40]!r}, must be a Jinja text"
+            raise UserError(f"tokenizer: {folder / name}: {got}")
+        return _tried(given, tokenizer)
+    return None
 
 
 def _read(path: Path) -> str:
@@ -213,32 +230,36 @@ def _read(path: Path) -> str:
 
 
 def _tried(source: str, tokenizer: Tokenizer) -> ChatTemplate:
+    """A template that compiles and asks a question, after a system's message if it needs one."""
     template = ChatTemplate(source)
+    _ = template._compiled, template._literals
+    question = {"role": "user", "content": "a"}
     try:
-        _ = template._compiled, template._literals
-    except (jinja2.TemplateError, RecursionError) as error:
-        raise UserError(f"chat_template: {' '.join(str(error).split())[:300]}") from None
-    template.turns([{"role": role, "content": "a"} for role in ("user", "assistant") * 2], tokenizer)
+        template.prompt([question], tokenizer)
+    except UserError as error:
+        try:
+            template.prompt([{"role": "system", "content": "a"}, question], tokenizer)
+        except UserError:
+            raise error from None
     return template
 
 
-@functools.cache
-def _world() -> jinja2.Environment:
-    """Block white space and tojson as transformers sets them, so that its templates mean the same here."""
-    world = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
-    )
-    world.filters["tojson"] = _tojson
-    return world
+def _special_variables(tokenizer: Tokenizer, spelled: Mapping[str, int]) -> dict[str, str]:
+    """Special tokens by their names in a template: spelled as their publisher does, else as `SPECIAL`."""
+    named = dict(tokenizer.template_tokens)
+    if not named:
+        ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id, "pad_token": tokenizer.pad_id}
+        return {name: f"\0{id_}\0" for name, id_ in ids.items() if id_ is not None}
+    ids = tokenizer.special_ids
+    return {name: s if s in spelled or s not in ids else f"\0{ids[s]}\0" for name, s in named.items()}
 
 
-def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+def _as_shown(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message as transformers shows it: without what is None, thinking under all of its names."""
+    there = {name: value for name, value in message.items() if value is not None}
+    thought = next((there[name] for name in REASONING if name in there), None)
+    return there if thought is None else {"thinking": thought, **there, "reasoning_content": thought}
 
 
 def _occurrences(part: str, text: str) -> list[int]:
     return [found.start() for found in re.finditer(f"(?={re.escape(part)})", text)]
-
-
-def _refuse(message: str) -> None:
-    raise jinja2.TemplateError(message)

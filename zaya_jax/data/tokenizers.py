@@ -12,7 +12,7 @@ from typing import Any, Protocol, cast
 
 import tokenizers
 
-from zaya_jax.data.published import TOKENIZER_FILE, PublishedTokenizer, read_description
+from zaya_jax.data.published import TOKENIZER_FILE, PublishedTokenizer, read_description, require_unicode
 from zaya_jax.errors import UserError
 from zaya_jax.paths import absolute
 
@@ -50,6 +50,11 @@ class Tokenizer(Protocol):
         ...
 
     @property
+    def template_tokens(self) -> Mapping[str, str]:
+        """The spellings that a chat template sees as `eos_token` and so on; {} where there are none."""
+        ...
+
+    @property
     def opening(self) -> tuple[int, ...]:
         """Special tokens that belong in front of every text (a chat template writes its own)."""
         ...
@@ -61,6 +66,10 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str, start: bool = True) -> list[int]:
         """Ids of `text`, without any special token; `start`: whether it begins a text."""
+        ...
+
+    def encode_written(self, parts: Sequence[str | int], start: bool = True) -> list[int]:
+        """Ids of words (str) and special tokens (int) that stand in this order in a chat."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -104,12 +113,22 @@ class _SpecialsLast:
         return {}
 
     @property
+    def template_tokens(self) -> Mapping[str, str]:
+        return {}
+
+    @property
     def opening(self) -> tuple[int, ...]:
         return ()
 
     @property
     def context(self) -> tuple[int, ...]:
         return ()
+
+    def encode(self, text: str, start: bool = True) -> list[int]:
+        raise NotImplementedError
+
+    def encode_written(self, parts: Sequence[str | int], start: bool = True) -> list[int]:
+        return [id_ for part in parts for id_ in (self.encode(part) if isinstance(part, str) else [part])]
 
     def joins(self, id_: int) -> bool:
         return False
@@ -132,7 +151,8 @@ class ByteTokenizer(_SpecialsLast):
         return NUM_BYTES + NUM_SPECIALS
 
     def encode(self, text: str, start: bool = True) -> list[int]:
-        """The UTF-8 bytes of `text`. UnicodeEncodeError (a ValueError) for lone surrogates."""
+        """The UTF-8 bytes of `text`. UserError for lone surrogates."""
+        require_unicode(text)
         return list(text.encode("utf-8"))
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -195,8 +215,8 @@ class BPETokenizer(_SpecialsLast):
         return self.model.get_vocab_size(with_added_tokens=True) + NUM_SPECIALS
 
     def encode(self, text: str, start: bool = True) -> list[int]:
-        """BPE ids of `text`. UnicodeEncodeError (a ValueError) for lone surrogates."""
-        text.encode("utf-8")  # `tokenizers` reports a lone surrogate as an unrelated TypeError.
+        """BPE ids of `text`. UserError for lone surrogates."""
+        require_unicode(text)  # `tokenizers` reports one as an unrelated TypeError
         return self.model.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -20,7 +20,8 @@ import dataclasses
 import functools
 import importlib
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import jax
@@ -41,6 +42,15 @@ Pair = tuple[list[int], list[int]]  # context and continuation, each of one or m
 # Names for the same thing, the first that is given counts: as in lm-eval.
 LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 WARPS = ("top_k", "top_p", "min_p", "repetition_penalty")
+# Options of transformers' generate that change nothing at these values (or None): accepted there and nowhere else.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "num_beams": (1,), "num_beam_groups": (1,), "num_return_sequences": (1,), "length_penalty": (0, 1),
+    "early_stopping": (False,), "diversity_penalty": (0,), "no_repeat_ngram_size": (0,), "typical_p": (1,),
+    "epsilon_cutoff": (0,), "eta_cutoff": (0,), "penalty_alpha": (0,), "encoder_repetition_penalty": (1,),
+    "encoder_no_repeat_ngram_size": (0,), "presence_penalty": (0,), "frequency_penalty": (0,), "min_length": (0,),
+    "min_new_tokens": (0,), "renormalize_logits": (False,), "use_cache": (True, False), "output_scores": (False,),
+    "output_logits": (False,), "return_dict_in_generate": (False,), "remove_invalid_values": (False,), "n": (1,),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +62,10 @@ class Adapter:
       batch: rows of a forward and of a generation.
       max_gen_toks: new tokens where a task does not say.
       seed: request i of a `generate_until` samples with seed + i, whatever batch it falls in.
-      prefix: the token that stands before a text without context; None for EOS, as lm-eval does. A model that was
-        trained with BOS wants `tokenizer.bos_id`.
+      prefix: the token that stands before a text without context; None for BOS, or EOS where there is none: as HFLM's
+        prefix_token_id.
+      add_bos_token: whether contexts and rolling texts open as the tokenizer opens a text; None for yes, as HFLM, where
+        a tokenizer that opens none adds none either.
     """
 
     model: Zaya
@@ -64,6 +76,7 @@ class Adapter:
     max_gen_toks: int = 256
     seed: int = 0
     prefix: int | None = None
+    add_bos_token: bool | None = None
 
     def __post_init__(self) -> None:
         for name in ("batch", "max_gen_toks"):
@@ -79,20 +92,29 @@ class Adapter:
     @property
     def before(self) -> int:
         """The token before a text without context."""
-        return self.tokenizer.eos_id if self.prefix is None else self.prefix
+        own = self.tokenizer.eos_id if self.tokenizer.bos_id is None else self.tokenizer.bos_id
+        return own if self.prefix is None else self.prefix
+
+    def encode(self, text: str, opened: bool = True) -> list[int]:
+        """Ids as HFLM's tok_encode: what spells a special token is one; a text that begins with BOS gets no other."""
+        ids = read(self.tokenizer, text)
+        spelled = {id_: spelling for spelling, id_ in self.tokenizer.special_ids.items()}.get(self.before)
+        if not opened or self.add_bos_token is False or (spelled is not None and text.startswith(spelled)):
+            return ids
+        return [*self.tokenizer.opening, *ids]
 
     def loglikelihood(self, requests: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
         """For (context, continuation): ln p(continuation | context), and whether greedy decoding would write it.
 
         Raises UserError for an empty continuation, or one longer than the model's positions.
         """
-        pairs = [encode_pair(self.tokenizer, self.before, *request) for request in requests]
+        pairs = [encode_pair(self.encode, self.before, *request) for request in requests]
         return score(self.model, self.variables, pairs, self.batch)
 
     def loglikelihood_rolling(self, texts: Sequence[str]) -> list[float]:
-        """For each text ln p(text), in windows where it is longer than the model's positions; 0 for an empty one."""
+        """For each text ln p(text), in windows where it is longer than the model's positions; 0 without tokens."""
         longest = self.model.config.max_position_embeddings
-        windows = [rolling_pairs(self.tokenizer.encode(text), self.before, longest) for text in texts]
+        windows = [rolling_pairs(self.encode(text), self.before, longest) for text in texts]
         scores = iter(score(self.model, self.variables, [pair for pairs in windows for pair in pairs], self.batch))
         return [float(sum(next(scores)[0] for _ in pairs)) for pairs in windows]
 
@@ -102,7 +124,7 @@ class Adapter:
         groups: dict[str, list[int]] = {}
         for i, (_, options) in enumerate(requests):
             groups.setdefault(json.dumps(options, sort_keys=True), []).append(i)
-        prompts = [self.tokenizer.encode(context) or [self.before] for context, _ in requests]
+        prompts = [self.encode(context) or [self.before] for context, _ in requests]
         for members in groups.values():
             members.sort(key=lambda i: -len(prompts[i]))
             sampler, longest = sampler_for(self.sampler, requests[members[0]][1], self.max_gen_toks, self.tokenizer)
@@ -211,19 +233,33 @@ def _forward(
     return nll[0], right[0]
 
 
-def encode_pair(tokenizer: Tokenizer, before: int, context: str, continuation: str) -> Pair:
-    """Token lists of a context and its continuation, as lm-eval splits them.
+def read(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of a text in which what spells a special token is one, as transformers reads it."""
+    spelled = {s: id_ for s, id_ in tokenizer.special_ids.items() if len(s) > 1}
+    if not any(spelling in text for spelling in spelled):
+        return tokenizer.encode(text)
+    longest_first = sorted(spelled, key=len, reverse=True)
+    parts = re.split("(" + "|".join(map(re.escape, longest_first)) + ")", text)
+    return tokenizer.encode_written([spelled.get(part, part) for part in parts if part])
+
+
+def encode_pair(encode: Callable[..., list[int]], before: int, context: str, continuation: str) -> Pair:
+    """Token lists of a context and its continuation, as lm-eval splits them; `encode` is `Adapter.encode`.
 
     Both are tokenised as one text, and spaces that end the context begin the continuation. At least one token is
-    scored, even where a merge runs across the border. Without context, `before` is the context.
+    scored, even where a merge runs across the border. Without context, `before` is the context, unless the continuation
+    begins with it.
 
     Raises UserError for an empty continuation.
     """
     if not continuation:
         raise UserError("continuation: got '', may be one or more characters")
+    if not context:
+        whole = encode(continuation, opened=False)
+        return ([before], whole) if whole[0] != before or len(whole) == 1 else (whole[:1], whole[1:])
     bare = context.rstrip()
-    whole = tokenizer.encode(context + continuation)
-    border = min(len(tokenizer.encode(bare)), len(whole) - 1)
+    whole = encode(context + continuation)
+    border = min(len(encode(bare)), len(whole) - 1)
     return whole[:border] or [before], whole[border:]
 
 
@@ -247,10 +283,17 @@ def sampler_for(
 
     until: stop strings, beside the sampler's own; EOS ends a row too. max_gen_toks or one of its other names. do_sample
     False, or neither it nor a temperature: greedy; True alone: the sampler's temperature. top_k, top_p, min_p,
-    repetition_penalty: the sampler's where not given.
+    repetition_penalty: the sampler's where not given. None is the same as not given. Those of `NEUTRAL` may be there
+    with a value that changes nothing.
 
-    Raises UserError for any other option, or values that SamplerConfig refuses.
+    Raises UserError for any other option or value.
     """
+    options = {name: value for name, value in options.items() if value is not None}
+    for name in [name for name in options if name in NEUTRAL]:
+        value = options.pop(name)
+        if value not in NEUTRAL[name]:
+            may_be = " or ".join(map(repr, NEUTRAL[name]))
+            raise UserError(f"generate_until: {name}: got {value!r}, may be {may_be}: nothing else is supported")
     known = ("until", "do_sample", "temperature", *WARPS, *LENGTH_NAMES)
     unknown = [name for name in options if name not in known]
     if unknown:
