@@ -15,10 +15,12 @@ from zaya_jax.architecture import Zaya
 from zaya_jax.data.detokenizer import Detokenizer
 from zaya_jax.data.tasks.base import Problem, Task
 from zaya_jax.data.tokenizers import Tokenizer
+from zaya_jax.errors import UserError
 from zaya_jax.evaluation.answers import Answers, fingerprint
 from zaya_jax.evaluation.pass_at_k import mean_interval, paired_difference, pass_at_k, permutation_p_value
 from zaya_jax.sampling import SamplerConfig, best_anchors, evidence, find_target, generate
 from zaya_jax.sampling.drafting import Yield
+from zaya_jax.sampling.values import is_integer, plain
 
 BUDGET_PROBLEMS = 128  # validation problems that choose a budget's anchors
 KS = (4, 16)  # of pass@k, beside pass@1, which is the accuracy
@@ -41,6 +43,13 @@ class Trial:
     batch: int  # rows at once: prompts x samples
     max_new_tokens: int
     seed: int  # of the problems, and of the first row; row r has seed + r
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, low = plain(getattr(self, field.name)), field.name != "seed"
+            if not is_integer(value) or value < low:
+                raise UserError(f"Trial.{field.name}: got {value!r}, may be an integer of at least {low:d}")
+            object.__setattr__(self, field.name, value)
 
     def problems(self, task: Task, split: str = "test") -> list[Problem]:
         return task.problems(split, self.prompts, self.seed)

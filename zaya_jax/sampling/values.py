@@ -25,9 +25,12 @@ def plain_tuple(value: Any, ordered: bool = True) -> Any:
       ordered: whether order matters: a set then stays as it is, which is none of what the caller wants. Without, it is
         sorted, so that equal sets give equal tuples.
     """
-    if isinstance(value, (str, bytes, bytearray, Mapping)):
+    shape = getattr(value, "shape", None)
+    if shape == () or isinstance(
+        value, (str, bytes, bytearray, Mapping)
+    ):  # an array without axes claims to be iterable
         return plain(value)
-    if getattr(value, "shape", ()) != () and hasattr(value, "tolist"):
+    if shape is not None and hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, Set):
         if ordered:
