@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import cast
 
 import numpy as np
@@ -87,8 +87,8 @@ class SamplerConfig:
     draft_top_p: float = 1.0
     threshold: float = 0.9
     reveal: int = 1
-    stop_tokens: Collection[int] = ()
-    stop_strings: Collection[str] = ()
+    stop_tokens: Sequence[int] = ()  # or any other collection: kept as a tuple
+    stop_strings: Sequence[str] = ()
     min_new_tokens: int = 0
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ the key as well.
 import enum
 import functools
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -93,12 +93,13 @@ def row_keys(seed: int | Sequence[int], rows: int) -> Array:
     Raises:
       UserError: a sequence whose length is not `rows`, or a seed that is not in [0, 2**32).
     """
-    seed = plain_tuple(seed)
-    seeds = seed if isinstance(seed, tuple) else (seed,)
+    given: Any = plain_tuple(seed)
+    single = not isinstance(given, tuple)
+    seeds: tuple[Any, ...] = (given,) if single else given
     for s in seeds:
         if not is_integer(s) or not 0 <= s < 2**32:
             raise UserError(f"seed: got {s!r}, may be an integer in [0, 2**32), or one for each row")
-    if seed is not seeds:
+    if single:
         return _split(np.uint32(seeds[0]), rows)
     if len(seeds) != rows:
         raise UserError(f"seed: got {len(seeds)} seeds, may be one int or one for each of the {rows} rows")
