@@ -8,7 +8,7 @@ from absl import flags
 
 from zaya_jax.errors import UserError
 from zaya_jax.sampling import SamplerConfig
-from zaya_jax.sampling.config import MODES, TARGETS
+from zaya_jax.sampling.targets import MODES, targets_of
 
 FIELDS = tuple(field.name for field in dataclasses.fields(SamplerConfig))
 
@@ -24,7 +24,7 @@ def define(values: flags.FlagValues) -> None:
     def text(name: str, value: str | None, words: str) -> None:
         flags.DEFINE_string(name, value, words, flag_values=values)
 
-    targets = "; ".join(f"{mode}: {', '.join(names)}" for mode, names in TARGETS.items())
+    targets = "; ".join(f"{mode}: {', '.join(targets_of(mode))}" for mode in MODES)
     flags.DEFINE_enum(
         "mode", default.mode, MODES,
         "How a forward is spent: autoregressive (one token), single_pass (verify a block and draft the next in one "

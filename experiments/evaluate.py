@@ -9,13 +9,14 @@ arm but the first has its paired difference from autoregression and a permutatio
 moment: the same command goes on behind the last answered problem. Generated code (human_eval) runs in a sandbox only.
 """
 
+import sys
 from typing import Any
 
 from absl import flags
 
 from experiments import cli, environment
-from experiments.settings import ARMS, make_arms, unknown_arm
-from experiments.tokens import checkpoint_of, choose_template, choose_tokenizer
+from experiments.settings import known_arms, make_arms, unknown_arm
+from experiments.tokens import checkpoint_of, choose_template, choose_tokenizer, never_drafted
 from zaya_jax import Zaya, load_pretrained
 from zaya_jax.analysis.results import write_results
 from zaya_jax.analysis.tables import sampling_table
@@ -24,6 +25,8 @@ from zaya_jax.errors import UserError
 from zaya_jax.evaluation.task_accuracy import Arm, Trial, run_task, task_rows
 from zaya_jax.paths import absolute
 
+INSTEAD = "--arms=autoregressive"  # for a model that cannot draft
+
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Folder of a model: WORKDIR/checkpoints/STAGE or a Hugging Face one."
 )
@@ -31,7 +34,7 @@ _TOKENIZER = flags.DEFINE_string("tokenizer", None, "As of experiments.generate.
 _CHAT = flags.DEFINE_boolean("chat", False, "Ask the problems in chats.")
 _TEMPLATE = flags.DEFINE_string("chat_template", None, "With --chat, as of experiments.generate.")
 _TASKS = flags.DEFINE_list("tasks", None, f"Of {', '.join([*TASKS, *BENCHMARKS])}; options are their defaults.")
-_ARMS = flags.DEFINE_list("arms", ["autoregressive", "lossless", "mix_stale"], f"Of {', '.join(ARMS)}.")
+_ARMS = flags.DEFINE_list("arms", ["autoregressive", "lossless", "mix_stale"], f"Of {', '.join(known_arms())}.")
 _TEMPERATURES = flags.DEFINE_list("temperatures", ["0", "1"], "Of the target; greedy arms draw one sample.")
 _PROMPTS = flags.DEFINE_integer("prompts", 512, "Test problems of each task.", lower_bound=1)
 _SAMPLES = flags.DEFINE_integer("samples", 16, "Of each problem.", lower_bound=1)
@@ -56,7 +59,9 @@ def main() -> None:
     checkpoint = checkpoint_of(given)
     tasks: list[Task] = [make_task(name) for name in names]
     config, variables = load_pretrained(checkpoint)
-    _, tokenizer = choose_tokenizer(_TOKENIZER.value, checkpoint, config, drafts=_ARMS.value != ["autoregressive"])
+    _, tokenizer = choose_tokenizer(
+        _TOKENIZER.value, checkpoint, config, drafts=_ARMS.value != ["autoregressive"], instead=INSTEAD
+    )
     if _CHAT.value:
         template = choose_template(_TEMPLATE.value, checkpoint, tokenizer)
         if template is None:
@@ -78,6 +83,9 @@ def main() -> None:
         rows += mine
         write_results(folder / "results.csv", rows)
         print(f"{task.name}\n{sampling_table(mine)}", flush=True)
+        for outcome in outcomes:
+            if warning := outcome.drafted.warning(INSTEAD, never_drafted(checkpoint)):
+                print(f"warning: {outcome.arm.name}: {warning}", file=sys.stderr)
 
 
 def read_arms(stop_tokens: tuple[int, ...]) -> tuple[Arm, ...]:
@@ -86,7 +94,7 @@ def read_arms(stop_tokens: tuple[int, ...]) -> tuple[Arm, ...]:
     if _BUDGET.value > _BLOCK.value:
         raise UserError(f"--anchor_budget: got {_BUDGET.value}, may be 0 (all) .. --block_size ({_BLOCK.value})")
     if unknown := unknown_arm(names):
-        raise UserError(f"--arms: got {unknown!r}, may be any of {', '.join(ARMS)}")
+        raise UserError(f"--arms: got {unknown!r}, may be any of {', '.join(known_arms())}")
     try:
         temperatures = [float(text) for text in _TEMPERATURES.value]
     except ValueError:

@@ -40,7 +40,7 @@ from tqdm import tqdm
 from experiments import cli, dial
 from experiments.completions import Completions, checked_prompt, read_prompts
 from experiments.meter import Meter
-from experiments.tokens import checkpoint_of, choose_template, choose_tokenizer
+from experiments.tokens import INSTEAD, checkpoint_of, choose_template, choose_tokenizer, never_drafted
 from zaya_jax import Zaya, load_pretrained
 from zaya_jax.data.detokenizer import Detokenizer
 from zaya_jax.data.templates import MARK, ChatTemplate, Messages, encode
@@ -58,6 +58,7 @@ from zaya_jax.sampling import (
     generate,
 )
 from zaya_jax.sampling.decoding import check
+from zaya_jax.sampling.drafting import Yield
 from zaya_jax.sampling.streaming import QUIET, RESET, TerminalStreamer, escape, render
 
 BATCH = 16  # prompts of a file side by side
@@ -114,6 +115,7 @@ def main(values: flags.FlagValues) -> None:
             asked["stop_tokens"] = list(tokenizer.eos_ids)
         with Meter() as meter:
             engine = Engine(Zaya(config), variables, tokenizer, asked, values.max_new_tokens, values.samples, meter)
+            engine.why = never_drafted(folder)
             if values.chat:
                 chat(
                     engine,
@@ -181,6 +183,8 @@ class Engine:
     samples: int
     meter: Meter
     sampler: SamplerConfig | None = None  # as it runs
+    why: str = ""  # its drafts may yield nothing, in words
+    drafted: Yield = dataclasses.field(default_factory=Yield)
 
     def check(self, prompts: Sequence[Sequence[int]]) -> None:
         """Raises UserError for what `generate` would refuse."""
@@ -234,10 +238,20 @@ class Engine:
             )  # fmt: skip
 
         try:
-            return self.meter.count(call, streamer, again)
+            generation = self.meter.count(call, streamer, again)
         finally:
             if streamer is not None:
                 streamer.end()
+        if not again:
+            self.drafted.add(generation.sampler, generation.accepted)
+        return generation
+
+    def close(self, rows: str) -> None:
+        """The closing lines, on stderr; `rows`: the batch, in words."""
+        assert self.sampler is not None  # `settle`
+        if warning := self.drafted.warning(INSTEAD, self.why):
+            print(f"warning: {warning}", file=sys.stderr)
+        print(self.meter.line(self.sampler, rows), file=sys.stderr)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,9 +320,8 @@ def complete(values: flags.FlagValues, engine: Engine, texts: list[str], setting
                 keep(engine, texts, part, generation, output, values.seed)
         if not engine.meter.timed_tokens and engine.meter.seconds < PATIENCE:
             engine.run(*inputs(batches[-1]), again=True)
-    assert engine.sampler is not None
     width = f"batch {min(size, len(texts))}" + (f" x {samples} samples" if samples > 1 else "")
-    print(engine.meter.line(engine.sampler, width), file=sys.stderr)
+    engine.close(width)
 
 
 def show(engine: Engine, texts: list[str], part: range, generation: Generation, screen: Screen) -> None:
@@ -399,7 +412,7 @@ def chat(engine: Engine, talk: Conversation, screen: Screen, seed: int, stream: 
         shown = "" if stream else render(engine.tokenizer, generation.tokens[0], generation.accepted[0], screen.colour)
         screen.write(shown + "\n")
     if engine.sampler is not None:
-        print(engine.meter.line(engine.sampler, "batch 1"), file=sys.stderr)
+        engine.close("batch 1")
 
 
 def turns() -> Iterator[str]:

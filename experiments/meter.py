@@ -6,7 +6,7 @@ from types import TracebackType
 
 import jax
 
-from zaya_jax.sampling import Generation, SamplerConfig, Streamer
+from zaya_jax.sampling import Generation, SamplerConfig, Streamer, find_target
 
 COMPILED = "/jax/core/compile/backend_compile_duration"  # the event JAX reports behind every XLA compilation
 
@@ -81,8 +81,9 @@ class Meter:
             parts.append(f"block {s.block_size}")
         if s.mode == "single_pass":
             parts.append(f"anchors {s.anchors if isinstance(s.anchors, str) else ','.join(map(str, s.anchor_list))}")
-        if s.target != "autoregressive":
-            parts.append(f"target {s.target}" + (f" (beta {s.beta:g})" if "mix" in str(s.target) else ""))
+        target = find_target(str(s.target))
+        if not target.lossless:
+            parts.append(f"target {s.target}" + (f" (beta {s.beta:g})" if target.beta else ""))
         return (
             f"{self.tokens} tokens in {self.forwards} forwards (NFE): T {self.tokens_per_forward:.2f} at temperature "
             f"{s.temperature:g}, {', '.join(parts)}, {rows}; {s.rows_per_forward:g} rows a forward; {self.speed}"

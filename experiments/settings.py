@@ -21,16 +21,8 @@ from zaya_jax.data.templates import ChatTemplate, load_template
 from zaya_jax.data.tokenizers import Tokenizer, for_model, load_tokenizer, may_be_mask
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.task_accuracy import Arm, Trial
-from zaya_jax.sampling import SamplerConfig
+from zaya_jax.sampling import SamplerConfig, all_targets
 
-# What `evaluate.arms` may name: how a forward is spent and whose distribution comes out.
-ARMS: dict[str, dict[str, Any]] = {
-    "autoregressive": {"mode": "autoregressive"},
-    "lossless": {"mode": "single_pass"},
-    "lossless_two_pass": {"mode": "two_pass"},
-    "mix_stale": {"mode": "single_pass", "target": "mix_stale"},
-    "mix_fresh": {"mode": "single_pass", "target": "mix_fresh"},
-}
 SECTIONS = {
     "name",
     "seed",
@@ -221,8 +213,22 @@ def _task(name: str, trained: dict[str, Task]) -> Task:
     return trained.get(name) or make_task(name)
 
 
+def known_arms() -> dict[str, dict[str, Any]]:
+    """What `evaluate.arms` may name, as fields of SamplerConfig: how a forward is spent and what is sampled.
+
+    Every registered target is one by its own name, besides the ways to sample the AR distribution.
+    """
+    lossy = [target for target in all_targets() if not target.lossless]
+    return {
+        "autoregressive": {"mode": "autoregressive"},
+        "lossless": {"mode": "single_pass"},
+        "lossless_two_pass": {"mode": "two_pass"},
+        **{target.name: {"mode": target.modes[0], "target": target.name} for target in lossy},
+    }
+
+
 def make_arms(names: Sequence[str], temperatures: Sequence[float], **common: Any) -> tuple[Arm, ...]:
-    """Every named arm (of ARMS) at every temperature, one temperature behind the other.
+    """Every named arm (of `known_arms`) at every temperature, one temperature behind the other.
 
     Args:
       common: fields of SamplerConfig that all arms share.
@@ -230,21 +236,22 @@ def make_arms(names: Sequence[str], temperatures: Sequence[float], **common: Any
     Raises:
       UserError: what SamplerConfig refuses.
     """
+    known = known_arms()
     return tuple(
-        Arm(name, SamplerConfig(**common, **ARMS[name], temperature=t)) for t in temperatures for name in names
+        Arm(name, SamplerConfig(**common, **known[name], temperature=t)) for t in temperatures for name in names
     )
 
 
 def unknown_arm(names: Sequence[str]) -> str | None:
-    """The first name that is none of ARMS."""
-    return next((name for name in names if name not in ARMS), None)
+    """The first name that is none of `known_arms`."""
+    return next((name for name in names if name not in known_arms()), None)
 
 
 def _arms(evaluate: ConfigDict, block_size: int, tokenizer: Tokenizer) -> tuple[Arm, ...]:
     unknown = unknown_arm(evaluate.arms)
     if unknown or "autoregressive" not in evaluate.arms:
         got = unknown or tuple(evaluate.arms)
-        raise UserError(f"evaluate.arms: got {got!r}, may be 'autoregressive' and any of {sorted(ARMS)}")
+        raise UserError(f"evaluate.arms: got {got!r}, may be 'autoregressive' and any of {sorted(known_arms())}")
     chosen = {name: evaluate[name] for name in ("beta", "draft_temperature")}
     try:
         return make_arms(

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from experiments.phases import SCRATCH
 from zaya_jax.architecture import ZayaConfig
-from zaya_jax.architecture.config import NO_MASK
 from zaya_jax.data.carried import write_tokenizer
 from zaya_jax.data.published import TOKENIZER_FILE
 from zaya_jax.data.templates import ChatTemplate, folder_template, load_template
@@ -24,7 +24,9 @@ from zaya_jax.data.tokenizers import (
 from zaya_jax.errors import UserError
 from zaya_jax.interop.locate import find_checkpoint, run_config
 from zaya_jax.paths import absolute
+from zaya_jax.sampling.drafting import require_mask
 
+INSTEAD = "--mode=autoregressive"  # of experiments.generate, for a model that cannot draft
 BESIDE_TOKENIZER = "tokenizer"  # data.chat_template: the one in the folder of the run's tokenizer
 OTHER_TOKENIZERS = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 
@@ -44,13 +46,14 @@ def checkpoint_of(given: str | None, flag: str = "checkpoint") -> Path:
 
 
 def choose_tokenizer(
-    spec: str | None, checkpoint: Path, config: ZayaConfig, drafts: bool = True
+    spec: str | None, checkpoint: Path, config: ZayaConfig, drafts: bool = True, instead: str = INSTEAD
 ) -> tuple[str, Tokenizer]:
     """(its name, the tokenizer) that a checkpoint needs, or that `spec` names.
 
     Args:
       config: the checkpoint's.
       drafts: whether the model is to draft, for which it needs a mask token that is no text.
+      instead: what to type where it cannot: a flag of this command's own.
 
     Raises:
       UserError, FileNotFoundError: one line: no such tokenizer, or one that does not fit the model.
@@ -63,11 +66,11 @@ def choose_tokenizer(
         raise UserError(f"--tokenizer: {got}, may have at most the model's {config.vocab_size}")
     mask = config.mask_token_id
     assert mask is not None  # ZayaConfig fills it in
-    if drafts and mask == NO_MASK:
-        raise UserError("--mode: the model has no mask token, so it may be autoregressive")
+    if drafts:
+        require_mask(config, instead)
     if drafts and not may_be_mask(tokenizer, mask):
         got = f"the model's mask token {mask} is {tokenizer.decode([mask])!r} in {name}"
-        raise UserError(f"--tokenizer: {got}, may be no text; an unconverted model may have --mode=autoregressive")
+        raise UserError(f"--tokenizer: {got}, may be no text; an unconverted model may have {instead}")
     return name, for_model(tokenizer, config.vocab_size)
 
 
@@ -140,3 +143,24 @@ def companions_of(checkpoint: Path) -> Iterator[tuple[Path | None, list[str]]]:
             yield None, [f"warning: no tokenizer was written: {error}"]
             return
         yield Path(scratch), []
+
+
+def never_drafted(checkpoint: Path) -> str:
+    """In words, that a checkpoint of ours comes from stages that train next tokens alone; "" where it is not known."""
+    config, name, passed = run_config(checkpoint), checkpoint.absolute().name, []
+    sections = [key for key, value in config.items() if isinstance(value, dict) and "objective" in value]
+    phases = [phase for phase in config.get("phases") or sections if isinstance(phase, str)]
+    while name not in passed:
+        section = config.get(name)
+        objective = section.get("objective") if isinstance(section, dict) else None
+        if not isinstance(objective, dict) or objective.get("kind") != "autoregressive":
+            return ""
+        passed.append(name)
+        start = section.get("start") if isinstance(section, dict) else None
+        if start is None:  # the phase before it, where there is one
+            at = phases.index(name) if name in phases else 0
+            start = phases[at - 1] if at else SCRATCH
+        if start == SCRATCH:
+            return f"its stage {passed[0]} was trained on next tokens alone"
+        name = start
+    return ""

@@ -17,6 +17,7 @@ from zaya_jax.evaluation.task_accuracy import (
     Arm,
     Outcome,
     Trial,
+    _best_list,
     most_tokens_per_forward,
     run_arm,
     run_task,
@@ -101,6 +102,22 @@ def test_other_answers_are_refused(tmp_path):
     path.write_text("not ours\n")
     with pytest.raises(ValueError, match="not a file of answers"):
         run(path)
+
+
+def test_a_trials_numbers_are_integers():
+    assert Trial(*map(np.int64, (5, 2, 4, 4, 7))) == TRIAL and type(Trial(*map(np.int64, (5, 2, 4, 4, 7))).seed) is int
+    for field, value in dict(prompts=0, samples=1.5, batch=True, max_new_tokens=None, seed=-1).items():
+        with pytest.raises(ValueError, match=rf"^Trial\.{field}: got .*, may be an integer of at least"):
+            dataclasses.replace(TRIAL, **{field: value})
+
+
+def test_a_budget_is_chosen_by_smoothed_evidence(monkeypatch):
+    """As by `generate`: texts that always yield one length do not ask for an anchor there alone."""
+    found = Outcome(LOSSLESS, 1, [], [[1, 6, 6, 6, 6]] * 30, [], 1.0, 1)
+    monkeypatch.setattr("zaya_jax.evaluation.task_accuracy.run_arm", lambda *args: found)
+    sampler = SamplerConfig(block_size=8)
+    assert _best_list(*setup(), TOKENIZER, TASK, sampler, TRIAL, 1) == (1,)
+    assert _best_list(*setup(), TOKENIZER, TASK, sampler, TRIAL, 2)[0] == 1
 
 
 def test_a_checksum_tells_weights_apart_and_not_their_place_in_memory():

@@ -34,6 +34,11 @@ def _draw(key, purpose, position, law):
 
 
 @jax.jit
+def _draw_again(key, position, law, again):
+    return KeyedNoise(key[None]).draw(Purpose.DRAFT, position[None], law[None], True, again[None])[0]
+
+
+@jax.jit
 def _accept(key, position, log_probability):
     return KeyedNoise(key[None]).accept(position[None], log_probability[None])[0]
 
@@ -118,10 +123,10 @@ class Reference:
     def block_diffusion(self):
         text, sampler = list(self.prompt), self.sampler
         while True:
-            block = [MASK] * self.size
+            block, forwards = [MASK] * self.size, 0
             while MASK in block:
                 logits = self.forward(text, len(text), block)[1]
-                drafts = self.draft_with(logits, len(text))
+                drafts, forwards = self.draft_with(logits, len(text), forwards), forwards + 1
                 hidden = [i for i in range(self.size) if block[i] == MASK]
                 sure = {i: float(jax.nn.softmax(logits[i])[drafts[i]]) for i in hidden}
                 if sampler.target == "left_to_right":
@@ -134,9 +139,12 @@ class Reference:
                 yield [] if MASK in block else block
             text += block
 
-    def draft_with(self, logits, first: int) -> list[int]:
+    def draft_with(self, logits, first: int, forwards: int) -> list[int]:
+        """Drawn with noise of this forward's own."""
         laws = [log_law(jnp.asarray(row), self.knobs.warp) for row in logits]
-        return [self.draw(Purpose.DRAFT, first + i, law) for i, law in enumerate(laws)]
+        return [
+            int(_draw_again(self.key, jnp.int32(first + i), law, jnp.int32(forwards))) for i, law in enumerate(laws)
+        ]
 
 
 def reference_generate(model, variables, prompt, sampler: SamplerConfig, max_new_tokens: int, key):

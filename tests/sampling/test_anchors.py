@@ -126,8 +126,32 @@ def test_best_anchors_of_runs_are_the_best(runs, budget):
 
 def test_few_forwards_are_read_as_a_curve():
     short = [[1, 6, 3, 6, 2]]
-    assert evidence(short, 8) == acceptance_curve(short, 8)
-    assert evidence(short * 20, 8) == short * 20
+    assert evidence(short, 8) == acceptance_curve(short, 8, 0.5)
+    assert evidence(short * 20, 8) == short * 20 + [[1, 1, 6, 3, 6, 2]] * 20
+    assert evidence([[1]], 3) == (0.5, 0.5)  # nothing was tested: the prior alone
+    assert acceptance_curve([[1, 3, 1]], 4, 0.5) == (0.75, 0.75, 0.25)
+
+
+@pytest.mark.parametrize("texts", [8, 40])
+@pytest.mark.parametrize("budget", [1, 2, 3])
+def test_a_list_is_not_chosen_for_one_kind_of_text_alone(texts, budget):
+    """Texts that always yield six asked for an anchor at 6, which yields 1.11 on texts that yield two to six."""
+    same = [[1, 6, 6, 6, 6]] * texts
+    rng = np.random.default_rng(0)
+    others = [[1, *rng.integers(2, 7, 12).tolist()] for _ in range(20)]
+    chosen = best_anchors(evidence(same, 8), 8, budget)
+    assert chosen[0] == 1
+    best = max(expected_tokens(others, 8, some) for some in itertools.combinations(range(1, 9), budget))
+    assert expected_tokens(others, 8, chosen) > 0.7 * best
+
+
+@settings(max_examples=15, deadline=None)
+@given(RUNS, st.integers(1, 4))
+def test_smoothing_leaves_the_order_of_lists_with_an_anchor_at_one(runs, budget):
+    smooth = evidence(runs * 100, 5)
+    lists = [(1, *some) for some in itertools.combinations(range(2, 6), budget - 1)]
+    best = max(lists, key=lambda some: expected_tokens(smooth, 5, some))
+    assert expected_tokens(runs, 5, best) == pytest.approx(max(expected_tokens(runs, 5, some) for some in lists))
 
 
 def test_replay_knows_the_text():

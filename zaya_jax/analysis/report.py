@@ -14,6 +14,7 @@ from zaya_jax.analysis.results import Row, Run
 from zaya_jax.analysis.verdict import hardware, relative_loss, verdict
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.architecture.config import PARTS
+from zaya_jax.sampling import all_targets
 
 GLOSSARY = {
     "T (tokens per forward)": (
@@ -30,14 +31,6 @@ GLOSSARY = {
         "anchors mean fewer rows and somewhat fewer tokens per forward, never another distribution."
     ),
     "wall-clock ratio": "The arm's tokens per second over autoregressive's at the same temperature; below 1 is slower.",
-    "lossless": (
-        "Drafts are verified so that the output has exactly the autoregressive distribution; at temperature 0, exactly "
-        "its tokens."
-    ),
-    "mix_stale": (
-        "The target mixes the verifier's logits with those that drew the tested draft (weight beta). It accepts more "
-        "and is not the autoregressive distribution: read it with its accuracy."
-    ),
     "control": (
         "The pretrained model, trained on for the same clean tokens as convert with the autoregressive loss alone."
     ),
@@ -68,13 +61,20 @@ def write_report(run: Run, figures: Sequence[Path | str], path: Path | str) -> P
         _likelihood_table(run),
         _figures(figures),
         _samples(run),
-        f"<h2>Words</h2>{facts(GLOSSARY.items(), kind='glossary')}",
+        f"<h2>Words</h2>{facts(_words(run).items(), kind='glossary')}",
         _raw(run),
     ]
     swap = path.with_name(path.name + ".partial")
     swap.write_text(page(f"{run.name}: report", sections), encoding="utf-8")
     swap.replace(path)
     return path
+
+
+def _words(run: Run) -> dict[str, str]:
+    """The glossary, and what the samplers of this run's rows draw from."""
+    arms = {row["arm"] for row in run.rows("sampling")}
+    read = [target for target in all_targets() if target.lossless or target.name in arms]
+    return GLOSSARY | {"lossless" if target.lossless else target.name: target.words for target in read}
 
 
 def _subtitle(run: Run) -> str:

@@ -15,9 +15,12 @@ from zaya_jax.architecture import Zaya
 from zaya_jax.data.detokenizer import Detokenizer
 from zaya_jax.data.tasks.base import Problem, Task
 from zaya_jax.data.tokenizers import Tokenizer
+from zaya_jax.errors import UserError
 from zaya_jax.evaluation.answers import Answers, fingerprint
 from zaya_jax.evaluation.pass_at_k import mean_interval, paired_difference, pass_at_k, permutation_p_value
-from zaya_jax.sampling import SamplerConfig, best_anchors, generate
+from zaya_jax.sampling import SamplerConfig, best_anchors, evidence, find_target, generate
+from zaya_jax.sampling.drafting import Yield
+from zaya_jax.sampling.values import is_integer, plain
 
 BUDGET_PROBLEMS = 128  # validation problems that choose a budget's anchors
 KS = (4, 16)  # of pass@k, beside pass@1, which is the accuracy
@@ -41,6 +44,13 @@ class Trial:
     max_new_tokens: int
     seed: int  # of the problems, and of the first row; row r has seed + r
 
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, low = plain(getattr(self, field.name)), field.name != "seed"
+            if not is_integer(value) or value < low:
+                raise UserError(f"Trial.{field.name}: got {value!r}, may be an integer of at least {low:d}")
+            object.__setattr__(self, field.name, value)
+
     def problems(self, task: Task, split: str = "test") -> list[Problem]:
         return task.problems(split, self.prompts, self.seed)
 
@@ -62,6 +72,13 @@ class Outcome:
         return sum(map(len, self.tokens)) / self.seconds
 
     @property
+    def drafted(self) -> Yield:
+        """What verified blocks yielded, and its warning where that is nothing."""
+        out = Yield()
+        out.add(self.arm.sampler, self.accepted)
+        return out
+
+    @property
     def solved(self) -> np.ndarray:
         """How many samples of each problem are right, int [problem]."""
         return np.reshape(self.correct, (-1, self.samples)).sum(1)
@@ -77,7 +94,7 @@ class Outcome:
         row = {
             "arm": self.arm.name,
             "temperature": sampler.temperature,
-            "beta": sampler.beta if sampler.target in ("mix_stale", "mix_fresh") else None,
+            "beta": sampler.beta if find_target(str(sampler.target)).beta else None,
             "block_size": 1 if sampler.mode == "autoregressive" else sampler.block_size,
             "anchors": _anchors(sampler),
             "batch": trial.batch,
@@ -243,7 +260,7 @@ def run_task(
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     problems = trial.problems(task)
-    budgeted = [arm.sampler for arm in arms if arm.sampler.mode == "single_pass" and arm.sampler.target != "mix_fresh"]
+    budgeted = [arm.sampler for arm in arms if arm.sampler.mode == "single_pass" and not arm.sampler.reads_next_block]
     if anchor_budget and budgeted:
         hottest = max(budgeted, key=lambda sampler: sampler.temperature)
         chosen = _best_list(model, variables, tokenizer, task, hottest, trial, anchor_budget)
@@ -267,7 +284,7 @@ def _best_list(
     lossless = dataclasses.replace(like, target=None)
     problems = few.problems(task, task.tuning_split)
     probe = run_arm(model, variables, tokenizer, task, problems, Arm("all anchors", lossless), few)
-    return best_anchors(probe.accepted, like.block_size, budget)
+    return best_anchors(evidence(probe.accepted, like.block_size), like.block_size, budget)
 
 
 def task_rows(outcomes: Sequence[Outcome], trial: Trial) -> list[dict[str, Any]]:

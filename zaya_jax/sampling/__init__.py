@@ -5,8 +5,9 @@ from zaya_jax.sampling.config import SamplerConfig
 from zaya_jax.sampling.decoding import Generation, Session, Streamer
 from zaya_jax.sampling.generate import generate
 from zaya_jax.sampling.planning import choose_sampler
+from zaya_jax.sampling.targets import Target, all_targets, find_target, register_target
 
 __all__ = [
-    "Generation", "SamplerConfig", "Session", "Streamer", "acceptance_curve", "best_anchors", "choose_sampler",
-    "evidence", "expected_tokens", "generate",
+    "Generation", "SamplerConfig", "Session", "Streamer", "Target", "acceptance_curve", "all_targets", "best_anchors",
+    "choose_sampler", "evidence", "expected_tokens", "find_target", "generate", "register_target",
 ]  # fmt: skip

@@ -25,44 +25,56 @@ Acceptance = Sequence[float] | Sequence[Sequence[int]]
 EXACT_LIMIT = 500_000  # lists of anchors x rows replayed, up to which all lists are compared
 CHAIN_ROWS = 25  # what the Markov chain costs, in such rows
 ENOUGH_FORWARDS = 100  # fewer are too few to read more out of them than a curve
+PRIOR = 0.5  # survivals and refusals that a slot has seen before any is counted: Jeffreys' prior, Beta(1/2, 1/2)
 
 
-def acceptance_curve(accepted: Iterable[Sequence[int]], block_size: int) -> tuple[float, ...]:
+def acceptance_curve(
+    accepted: Iterable[Sequence[int]], block_size: int, prior: float = 0.0
+) -> tuple[float, ...]:  # fmt: skip
     """Acceptance rates of a block's drafts, measured.
 
     Args:
       accepted: tokens each forward yielded, one list for each row (`Generation.accepted`), from single_pass with
         anchors="all". The first (the prefill) says nothing and the last may be cut by a stop, so neither counts.
       block_size: what they were sampled with.
+      prior: is added to the survivals and to the refusals of every slot that was tested (and of slot 1): with PRIOR no
+        rate is 0 or 1 because few were counted.
 
     Returns:
       For slots 1 .. block_size - 1: how often the draft survived when it was tested. A slot that was never tested
       has the rate of the one before it.
 
     Raises:
-      UserError: no row is long enough to say anything.
+      UserError: no row is long enough to say anything, and there is no prior.
     """
     counted = [a for row in accepted for a in row[1:-1]]
-    if not counted:
+    if not counted and not prior:
         raise UserError("acceptance_curve: got no row of more than two forwards, may be longer generations")
-    amounts = np.array(counted)
+    amounts = np.array(counted, int)
     rates: list[float] = []
     for slot in range(1, block_size):
-        tested = int((amounts >= slot).sum())
-        rates.append(float((amounts > slot).sum() / tested) if tested else rates[-1])
+        tested, survived = int((amounts >= slot).sum()), int((amounts > slot).sum())
+        rates.append((survived + prior) / (tested + 2 * prior) if tested or not rates else rates[-1])
     return tuple(rates)
 
 
 def evidence(accepted: Sequence[Sequence[int]], block_size: int) -> Acceptance:
-    """The runs where they are long enough to choose anchors by, else their curve.
+    """What to choose a list of anchors by: measured runs where they are long enough, else their curve; both smoothed.
 
-    A list chosen on a few forwards fits these and no others: one text that always yields six asks for an anchor at 6,
-    and drafts nothing behind any other accept length.
+    A list chosen on a few texts fits these and no others: texts that always yield six ask for an anchor at 6 alone. The
+    first forward of another text that yields fewer then leaves nothing drafted, and so does every one after it. So
 
-    Raises:
-      UserError: as `acceptance_curve`.
+    * the curve, of fewer than ENOUGH_FORWARDS forwards, has PRIOR added to the counts of every slot;
+    * every run is followed by itself with a refusal in front, a forward that yields a single token. Lists with an
+      anchor at 1 lose the same by it, whatever else they hold, so their order is the measured one.
+
+    Args:
+      accepted: `Generation.accepted`, from single_pass with anchors="all"; rows that ended at once say nothing.
     """
-    return accepted if sum(map(len, accepted)) >= ENOUGH_FORWARDS else acceptance_curve(accepted, block_size)
+    if sum(map(len, accepted)) < ENOUGH_FORWARDS:
+        return acceptance_curve(accepted, block_size, PRIOR)
+    runs = [list(run) for run in accepted if sum(run)]
+    return runs + [[run[0], 1, *run[1:]] for run in runs]
 
 
 def expected_tokens(acceptance: Acceptance, block_size: int, anchors: Sequence[int]) -> float:

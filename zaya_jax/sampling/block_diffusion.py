@@ -3,6 +3,10 @@
 Every forward reads [the finished block before ‖ the block being unmasked], so that one kind of forward both writes a
 finished block's keys and values and goes on with the next. Rows of a batch are at different stages: where the block
 before is committed already, its slots are padding. The law of what comes out is that of no language model.
+
+A slot that stays hidden is drawn again by the next forward, with noise of its own: which tokens a slot shows must not
+depend on which of them its first noise happened to favour. The noise belongs to (row's key, position, number of the
+block's forward).
 """
 
 import jax
@@ -10,7 +14,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from zaya_jax.architecture import MASK, Cache, Layout
-from zaya_jax.sampling.laws import at_token, log_law
+from zaya_jax.sampling import laws
+from zaya_jax.sampling.laws import at_token
 from zaya_jax.sampling.method import Follow, Method, Outcome, Progress, Setup, is_healthy
 from zaya_jax.sampling.noise import Purpose
 
@@ -24,6 +29,7 @@ class Canvas(struct.PyTreeNode):
     pending: Array  # int32 [batch]: how many of `before` are not in the cache yet (block_size or 0)
     tokens: Array  # int32 [batch, block_size], MASK where not revealed
     log_law: Array  # [batch, block_size]: of each revealed token, under the law that drew it
+    forwards: Array  # int32 [batch]: that have drawn this block's slots
 
 
 def read(setup: Setup, tokens: Array, count: Array, cache: Cache) -> tuple[Array, Cache]:
@@ -37,9 +43,8 @@ def begin(setup: Setup, logits: Array, cache: Cache, progress: Progress) -> tupl
     """Reveals the first slots."""
     batch, size, _ = logits.shape
     none = jnp.zeros((batch, size), jnp.int32)
-    empty = Canvas(
-        none, none[:, 0], none + MASK, jnp.zeros((batch, size), jnp.promote_types(logits.dtype, jnp.float32))
-    )
+    log_law = jnp.zeros((batch, size), jnp.promote_types(logits.dtype, jnp.float32))
+    empty = Canvas(none, none[:, 0], none + MASK, log_law, none[:, 0])
     return _reveal(setup, logits, empty, cache.length)
 
 
@@ -58,8 +63,9 @@ def _reveal(setup: Setup, logits: Array, canvas: Canvas, first: Array) -> tuple[
     """Draws every hidden slot, keeps some; a block that is whole is produced and the next one begins."""
     size = setup.plan.block_size
     position = first[:, None] + jnp.arange(size, dtype=jnp.int32)
-    law = log_law(logits, setup.knobs.warp)
-    drawn = setup.noise.draw(Purpose.DRAFT, position, law, setup.knobs.warp.warm)
+    law = laws.log_law(logits, setup.knobs.warp)
+    again = jnp.broadcast_to(canvas.forwards[:, None], position.shape)
+    drawn = setup.noise.draw(Purpose.DRAFT, position, law, setup.knobs.warp.warm, again)
     chosen = _chosen(setup, logits, drawn, canvas.tokens == MASK)
     tokens = jnp.where(chosen, drawn, canvas.tokens)
     log_of = jnp.where(chosen, at_token(law, drawn), canvas.log_law)
@@ -70,22 +76,18 @@ def _reveal(setup: Setup, logits: Array, canvas: Canvas, first: Array) -> tuple[
         pending=outcome.amount,
         tokens=jnp.where(whole[:, None], MASK, tokens),
         log_law=log_of,
+        forwards=jnp.where(whole, 0, canvas.forwards + 1),
     )
 
 
 def _chosen(setup: Setup, logits: Array, drawn: Array, hidden: Array) -> Array:
     """Which hidden slots show their token now, bool [batch, block_size]; at least one if any is hidden."""
-    knobs, size = setup.knobs, setup.plan.block_size
-    if setup.plan.target == "left_to_right":
-        order = jnp.broadcast_to(-jnp.arange(size, dtype=jnp.float32), drawn.shape)
-        sure = jnp.zeros_like(hidden)
-    else:  # the model's own confidence, whatever the temperature (Fast-dLLM, TiDAR)
-        wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-        order = at_token(jax.nn.log_softmax(wide, axis=-1), drawn)
-        sure = jnp.exp(order) >= knobs.threshold
+    reveal = setup.target.reveal
+    assert reveal is not None  # a target of this mode
+    order, sure = reveal(logits, drawn, setup.knobs.threshold)
     order = jnp.where(hidden, order, -jnp.inf)
     rank = jnp.argsort(jnp.argsort(-order, axis=1), axis=1)
-    return hidden & (sure | (rank < knobs.reveal))
+    return hidden & (sure | (rank < setup.knobs.reveal))
 
 
 BLOCK_DIFFUSION = Method(read, begin, step, lambda canvas: (canvas.tokens, canvas.tokens != MASK))

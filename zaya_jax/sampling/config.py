@@ -1,25 +1,30 @@
 """What a user says to the sampler."""
 
 import dataclasses
-from collections.abc import Sequence
-from numbers import Integral
+import math
+from collections.abc import Collection, Sequence
+from typing import cast
+
+import numpy as np
 
 from zaya_jax.errors import UserError
 from zaya_jax.sampling.anchors import Acceptance, best_anchors
+from zaya_jax.sampling.targets import ALIASES, MODES, find_target, targets_of
+from zaya_jax.sampling.values import is_integer, is_number, plain_tuple
 
-MODES = ("autoregressive", "single_pass", "two_pass", "block_diffusion", "auto")
-TARGETS = {
-    "autoregressive": ("autoregressive",),
-    "single_pass": ("autoregressive", "mix_stale", "mix_fresh"),
-    "two_pass": ("autoregressive", "mix_stale"),
-    "block_diffusion": ("threshold", "left_to_right"),
-    "auto": ("autoregressive", "mix_stale"),
-}
+LARGEST_BLOCK = 1024  # slots; a forward of single_pass with all anchors then has a million query tokens
+LARGEST = float(np.finfo(np.float32).max)  # of any number
+# Below it logits in float32, whose own rounding is about as large, name one token: that is greedy decoding.
+COLDEST = 1e-6
+PENALTIES = (1e-6, 1e6)  # so that a penalised logit stays finite
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplerConfig:
     """How to sample. The first five fields are static; all others are run-time values and compile nothing.
+
+    Numbers and collections may be NumPy's or JAX's; they are kept as Python's (collections as tuples), so that equal
+    samplers compare and hash alike.
 
     Attributes:
       mode: how a forward is spent.
@@ -36,7 +41,7 @@ class SamplerConfig:
         them, or a budget: the int K stands for the list of K that yields most tokens under `acceptance`. Where an
         accept length has none, the nearest lower anchor's remaining slots are used; that costs tokens per forward,
         never exactness.
-      target: whose distribution is sampled.
+      target: whose distribution is sampled; these, and what `register_target` adds.
         "autoregressive" (also "lossless"): exactly the AR law.
         "mix_stale": at a position whose draft is tested, softmax of (1 - beta) * AR logits + beta * the logits that
           drew that draft (Zyphra's logit mixing); the AR law where no draft is tested. Depends on where blocks fall.
@@ -47,17 +52,20 @@ class SamplerConfig:
       acceptance: for a budget of anchors, what was measured with anchors="all": `Generation.accepted`, or a curve of
         acceptance rates (`acceptance_curve`), which knows less.
       beta: weight of the draft in the mixing targets, in [0, 1].
-      temperature: of the target; 0 is exact greedy.
+      temperature: of the target; 0 is exact greedy, and so is anything below 1e-6, which is kept as 0.
       top_k, top_p, min_p: truncate the target's law, in this order and after temperature, as transformers does; 0, 1
         and 0 leave it whole.
       repetition_penalty: divides the positive and multiplies the negative logits of every token the text already holds
-        (transformers' rule, before temperature); 1 is none. Lossless: the drafts' own tokens count as text.
+        (transformers' rule, before temperature); 1 is none; 1e-6 to 1e6. Lossless: the drafts' own tokens count as
+        text.
       draft_temperature: of the drafts; None follows temperature, 0 drafts the likeliest token.
       draft_top_k, draft_top_p: truncate the drafts' law. These three change speed only.
       threshold, reveal: see target.
       stop_tokens: ids that end a row (and are kept as its last token).
-      stop_strings: texts that end a row, which is cut behind the token that completes one (needs a tokenizer).
-      min_new_tokens: no stop token is sampled among a row's first min_new_tokens, and no stop string ends it there.
+      stop_strings: texts that end a row, which is cut after the token that completes one (needs a tokenizer). A
+        special token's spelling, which no text holds, stands for the token.
+      min_new_tokens: no stop token is sampled among a row's first min_new_tokens, and a stop string that is complete
+        there is passed over.
 
     Raises:
       UserError: naming the field.
@@ -65,7 +73,7 @@ class SamplerConfig:
 
     mode: str = "single_pass"
     block_size: int = 8
-    anchors: str | int | Sequence[int] = "all"
+    anchors: str | int | Collection[int] = "all"
     target: str | None = None  # the mode's first
     acceptance: Acceptance | None = None
     beta: float = 0.5
@@ -79,34 +87,37 @@ class SamplerConfig:
     draft_top_p: float = 1.0
     threshold: float = 0.9
     reveal: int = 1
-    stop_tokens: Sequence[int] = ()
+    stop_tokens: Sequence[int] = ()  # or any other collection: kept as a tuple
     stop_strings: Sequence[str] = ()
     min_new_tokens: int = 0
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, unordered = getattr(self, field.name), field.name in ("anchors", "stop_tokens", "stop_strings")
+            object.__setattr__(self, field.name, plain_tuple(value, ordered=not unordered))
         _one_of("mode", self.mode, MODES)
-        target = TARGETS[self.mode][0] if self.target is None else self.target
-        object.__setattr__(self, "target", "autoregressive" if target == "lossless" else target)
-        for name in ("anchors", "acceptance", "stop_tokens", "stop_strings"):
-            value = getattr(self, name)
-            if isinstance(value, Sequence) and not isinstance(value, str):
-                object.__setattr__(self, name, _tuples(value))
-        allowed = TARGETS[self.mode]
-        if self.target not in allowed:
+        allowed = targets_of(self.mode)
+        if self.target is None:
+            object.__setattr__(self, "target", allowed[0])
+        _one_of("target", self.target, (*allowed, *ALIASES), f"one of {allowed} when mode is {self.mode!r}")
+        object.__setattr__(self, "target", ALIASES.get(str(self.target), self.target))
+        if self.target not in allowed:  # an alias of one that the mode does not have
             _fail("target", self.target, f"one of {allowed} when mode is {self.mode!r}")
-        _integer("block_size", self.block_size, 1)
+        _integer("block_size", self.block_size, 1, LARGEST_BLOCK)
         self._check_acceptance()
         self._check_anchors()
         _number("beta", self.beta, 0, 1)
         for name in ("temperature", "draft_temperature"):
-            if name == "temperature" or self.draft_temperature is not None:
-                _number(name, getattr(self, name), 0)
+            value = getattr(self, name)
+            if name == "temperature" or value is not None:
+                _number(name, value, 0)
+                object.__setattr__(self, name, value if value >= COLDEST else 0.0)
         for name in ("top_k", "draft_top_k", "min_new_tokens"):
             _integer(name, getattr(self, name), 0)
         for name in ("top_p", "draft_top_p"):
             _number(name, getattr(self, name), 0, 1, above=True)
         _number("min_p", self.min_p, 0, 1)
-        _number("repetition_penalty", self.repetition_penalty, 0, above=True)
+        _number("repetition_penalty", self.repetition_penalty, *PENALTIES)
         for name, neutral in (("repetition_penalty", 1), ("min_new_tokens", 0)):
             if self.mode == "block_diffusion" and getattr(self, name) != neutral:
                 _fail(name, getattr(self, name), f"{neutral} when mode is 'block_diffusion' (it draws in any order)")
@@ -117,13 +128,16 @@ class SamplerConfig:
     def _check_acceptance(self) -> None:
         if self.acceptance is None:
             return
+        may_be = f"at least block_size - 1 ({self.block_size - 1}) rates, or runs (tokens of each forward)"
+        if not isinstance(self.acceptance, tuple) or not self.acceptance:
+            _fail("acceptance", self.acceptance, may_be)
         if any(isinstance(run, tuple) for run in self.acceptance):
             for run in self.acceptance:
-                if not (isinstance(run, tuple) and run and all(_is_integer(n) and n >= 0 for n in run) and any(run)):
+                if not (isinstance(run, tuple) and run and all(is_integer(n) and n >= 0 for n in run) and any(run)):
                     _fail("acceptance", run, "runs (tokens of each forward, integers of at least 0) or rates")
             return
         if len(self.acceptance) < self.block_size - 1:
-            _fail("acceptance", self.acceptance, f"at least block_size - 1 ({self.block_size - 1}) rates, or runs")
+            _fail("acceptance", self.acceptance, may_be)
         for rate in self.acceptance:
             _number("acceptance", rate, 0, 1)
 
@@ -135,32 +149,45 @@ class SamplerConfig:
         if self.mode != "single_pass":
             _fail("anchors", anchors, f"'all' when mode is {self.mode!r} (only single_pass drafts behind anchors)")
         may_be = f"'all', a budget in 1 .. block_size ({size}), or increasing integers in that range"
-        if isinstance(anchors, int):
-            if isinstance(anchors, bool) or not 1 <= anchors <= size:
+        if not isinstance(anchors, tuple):
+            if not is_integer(anchors) or not 1 <= anchors <= size:  # pyrefly: ignore[unsupported-operation]
                 _fail("anchors", anchors, may_be)
             elif anchors == size:
                 object.__setattr__(self, "anchors", "all")
             elif self.acceptance is None:
                 _fail("anchors", anchors, "'all', a list, or a budget beside `acceptance` (measured with 'all')")
             else:
-                object.__setattr__(self, "anchors", best_anchors(self.acceptance, size, anchors))
+                budget = cast(int, anchors)
+                object.__setattr__(self, "anchors", best_anchors(self.acceptance, size, budget))
         else:
-            increasing = all(_is_integer(a) for a in anchors) and list(anchors) == sorted(set(anchors))
+            increasing = all(is_integer(a) for a in anchors) and list(anchors) == sorted(set(anchors))
             if not anchors or not increasing or not 1 <= anchors[0] <= anchors[-1] <= size:
                 _fail("anchors", anchors, may_be)
-        if self.target == "mix_fresh" and len(self.anchor_list) != size:
-            _fail("anchors", anchors, "'all' when target is 'mix_fresh' (it reads every block's first slot)")
+        if self.reads_next_block and len(self.anchor_list) != size:
+            _fail("anchors", anchors, f"'all' when target is {self.target!r} (it reads every block's first slot)")
 
     def _check_stops(self) -> None:
-        if any(not _is_integer(t) or t < 0 for t in self.stop_tokens):
-            _fail("stop_tokens", self.stop_tokens, "a sequence of token ids")
-        if isinstance(self.stop_strings, str) or any(not isinstance(s, str) or not s for s in self.stop_strings):
-            _fail("stop_strings", self.stop_strings, "a sequence of non-empty strings")
+        tokens, strings = self.stop_tokens, self.stop_strings
+        if not isinstance(tokens, tuple) or any(not is_integer(t) or t < 0 for t in tokens):
+            _fail("stop_tokens", tokens, "a collection of token ids")
+        if not isinstance(strings, tuple) or any(not isinstance(s, str) or not s for s in strings):
+            _fail("stop_strings", strings, "a collection of non-empty strings")
+
+    @property
+    def reads_next_block(self) -> bool:
+        """Does the target read the block that starts at each position? Then every one must be there."""
+        assert self.target is not None  # filled in at construction
+        return find_target(self.target).draft == "next"
+
+    @property
+    def drafts(self) -> bool:
+        """Does it read mask tokens? Then the model needs one."""
+        return bool(self.anchor_list) if self.mode == "single_pass" else self.mode != "autoregressive"
 
     @property
     def anchor_list(self) -> tuple[int, ...]:
         """Accept lengths behind which a block is drafted; empty where a step does not verify and draft at once."""
-        if self.mode != "single_pass" or (self.block_size == 1 and self.target != "mix_fresh"):
+        if self.mode != "single_pass" or (self.block_size == 1 and not self.reads_next_block):
             return ()  # with a block of one nothing is ever drafted
         if isinstance(self.anchors, str):
             return tuple(range(1, self.block_size + 1))
@@ -176,32 +203,23 @@ class SamplerConfig:
         return {"autoregressive": 1, "two_pass": (1 + size + size) / 2, "block_diffusion": 2 * size}[self.mode]
 
 
-def _tuples(value: Sequence) -> tuple:
-    """Hashable, one level down too."""
-    return tuple(tuple(v) if isinstance(v, Sequence) and not isinstance(v, str) else v for v in value)
-
-
 def _fail(field: str, got: object, may_be: str) -> None:
     raise UserError(f"SamplerConfig.{field}: got {got!r}, may be {may_be}")
 
 
-def _is_integer(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
+def _one_of(field: str, got: object, allowed: tuple[str, ...], may_be: str = "") -> None:
+    if not isinstance(got, str) or got not in allowed:
+        _fail(field, got, may_be or f"one of {allowed}")
 
 
-def _one_of(field: str, got: object, allowed: tuple[str, ...]) -> None:
-    if got not in allowed:
-        _fail(field, got, f"one of {allowed}")
+def _integer(field: str, got: object, low: int, high: float = math.inf) -> None:
+    if not is_integer(got) or not low <= got <= high:  # pyrefly: ignore[unsupported-operation]
+        _fail(field, got, f"an integer of at least {low}" + (f" and at most {high}" if high < math.inf else ""))
 
 
-def _integer(field: str, got: object, low: int) -> None:
-    if not _is_integer(got) or got < low:  # pyrefly: ignore[unsupported-operation]
-        _fail(field, got, f"an integer of at least {low}")
-
-
-def _number(field: str, got: object, low: float, high: float = float("inf"), above: bool = False) -> None:
-    """A finite number in [low, high], or in (low, high] when `above`."""
-    bad = isinstance(got, bool) or not isinstance(got, (int, float)) or not low <= got <= high
-    if bad or got == float("inf") or (above and got == low):
-        least = f"above {low}" if above else f"of at least {low}"
-        _fail(field, got, f"a finite number {least}" + (f" and at most {high}" if high < float("inf") else ""))
+def _number(field: str, got: object, low: float, high: float = LARGEST, above: bool = False) -> None:
+    """A number in [low, high], or in (low, high] when `above`."""
+    if not is_number(got) or not low <= got <= high or (above and got == low):  # pyrefly: ignore[unsupported-operation]
+        least = f"above {low:g}" if above else f"of at least {low:g}"
+        most = f" and at most {high:g}" if high < LARGEST else " that float32 holds"
+        _fail(field, got, f"a finite number {least}{most}")

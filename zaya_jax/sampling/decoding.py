@@ -11,18 +11,15 @@ import numpy as np
 from zaya_jax.architecture import Cache, Zaya
 from zaya_jax.errors import Diverged, UserError
 from zaya_jax.sampling.config import SamplerConfig
+from zaya_jax.sampling.drafting import Yield, require_mask
 from zaya_jax.sampling.laws import Warp
 from zaya_jax.sampling.loop import METHODS, State, run, start
 from zaya_jax.sampling.method import Knobs, Plan
 from zaya_jax.sampling.noise import row_keys
+from zaya_jax.sampling.stopping import Decoder, StopStrings
+from zaya_jax.sampling.values import is_integer, plain, plain_tuple
 
 WATCHED_STEPS = 16  # steps between two looks for stop strings
-
-
-class Decoder(Protocol):
-    """What stop strings need of a tokenizer."""
-
-    def decode(self, ids: Sequence[int]) -> str: ...
 
 
 class Streamer(Protocol):
@@ -81,6 +78,13 @@ class Generation:
         """T over all rows: tokens up to and including the stop, over forwards. Say the temperature with it."""
         return sum(len(t) for t in self.tokens) / max(1, int(self.forwards.sum()))
 
+    @property
+    def warning(self) -> str:
+        """A line if drafts yielded practically nothing, as of a model that never learned to draft; else ""."""
+        found = Yield()
+        found.add(self.sampler, self.accepted)
+        return found.warning()
+
 
 def decode(
     model: Zaya,
@@ -96,6 +100,7 @@ def decode(
 ) -> Generation:
     """`generate` for any mode but "auto"; arguments as there."""
     texts, unread = _texts(prompts, session)
+    max_new_tokens, samples = plain(max_new_tokens), plain(samples)
     check(model, unread, texts, sampler, max_new_tokens, samples, session, tokenizer)
     plan, knobs = plan_of(sampler), knobs_of(sampler)
     keys = row_keys(seed, len(prompts) * samples)
@@ -113,14 +118,15 @@ def decode(
         model, variables, tokens, count, None if session is None else session.cache, seen, keys, limit, knobs,
         plan=plan, buffer=buffer, samples=samples, capacity=need + 2 * plan.block_size,
     )  # fmt: skip
-    watch = _Watch(sampler, tokenizer, streamer, METHODS[plan.mode].drafts)
+    rows = [text for text in texts for _ in range(samples)]
+    watch = _Watch(sampler, tokenizer, streamer, METHODS[plan.mode].drafts, [text[-1] for text in rows])
     state = watch.look(state)
     while not np.asarray(state.done).all():
         state = run(model, variables, state, keys, limit, np.int32(watch.steps), knobs, plan=plan)
         state = watch.look(state)
     if streamer is not None:
         streamer.end()
-    return _result(state, [text for text in texts for _ in range(samples)], watch.cut, sampler)
+    return _result(state, rows, watch.cut, sampler)
 
 
 def plan_of(sampler: SamplerConfig) -> Plan:
@@ -148,7 +154,7 @@ def knobs_of(sampler: SamplerConfig, dtype: Any = np.float32) -> Knobs:
         repetition_penalty=dtype(s.repetition_penalty),
         min_new_tokens=integer(s.min_new_tokens),
         threshold=dtype(s.threshold),
-        reveal=integer(s.reveal),
+        reveal=integer(min(s.reveal, 2**31 - 1)),
         stop=stop,
     )
 
@@ -162,10 +168,14 @@ def bucket(n: int) -> int:
 class _Watch:
     """What the host does between steps, if anything: stop strings and streaming."""
 
-    def __init__(self, sampler: SamplerConfig, tokenizer: Decoder | None, streamer: Streamer | None, drafts) -> None:
+    def __init__(
+        self, sampler: SamplerConfig, tokenizer: Decoder | None, streamer: Streamer | None, drafts, last: list[int]
+    ) -> None:  # fmt: skip
         self.sampler, self.tokenizer, self.streamer, self.drafts = sampler, tokenizer, streamer, drafts
+        self.last = last  # token of each row's prompt
         self.cut: dict[int, int] = {}  # rows that a stop string ended, and their lengths
         self.seen: list[int] = []  # tokens already looked at, each row
+        self.searches: list[StopStrings] = []  # for stop strings, each row
         self.idle = streamer is None and not sampler.stop_strings
         self.steps = 2**30 if self.idle else 1 if streamer else WATCHED_STEPS  # between two looks
 
@@ -175,9 +185,11 @@ class _Watch:
         tokens, count = jax.device_get((state.tokens, state.progress.count))
         self.seen = self.seen or [0] * len(count)
         if self.sampler.stop_strings:
+            self.searches = self.searches or [self._search(last) for last in self.last]
             fresh = {}
-            for row in range(len(count)):
-                end = None if row in self.cut else self._end(tokens[row, : count[row]].tolist(), self.seen[row])
+            for row, search in enumerate(self.searches):
+                new = tokens[row, self.seen[row] : count[row]].tolist()
+                end = None if row in self.cut else search.read(new)
                 if end is not None:
                     fresh[row] = end
             if fresh:
@@ -192,18 +204,11 @@ class _Watch:
         self.seen = ends
         return state
 
-    def _end(self, tokens: list[int], seen: int) -> int | None:
-        """Tokens up to the one that completes a stop string, or None."""
+    def _search(self, before: int) -> StopStrings:
         assert self.tokenizer is not None  # `check`
-        if len(tokens) == seen or not self._holds(tokens):
-            return None
-        first = max(seen + 1, self.sampler.min_new_tokens + 1)
-        return next((n for n in range(first, len(tokens) + 1) if self._holds(tokens[:n])), None)
-
-    def _holds(self, tokens: list[int]) -> bool:
-        assert self.tokenizer is not None
-        text = self.tokenizer.decode(tokens)
-        return any(s in text for s in self.sampler.stop_strings)
+        s = self.sampler
+        strings, stops = tuple(s.stop_strings), tuple(s.stop_tokens)
+        return StopStrings(strings, self.tokenizer, s.min_new_tokens, stops, before)
 
 
 def _result(state: State, texts: list[list[int]], cut: dict[int, int], sampler: SamplerConfig) -> Generation:
@@ -249,7 +254,13 @@ def _until(accepted: list[int], tokens: int) -> list[int]:
 
 def _texts(prompts: Sequence[Sequence[int]], session: Session | None) -> tuple[list[list[int]], list[list[int]]]:
     """Each row's whole text, and what of it is not in the session's cache."""
-    new = [list(p) for p in prompts]
+    given = plain_tuple(prompts)
+    if not isinstance(given, tuple):
+        raise UserError(f"prompts: got {given!r:.60}, may be a list of one or more token lists")
+    for i, prompt in enumerate(given):
+        if not isinstance(prompt, tuple) or not all(is_integer(token) for token in prompt):
+            raise UserError(f"prompts[{i}]: got {prompt!r:.60}, may be a list of token ids")
+    new = [list(prompt) for prompt in given]
     if session is None:
         return new, new
     if len(new) != len(session.texts):
@@ -266,8 +277,10 @@ def check(
 ) -> None:  # fmt: skip
     """Raises UserError, naming the argument, for anything `generate` cannot do; before anything is compiled."""
     config = model.config
+    if sampler.drafts:
+        require_mask(config)
     for name, value in (("max_new_tokens", max_new_tokens), ("samples", samples)):
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        if not is_integer(value) or value < 1:
             raise UserError(f"{name}: got {value!r}, may be an integer of at least 1")
     if not len(prompts):
         raise UserError("prompts: got none, may be a list of one or more token lists")

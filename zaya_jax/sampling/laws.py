@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 Array = jax.Array
+FLOOR = -1e8  # of a possible token's log-probability: far below what noise (at most 90, or 710 in float64) can lift
 
 
 class Warp(NamedTuple):
@@ -41,7 +42,11 @@ def log_law(logits: Array, warp: Warp) -> Array:
 
 
 def _warm_law(logits: Array, warp: Warp) -> Array:
-    law = jax.nn.log_softmax(logits / warp.temperature.astype(logits.dtype), axis=-1)
+    # Shifted before the division, which then cannot overflow to +inf; and floored, because XLA's vectorised exp on CPU
+    # returns rubbish below about -1.5e9. A token at the floor has probability 0 in any float, one at -inf is barred.
+    shifted = logits - jnp.max(logits, axis=-1, keepdims=True)
+    scaled = jnp.maximum(shifted / warp.temperature.astype(logits.dtype), FLOOR)
+    law = jax.nn.log_softmax(jnp.where(shifted == -jnp.inf, -jnp.inf, scaled), axis=-1)
     return jax.lax.cond(warp.truncates, truncate, _whole, law, warp)
 
 

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from flax import struct
 
 from zaya_jax.architecture import Cache, Layout, Zaya
-from zaya_jax.sampling.laws import Warp, at_token, log_acceptance, log_law, log_residual, mix, penalise
+from zaya_jax.sampling.laws import Warp, at_token, log_acceptance, log_law, log_residual, penalise
 from zaya_jax.sampling.noise import Noise, Purpose
+from zaya_jax.sampling.targets import Target, find_target
 
 Array = jax.Array
 
@@ -25,7 +26,7 @@ class Plan(NamedTuple):
     mode: str
     block_size: int
     anchors: tuple[int, ...]
-    target: str
+    target: str  # of `zaya_jax.sampling.targets`
 
 
 class Knobs(NamedTuple):
@@ -54,6 +55,10 @@ class Setup(NamedTuple):
     plan: Plan
     knobs: Knobs
     noise: Noise
+
+    @property
+    def target(self) -> Target:
+        return find_target(self.plan.target)
 
     def forward(self, layout: Layout, cache: Cache) -> tuple[Array, Cache]:
         """(hidden states [batch, row, hidden_size], pending cache)."""
@@ -145,11 +150,31 @@ def draft(setup: Setup, logits: Array, exists: Array, first: Array) -> Drafted:
     return Drafted(setup.noise.draw(Purpose.DRAFT, position, law, setup.knobs.draft_warp.warm), logits, exists)
 
 
-def mix_stale(setup: Setup, logits: Array, drafted: Drafted) -> Array:
-    """Target logits [batch, drafts + 1, vocab]: mixed with the draft's own where one is tested, else the AR ones."""
-    tested = mix(logits[:, :-1], drafted.logits, setup.knobs.beta)
+def with_tested(setup: Setup, logits: Array, drafted: Drafted) -> Array:
+    """The target's logits [batch, drafts + 1, vocab], of a target that reads the logits of the drafts being tested.
+
+    Where no draft is tested they are the AR ones; so they are everywhere for any other target.
+    """
+    target = setup.target
+    if target.combine is None or target.draft != "tested":
+        return logits
+    tested = target.combine(logits[:, :-1], drafted.logits, setup.knobs.beta)
     tested = jnp.where(drafted.exists[..., None], tested, logits[:, :-1])
     return jnp.concatenate([tested, logits[:, -1:].astype(tested.dtype)], axis=1)
+
+
+def with_next(setup: Setup, logits: Array, slots: Array) -> Array:
+    """The target's logits [batch, n, vocab], of a target that reads the block which starts at each position.
+
+    Args:
+      logits: the AR ones.
+      slots: hidden states [batch, m, hidden_size] of draft slots, block by block; the first of each block is read,
+        and there are n blocks. For any other target they are not looked at, and the logits stay as they are.
+    """
+    target = setup.target
+    if target.combine is None or target.draft != "next":
+        return logits
+    return target.combine(logits, setup.head(slots[:, :: setup.plan.block_size]), setup.knobs.beta)
 
 
 def verify(setup: Setup, logits: Array, drafted: Drafted, first: Array, progress: Progress) -> Verdict:

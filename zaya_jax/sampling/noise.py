@@ -2,13 +2,15 @@
 
 Every random number belongs to (row's key, absolute position, purpose). So a row's tokens depend neither on the rows
 beside it nor on how many forwards it took to get there. A position's draft may be drawn again by a later forward, but
-it is tested at most once and settled at most once, so no number decides two things.
+it is tested at most once and settled at most once, so no number decides two things. Where a drawing that is thrown away
+decides something nevertheless (block_diffusion reveals what was drawn with confidence), the drawing's number belongs to
+the key as well.
 """
 
 import enum
 import functools
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,7 @@ import numpy as np
 from flax import struct
 
 from zaya_jax.errors import UserError
+from zaya_jax.sampling.values import is_integer, plain_tuple
 
 Array = jax.Array
 
@@ -29,10 +32,13 @@ class Purpose(enum.IntEnum):
 class Noise(Protocol):
     """What a sampling step asks for; tests answer with forced outcomes instead."""
 
-    def draw(self, purpose: Purpose, position: Array, law: Array, warm: Array) -> Array:
+    def draw(
+        self, purpose: Purpose, position: Array, law: Array, warm: Array, again: Array | None = None
+    ) -> Array:  # fmt: skip
         """A token from each (unnormalised) log law [batch, ..., vocab]; position and result int32 [batch, ...].
 
-        Where `warm` (bool []) is False, every law holds one token alone, and no randomness is needed.
+        Where `warm` (bool []) is False, every law holds one token alone, and no randomness is needed. `again` (int32
+        [batch, ...]) numbers the drawings of one position whose noise must not be the same.
         """
         ...
 
@@ -46,11 +52,14 @@ class KeyedNoise(struct.PyTreeNode):
 
     keys: Array  # key array [batch]
 
-    def draw(self, purpose: Purpose, position: Array, law: Array, warm: Array) -> Array:
+    def draw(
+        self, purpose: Purpose, position: Array, law: Array, warm: Array, again: Array | None = None
+    ) -> Array:  # fmt: skip
         """By Gumbel-max."""
 
         def shaken(law: Array) -> Array:
-            return law + self._each(purpose, position, lambda key: jax.random.gumbel(key, law.shape[-1:], law.dtype))
+            gumbel = lambda key: jax.random.gumbel(key, law.shape[-1:], law.dtype)  # noqa: E731
+            return law + self._each(purpose, position, gumbel, again)
 
         return jnp.argmax(jax.lax.cond(warm, shaken, lambda law: law, law), axis=-1).astype(jnp.int32)
 
@@ -61,13 +70,18 @@ class KeyedNoise(struct.PyTreeNode):
         )
         return jnp.log(uniform) <= log_probability
 
-    def _each(self, purpose: Purpose, position: Array, f) -> Array:
-        def row(key: Array, positions: Array) -> Array:
-            key = jax.random.fold_in(key, int(purpose))
-            flat = jax.vmap(lambda p: f(jax.random.fold_in(key, p)))(positions.reshape(-1))
-            return flat.reshape(*positions.shape, *flat.shape[1:])
+    def _each(
+        self, purpose: Purpose, position: Array, f: Callable[[Array], Array], again: Array | None = None
+    ) -> Array:
+        def one(key: Array, numbers: tuple[Array, ...]) -> Array:
+            return f(functools.reduce(jax.random.fold_in, numbers, key))
 
-        return jax.vmap(row)(self.keys, position)
+        def row(key: Array, numbers: tuple[Array, ...]) -> Array:
+            key = jax.random.fold_in(key, int(purpose))
+            flat = jax.vmap(functools.partial(one, key))(tuple(x.reshape(-1) for x in numbers))
+            return flat.reshape(*numbers[0].shape, *flat.shape[1:])
+
+        return jax.vmap(row)(self.keys, (position,) if again is None else (position, again))
 
 
 def row_keys(seed: int | Sequence[int], rows: int) -> Array:
@@ -79,11 +93,12 @@ def row_keys(seed: int | Sequence[int], rows: int) -> Array:
     Raises:
       UserError: a sequence whose length is not `rows`, or a seed that is not in [0, 2**32).
     """
-    single = isinstance(seed, int | np.integer)
-    seeds = [seed] if single else list(seed)
+    given: Any = plain_tuple(seed)
+    single = not isinstance(given, tuple)
+    seeds: tuple[Any, ...] = (given,) if single else given
     for s in seeds:
-        if isinstance(s, bool) or not isinstance(s, int | np.integer) or not 0 <= s < 2**32:
-            raise UserError(f"seed: got {s!r}, may be an integer in [0, 2**32)")
+        if not is_integer(s) or not 0 <= s < 2**32:
+            raise UserError(f"seed: got {s!r}, may be an integer in [0, 2**32), or one for each row")
     if single:
         return _split(np.uint32(seeds[0]), rows)
     if len(seeds) != rows:

@@ -11,7 +11,7 @@ import numpy as np
 from flax import struct
 
 from zaya_jax.architecture import Cache, Layout
-from zaya_jax.sampling.laws import at_token, mix
+from zaya_jax.sampling.laws import at_token
 from zaya_jax.sampling.method import (
     Drafted,
     Follow,
@@ -22,9 +22,10 @@ from zaya_jax.sampling.method import (
     Setup,
     draft,
     is_healthy,
-    mix_stale,
     target_law,
     verify,
+    with_next,
+    with_tested,
 )  # fmt: skip
 from zaya_jax.sampling.noise import Purpose
 
@@ -61,9 +62,7 @@ def read(setup: Setup, tokens: Array, count: Array, cache: Cache) -> tuple[tuple
     hidden, cache = setup.forward(layout, cache)
     logits = setup.head(jnp.take_along_axis(hidden, (count - 1)[:, None, None], axis=1))
     slots = hidden[:, layout.clean_size :]
-    if plan.target == "mix_fresh":
-        logits = mix(logits, setup.head(slots[:, :1]), setup.knobs.beta)
-    return (logits, slots), cache.commit(count)
+    return (with_next(setup, logits, slots), slots), cache.commit(count)
 
 
 def begin(setup: Setup, readout: tuple[Array, Array], cache: Cache, progress: Progress) -> tuple[Outcome, Proposal]:
@@ -89,12 +88,8 @@ def step(setup: Setup, proposal: Proposal, cache: Cache, active: Array, progress
     plan, size = setup.plan, setup.plan.block_size
     layout = Layout.verify_and_draft(proposal.block, cache.length, plan.anchors or None, size)
     hidden, pending = setup.forward(layout, cache)
-    logits = setup.head(hidden[:, :size])
-    if plan.target == "mix_stale":
-        logits = mix_stale(setup, logits, proposal.drafted)
-    elif plan.target == "mix_fresh":
-        fresh = setup.head(hidden[:, size::size])  # first slot of every block, one behind each block token
-        logits = mix(logits, fresh, setup.knobs.beta)
+    logits = with_tested(setup, setup.head(hidden[:, :size]), proposal.drafted)
+    logits = with_next(setup, logits, hidden[:, size:])  # with all anchors there is a block after each block token
     verdict = verify(setup, logits, proposal.drafted, cache.length + 1, progress)
 
     def follow(active: Array, kept: Array) -> tuple[Proposal, Cache]:

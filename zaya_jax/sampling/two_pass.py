@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from zaya_jax.architecture import Cache, Layout
 from zaya_jax.sampling import single_pass
-from zaya_jax.sampling.method import Follow, Method, Outcome, Progress, Setup, draft, mix_stale, verify
+from zaya_jax.sampling.method import Follow, Method, Outcome, Progress, Setup, draft, verify, with_tested
 
 Array = jax.Array
 
@@ -30,9 +30,7 @@ def step(setup: Setup, settled: Array, cache: Cache, active: Array, progress: Pr
 
     hidden, pending = setup.forward(Layout.verify_and_draft(drafted.tokens, cache.length), cache)
     logits = jnp.concatenate([logits[:, :1], setup.head(hidden)], axis=1)
-    if setup.plan.target == "mix_stale":
-        logits = mix_stale(setup, logits, drafted)
-    verdict = verify(setup, logits, drafted, cache.length, progress)
+    verdict = verify(setup, with_tested(setup, logits, drafted), drafted, cache.length, progress)
 
     def follow(active: Array, kept: Array) -> tuple[Array, Cache]:
         return verdict.settled, pending.commit(jnp.where(active, jnp.minimum(verdict.accepted, kept), 0))
