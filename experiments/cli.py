@@ -14,6 +14,7 @@ from absl import app, flags, logging
 
 from zaya_jax.errors import Diverged, UserError
 from zaya_jax.training.interrupt import Interrupted
+from zaya_jax.writing import write_text
 
 _THREADS = flags.DEFINE_integer(
     "threads", None, "CPU threads to compute with; default: one for each core. Decoding with a model whose active "
@@ -99,7 +100,7 @@ def check_output(path: Path | str | None) -> None:
 def write_numbers(path: Path | str | None, numbers: dict[str, Any]) -> None:
     """A benchmark's results as JSON; None writes nothing."""
     if path:
-        Path(path).write_text(json.dumps(numbers, indent=2) + "\n")
+        write_text(path, json.dumps(numbers, indent=2) + "\n")
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

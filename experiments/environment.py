@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from zaya_jax.errors import UserError
 from zaya_jax.parallel import is_first
+from zaya_jax.writing import write_text
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
@@ -63,10 +64,8 @@ def claim_workdir(workdir: Path, config: ConfigDict) -> None:
             raise UserError(f"--workdir {workdir}: holds a run whose config differs in {difference}; choose another")
         return
     workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "environment.json").write_text(json.dumps(describe(), indent=2) + "\n")
-    swap = path.with_suffix(".partial")
-    swap.write_text(json.dumps(mine, indent=2) + "\n")
-    swap.replace(path)
+    write_text(workdir / "environment.json", json.dumps(describe(), indent=2) + "\n")
+    write_text(path, json.dumps(mine, indent=2) + "\n")
 
 
 def _without_devices(config: dict) -> dict:
@@ -145,6 +144,4 @@ def timed(workdir: Path, stage: str) -> Iterator[None]:
             path = workdir / "environment.json"
             known = json.loads(path.read_text())
             known["seconds"][stage] = round(known["seconds"].get(stage, 0) + time.perf_counter() - clock, 2)
-            swap = path.with_suffix(".partial")
-            swap.write_text(json.dumps(known, indent=2) + "\n")
-            swap.replace(path)
+            write_text(path, json.dumps(known, indent=2) + "\n")

@@ -15,6 +15,7 @@ from experiments import cli
 from zaya_jax.analysis.paper_figures import FIGURES, draw, write
 from zaya_jax.analysis.readme import regenerate
 from zaya_jax.errors import UserError
+from zaya_jax.writing import write_text
 
 _WIDTH = max(map(len, FIGURES))
 _NEEDS = {name: ", ".join(each.path for each in chosen.inputs) or "-" for name, chosen in FIGURES.items()}
@@ -34,7 +35,7 @@ def main(*names: str) -> None:
             raise UserError(f"figure: got {name!r}, may be all, readme, {', '.join(FIGURES)}")
     if "readme" in names:
         path = Path(_README.value)
-        path.write_text(regenerate(path.read_text(), Path(_RESULTS.value)))
+        write_text(path, regenerate(path.read_text(), Path(_RESULTS.value)))
         print(path, flush=True)
     everything = not names or "all" in names
     drawn, lacking = [], []

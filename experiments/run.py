@@ -63,6 +63,7 @@ from zaya_jax.training.metrics import MetricWriter, read_metrics
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.sinks import Sink, check_sinks, open_sinks
 from zaya_jax.training.state import init_variables, make_eval_step
+from zaya_jax.writing import write_text
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with an optional :argument.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; default: runs/<the config's name>.")
@@ -275,7 +276,7 @@ def evaluate(setup: settings.Settings, workdir: Path, folders: dict[str, Path], 
         samples += some_samples(setup, task, outcomes)
     if setup.measures_cost:
         rows += cost_rows(model, variables, setup.sampled, hardware)
-    (workdir / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    write_text(workdir / "samples.jsonl", "".join(json.dumps(sample) + "\n" for sample in samples))
     write_results(workdir / "results.csv", rows)
 
 

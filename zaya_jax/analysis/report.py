@@ -14,6 +14,7 @@ from zaya_jax.analysis.results import Row, Run
 from zaya_jax.analysis.verdict import hardware, relative_loss, verdict
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.architecture.config import PARTS
+from zaya_jax.writing import write_text
 
 GLOSSARY = {
     "T (tokens per forward)": (
@@ -71,9 +72,7 @@ def write_report(run: Run, figures: Sequence[Path | str], path: Path | str) -> P
         f"<h2>Words</h2>{facts(GLOSSARY.items(), kind='glossary')}",
         _raw(run),
     ]
-    swap = path.with_name(path.name + ".partial")
-    swap.write_text(page(f"{run.name}: report", sections), encoding="utf-8")
-    swap.replace(path)
+    write_text(path, page(f"{run.name}: report", sections))
     return path
 
 

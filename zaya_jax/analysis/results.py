@@ -11,6 +11,7 @@ from typing import Any
 from zaya_jax.architecture import ZayaConfig, preset
 from zaya_jax.errors import UserError
 from zaya_jax.training.metrics import read_metrics
+from zaya_jax.writing import replacing
 
 Row = dict[str, Any]  # a line of results.csv: text, float, or None where the column does not apply
 
@@ -231,12 +232,10 @@ def read_results(path: Path | str) -> list[Row]:
 
 
 def _write_table(path: Path, header: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
-    swap = path.with_name(path.name + ".partial")
-    with swap.open("w", newline="") as file:
+    with replacing(path) as partial, partial.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(lines)
-    swap.replace(path)
 
 
 def _read_table(path: Path, columns: Sequence[str], needed: Sequence[str]) -> tuple[list[str], list[list[str]]]:

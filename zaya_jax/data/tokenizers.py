@@ -14,6 +14,7 @@ import tokenizers
 
 from zaya_jax.data.published import TOKENIZER_FILE, PublishedTokenizer, read_description
 from zaya_jax.errors import UserError
+from zaya_jax.writing import write_text
 
 NUM_SPECIALS = 4  # BOS, EOS, PAD, MASK, in this order, behind the ordinary tokens.
 NUM_BYTES = 256
@@ -187,7 +188,7 @@ class BPETokenizer(_SpecialsLast):
         """Writes a `tokenizers` json file; the parent directory is made if need be."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(self.model.to_str(pretty=True), encoding="utf-8")
+        write_text(path, self.model.to_str(pretty=True))
 
     @property
     def vocab_size(self) -> int:

@@ -15,6 +15,7 @@ from zaya_jax.errors import UserError
 from zaya_jax.interop.names import abstract_variables
 from zaya_jax.interop.tensorfile import one_line
 from zaya_jax.parallel import Placement
+from zaya_jax.writing import write_text
 
 MODEL_FILE = "zaya_config.json"  # beside the numbered steps: what a reader needs to know of the model
 
@@ -27,7 +28,7 @@ def write_model_file(directory: Path | str, config: ZayaConfig) -> None:
     """Puts the model's configuration beside its steps."""
     path = Path(directory)
     path.mkdir(parents=True, exist_ok=True)
-    (path / MODEL_FILE).write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    write_text(path / MODEL_FILE, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
 
 
 def load_native(
