@@ -1,7 +1,7 @@
 """Files that are written whole or not at all: a full disk or a killed process leaves what was there before.
 
-Python, matplotlib and the writers in C++ all say a full disk in words of their own and leave half a file; here it is one
-line with the file's name, and nothing half-written.
+Python, matplotlib and the writers in C++ all say a full disk in words of their own and leave half a file; here it is
+one line with the file's name, and nothing half-written.
 """
 
 import contextlib
