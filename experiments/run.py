@@ -8,6 +8,9 @@ workdir then holds config.json, environment.json, metrics.jsonl, checkpoints/, r
 report.html. Interrupt it at any moment: the same command goes on from the last checkpoint, to the same numbers. While a
 stage trains, SIGTERM or one Ctrl-C finishes the step, saves, and exits with status 75.
 
+Where fields of `evaluate` alone are changed, a trained run is evaluated again in the same workdir, without training;
+what the earlier evaluation wrote moves to evaluations/N. A run none of whose phases drafts is sampled autoregressively.
+
 --sinks=tensorboard,wandb sends metrics there too; --profile=DIR writes a trace of a few steps of every training stage.
 
 The config's `phases` names its training phases in order, such as ("pretrain", "convert", "control"); a section of that
@@ -51,6 +54,7 @@ from zaya_jax.data.detokenizer import Detokenizer
 from zaya_jax.data.pipeline import Source, eval_batches, make_train_iterator
 from zaya_jax.data.tasks import Task
 from zaya_jax.errors import UserError
+from zaya_jax.evaluation.continuations import Continuations, log_probability
 from zaya_jax.evaluation.likelihood import likelihood
 from zaya_jax.evaluation.task_accuracy import Outcome, run_task, task_rows
 from zaya_jax.interop.native import load_native, write_model_file
@@ -267,17 +271,30 @@ def evaluate(setup: settings.Settings, workdir: Path, folders: dict[str, Path], 
     stage = setup.stages[setup.sampled]
     model, variables = Zaya(stage.model), load_native(folders[setup.sampled], stage.phase.evaluate_ema)[1]
     samples = []
-    for task in setup.tasks:
+    for task in [*setup.tasks, *continuations(setup, workdir)]:
         outcomes = run_task(
             model, variables, setup.tokenizer, task, setup.arms, setup.trial, workdir / "answers", setup.anchor_budget
         )
         common = {"kind": "sampling", "model": setup.sampled, "source": task.name, "hardware": hardware}
-        rows += [common | row for row in task_rows(outcomes, setup.trial)]
+        mine = [common | row for row in task_rows(outcomes, setup.trial)]
+        if isinstance(task, Continuations):
+            for row, outcome in zip(mine, outcomes, strict=True):
+                row["ar_log_probability"] = log_probability(
+                    model, variables, setup.tokenizer, task, outcome, setup.trial
+                )
+        rows += mine
         samples += some_samples(setup, task, outcomes)
     if setup.measures_cost:
         rows += cost_rows(model, variables, setup.sampled, hardware)
     write_text(workdir / "samples.jsonl", "".join(json.dumps(sample) + "\n" for sample in samples))
     write_results(workdir / "results.csv", rows)
+
+
+def continuations(setup: settings.Settings, workdir: Path) -> list[Continuations]:
+    """What is sampled without a task: each chosen text's held-out documents."""
+    return [
+        Continuations(name, functools.partial(open_source, setup, workdir, setup.sources[name])) for name in setup.texts
+    ]
 
 
 def likelihood_rows(
