@@ -1,8 +1,9 @@
 """Your own text, one file or a folder: a small ZAYA1 trained on it, converted, sampled on what was held back. A toy.
 
 Command:   python -m experiments.run --config=configs/own_text.py:text=my/folder --workdir=runs/own_text
-Arguments: text=FILE or DIR (.txt, .md, source files, .jsonl with a field "text"); tokenizer=bytes, or the path of a
-           trained tokenizer.json with vocab_size= its ids; block_size=8; preset=zaya1_300k; :fast, a try of a few steps
+Arguments: text=FILE or DIR (.txt, .md, source files, .jsonl with a field "text"); tokenizer=bytes, or tokenizer=bpe
+           with vocab_size=1024: your own BPE, trained on the train split and kept in WORKDIR/tokenizer.json;
+           block_size=8; preset=zaya1_300k; :fast, a try of a few steps
 Hardware:  CPU cores; nothing has been measured yet
 Time and result: none committed. T depends on the text: see report.html
 
@@ -21,7 +22,7 @@ from zaya_jax.training.optimizer import OptimizerConfig
 
 def get_config(arg: str | None = None) -> ConfigDict:
     chosen = parse_arg(
-        arg, text="stdlib", tokenizer="bytes", vocab_size=260, block_size=8, preset="zaya1_300k", fast=False
+        arg, text="stdlib", tokenizer="bytes", vocab_size=1024, block_size=8, preset="zaya1_300k", fast=False
     )
     if not chosen.text:
         raise UserError("config argument text: got '', may be a file or a folder of text")
@@ -30,8 +31,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.seed = 0
     c.cpu_devices = 1
     c.mesh = mesh()
-    c.tokenizer = chosen.tokenizer
-    c.model = model(chosen.preset, vocab_size=chosen.vocab_size)
+    if chosen.tokenizer not in ("bytes", "bpe"):
+        raise UserError(f"config argument tokenizer: got {chosen.tokenizer!r}, may be bytes or bpe")
+    bpe = chosen.tokenizer == "bpe"
+    c.tokenizer = f"bpe:{chosen.vocab_size}" if bpe else "bytes"
+    c.model = model(chosen.preset, **({"vocab_size": chosen.vocab_size} if bpe else {}))
     text = chosen.text if chosen.text == "stdlib" else (chosen.text,)
     c.data = data(128 if chosen.fast else 256, {"text": text, "weight": 1.0})
 

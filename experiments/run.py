@@ -52,7 +52,9 @@ from zaya_jax.architecture import Zaya, ZayaConfig
 from zaya_jax.data.chat import ChatSource, survey
 from zaya_jax.data.detokenizer import Detokenizer
 from zaya_jax.data.pipeline import Source, eval_batches, make_train_iterator
+from zaya_jax.data.published import TOKENIZER_FILE
 from zaya_jax.data.tasks import Task
+from zaya_jax.data.tokenizers import OWN_BPE, BPETokenizer
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.continuations import Continuations, log_probability
 from zaya_jax.evaluation.likelihood import likelihood
@@ -98,12 +100,32 @@ def main() -> None:
             for sink in sinks:
                 stack.callback(sink.close)
         wait_for_all("workdir")
+        if config.tokenizer.startswith(OWN_BPE):
+            setup = settings.read(config, own_tokenizer(setup, workdir))
         folders = stage_folders(config, setup, workdir)
         held_out = train_stages(setup, workdir, folders, placements, sinks)
         if jax.process_count() > 1:
             print("trained; to evaluate, run the same command as one process", flush=True)
             return
         finish(setup, workdir, folders, held_out)
+
+
+def own_tokenizer(setup: settings.Settings, workdir: Path) -> BPETokenizer:
+    """The BPE that the run has trained on its texts' training split, or trains now, kept in WORKDIR/tokenizer.json.
+
+    Raises:
+      UserError: no text, or too little for so many ids.
+    """
+    path = workdir / TOKENIZER_FILE
+    if is_first() and not path.exists():
+        sources = [source for source in setup.sources.values() if source.is_text]
+        if not sources:
+            raise UserError(f"tokenizer: got '{OWN_BPE}{setup.tokenizer.vocab_size}', but no text is in data.mixture")
+        opened = [open_source(setup, workdir, source, "train") for source in sources]
+        texts = (documents[i]["text"] for documents in opened for i in range(len(documents)))
+        BPETokenizer.train(texts, setup.tokenizer.vocab_size).save(path)
+    wait_for_all("tokenizer")
+    return BPETokenizer.load(path)
 
 
 def stage_folders(config: ConfigDict, setup: settings.Settings, workdir: Path) -> dict[str, Path]:

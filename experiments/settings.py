@@ -65,8 +65,11 @@ class Settings:
     measures_cost: bool
 
 
-def read(config: ConfigDict) -> Settings:
+def read(config: ConfigDict, trained: Tokenizer | None = None) -> Settings:
     """Checks a config.
+
+    Args:
+      trained: the tokenizer that the run has trained, where `tokenizer` is "bpe:N".
 
     Raises:
       UserError, FileNotFoundError: one line that names the field, what it got and what it may be.
@@ -79,7 +82,7 @@ def read(config: ConfigDict) -> Settings:
     )
     _known("data.", set(config.data), DATA, DATA - {"packing", "chat_template", "thinking"})
     phase_names(config)
-    tokenizer = load_tokenizer(config.tokenizer)
+    tokenizer = trained or load_tokenizer(config.tokenizer)
     model = _model(config, tokenizer)
     for name in ("row_length", "task_documents", "validation_batches"):
         fields.positive(f"data.{name}", config.data[name])

@@ -8,7 +8,7 @@ from zaya_jax.architecture import ZayaConfig
 from zaya_jax.architecture.config import NO_MASK
 from zaya_jax.data.published import TOKENIZER_FILE
 from zaya_jax.data.templates import ChatTemplate, folder_template, load_template
-from zaya_jax.data.tokenizers import Tokenizer, for_model, load_tokenizer, may_be_mask
+from zaya_jax.data.tokenizers import OWN_BPE, Tokenizer, for_model, load_tokenizer, may_be_mask
 from zaya_jax.errors import UserError
 from zaya_jax.interop.native import MODEL_FILE
 
@@ -48,7 +48,8 @@ def tokenizer_of(checkpoint: Path, vocab_size: int) -> str:
         return str(checkpoint / TOKENIZER_FILE)
     name = run_config(checkpoint).get("tokenizer")
     if isinstance(name, str):
-        return name
+        own = checkpoint.absolute().parent.parent / TOKENIZER_FILE  # which the run trained
+        return str(own) if name.startswith(OWN_BPE) else name
     if vocab_size == load_tokenizer("bytes").vocab_size:
         return "bytes"
     raise UserError(f"--tokenizer: missing, may be a tokenizer json (the model has {vocab_size} ids)")

@@ -17,6 +17,7 @@ from experiments import cli, environment, settings
 from tests.experiments import tiny
 from zaya_jax import load_pretrained
 from zaya_jax.analysis.results import read_results
+from zaya_jax.data.tokenizers import load_tokenizer
 from zaya_jax.training.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -345,7 +346,8 @@ def test_an_autoregressive_run_goes_from_start_to_report_and_is_evaluated_again(
 def test_own_text_alone_is_continued_on_what_was_held_back(tmp_path):
     book = tmp_path / "book.txt"
     book.write_text("".join(f"{i}: chapter and verse {i * 7919 % 1000}\n" for i in range(3000)))
-    args = [f"--config=configs/own_text.py:fast,preset=tiny,block_size=4,text={book}", f"--workdir={tmp_path / 'w'}"]
+    own = f"--config=configs/own_text.py:fast,preset=tiny,block_size=4,tokenizer=bpe,vocab_size=270,text={book}"
+    args = [own, f"--workdir={tmp_path / 'w'}"]
     args += ["--config.pretrain.steps=2", "--config.convert.steps=2", "--config.evaluate.prompts=3"]
     status, output = finish(*args, "--config.evaluate.batch=3", "--config.evaluate.max_new_tokens=8")
     assert status == 0, output
@@ -361,3 +363,4 @@ def test_own_text_alone_is_continued_on_what_was_held_back(tmp_path):
     held_out = book.read_text()[int(0.9 * len(book.read_text())) :]
     assert samples and all(s["prompt"] in held_out and s["correct"] is None for s in samples)
     assert "log-probability under AR" in (tmp_path / "w" / "report.html").read_text()
+    assert load_tokenizer(tmp_path / "w" / "tokenizer.json").vocab_size == 270
