@@ -3,7 +3,7 @@
 import dataclasses
 import random
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +24,6 @@ APART = 1024  # characters from one prompt to the next in a document
 class Continuations(Task):
     """Prompts that are stretches of held-out documents; nothing is a right answer, so `check` is always None."""
 
-    checks: ClassVar[bool] = False
     name: str  # pyrefly: ignore[bad-override] (a task's class has it; of text there is one for each source)
     open: Callable[[str], Source] = dataclasses.field(repr=False, compare=False)  # a split's documents
 
