@@ -326,6 +326,7 @@ def test_a_run_that_drafts_nowhere_is_sampled_autoregressively():
         settings.read(config)
 
 
+@pytest.mark.slow
 def test_an_autoregressive_run_goes_from_start_to_report_and_is_evaluated_again(tmp_path):
     args = [CONFIG, f"--workdir={tmp_path}", "--config.phases=('pretrain',)", "--config.pretrain.steps=2"]
     status, output = finish(*args, "--config.evaluate.temperatures=(0.0,)")
@@ -343,6 +344,7 @@ def test_an_autoregressive_run_goes_from_start_to_report_and_is_evaluated_again(
         assert {r["temperature"] for r in rows if r["kind"] == "sampling"} == {temperature}
 
 
+@pytest.mark.slow
 def test_own_text_alone_is_continued_on_what_was_held_back(tmp_path):
     book = tmp_path / "book.txt"
     book.write_text("".join(f"{i}: chapter and verse {i * 7919 % 1000}\n" for i in range(3000)))

@@ -221,7 +221,7 @@ class UntrainedBPE(_SpecialsLast):
         )
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self.encode("") and ""
+        raise UserError(f"tokenizer: {OWN_BPE}{self.size} is not trained yet")
 
 
 def load_tokenizer(spec: str | Path) -> Tokenizer:
