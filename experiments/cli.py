@@ -16,6 +16,7 @@ from experiments import compilation_cache, terminal
 from zaya_jax.errors import Diverged, UserError
 from zaya_jax.paths import absolute
 from zaya_jax.training.interrupt import Interrupted
+from zaya_jax.writing import write_text
 
 _THREADS = flags.DEFINE_integer(
     "threads", None, "CPU threads to compute with; default: one for each core. Decoding with a model whose active "
@@ -118,7 +119,7 @@ def check_output(path: Path | str | None) -> None:
 def write_numbers(path: Path | str | None, numbers: dict[str, Any]) -> None:
     """A benchmark's results as JSON; None writes nothing."""
     if path:
-        absolute(path).write_text(json.dumps(numbers, indent=2) + "\n")
+        write_text(absolute(path), json.dumps(numbers, indent=2) + "\n")
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

@@ -19,7 +19,10 @@ from ml_collections import ConfigDict
 from experiments import compilation_cache
 from zaya_jax.errors import UserError
 from zaya_jax.parallel import is_first
+from zaya_jax.paths import read_object
+from zaya_jax.writing import refused_in_one_line, write_text
 
+EVALUATION = ("results.csv", "samples.jsonl", "answers", "figures", "report.html")  # what `keep_evaluation` moves
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
 
@@ -47,23 +50,73 @@ def locked(path: Path, waiting: str | None = None) -> Iterator[None]:
 
 
 def claim_workdir(workdir: Path, config: ConfigDict) -> None:
-    """Writes config.json and environment.json, or checks that the folder holds a run of this very config.
+    """Writes config.json and environment.json, or checks that the folder holds a run of this config.
+
+    Where `evaluate` alone differs, the run is evaluated again: the earlier evaluation, finished or not, moves to
+    evaluations/N with the config that made it, and config.json becomes this one. Where another process dies on the way,
+    either config's command ends with its own evaluation at the top.
 
     Raises:
       UserError: the folder holds another config's run; names the first field that differs.
-      PermissionError, FileExistsError: the folder cannot be made.
+      WriteError: the folder cannot be made or written to.
     """
     path = workdir / "config.json"
     mine = json.loads(config.to_json_best_effort())
     if path.exists():
-        if found := difference(workdir, config):
-            raise UserError(f"--workdir {workdir}: holds a run whose config differs in {found}; choose another")
+        theirs = _read_config(path)
+        trained, wanted = (_without_devices({**c, "evaluate": None}) for c in (theirs, mine))
+        if found := first_difference(trained, wanted):
+            raise UserError(
+                f"--workdir {workdir}: holds a run whose config differs in {found}; choose another (evaluate.* may "
+                "differ: the run is then evaluated again; experiments.evaluate measures any checkpoint)"
+            )
+        if theirs.get("evaluate") != mine.get("evaluate"):
+            keep_evaluation(workdir)
+            write_text(path, json.dumps(mine, indent=2) + "\n")
         return
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "environment.json").write_text(json.dumps(describe(), indent=2) + "\n")
-    swap = path.with_suffix(".partial")
-    swap.write_text(json.dumps(mine, indent=2) + "\n")
-    swap.replace(path)
+    with refused_in_one_line(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+    write_text(workdir / "environment.json", json.dumps(describe(), indent=2) + "\n")
+    write_text(path, json.dumps(mine, indent=2) + "\n")
+
+
+def keep_evaluation(workdir: Path) -> None:
+    """Moves what evaluating and drawing wrote to evaluations/N, beside a copy of config.json and environment.json.
+
+    results.csv, which says that a run is finished, goes first: killed on the way, the run is unfinished under either
+    config, and what is left at the top is moved when this is called again.
+    """
+    found = [name for name in EVALUATION if (workdir / name).exists()]
+    folder = workdir / "evaluations"
+    with refused_in_one_line(folder):
+        folder.mkdir(exist_ok=True)
+        partial = folder / "partial"
+        if not found and not partial.exists():
+            return
+        if any((partial / name).exists() for name in found):
+            _number(partial, folder)  # after a kill the earlier config's command was run once more: both are kept
+        partial.mkdir(exist_ok=True)
+        for name in found:
+            (workdir / name).replace(partial / name)
+        for name in ("config.json", "environment.json"):
+            if (workdir / name).exists():
+                write_text(partial / name, (workdir / name).read_text())
+        _number(partial, folder)
+    _forget_seconds(workdir / "environment.json")
+
+
+def _number(partial: Path, folder: Path) -> None:
+    """Gives a folder of an earlier evaluation the next number."""
+    taken = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
+    partial.replace(folder / str(max(taken, default=0) + 1))
+
+
+def _forget_seconds(path: Path) -> None:
+    """The next evaluation's wall time is its own."""
+    if path.exists():
+        known = read_object(path)
+        known["seconds"] = {k: v for k, v in known.get("seconds", {}).items() if k not in ("evaluate", "figures")}
+        write_text(path, json.dumps(known, indent=2) + "\n")
 
 
 def difference(workdir: Path, config: ConfigDict) -> str | None:
@@ -72,12 +125,16 @@ def difference(workdir: Path, config: ConfigDict) -> str | None:
     Raises:
       UserError: its config.json is not JSON.
     """
-    path = workdir / "config.json"
+    theirs, mine = _read_config(workdir / "config.json"), json.loads(config.to_json_best_effort())
+    return first_difference(_without_devices(theirs), _without_devices(mine))
+
+
+def _read_config(path: Path) -> dict:
+    """A workdir's config.json. UserError where it is damaged."""
     try:
-        theirs = json.loads(path.read_text())
-    except json.JSONDecodeError:
-        raise UserError(f"{path}: not JSON; remove the folder or choose another --workdir") from None
-    return first_difference(_without_devices(theirs), _without_devices(json.loads(config.to_json_best_effort())))
+        return read_object(path)
+    except UserError as error:
+        raise UserError(f"{error}; remove the folder or choose another --workdir") from None
 
 
 def _without_devices(config: dict) -> dict:
@@ -168,10 +225,8 @@ def timed(workdir: Path, stage: str) -> Iterator[None]:
     finally:
         if is_first():
             path = workdir / "environment.json"
-            known = json.loads(path.read_text())
+            known = read_object(path)
             known["seconds"][stage] = round(known["seconds"].get(stage, 0) + time.perf_counter() - clock, 2)
             cached = known.setdefault("programs_from_cache", {})
             cached[stage] = cached.get(stage, 0) + compilation_cache.loaded() - loaded
-            swap = path.with_suffix(".partial")
-            swap.write_text(json.dumps(known, indent=2) + "\n")
-            swap.replace(path)
+            write_text(path, json.dumps(known, indent=2) + "\n")

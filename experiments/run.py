@@ -8,6 +8,9 @@ workdir then holds config.json, environment.json, metrics.jsonl, checkpoints/, r
 report.html. Interrupt it at any moment: the same command goes on from the last checkpoint, to the same numbers. While a
 stage trains, SIGTERM or one Ctrl-C finishes the step, saves, and exits with status 75.
 
+Where fields of `evaluate` alone are changed, a trained run is evaluated again in the same workdir, without training;
+what the earlier evaluation wrote moves to evaluations/N. A run none of whose phases drafts is sampled autoregressively.
+
 --sinks=tensorboard,wandb sends metrics there too; --profile=DIR writes a trace of a few steps of every training stage.
 
 The config's `phases` names its training phases in order, such as ("pretrain", "convert", "control"); a section of that
@@ -51,9 +54,12 @@ from zaya_jax.data.carried import write_tokenizer
 from zaya_jax.data.chat import ChatSource, survey
 from zaya_jax.data.detokenizer import Detokenizer
 from zaya_jax.data.pipeline import Source, eval_batches, make_train_iterator
+from zaya_jax.data.published import TOKENIZER_FILE
 from zaya_jax.data.tasks import ChatTask, Task
 from zaya_jax.data.templates import ChatTemplate
+from zaya_jax.data.tokenizers import OWN_BPE, BPETokenizer
 from zaya_jax.errors import UserError
+from zaya_jax.evaluation.continuations import Continuations, log_probability
 from zaya_jax.evaluation.likelihood import likelihood
 from zaya_jax.evaluation.task_accuracy import Outcome, run_task, task_rows
 from zaya_jax.interop.native import load_native, write_model_file
@@ -67,6 +73,7 @@ from zaya_jax.training.metrics import MetricWriter, read_metrics
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.sinks import Sink, check_sinks, open_sinks
 from zaya_jax.training.state import init_variables, make_eval_step
+from zaya_jax.writing import write_text
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with an optional :argument.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; default: runs/<the config's name>.")
@@ -97,12 +104,32 @@ def main() -> None:
             for sink in sinks:
                 stack.callback(sink.close)
         wait_for_all("workdir")
+        if config.tokenizer.startswith(OWN_BPE):
+            setup = settings.read(config, own_tokenizer(setup, workdir))
         folders = stage_folders(config, setup, workdir)
         held_out = train_stages(config, setup, workdir, folders, placements, sinks)
         if jax.process_count() > 1:
             print("trained; to evaluate, run the same command as one process", flush=True)
             return
         finish(setup, workdir, folders, held_out)
+
+
+def own_tokenizer(setup: settings.Settings, workdir: Path) -> BPETokenizer:
+    """The BPE that the run has trained on its texts' training split, or trains now, kept in WORKDIR/tokenizer.json.
+
+    Raises:
+      UserError: no text, or too little for so many ids.
+    """
+    path = workdir / TOKENIZER_FILE
+    if is_first() and not path.exists():
+        sources = [source for source in setup.sources.values() if source.is_text]
+        if not sources:
+            raise UserError(f"tokenizer: got '{OWN_BPE}{setup.tokenizer.vocab_size}', but no text is in data.mixture")
+        opened = [open_source(setup, workdir, source, "train") for source in sources]
+        texts = (documents[i]["text"] for documents in opened for i in range(len(documents)))
+        BPETokenizer.train(texts, setup.tokenizer.vocab_size).save(path)
+    wait_for_all("tokenizer")
+    return BPETokenizer.load(path)
 
 
 def stage_folders(config: ConfigDict, setup: settings.Settings, workdir: Path) -> dict[str, Path]:
@@ -281,17 +308,30 @@ def evaluate(setup: settings.Settings, workdir: Path, folders: dict[str, Path], 
     stage = setup.stages[setup.sampled]
     model, variables = Zaya(stage.model), load_native(folders[setup.sampled], stage.phase.evaluate_ema)[1]
     samples = []
-    for task in setup.tasks:
+    for task in [*setup.tasks, *continuations(setup, workdir)]:
         outcomes = run_task(
             model, variables, setup.tokenizer, task, setup.arms, setup.trial, workdir / "answers", setup.anchor_budget
         )
         common = {"kind": "sampling", "model": setup.sampled, "source": task.name, "hardware": hardware}
-        rows += [common | row for row in task_rows(outcomes, setup.trial)]
+        mine = [common | row for row in task_rows(outcomes, setup.trial)]
+        if isinstance(task, Continuations):
+            for row, outcome in zip(mine, outcomes, strict=True):
+                row["ar_log_probability"] = log_probability(
+                    model, variables, setup.tokenizer, task, outcome, setup.trial
+                )
+        rows += mine
         samples += some_samples(setup, task, outcomes)
     if setup.measures_cost:
         rows += cost_rows(model, variables, setup.sampled, hardware)
-    (workdir / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    write_text(workdir / "samples.jsonl", "".join(json.dumps(sample) + "\n" for sample in samples))
     write_results(workdir / "results.csv", rows)
+
+
+def continuations(setup: settings.Settings, workdir: Path) -> list[Continuations]:
+    """What is sampled without a task: each chosen text's held-out documents."""
+    return [
+        Continuations(name, functools.partial(open_source, setup, workdir, setup.sources[name])) for name in setup.texts
+    ]
 
 
 def likelihood_rows(

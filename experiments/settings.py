@@ -52,14 +52,18 @@ class Settings:
     sources: dict[str, MixtureSource]  # of all stages' mixtures
     sampled: str  # the stage whose model is sampled
     tasks: tuple[Task, ...]  # to evaluate on
+    texts: tuple[str, ...]  # sources of text whose held-out documents are gone on with
     arms: tuple[Arm, ...]
     trial: Trial
     anchor_budget: int  # 0: all anchors
     measures_cost: bool
 
 
-def read(config: ConfigDict) -> Settings:
+def read(config: ConfigDict, trained: Tokenizer | None = None) -> Settings:
     """Checks a config.
+
+    Args:
+      trained: the tokenizer that the run has trained, where `tokenizer` is "bpe:N".
 
     Raises:
       UserError, FileNotFoundError: one line that names the field, what it got and what it may be.
@@ -72,7 +76,7 @@ def read(config: ConfigDict) -> Settings:
     )
     _known("data.", set(config.data), DATA, DATA - {"packing", "chat_template", "thinking"})
     phase_names(config)
-    tokenizer = load_tokenizer(config.tokenizer)
+    tokenizer = trained or load_tokenizer(config.tokenizer)
     model = _model(config, tokenizer)
     for name in ("row_length", "task_documents", "validation_batches"):
         fields.positive(f"data.{name}", config.data[name])
@@ -82,6 +86,7 @@ def read(config: ConfigDict) -> Settings:
     for name in ("prompts", "batch", "max_new_tokens", "samples"):
         fields.positive(f"evaluate.{name}", config.evaluate[name])
     sampled = _sampled(config.evaluate.get("phase"), stages)
+    drafts = stages[sampled].phase.objective.kind == "tidar"
     block_size = stages[sampled].phase.objective.block_size
     return Settings(
         name=config.name,
@@ -95,9 +100,14 @@ def read(config: ConfigDict) -> Settings:
         sources=mixtures.sources,
         sampled=sampled,
         tasks=_tasks(config.evaluate, mixtures.sources, template),
-        arms=_arms(config.evaluate, block_size, tokenizer),
+        texts=_texts(config.evaluate, mixtures.sources),
+        arms=tuple(
+            arm
+            for arm in _arms(config.evaluate, block_size, tokenizer)
+            if drafts or arm.sampler.mode == "autoregressive"
+        ),
         trial=Trial(*(config.evaluate[name] for name in ("prompts", "samples", "batch", "max_new_tokens", "seed"))),
-        measures_cost=config.evaluate.cost,
+        measures_cost=config.evaluate.cost and drafts,
         anchor_budget=_budget(config.evaluate.anchor_budget, block_size),
     )
 
@@ -187,10 +197,13 @@ def _thinking(value: Any) -> tuple[str, str]:
 
 
 def _sampled(name: str | None, stages: dict[str, Stage]) -> str:
-    """The stage that `evaluate.phase` names: without it "convert", or the last one that drafts."""
+    """The stage that `evaluate.phase` names: without it "convert", or the last one that drafts.
+
+    Where none drafts, any may be named, and without a name it is the last one.
+    """
     drafting = [stage for stage, its in stages.items() if its.phase.objective.kind == "tidar"]
     if not drafting:
-        raise UserError(f"phases: got {tuple(stages)}, may be some of which one drafts (objective.kind 'tidar')")
+        return fields.choice("evaluate.phase", name or list(stages)[-1], stages)
     name = name or ("convert" if "convert" in drafting else drafting[-1])
     if name not in drafting:
         raise UserError(f"evaluate.phase: got {name!r}, may be a phase that drafts: {', '.join(drafting)}")
@@ -200,10 +213,17 @@ def _sampled(name: str | None, stages: dict[str, Stage]) -> str:
 def _tasks(evaluate: ConfigDict, sources: dict[str, MixtureSource], template: ChatTemplate) -> tuple[Task, ...]:
     """What to evaluate on: tasks as they are trained on, asked in chats if so chosen."""
     trained = {source.task.name: source.task for source in reversed(sources.values()) if source.task is not None}
-    tasks = [_task(name, trained) for name in evaluate.tasks]
+    texts = _texts(evaluate, sources)
+    tasks = [_task(name, trained) for name in evaluate.tasks if name not in texts]
     if not evaluate.get("chat", False):
         return tuple(tasks)
     return tuple(ChatTask(task, template) for task in tasks)
+
+
+def _texts(evaluate: ConfigDict, sources: dict[str, MixtureSource]) -> tuple[str, ...]:
+    """The texts that `evaluate.tasks` names beside tasks; where it names nothing, every text there is."""
+    texts = [name for name, source in sources.items() if source.is_text]
+    return tuple(name for name in texts if not evaluate.tasks or name in evaluate.tasks)
 
 
 def _task(name: str, trained: dict[str, Task]) -> Task:

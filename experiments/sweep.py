@@ -37,7 +37,8 @@ from experiments.jobs import FAILED, Job, check_jobs, find_base, read_jobs, to_r
 from zaya_jax.analysis import sweep_summary
 from zaya_jax.analysis.results import Row, read_results, write_sweep
 from zaya_jax.errors import UserError
-from zaya_jax.paths import absolute
+from zaya_jax.paths import absolute, read_object
+from zaya_jax.writing import write_text
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Sweep file, such as configs/sweeps/study.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the sweep lives; default: runs/sweeps/<its name>.")
@@ -128,14 +129,14 @@ def claim(workdir: Path, config: Any) -> None:
     path = workdir / "sweep.json"
     mine = {"name": config.name, "config": config.config}
     if path.exists():
-        theirs = json.loads(path.read_text())
+        theirs = read_object(path)
         if difference := environment.first_difference({key: theirs.get(key) for key in mine}, mine):
             raise UserError(f"--workdir {workdir}: holds another sweep: {difference}; choose another")
     (workdir / "runs").mkdir(parents=True, exist_ok=True)
     jobs = [[[field, value] for field, value in job] for job in config.jobs]
-    path.write_text(json.dumps(mine | {"jobs": jobs}, indent=1) + "\n")
+    write_text(path, json.dumps(mine | {"jobs": jobs}, indent=1) + "\n")
     if not (workdir / "environment.json").exists():
-        (workdir / "environment.json").write_text(json.dumps(environment.describe(), indent=2) + "\n")
+        write_text(workdir / "environment.json", json.dumps(environment.describe(), indent=2) + "\n")
 
 
 def run_jobs(commands: dict[str, list[str]], workdir: Path, jobs: dict[str, Job]) -> dict[str, str]:
@@ -171,7 +172,7 @@ def run_job(line: list[str], folder: Path) -> str:
         log.seek(start)
         reason = f"status {status}: {last_error(log.read().decode(errors='replace'))}"
     if status not in (cli.INTERRUPTED, cli.BY_KEYBOARD):
-        (folder / FAILED).write_text(reason + "\n")
+        write_text(folder / FAILED, reason + "\n")
     return reason
 
 
@@ -231,7 +232,7 @@ def slurm_parameters(items: list[str]) -> dict[str, Any]:
 
 def outcome(job: Job) -> tuple[list[Row], float]:
     """A finished job's rows, and the seconds that its stages took here."""
-    seconds = json.loads((job.folder / "environment.json").read_text())["seconds"]
+    seconds = read_object(job.folder / "environment.json")["seconds"]
     return read_results(job.folder / "results.csv"), sum(seconds.values())
 
 

@@ -13,6 +13,7 @@ from zaya_jax.data.carried import write_tokenizer
 from zaya_jax.data.published import TOKENIZER_FILE
 from zaya_jax.data.templates import ChatTemplate, folder_template, load_template
 from zaya_jax.data.tokenizers import (
+    OWN_BPE,
     ByteTokenizer,
     Tokenizer,
     for_model,
@@ -80,7 +81,8 @@ def tokenizer_of(checkpoint: Path, vocab_size: int) -> str:
         return str(checkpoint / TOKENIZER_FILE)
     name = run_config(checkpoint).get("tokenizer")
     if isinstance(name, str):
-        return name
+        own = checkpoint.absolute().parent.parent / TOKENIZER_FILE  # which the run trained
+        return str(own) if name.startswith(OWN_BPE) else name
     if vocab_size == load_tokenizer("bytes").vocab_size:
         return "bytes"
     if other := next((checkpoint / name for name in OTHER_TOKENIZERS if (checkpoint / name).exists()), None):

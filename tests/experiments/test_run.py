@@ -159,7 +159,8 @@ def test_a_finished_run_is_skipped_and_another_config_is_refused(whole):
     assert status == 2
     assert output.strip().splitlines()[-1] == (
         f"error: --workdir {whole}: holds a run whose config differs in convert.objective.alpha (4.0 there, 0.5 now); "
-        "choose another"
+        "choose another (evaluate.* may differ: the run is then evaluated again; experiments.evaluate measures any "
+        "checkpoint)"
     )
 
 
@@ -263,3 +264,109 @@ def test_stage_names_change_with_what_decides_a_stage_and_nothing_else():
         assert all(other[name] != base[name] for name in base)
     scratch = keys(lambda c: c.pretrain.update(steps=0))
     assert set(scratch) == {"convert", "control"} and scratch["convert"] != base["convert"]
+
+
+def claimed(workdir: Path, **evaluate) -> dict:
+    config = tiny.get_config()
+    config.evaluate.update(evaluate)
+    environment.claim_workdir(workdir, config)
+    return json.loads((workdir / "config.json").read_text())
+
+
+def test_another_evaluation_takes_the_place_of_the_earlier_one_which_is_kept(tmp_path):
+    claimed(tmp_path)
+    for count, name in enumerate(environment.EVALUATION):
+        (tmp_path / name).write_text(str(count))
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    assert claimed(tmp_path)["evaluate"]["prompts"] == 6  # the same config moves nothing
+    assert (tmp_path / "results.csv").exists()
+    assert claimed(tmp_path, prompts=3)["evaluate"]["prompts"] == 3
+    assert not any((tmp_path / name).exists() for name in environment.EVALUATION)
+    kept = tmp_path / "evaluations" / "1"
+    assert [(kept / name).read_text() for name in environment.EVALUATION] == [*"01234"]
+    assert json.loads((kept / "config.json").read_text())["evaluate"]["prompts"] == 6
+    assert (tmp_path / "metrics.jsonl").exists()
+    (tmp_path / "results.csv").write_text("again")
+    claimed(tmp_path, prompts=6)
+    assert {p.name for p in (tmp_path / "evaluations").iterdir()} == {"1", "2"}
+    assert (tmp_path / "evaluations" / "2" / "results.csv").read_text() == "again"
+
+
+@pytest.mark.parametrize("moved", range(len(environment.EVALUATION) + 1))
+@pytest.mark.parametrize("back", [False, True])
+def test_a_kill_while_an_evaluation_is_moved_loses_nothing(tmp_path, moved, back):
+    claimed(tmp_path)
+    for name in environment.EVALUATION:
+        (tmp_path / name).write_text(name)
+    (tmp_path / "evaluations" / "partial").mkdir(parents=True)
+    for name in environment.EVALUATION[:moved]:
+        (tmp_path / name).replace(tmp_path / "evaluations" / "partial" / name)
+    if back:  # the earlier config's command, to its end
+        claimed(tmp_path)
+        for name in environment.EVALUATION:
+            (tmp_path / name).write_text(name)
+    claimed(tmp_path, prompts=3)
+    assert not any((tmp_path / name).exists() for name in environment.EVALUATION)
+    last = max((tmp_path / "evaluations").iterdir(), key=lambda path: int(path.name))
+    assert [(last / name).read_text() for name in environment.EVALUATION] == [*environment.EVALUATION]
+
+
+def test_what_was_trained_with_another_config_is_refused_with_what_may_differ(tmp_path):
+    claimed(tmp_path)
+    config = tiny.get_config()
+    config.pretrain.steps = 7
+    with pytest.raises(ValueError, match=r"differs in pretrain\.steps \(6 there, 7 now\).*evaluate\.\* may differ"):
+        environment.claim_workdir(tmp_path, config)
+
+
+def test_a_run_that_drafts_nowhere_is_sampled_autoregressively():
+    config = tiny.get_config()
+    config.phases = ("pretrain",)
+    setup = settings.read(config)
+    assert setup.sampled == "pretrain" and not setup.measures_cost
+    assert {arm.name for arm in setup.arms} == {"autoregressive"}
+    config.evaluate.phase = "control"
+    with pytest.raises(ValueError, match=r"evaluate\.phase: got 'control', may be one of pretrain"):
+        settings.read(config)
+
+
+@pytest.mark.slow
+def test_an_autoregressive_run_goes_from_start_to_report_and_is_evaluated_again(tmp_path):
+    args = [CONFIG, f"--workdir={tmp_path}", "--config.phases=('pretrain',)", "--config.pretrain.steps=2"]
+    status, output = finish(*args, "--config.evaluate.temperatures=(0.0,)")
+    assert status == 0, output
+    report = (tmp_path / "report.html").read_text()
+    assert "No phase of this run drafts" in report and "Not in this run" not in report
+    assert {r["arm"] for r in read_results(tmp_path / "results.csv") if r["kind"] == "sampling"} == {"autoregressive"}
+    assert (tmp_path / "samples.jsonl").read_text().strip()
+    metrics = (tmp_path / "metrics.jsonl").read_bytes()
+    status, output = finish(*args, "--config.evaluate.temperatures=(1.0,)")
+    assert status == 0, output
+    assert (tmp_path / "metrics.jsonl").read_bytes() == metrics
+    for path, temperature in ((tmp_path, 1), (tmp_path / "evaluations" / "1", 0)):
+        rows = read_results(path / "results.csv")
+        assert {r["temperature"] for r in rows if r["kind"] == "sampling"} == {temperature}
+
+
+@pytest.mark.slow
+def test_own_text_alone_is_continued_on_what_was_held_back(tmp_path):
+    book = tmp_path / "book.txt"
+    book.write_text("".join(f"{i}: chapter and verse {i * 7919 % 1000}\n" for i in range(3000)))
+    own = f"--config=configs/own_text.py:fast,preset=tiny,block_size=4,tokenizer=bpe,vocab_size=270,text={book}"
+    args = [own, f"--workdir={tmp_path / 'w'}"]
+    args += ["--config.pretrain.steps=2", "--config.convert.steps=2", "--config.evaluate.prompts=3"]
+    status, output = finish(*args, "--config.evaluate.batch=3", "--config.evaluate.max_new_tokens=8")
+    assert status == 0, output
+    assert "ownloading" not in output
+    rows = [r for r in read_results(tmp_path / "w" / "results.csv") if r["kind"] == "sampling"]
+    assert {r["arm"] for r in rows} == {"autoregressive", "lossless", "mix_stale"}
+    assert all(r["accuracy"] is None and r["prompts"] == 3 and r["max_new_tokens"] == 8 for r in rows)
+    assert all(r["ar_log_probability"] < 0 for r in rows)
+    greedy = {r["arm"]: r for r in rows if r["temperature"] == 0}
+    assert greedy["lossless"]["identical_to_autoregressive"] == 1
+    assert greedy["lossless"]["ar_log_probability"] == pytest.approx(greedy["autoregressive"]["ar_log_probability"])
+    samples = [json.loads(line) for line in (tmp_path / "w" / "samples.jsonl").read_text().splitlines()]
+    held_out = book.read_text()[int(0.9 * len(book.read_text())) :]
+    assert samples and all(s["prompt"] in held_out and s["correct"] is None for s in samples)
+    assert "log-probability under AR" in (tmp_path / "w" / "report.html").read_text()
+    assert load_tokenizer(tmp_path / "w" / "tokenizer.json").vocab_size == 270

@@ -10,6 +10,7 @@ from zaya_jax.analysis import tables
 from zaya_jax.analysis.lowering import lowered_table
 from zaya_jax.analysis.results import read_results, read_sweep
 from zaya_jax.errors import UserError
+from zaya_jax.writing import write_text
 
 TRAINING = ("training_1_core", "training", "training_25m")  # files of results/bench
 
@@ -117,5 +118,5 @@ def rewrite(root: Path, results: Path) -> list[Path]:
     texts = {str(path.relative_to(root)): path.read_text() for path in pages(root)}
     changed = {root / name: text for name, text in regenerate(texts, results).items() if text != texts[name]}
     for path, text in changed.items():
-        path.write_text(text)
+        write_text(path, text)
     return list(changed)

@@ -17,6 +17,7 @@ from zaya_jax.analysis.roofline_plots import roofline
 from zaya_jax.analysis.sampler_figures import beta, pass_at_16, speedup
 from zaya_jax.analysis.sweep_rows import MissingData
 from zaya_jax.errors import UserError
+from zaya_jax.writing import replacing, write_text
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -145,6 +146,7 @@ def write(name: str, drawn: Drawn, directory: Path | str) -> Path:
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{name}.png"
-    drawn.figure.savefig(path, dpi=style.DPI)
-    path.with_suffix(".txt").write_text(drawn.caption + "\n", encoding="utf-8")
+    with replacing(path) as partial:
+        drawn.figure.savefig(partial, dpi=style.DPI, format="png")
+    write_text(path.with_suffix(".txt"), drawn.caption + "\n")
     return path

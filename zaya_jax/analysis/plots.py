@@ -10,6 +10,7 @@ from zaya_jax.analysis.layout_plot import layout_picture
 from zaya_jax.analysis.results import Run
 from zaya_jax.analysis.sampling_plots import accepted_histogram, forward_cost, tokens_per_forward
 from zaya_jax.analysis.training_plots import draft_accuracy, expert_load, training_curves
+from zaya_jax.writing import replacing
 
 # File stem -> the figure (None where the run lacks its data); in the order of the report.
 FIGURES: dict[str, Callable[[Run], Figure | None]] = {
@@ -60,5 +61,6 @@ def draw_figures(run: Run, directory: Path | str) -> list[Path]:
         figure = draw(run)
         if figure is not None:
             paths.append(directory / f"{name}.png")
-            figure.savefig(paths[-1], dpi=style.DPI)
+            with replacing(paths[-1]) as partial:
+                figure.savefig(partial, dpi=style.DPI, format="png")
     return paths

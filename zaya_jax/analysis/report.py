@@ -15,6 +15,7 @@ from zaya_jax.analysis.verdict import hardware, relative_loss, verdict
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.architecture.config import PARTS
 from zaya_jax.sampling import all_targets
+from zaya_jax.writing import write_text
 
 GLOSSARY = {
     "T (tokens per forward)": (
@@ -53,7 +54,7 @@ def write_report(run: Run, figures: Sequence[Path | str], path: Path | str) -> P
     """
     path = Path(path)
     sections = [
-        f"<h1>{escape(run.name)}: drafting and verifying in one forward pass</h1>",
+        f"<h1>{escape(run.name)}: {_what(run)}</h1>",
         f'<p class="quiet">{escape(_subtitle(run))}</p>',
         _box(run),
         _what_was_run(run),
@@ -64,9 +65,7 @@ def write_report(run: Run, figures: Sequence[Path | str], path: Path | str) -> P
         f"<h2>Words</h2>{facts(_words(run).items(), kind='glossary')}",
         _raw(run),
     ]
-    swap = path.with_name(path.name + ".partial")
-    swap.write_text(page(f"{run.name}: report", sections), encoding="utf-8")
-    swap.replace(path)
+    write_text(path, page(f"{run.name}: report", sections))
     return path
 
 
@@ -75,6 +74,10 @@ def _words(run: Run) -> dict[str, str]:
     arms = {row["arm"] for row in run.rows("sampling")}
     read = [target for target in all_targets() if target.lossless or target.name in arms]
     return GLOSSARY | {"lossless" if target.lossless else target.name: target.words for target in read}
+
+
+def _what(run: Run) -> str:
+    return "an autoregressive model" if run.is_autoregressive else "drafting and verifying in one forward pass"
 
 
 def _subtitle(run: Run) -> str:
@@ -153,18 +156,20 @@ def _sampling_table(run: Run) -> str:
     rows = sorted(rows, key=lambda r: r["temperature"] or 0)
     head = (
         "temperature", "arm", "tokens per forward (T)", "rows per forward", "wall-clock ratio", "tokens / s",
-        "accuracy", "95% interval", "same tokens as greedy AR",
+        "accuracy", "95% interval", "same tokens as greedy AR", "log-probability under AR (nats / token)",
     )  # fmt: skip
+    shown = len(head) if any(r["ar_log_probability"] is not None for r in rows) else -1
     body = [
         (
             style.number(r["temperature"]), names[id(r)], _fixed(r["tokens_per_forward"], 2),
             style.number(r["rows_per_forward"]), _fixed(r["speedup"], 2, "x"),
             style.number(r["tokens_per_second"]), style.percent(r["accuracy"]), _interval(r),
-            style.percent(r["identical_to_autoregressive"]),
-        )
+            style.percent(r["identical_to_autoregressive"]), _fixed(r["ar_log_probability"], 3),
+        )[:shown]
         for r in rows
     ]  # fmt: skip
-    return f"<h2>Sampling</h2>{table(head, body, words=2, group=True)}<p class='quiet'>{escape(_conditions(rows))}</p>"
+    numbers = table(head[:shown], body, words=2, group=True)
+    return f"<h2>Sampling</h2>{numbers}<p class='quiet'>{escape(_conditions(rows))}</p>"
 
 
 def _fixed(value: float | None, digits: int, unit: str = "") -> str:

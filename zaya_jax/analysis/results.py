@@ -11,6 +11,7 @@ from typing import Any
 from zaya_jax.architecture import ZayaConfig, preset
 from zaya_jax.errors import UserError
 from zaya_jax.training.metrics import read_metrics
+from zaya_jax.writing import replacing
 
 Row = dict[str, Any]  # a line of results.csv: text, float, or None where the column does not apply
 
@@ -26,12 +27,13 @@ TEXT_COLUMNS = ("kind", "model", "source", "arm", "anchors", "hardware")
 LIST_COLUMNS = ("draft_accuracy_by_slot",)  # floats, joined by spaces
 RESULT_COLUMNS = (
     "kind", "model", "source", "arm", "temperature", "beta", "block_size", "anchors", "batch", "prompts", "seed",
+    "max_new_tokens", "draft_temperature",
     "accuracy", "accuracy_low", "accuracy_high", "samples", "pass_at_4", "pass_at_4_low", "pass_at_4_high",
     "pass_at_16", "pass_at_16_low", "pass_at_16_high", "pass_at_16_difference", "pass_at_16_difference_low",
     "pass_at_16_difference_high", "p_value", "tokens", "forwards", "tokens_per_forward", "most_tokens_per_forward",
     "tokens_per_decoding_forward", "rows_per_forward", "seconds", "tokens_per_second", "speedup",
-    "identical_to_autoregressive", "ar_loss", "bits_per_byte", "draft_loss", "draft_accuracy_by_slot", "rows",
-    "milliseconds", "cost_ratio", "hardware",
+    "identical_to_autoregressive", "ar_log_probability", "ar_loss", "bits_per_byte", "draft_loss",
+    "draft_accuracy_by_slot", "rows", "milliseconds", "cost_ratio", "hardware",
 )  # fmt: skip
 SWEEP_COLUMNS = ("run", "changes", *RESULT_COLUMNS)  # of a sweep's results.csv; changes is a JSON object
 CONFIG = "config."  # of a sweep's results.csv: such columns hold a field of the job's config, for readers of tables
@@ -81,12 +83,17 @@ class Run:
 
     @property
     def sampled(self) -> str | None:
-        """The phase whose model is sampled (`evaluate.phase`): without it "convert", or the last that drafts."""
+        """The phase whose model is sampled (`evaluate.phase`): without it "convert", or the last (that drafts)."""
         chosen = self.config.get("evaluate", {}).get("phase")
         drafting = [name for name in self.phases if self.drafts(name)]
         if chosen or "convert" in drafting or "phases" not in self.config:
             return chosen or "convert"
-        return drafting[-1] if drafting else None
+        return (drafting or self.phases or (None,))[-1]
+
+    @property
+    def is_autoregressive(self) -> bool:
+        """Whether no phase drafts: then there is nothing to verify, and autoregression is all there is to sample."""
+        return "phases" in self.config and not any(map(self.drafts, self.phases))
 
     def drafts(self, phase: str) -> bool:
         """Whether a phase trains draft blocks."""
@@ -109,6 +116,8 @@ class Run:
     @property
     def block_size(self) -> int | None:
         """Slots a draft block in the sampled phase."""
+        if self.is_autoregressive:
+            return None
         return self.config.get(self.sampled or "", {}).get("objective", {}).get("block_size")
 
     def rows(self, kind: str, **equal: Any) -> list[Row]:
@@ -132,11 +141,12 @@ class Run:
             lacks += [f"stage {name} (not in {METRICS})" for name in self.phases if name not in stages]
         if RESULTS in self.absent_files:
             return lacks
-        lacks += [f"{kind} rows (none in {RESULTS})" for kind in KINDS if not self.rows(kind)]
+        kinds, may_have = (("sampling", "likelihood"), ARMS[:1]) if self.is_autoregressive else (KINDS, ARMS)
+        lacks += [f"{kind} rows (none in {RESULTS})" for kind in kinds if not self.rows(kind)]
         sampling = self.rows("sampling")
         for temperature in sorted({r["temperature"] for r in sampling if r["temperature"] is not None}):
             arms = {r["arm"] for r in sampling if r["temperature"] == temperature}
-            lacks += [f"arm {arm} at temperature {temperature:g}" for arm in ARMS if arm not in arms]
+            lacks += [f"arm {arm} at temperature {temperature:g}" for arm in may_have if arm not in arms]
         return lacks
 
 
@@ -240,12 +250,10 @@ def read_results(path: Path | str) -> list[Row]:
 
 
 def _write_table(path: Path, header: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
-    swap = path.with_name(path.name + ".partial")
-    with swap.open("w", newline="") as file:
+    with replacing(path) as partial, partial.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(lines)
-    swap.replace(path)
 
 
 def _read_table(path: Path, columns: Sequence[str], needed: Sequence[str]) -> tuple[list[str], list[list[str]]]:

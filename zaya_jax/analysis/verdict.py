@@ -53,6 +53,11 @@ def _training_time(run: Run) -> str:
 
 def _clock(run: Run) -> list[str]:
     rows = [r for r in run.rows("sampling", arm="lossless") if r["speedup"] is not None and r["tokens_per_forward"]]
+    if run.is_autoregressive:
+        return [
+            "No phase of this run drafts: it is an autoregressive model, sampled one token a forward (T = 1). To have "
+            "it draft, train a phase with objective.kind 'tidar' from it."
+        ]
     if not rows:
         return ["No lossless sampling was measured yet, so nothing can be said about speed."]
     rows = sorted(rows, key=lambda r: r["temperature"] or 0)

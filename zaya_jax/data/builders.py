@@ -3,17 +3,16 @@
 `prepare_text` (and `prepare_chats`, for chats) is the door: it prepares a corpus once and opens one
 split for random access. The prepared directory's name holds a hash of every byte that was read, so
 changed files are prepared again and stale data is never reused. A document (a file, or a line of a
-.jsonl) belongs to train, validation or test, 96/2/2, by a hash of its text.
+.jsonl) belongs to train, validation or test, 96/2/2, by a hash of its text. Where that would leave one of them empty
+(one book, a dozen files), or where the source says {"split": "parts"}, each document is divided instead, 90/5/5: its
+beginning is trained on, its end held back. manifest.json beside the data says which was done.
 """
 
-import fcntl
 import glob
 import json
 import os
 import platform
-import shutil
 import sysconfig
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -24,11 +23,14 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from zaya_jax.data.chat import check_messages
-from zaya_jax.data.splits import SPLITS, require_split, split_of
+from zaya_jax.data.prepared import digest, prepare, read_manifest
+from zaya_jax.data.splits import SPLITS, divide, require_split, split_of
 from zaya_jax.errors import UserError
 from zaya_jax.paths import decode, read_bytes
 
-SPLIT_PERCENTS = (96, 2, 2)
+SPLIT_PERCENTS = (96, 2, 2)  # of documents
+PART_PERCENTS = (90, 5, 5)  # of each document's characters
+SPLIT_BY = ("documents", "parts")
 PROSE_SUFFIXES = (".txt", ".md", ".rst", ".tex")
 CODE_SUFFIXES = (
     ".py",
@@ -57,9 +59,14 @@ class _TextBuilder(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     pkg_dir_path = Path(__file__).parent  # tfds cannot infer it outside its own package tree.
     skip_registering = True
+    divisible = True  # whether a part of a document is one too
+    name: str  # tfds makes it of the class's
 
-    def __init__(self, *, fingerprint: str, **kwargs: Any):
-        """`fingerprint` names the tfds config, hence the directory of the prepared data."""
+    def __init__(self, *, fingerprint: str, split: str | None = None, **kwargs: Any):
+        """`fingerprint` names the tfds config, hence the directory of the prepared data; `split`: of SPLIT_BY."""
+        self._split_by = split
+        self.contents: dict[str, tuple[int, int]] = {}
+        self.division: dict[str, Any] = {}
         config = tfds.core.BuilderConfig(name=fingerprint, version=self.VERSION)
         super().__init__(config=config, file_format="array_record", **kwargs)
 
@@ -73,19 +80,38 @@ class _TextBuilder(tfds.core.GeneratorBasedBuilder):
         held = {split_of(text.encode("utf-8"), SPLIT_PERCENTS) for text in texts}
         if not held:
             raise UserError(f"source: {self.name} is empty: it holds no text")
+        by = self._split_by or "documents"
+        if by == "parts" or (self._split_by is None and self.divisible and held != set(SPLITS)):
+            divided = {split for document in self._distinct() for split in _parts(document)}
+            if by == "parts" or divided == set(SPLITS):
+                by, held = "parts", divided
+        percents = SPLIT_PERCENTS if by == "documents" else PART_PERCENTS
+        self.division = {"by": by, "percents": dict(zip(SPLITS, percents, strict=True))}
         # tfds refuses to write a split without examples; prepare_text reports a missing one.
-        return {split: self._generate_examples(split) for split in SPLITS if split in held}
+        return {split: self._generate_examples(split, by) for split in SPLITS if split in held}
 
-    def _generate_examples(self, split: str) -> Iterator[tuple[str, dict[str, str]]]:
+    def _generate_examples(self, split: str, by: str) -> Iterator[tuple[str, dict[str, str]]]:
+        self.contents[split] = (0, 0)
         # Equal texts hash to the same split, so looking for duplicates inside one is enough.
+        for name, text in self._distinct(split if by == "documents" else None):
+            if by == "parts":
+                text, name = _parts((name, text)).get(split, ""), f"{name} ({split} part)"
+                if not text:
+                    continue
+            count, total = self.contents[split]
+            self.contents[split] = (count + 1, total + digest(name, text))
+            # a part's key is its own and its document's: two documents may end alike
+            yield _key(text) if by == "documents" else f"{_key(text)}{_key(name)}", {"text": text, "name": name}
+
+    def _distinct(self, split: str | None = None) -> Iterator[Document]:
+        """Documents that are not blank, each once; of the split that their hash names, or all."""
         seen: set[str] = set()
         for name, text in self.documents():
-            data = text.encode("utf-8")
-            digest = blake2b(data, digest_size=16).hexdigest()
-            if digest in seen or not text.strip() or split_of(data, SPLIT_PERCENTS) != split:
+            key = _key(text)
+            if key in seen or not text.strip() or split not in (None, split_of(text.encode("utf-8"), SPLIT_PERCENTS)):
                 continue
-            seen.add(digest)
-            yield digest, {"text": text, "name": name}
+            seen.add(key)
+            yield name, text
 
     def documents(self) -> Iterator[Document]:
         """All (name, text) pairs in a fixed order, duplicates included."""
@@ -122,15 +148,16 @@ class LocalText(_TextBuilder):
 
     skip_registering = False
 
-    def __init__(self, *, paths: Sequence[str | Path], key: str = "text", **kwargs: Any):
-        """`key` is the field of a .jsonl line that holds its text.
+    def __init__(self, *, paths: Sequence[str | Path], key: str = "text", split: str | None = None, **kwargs: Any):
+        """`key`: the field of a .jsonl line that holds its text; `split`: of SPLIT_BY, None: what leaves none empty.
 
         Raises FileNotFoundError for a path that names nothing, UserError for an unreadable file.
         """
         self._files = _resolve(paths)
         self._key = key
         contents = ((str(path), _read(path)) for path in self._files)
-        super().__init__(fingerprint=f"{_fingerprint(contents, salt=key)}", **kwargs)
+        salt = key if split is None else f"{key}\0{split}"
+        super().__init__(fingerprint=f"{_fingerprint(contents, salt)}", split=split, **kwargs)
 
     def documents(self) -> Iterator[Document]:
         """(path, text) of each text file and (path:line, text) of each .jsonl line."""
@@ -146,6 +173,7 @@ class LocalChats(LocalText):
     """.jsonl files of {"messages": [{"role", "content"}, ...]} lines; a document's text is its messages as JSON."""
 
     skip_registering = False
+    divisible = False
 
     def __init__(self, *, paths: Sequence[str | Path], **kwargs: Any):
         super().__init__(paths=paths, key="messages", **kwargs)
@@ -167,6 +195,7 @@ class TextSource:
 
     records: Any  # What tfds opens: a sequence of {"text": bytes, "name": bytes}.
     directory: Path  # Of the prepared data.
+    split_by: str  # of SPLIT_BY: whether a record is a document or a part of one
 
     def __len__(self) -> int:
         return len(self.records)
@@ -182,7 +211,8 @@ def prepare_text(
 
     Args:
       source: "stdlib", "stdlib+tests", a list of local paths (files, directories, globs), or a
-        dict {"paths": [...], "key": field of the .jsonl lines (default "text")}.
+        dict {"paths": [...], "key": field of the .jsonl lines (default "text"), "split": "documents" or "parts",
+        what is held back (default: documents, or where those are too few, parts of them)}.
       data_dir: where prepared corpora are kept; made if need be.
       split: "train", "validation" or "test".
 
@@ -190,10 +220,14 @@ def prepare_text(
       A random-access sequence of {"text": str, "name": str}.
 
     Raises:
-      UserError: unknown source or split, malformed file, empty corpus or split.
+      UserError: unknown source or split, malformed file, empty corpus or split, prepared data that are damaged.
       FileNotFoundError: a path that names no file.
+      WriteError: the disk refuses; nothing half-written stays.
     """
-    return _open(_make_builder(source, Path(data_dir).expanduser()), source, split)
+    local = _local_options(source)
+    if local is None:
+        return _open(StdlibCode, {"include_tests": source == "stdlib+tests"}, data_dir, source, split)
+    return _open(LocalText, local, data_dir, source, split)
 
 
 def prepare_chats(paths: Sequence[str | Path], data_dir: str | Path, split: str) -> TextSource:
@@ -202,20 +236,23 @@ def prepare_chats(paths: Sequence[str | Path], data_dir: str | Path, split: str)
     Raises:
       UserError, FileNotFoundError: as `prepare_text`, and for a line that is no chat.
     """
-    return _open(LocalChats(paths=paths, data_dir=Path(data_dir).expanduser()), paths, split)
+    return _open(LocalChats, {"paths": paths}, data_dir, paths, split)
 
 
-def _open(builder: _TextBuilder, source: Any, split: str) -> TextSource:
+def _open(
+    kind: type[_TextBuilder], options: dict[str, Any], data_dir: str | Path, source: Any, split: str
+) -> TextSource:
     """A split of a builder's data, prepared if need be."""
     require_split(split)
-    _prepare(builder)
-    counts = {name: info.num_examples for name, info in builder.info.splits.items()}
+    folder = prepare(kind, options, Path(data_dir).expanduser())
+    manifest = read_manifest(folder)
+    counts, by = manifest["documents"], manifest["split"]["by"]
     if not counts.get(split):
+        each = "a document is a file or a .jsonl line" if by == "documents" else "each document is divided"
         raise UserError(
-            f"split: {split!r} of {_describe(source)} holds no document (documents: {counts}); "
-            "a document is a file or a .jsonl line: give more of them"
+            f"split: {split!r} of {_describe(source)} holds no document (documents: {counts}); {each}: give more text"
         )
-    return TextSource(builder.as_data_source(split), Path(builder.data_dir))
+    return TextSource(tfds.builder_from_directory(folder).as_data_source(split), folder, by)
 
 
 def check_text(source: Any) -> None:
@@ -227,52 +264,32 @@ def check_text(source: Any) -> None:
                 raise PermissionError(f"paths: {path} cannot be read")
 
 
-def _make_builder(source: Any, data_dir: Path) -> _TextBuilder:
-    local = _local_options(source)
-    if local is None:
-        return StdlibCode(include_tests=source == "stdlib+tests", data_dir=data_dir)
-    return LocalText(**local, data_dir=data_dir)
-
-
 def _local_options(source: Any) -> dict[str, Any] | None:
     """LocalText's paths (and key); None for the standard library."""
     if source in ("stdlib", "stdlib+tests"):
         return None
     if isinstance(source, Mapping):
-        unknown = sorted(set(source) - {"paths", "key"})
+        unknown = sorted(set(source) - {"paths", "key", "split"})
         if unknown or "paths" not in source:
-            raise UserError(f"source: got fields {sorted(source)}, must be paths and maybe key")
+            raise UserError(f"source: got fields {sorted(source)}, must be paths and maybe key and split")
+        if source.get("split") not in (None, *SPLIT_BY):
+            raise UserError(f"source: split: got {source['split']!r}, must be one of {', '.join(SPLIT_BY)}")
         return dict(source)
     if isinstance(source, Sequence) and not isinstance(source, str):
         return {"paths": source}
     raise UserError(
-        f'source: got {source!r}, must be "stdlib", "stdlib+tests", a list of paths or a dict with paths and maybe key'
+        f'source: got {source!r}, must be "stdlib", "stdlib+tests", a list of paths or a dict with paths and maybe key '
+        "and split"
     )
 
 
-def _prepare(builder: _TextBuilder) -> None:
-    """Prepares `builder`'s data unless it is there; all of it appears at once or not at all."""
-    target = Path(builder.data_dir)
-    if target.exists():
-        builder.info.read_from_directory(target)  # It may have come after `builder` was made.
-        return
-    config_dir = target.parent
-    config_dir.parent.mkdir(parents=True, exist_ok=True)
-    with open(config_dir.parent / ".lock", "w") as lock:
-        # The kernel drops the lock of a killed process, so whoever holds it may sweep up what an
-        # earlier one left; other processes of a multi-process run wait here and find it done.
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if target.exists():
-            builder.info.read_from_directory(target)
-            return
-        shutil.rmtree(config_dir, ignore_errors=True)
-        try:
-            # tfds writes to a temporary directory, renames it at the end, removes it on failure.
-            with tempfile.TemporaryDirectory() as unused:  # tfds makes one for downloads.
-                builder.download_and_prepare(download_dir=unused, file_format="array_record")
-        except BaseException:
-            shutil.rmtree(config_dir, ignore_errors=True)
-            raise
+def _key(text: str) -> str:
+    return blake2b(text.encode("utf-8"), digest_size=16).hexdigest()
+
+
+def _parts(document: Document) -> dict[str, str]:
+    """A document's parts by split; one too short to be divided is trained on."""
+    return divide(document[1], PART_PERCENTS) or {"train": document[1]}
 
 
 def _describe(source: Any) -> str:
@@ -353,9 +370,20 @@ def _jsonl_documents(path: Path, data: bytes, key: str) -> Iterator[Document]:
     for where, record in _jsonl_records(path, data):
         text = record.get(key) if isinstance(record, dict) else None
         if not isinstance(text, str):
-            message = f"{where}: must be an object whose field {key!r} is a string"
-            raise UserError(message)
+            raise UserError(f"{where}: must be an object whose field {key!r} is a string{_other_field(path, record)}")
         yield where, _encodable(text, f"{where}: field {key!r}")
+
+
+def _other_field(path: Path, record: Any) -> str:
+    """What to write in a config where a line's text stands in another field: its longest string."""
+    texts = (
+        {name: value for name, value in record.items() if isinstance(value, str)} if isinstance(record, dict) else {}
+    )
+    if not texts:
+        return ""
+    longest = max(texts, key=lambda name: len(texts[name]))
+    source = json.dumps({"paths": [str(path)], "key": longest}, ensure_ascii=False)
+    return f"; to read its field {longest!r}, the source may be {source}"
 
 
 def _jsonl_records(path: Path, data: bytes) -> Iterator[tuple[str, Any]]:

@@ -15,9 +15,11 @@ import tokenizers
 from zaya_jax.data.published import TOKENIZER_FILE, PublishedTokenizer, read_description, require_unicode
 from zaya_jax.errors import UserError
 from zaya_jax.paths import absolute
+from zaya_jax.writing import write_text
 
 NUM_SPECIALS = 4  # BOS, EOS, PAD, MASK, in this order, behind the ordinary tokens.
 NUM_BYTES = 256
+OWN_BPE = "bpe:"  # and a number of ids: a tokenizer that a run trains
 
 
 class Tokenizer(Protocol):
@@ -208,7 +210,7 @@ class BPETokenizer(_SpecialsLast):
         """Writes a `tokenizers` json file; the parent directory is made if need be."""
         path = absolute(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(self.model.to_str(pretty=True), encoding="utf-8")
+        write_text(path, self.model.to_str(pretty=True))
 
     @property
     def vocab_size(self) -> int:
@@ -224,8 +226,29 @@ class BPETokenizer(_SpecialsLast):
         return self.model.decode(self._ordinary(ids), skip_special_tokens=False)
 
 
+@dataclass(frozen=True)
+class UntrainedBPE(_SpecialsLast):
+    """The ids of a `BPETokenizer` that a run will train on its own text: enough to check a config with."""
+
+    size: int
+
+    @property
+    def vocab_size(self) -> int:
+        return self.size
+
+    def encode(self, text: str, start: bool = True) -> list[int]:
+        raise UserError(
+            f"tokenizer: {OWN_BPE}{self.size} is not trained yet; a run keeps its own in WORKDIR/tokenizer.json"
+        )
+
+    def decode(self, ids: Sequence[int]) -> str:
+        raise UserError(f"tokenizer: {OWN_BPE}{self.size} is not trained yet")
+
+
 def load_tokenizer(spec: str | Path) -> Tokenizer:
     """The tokenizer that `spec` names: "bytes", the path of a tokenizer json, or a folder that holds one.
+
+    "bpe:1024" names one of 1,024 ids that a run trains on its own text: an `UntrainedBPE`.
 
     A file is BPETokenizer's where it is as that writes it (bytes' where it has no merges), else a published model's,
     whose special tokens the files beside it name. Raises FileNotFoundError if there is none, UserError if it is no such
@@ -233,6 +256,13 @@ def load_tokenizer(spec: str | Path) -> Tokenizer:
     """
     if spec == "bytes":
         return ByteTokenizer()
+    if str(spec).startswith(OWN_BPE):
+        size = str(spec).removeprefix(OWN_BPE)
+        if not size.isdecimal() or not NUM_BYTES + NUM_SPECIALS <= int(size) <= 2**20:
+            raise UserError(
+                f"tokenizer: got {str(spec)!r}, may be {OWN_BPE}N, N ids of {NUM_BYTES + NUM_SPECIALS} .. {2**20}"
+            )
+        return UntrainedBPE(int(size))
     path = tokenizer_file(spec)
     description, model = read_description(path)
     if _is_ours(description):

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from zaya_jax.errors import UserError
+from zaya_jax.writing import append
 
 
 class Answers:
@@ -56,8 +57,7 @@ class Answers:
         """Appends answered problems and hands them to the system."""
         if self.path is not None:
             new = not self.path.exists() or not self.path.stat().st_size
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write("".join(json.dumps(line) + "\n" for line in [{"made_by": self._made_by}] * new + lines))
+            append(self.path, "".join(json.dumps(line) + "\n" for line in [{"made_by": self._made_by}] * new + lines))
         self.lines += lines
 
 

@@ -63,7 +63,7 @@ class Outcome:
     samples: int  # of each problem
     tokens: list[list[int]]
     accepted: list[list[int]]
-    correct: list[bool]
+    correct: list[bool | None]  # None where a task has no right answer
     seconds: float  # of generation, compilation excluded
     rows_per_forward: float
 
@@ -100,6 +100,8 @@ class Outcome:
             "batch": trial.batch,
             "prompts": len(self.tokens) // self.samples,
             "seed": trial.seed,
+            "max_new_tokens": trial.max_new_tokens,
+            "draft_temperature": sampler.draft_temperature,
             "samples": self.samples,
             **self._passes(),
             "tokens": tokens,
@@ -115,6 +117,8 @@ class Outcome:
 
     def _passes(self) -> dict[str, float]:
         """pass@1 (the accuracy) and pass@k with 95% intervals: Wilson's, or the bootstrap over problems."""
+        if None in self.correct:
+            return {}
         if self.samples == 1:
             low, high = wilson(sum(self.correct), len(self.correct))
             return {"accuracy": float(np.mean(self.correct)), "accuracy_low": low, "accuracy_high": high}
@@ -131,7 +135,7 @@ class Outcome:
         if self.arm.sampler.temperature == 0:
             same = [a == b for a, b in zip(self.tokens, baseline.tokens, strict=True)]
             cells["identical_to_autoregressive"] = sum(same) / len(same)
-        if self is baseline:
+        if self is baseline or None in self.correct:
             return cells
         cells["p_value"] = permutation_p_value(self.solved / self.samples, baseline.solved / self.samples)
         if self.samples >= KS[-1]:

@@ -21,6 +21,7 @@ from zaya_jax.interop.names import Path as Variable
 from zaya_jax.interop.names import abstract_variables
 from zaya_jax.parallel import Placement
 from zaya_jax.paths import absolute, one_line, read_object
+from zaya_jax.writing import write_text
 
 MODEL_FILE = "zaya_config.json"  # beside the numbered steps: what a reader needs to know of the model
 
@@ -33,7 +34,7 @@ def write_model_file(directory: Path | str, config: ZayaConfig) -> None:
     """Puts the model's configuration beside its steps."""
     path = absolute(directory)
     path.mkdir(parents=True, exist_ok=True)
-    (path / MODEL_FILE).write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    write_text(path / MODEL_FILE, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
 
 
 def load_native(

@@ -10,6 +10,7 @@ import numpy as np
 from zaya_jax.errors import Diverged
 from zaya_jax.parallel import is_first
 from zaya_jax.training.sinks import Sink
+from zaya_jax.writing import append, write_text
 
 
 class MetricWriter:
@@ -69,14 +70,11 @@ def read_metrics(path: Path | str) -> list[dict[str, Any]]:
 
 
 def _append(path: Path, line: dict[str, Any]) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    append(path, json.dumps(line) + "\n")
 
 
 def _rewind(path: Path, stage: str, step: int) -> None:
     if not path.exists():
         return
     kept = [line for line in read_metrics(path) if line["stage"].split("/")[0] != stage or line["step"] <= step]
-    swap = path.with_suffix(".partial")
-    swap.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    swap.replace(path)
+    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from zaya_jax.errors import UserError
+from zaya_jax.writing import write_text
 
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}  # sink (and extra of setup.py) -> package
 
@@ -100,7 +101,7 @@ class Wandb:
 
         path = workdir / "wandb_id"
         if not path.exists():
-            path.write_text(uuid.uuid4().hex)
+            write_text(path, uuid.uuid4().hex)
         self._run = wandb.init(
             project="zaya_jax", name=run, id=path.read_text(), resume="allow", dir=str(workdir), config=config
         )
