@@ -3,6 +3,9 @@
 `visible` allows a key in a block to its own block alone, so scores between two blocks need not exist. Every query meets
 the clean keys (the cache, or the row's clean slots); draft slots also meet the block_size slots of their own block, and
 both parts share one softmax. For a TiDAR training row of 2N slots that is 2N·N + N·block_size pairs, not (2N)².
+
+Scores and the softmax's sums are in at least float32, whatever the dtype of queries, keys and values; weights are
+rounded to the values' dtype for their product, and the output once (`precision`).
 """
 
 import jax
@@ -11,6 +14,7 @@ import numpy as np
 
 from zaya_jax.architecture.attention_tiles import Visibility, attend_tiles, executed_pairs, tile_sizes, visible_pairs
 from zaya_jax.architecture.layout import Keys, Layout, visible
+from zaya_jax.architecture.precision import product
 
 Array = jax.Array
 
@@ -90,9 +94,10 @@ def attend_dense(query: Array, key: Array, value: Array, layout: Layout, window:
     heads, dim = query.shape[2:]
     groups = heads // key.shape[2]
     key, value = (jnp.repeat(x, groups, axis=2) for x in (key, value))
-    scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) * dim**-0.5
-    scores = jnp.where(layout.visibility(window)[:, None], _wide(scores), _lowest(scores))
-    return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores, axis=-1).astype(value.dtype), value)
+    scores = product("bqhd,bkhd->bhqk", query, key) * dim**-0.5
+    scores = jnp.where(layout.visibility(window)[:, None], scores, _lowest(scores))
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    return product("bhqk,bkhd->bqhd", weights, value).astype(query.dtype)
 
 
 def count_pairs(layout: Layout, window: int | None, query_chunk: int, context_keys: Keys | None = None) -> dict:
@@ -134,12 +139,12 @@ def _with_own_block(query, rows, context, context_keys, window, own):
     own_key, own_value = (by_block(x) for x in own)
     scores = _scores(query, context[0], visible(rows, context_keys, window))
     grouped = by_block(query.reshape(*query.shape[:2], kv_heads, -1, dim))
-    own_scores = jnp.einsum("bnqkgd,bnjkd->bkgnqj", grouped, own_key) * dim**-0.5
+    own_scores = product("bnqkgd,bnjkd->bkgnqj", grouped, own_key) * dim**-0.5
     allowed = visible(blocks, blocks.keys, window)[:, None, None]
-    own_scores = jnp.where(allowed, _wide(own_scores), _lowest(own_scores)).reshape(*scores.shape[:-1], size)
+    own_scores = jnp.where(allowed, own_scores, _lowest(own_scores)).reshape(*scores.shape[:-1], size)
     top = jax.lax.stop_gradient(jnp.maximum(scores.max(-1, keepdims=True), own_scores.max(-1, keepdims=True)))
     weights, own_weights = jnp.exp(scores - top), jnp.exp(own_scores - top)
-    own_mix = jnp.einsum(
+    own_mix = product(
         "bkgnqj,bnjkd->bnqkgd",
         own_weights.reshape(batch, kv_heads, -1, query.shape[1] // size, size, size).astype(query.dtype),
         own_value,
@@ -157,16 +162,16 @@ def _scores(query: Array, key: Array, allowed: Array) -> Array:
     kv_heads = key.shape[2]
     folded = query.reshape(batch, rows, kv_heads, heads // kv_heads, dim).transpose(0, 2, 3, 1, 4)
     folded = folded.reshape(batch, kv_heads, -1, dim)
-    scores = jnp.einsum("bkqd,bskd->bkqs", folded, key) * dim**-0.5
+    scores = product("bkqd,bskd->bkqs", folded, key) * dim**-0.5
     scores = scores.reshape(batch, kv_heads, heads // kv_heads, rows, -1)
-    return jnp.where(allowed[:, None, None], _wide(scores), _lowest(scores))
+    return jnp.where(allowed[:, None, None], scores, _lowest(scores))
 
 
 def _mix(weights: Array, value: Array) -> Array:
-    """[batch, kv_head, group, query, key] x [batch, key, kv_head, head_dim] -> [batch, query, head, head_dim]."""
+    """[batch, kv_head, group, query, key] x [batch, key, kv_head, head_dim] -> [batch, query, head, head_dim], wide."""
     batch, kv_heads, groups, rows, keys = weights.shape
     folded = weights.reshape(batch, kv_heads, groups * rows, keys).astype(value.dtype)
-    mixed = jnp.einsum("bkqs,bskd->bkqd", folded, value).reshape(batch, kv_heads, groups, rows, -1)
+    mixed = product("bkqs,bskd->bkqd", folded, value).reshape(batch, kv_heads, groups, rows, -1)
     return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, rows, kv_heads * groups, -1)
 
 
@@ -176,10 +181,6 @@ def _total(weights: Array) -> Array:
     return weights.sum(-1).transpose(0, 3, 1, 2).reshape(batch, rows, kv_heads * groups, 1)
 
 
-def _wide(scores: Array) -> Array:
-    return scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
-
-
 def _lowest(scores: Array) -> np.floating:
     """Finite, so that a padding row that sees nothing stays finite; exp(lowest - top) is exactly 0."""
-    return jnp.finfo(_wide(scores).dtype).min
+    return jnp.finfo(scores.dtype).min

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zaya_jax.architecture.layout import PADDING, Keys, Layout, visible
+from zaya_jax.architecture.precision import wide_dtype
 
 Array = jax.Array
 FAR = 2**30 - 1  # beyond every document id, position and horizon; differences of two still fit int32
@@ -148,7 +149,7 @@ def attend_tiles(
 def _forward(query, context, own, seen, sizes):
     """(output, log of the softmax's denominator [batch, row, kv_head, group])."""
     grouped, context, padded = _padded(query, context, seen, sizes[0])
-    wide = _wide(query.dtype)
+    wide = wide_dtype(query.dtype)
     state = _with_own_blocks(grouped, own, seen, wide)
 
     def tile(at: "_Tile", masked: bool, state):
@@ -175,7 +176,7 @@ def _forward_rule(query, context, own, seen, sizes):
 
 def _backward_rule(sizes, saved, gradient):
     query, context, own, seen, out, log_total = saved
-    wide = _wide(query.dtype)
+    wide = wide_dtype(query.dtype)
     inner = (gradient.astype(wide) * out.astype(wide)).sum(-1).reshape(log_total.shape)
     own_query, own_gradients = _own_blocks_backward(query, own, seen, gradient, log_total, inner)
 
@@ -308,7 +309,7 @@ def _own_scores(grouped: Array, own, seen: Visibility, wide) -> Array:
 
 def _own_blocks_backward(query, own, seen: Visibility, gradient, log_total, inner):
     """Gradients through the own-block part: (query's [batch, row, kv_head, group, head_dim], own's)."""
-    wide = _wide(query.dtype)
+    wide = wide_dtype(query.dtype)
     shape = (*log_total.shape, query.shape[-1])
     dq = jnp.zeros(shape, wide)
     if not seen.rows.num_blocks:
@@ -368,10 +369,6 @@ def _whole_tiles(seen: Visibility, size: int) -> Visibility:
 
 def _fill(x: Array, length: int, value: Any = 0) -> Array:
     return jnp.pad(x, ((0, 0), (0, length - x.shape[1]), *((0, 0),) * (x.ndim - 2)), constant_values=value)
-
-
-def _wide(dtype):
-    return jnp.promote_types(dtype, jnp.float32)
 
 
 def _lowest(wide):

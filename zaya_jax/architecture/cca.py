@@ -14,6 +14,7 @@ from zaya_jax.architecture.cache import cached_keys
 from zaya_jax.architecture.config import ZayaConfig
 from zaya_jax.architecture.layers import Linear, RMSNorm, project, rotate, rotate_by_product
 from zaya_jax.architecture.layout import CONTEXT, START, Layout
+from zaya_jax.architecture.precision import product, rounded_once, wide_dtype
 from zaya_jax.architecture.shards import from_left
 from zaya_jax.errors import UserError
 
@@ -74,16 +75,31 @@ def convolve_along_text(
         at = jnp.take_along_axis(before, at, axis=1, mode="promise_in_bounds")
     mixed = seen
     if depthwise is not None:
-        kernel, bias = depthwise
-        mixed = [bias + sum(seen[late + age] * kernel[-1 - age] for age in range(taps)) for late in range(head_taps)]
+        mixed = [rounded_once(_depthwise, *seen[late : late + taps], *depthwise) for late in range(head_taps)]
     if grouped is None:
         return mixed[0]
     kernel, bias = grouped
     if unroll:
-        return _product_by_head(mixed, kernel) + bias
+        return (_product_by_head(mixed, kernel) + bias).astype(columns.dtype)
     split = [x.reshape(*x.shape[:2], heads, -1) for x in mixed]
-    out = sum(jnp.einsum("bnhi,hio->bnho", x, kernel[-1 - late]) for late, x in enumerate(split))
-    return jnp.reshape(out, mixed[0].shape) + bias
+    out = sum(_one_head_each(x, kernel[-1 - late]) for late, x in enumerate(split))
+    return (jnp.reshape(out, mixed[0].shape) + bias).astype(columns.dtype)
+
+
+def _one_head_each(x: Array, kernel: Array) -> Array:
+    """x [batch, row, head, in] @ kernel [head, in, out], in at least float32."""
+    if x.dtype == wide_dtype(x.dtype):
+        return jnp.einsum("bnhi,hio->bnho", x, kernel)
+    # XLA's CPU has this product of bfloat16 in float32 only where the heads stand first
+    batch, row, heads, _ = x.shape
+    out = product("hni,hio->hno", x.reshape(batch * row, heads, -1).transpose(1, 0, 2), kernel)
+    return out.transpose(1, 0, 2).reshape(batch, row, heads, -1)
+
+
+def _depthwise(*columns_kernel_bias: Array) -> Array:
+    """Columns [batch, row, channels] by age, youngest first; then the kernel, oldest tap first, and the bias."""
+    *columns, kernel, bias = columns_kernel_bias
+    return bias + sum(column * kernel[-1 - age] for age, column in enumerate(columns))
 
 
 def _product_by_head(mixed: list[Array], kernel: Array) -> Array:
@@ -94,7 +110,7 @@ def _product_by_head(mixed: list[Array], kernel: Array) -> Array:
     flat = [jnp.split(x.reshape(-1, x.shape[-1]), kernel.shape[1], axis=-1) for x in mixed]
     by_head = [jnp.concatenate(taps, axis=-1) for taps in zip(*flat, strict=True)]  # [token, taps * head_dim]
     weights = jnp.concatenate(kernel[::-1], axis=1)  # [head, taps * head_dim, head_dim], youngest tap first
-    out = [x @ weight for x, weight in zip(by_head, weights, strict=True)]
+    out = [product("@", x, weight) for x, weight in zip(by_head, weights, strict=True)]
     return jnp.concatenate(out, axis=-1).reshape(mixed[0].shape)
 
 
@@ -262,19 +278,21 @@ class Attention(nn.Module):
         eps = jnp.finfo(query.dtype).eps
 
         def unit(x: Array) -> Array:
-            wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+            wide = x.astype(wide_dtype(x.dtype))
             # sqrt of a clamped square: the same number as clamping the norm, with a finite gradient at zero
             norm = jnp.sqrt(jnp.maximum(jnp.sum(wide * wide, axis=-1, keepdims=True), float(eps) ** 2))
-            return (wide * (cfg.head_dim**0.5 / norm)).astype(x.dtype)
+            return wide * (cfg.head_dim**0.5 / norm)
 
-        return unit(query), unit(key) * temp.astype(key.dtype)[:, None]
+        scaled = unit(key) * temp.astype(wide_dtype(key.dtype))[:, None]
+        return unit(query).astype(query.dtype), scaled.astype(key.dtype)
 
 
 def _add_mean(query: Array, key: Array, raw_query: Array, raw_key: Array) -> tuple[Array, Array]:
     """Adds the q-k mean of the raw projections: each query's with its key, each key's over its group of queries.
 
-    All are `Attention._heads`.
+    All are `Attention._heads`; sums are rounded once.
     """
+    raw_query, raw_key = (x.astype(wide_dtype(x.dtype)) for x in (raw_query, raw_key))
     grouped = raw_query.reshape(*raw_key.shape[:3], -1, raw_key.shape[3])
     mean = (grouped + raw_key[:, :, :, None]) * 0.5
-    return query + mean.reshape(query.shape), key + mean.mean(axis=3)
+    return (query + mean.reshape(query.shape)).astype(query.dtype), (key + mean.mean(axis=3)).astype(key.dtype)

@@ -19,6 +19,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from zaya_jax.architecture.precision import rounded_once, wide_dtype
+
 Array = jax.Array
 
 CACHED_GATHER_LIMIT, CACHED_GATHER_BYTES = 8, 8 * 2**20  # tokens and copied bytes up to which it beats `in_turn`
@@ -32,7 +34,10 @@ def swiglu(x: Array, gate_up: Array, down: Array) -> Array:
 
 def gated(gate_up: Array) -> Array:
     """silu(gate) * up of [gate | up], [..., 2 * intermediate] -> [..., intermediate]."""
-    gate, up = jnp.split(gate_up, 2, axis=-1)
+    return rounded_once(_gated, *jnp.split(gate_up, 2, axis=-1))
+
+
+def _gated(gate: Array, up: Array) -> Array:
     return jax.nn.silu(gate) * up
 
 
@@ -167,8 +172,7 @@ def ragged_dot(x: Array, choice: Array, gate_up: Array, down: Array) -> Array:
     place = jnp.zeros((tokens,), jnp.int32).at[order].set(jnp.arange(tokens, dtype=jnp.int32), unique_indices=True)
     mine = jnp.minimum(choice, experts - 1)
     sizes = jnp.zeros((experts,), jnp.int32).at[mine].add(1)
-    gate, up = jnp.split(jax.lax.ragged_dot(x[order], gate_up, sizes), 2, axis=-1)
-    out = jax.lax.ragged_dot(jax.nn.silu(gate) * up, down, sizes)[place]
+    out = jax.lax.ragged_dot(gated(jax.lax.ragged_dot(x[order], gate_up, sizes)), down, sizes)[place]
     return jnp.where((choice < experts)[:, None], out, 0)
 
 
@@ -219,8 +223,10 @@ def _looped_backward(size: int, kept, gradient: Array):
         sums_x = sums[0].at[rows].set(of_x, mode="drop", unique_indices=True)
         return (sums_x, *(total.at[expert].add(part) for total, part in zip(sums[1:], of_weights, strict=True)))
 
-    sums = jax.lax.fori_loop(0, used, one_block, tuple(map(jnp.zeros_like, (x, gate_up, down))))
-    return sums[0], None, *sums[1:]
+    # an expert's blocks are many: its gradient is rounded when all of them are in it
+    totals = (jnp.zeros(w.shape, wide_dtype(w.dtype)) for w in (gate_up, down))
+    of_x, *of_weights = jax.lax.fori_loop(0, used, one_block, (jnp.zeros_like(x), *totals))
+    return of_x, None, *(total.astype(w.dtype) for total, w in zip(of_weights, (gate_up, down), strict=True))
 
 
 _looped_blocks.defvjp(_looped, _looped_backward)

@@ -9,6 +9,7 @@ import numpy as np
 from flax import linen as nn
 
 from zaya_jax.architecture.config import ZayaConfig
+from zaya_jax.architecture.precision import product, wide_dtype
 
 Array = jax.Array
 
@@ -21,11 +22,12 @@ class LowRank(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        """x [..., in] -> [..., features], in at least float32: it is added to something before anything is rounded."""
         cfg, width = self.config, x.shape[-1]
         a = self.param("a", nn.initializers.normal(width**-0.5), (width, cfg.lora_rank), jnp.dtype(cfg.param_dtype))
         b = self.param("b", nn.initializers.zeros, (cfg.lora_rank, self.features), jnp.dtype(cfg.param_dtype))
-        low = x.astype(cfg.dtype) @ a.astype(cfg.dtype) @ b.astype(cfg.dtype)
-        return low * (cfg.lora_alpha / cfg.lora_rank)
+        low = x.astype(cfg.dtype) @ a.astype(cfg.dtype)
+        return product("@", low, b.astype(cfg.dtype)) * (cfg.lora_alpha / cfg.lora_rank)
 
 
 def adapt(y: Array, x: Array, low_rank: LowRank, first: int) -> Array:
@@ -36,7 +38,10 @@ def adapt(y: Array, x: Array, low_rank: LowRank, first: int) -> Array:
 
 
 class Linear(nn.Module):
-    """x @ kernel (+ bias): kernel [in, out], the transpose of torch's weight."""
+    """x @ kernel (+ bias): kernel [in, out], the transpose of torch's weight.
+
+    In `dtype`, rounded once; with `wide` in at least float32, not rounded: for logits.
+    """
 
     features: int
     use_bias: bool
@@ -44,6 +49,7 @@ class Linear(nn.Module):
     dtype: jnp.dtype
     param_dtype: jnp.dtype
     adapted: ZayaConfig | None = None  # the model, if it has adapters
+    wide: bool = False
 
     @nn.compact
     def parts(self, width: int) -> tuple[Array, Array | None, LowRank | None]:
@@ -64,21 +70,29 @@ class Linear(nn.Module):
 def project(x: Array, linears: Sequence[Linear], first: int = 0) -> list[Array]:
     """Each of `linears` on x as `Linear.__call__` has it, all as one product of matrices.
 
-    They share a dtype, and have a bias all or none.
+    They share a dtype and `wide`, and have a bias all or none.
     """
     kernels, biases, low_ranks = zip(*(linear.parts(x.shape[-1]) for linear in linears), strict=True)
     # As a matrix: with more axes XLA's CPU copies both factors of the weights' gradient into another order first.
-    rows = x.astype(linears[0].dtype).reshape(-1, x.shape[-1])
+    dtype, kept_wide, use_bias = linears[0].dtype, linears[0].wide, linears[0].use_bias
+    rows, kernel = x.astype(dtype).reshape(-1, x.shape[-1]), jnp.concatenate(kernels, axis=1)
     *ends, features = itertools.accumulate(linear.features for linear in linears)
-    y = (rows @ jnp.concatenate(kernels, axis=1)).reshape(*x.shape[:-1], features)
-    if linears[0].use_bias:
+    # a bias or an adapter is added before the sum is rounded, as torch's addmm does; alone, a product rounds by itself
+    alone = not (kept_wide or use_bias or any(low_rank is not None for low_rank in low_ranks))
+    y = (rows @ kernel if alone else product("@", rows, kernel)).reshape(*x.shape[:-1], features)
+    if use_bias:
         y += jnp.concatenate(biases)
     each = zip(jnp.split(y, ends, axis=-1), low_ranks, strict=True)
-    return [part if low_rank is None else adapt(part, x, low_rank, first) for part, low_rank in each]
+    parts = [part if low_rank is None else adapt(part, x, low_rank, first) for part, low_rank in each]
+    return parts if kept_wide else [part.astype(dtype) for part in parts]
 
 
 class RMSNorm(nn.Module):
-    """Statistics in at least float32, cast back, then the plain weight (not 1 + w): zaya1.md section 1."""
+    """The plain weight (not 1 + w: zaya1.md section 1) times x over its root mean square.
+
+    In at least float32 and rounded to `dtype` once. transformers rounds x before the statistics and again before the
+    weight; the stream that most norms read is float32, and needs neither.
+    """
 
     eps: float
     dtype: jnp.dtype
@@ -87,10 +101,9 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         weight = self.param("weight", nn.initializers.ones, (x.shape[-1],), self.param_dtype)
-        x = x.astype(self.dtype)  # before the statistics, as transformers does
-        wide = x.astype(jnp.promote_types(self.dtype, jnp.float32))
+        wide = x.astype(wide_dtype(self.dtype))
         wide *= jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-        return wide.astype(self.dtype) * weight.astype(self.dtype)
+        return (wide * weight.astype(wide.dtype)).astype(self.dtype)
 
 
 class ResidualScaling(nn.Module):
@@ -145,9 +158,11 @@ def rotate(x: Array, angle: tuple[Array, Array]) -> Array:
       angle: `rotation` of the positions [batch, row].
     """
     half = angle[0].shape[-1]
-    cos, sin = (z[:, :, None].astype(x.dtype) for z in angle)
-    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
+    wide = x.astype(wide_dtype(x.dtype))
+    cos, sin = (z[:, :, None].astype(wide.dtype) for z in angle)
+    first, second, rest = wide[..., :half], wide[..., half : 2 * half], wide[..., 2 * half :]
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
+    return turned.astype(x.dtype)
 
 
 def rotate_by_product(x: Array, angle: tuple[Array, Array]) -> Array:
@@ -161,7 +176,8 @@ def rotate_by_product(x: Array, angle: tuple[Array, Array]) -> Array:
     exchange[pairs + half, pairs], exchange[pairs, pairs + half] = -1, 1
     cos, sin = (jnp.concatenate([z, z], axis=-1) for z in angle)
     rest = jnp.zeros((*cos.shape[:-1], dim - 2 * half), cos.dtype)
-    cos, sin = (jnp.concatenate(z, axis=-1)[:, :, None].astype(x.dtype) for z in ((cos, rest + 1), (sin, rest)))
+    cos, sin = (jnp.concatenate(z, axis=-1)[:, :, None] for z in ((cos, rest + 1), (sin, rest)))
+    wide = x.astype(wide_dtype(x.dtype))
     # every sum has one term, which no precision but the highest leaves as it is
-    exchanged = jnp.matmul(x.reshape(-1, dim), exchange.astype(x.dtype), precision=jax.lax.Precision.HIGHEST)
-    return x * cos + exchanged.reshape(x.shape) * sin
+    exchanged = jnp.matmul(wide.reshape(-1, dim), exchange.astype(wide.dtype), precision=jax.lax.Precision.HIGHEST)
+    return (wide * cos.astype(wide.dtype) + exchanged.reshape(x.shape) * sin.astype(wide.dtype)).astype(x.dtype)

@@ -19,6 +19,7 @@ from zaya_jax.architecture.layers import (
 )
 from zaya_jax.architecture.layout import MASK, Layout
 from zaya_jax.architecture.moe import BALANCING, ExpertStack, FeedForward, MixtureOfExperts
+from zaya_jax.architecture.precision import lookup, product
 from zaya_jax.architecture.shards import Shards
 from zaya_jax.errors import UserError
 
@@ -28,7 +29,7 @@ Array = jax.Array
 class ZayaOutput(struct.PyTreeNode):
     """What a forward pass returns."""
 
-    logits: Array  # [batch, row, vocab], in the compute dtype
+    logits: Array  # [batch, row, vocab], in at least float32 (`ZayaConfig.stream_dtype`)
     cache: Cache | None  # pending: `commit` it before the next forward
     load: Array  # int32 [layer, 2, router_classes]: tokens per expert, clean slots and draft slots
 
@@ -159,7 +160,7 @@ class Zaya(nn.Module):
         )(cfg, self.shards)
         self.norm = RMSNorm(cfg.rms_norm_eps, dtype, param_dtype)
         if not cfg.tie_word_embeddings:
-            self.lm_head = Linear(cfg.vocab_size, False, cfg.initializer_range, dtype, param_dtype)
+            self.lm_head = Linear(cfg.vocab_size, False, cfg.initializer_range, dtype, param_dtype, wide=True)
         if cfg.lm_head_bias:
             self.lm_head_bias = self.param("lm_head_bias", nn.initializers.zeros, (cfg.vocab_size,), param_dtype)
 
@@ -178,13 +179,13 @@ class Zaya(nn.Module):
         cfg = self.config
         assert cfg.mask_token_id is not None  # ZayaConfig fills it in
         ids = jnp.where(tokens == MASK, cfg.mask_token_id, tokens)
-        h = self.embed_tokens.astype(cfg.dtype)[ids]
+        h = lookup(self.embed_tokens, ids, cfg.dtype).astype(cfg.stream_dtype)
         if cfg.lora_rank and cfg.mask_token_id != NO_MASK:
             masks = tokens == MASK if cfg.lora_rows == "drafts" else ids == cfg.mask_token_id
-            h = jnp.where(masks[..., None], h + self.mask_lora.astype(cfg.dtype), h)
+            h = jnp.where(masks[..., None], h + self.mask_lora.astype(cfg.stream_dtype), h)
         if cfg.residual_scaling:
-            h = (h + self.input_bias.astype(cfg.dtype)) * self.input_scale.astype(cfg.dtype)
-        return h.astype(cfg.stream_dtype)
+            h = (h + self.input_bias.astype(cfg.stream_dtype)) * self.input_scale.astype(cfg.stream_dtype)
+        return h
 
     def backbone(
         self, layout: Layout, cache: Cache | None = None, stream: Array | None = None
@@ -215,11 +216,15 @@ class Zaya(nn.Module):
         return self.norm(stream), cache, load
 
     def head(self, hidden: Array) -> Array:
-        """Hidden states [..., hidden_size] -> logits [..., vocab]. Call it for the rows somebody reads."""
+        """Hidden states [..., hidden_size] -> logits [..., vocab]. Call it for the rows somebody reads.
+
+        In at least float32: in bfloat16 logits near 20 are 1/8 apart or equal, and argmax takes the lower id.
+        """
         if self.config.tie_word_embeddings:
-            logits = hidden @ self.embed_tokens.astype(hidden.dtype).T
+            logits = product("@", hidden, self.embed_tokens.astype(hidden.dtype).T)
             if self._ties_mask_lora:  # so that the sum of the two is one embedding again
-                logits = logits.at[..., self.config.mask_token_id].add(hidden @ self.mask_lora.astype(hidden.dtype))
+                added = product("@", hidden, self.mask_lora.astype(hidden.dtype))
+                logits = logits.at[..., self.config.mask_token_id].add(added)
         else:
             logits = self.lm_head(hidden)
         return logits + self.lm_head_bias.astype(logits.dtype) if self.config.lm_head_bias else logits

@@ -10,6 +10,7 @@ from zaya_jax.architecture.config import ZayaConfig
 from zaya_jax.architecture.experts import across, dispatch, dispatch_cached, gated, swiglu
 from zaya_jax.architecture.layers import Linear, LowRank, RMSNorm, adapt
 from zaya_jax.architecture.layout import PADDING, Layout
+from zaya_jax.architecture.precision import product, rounded_once
 from zaya_jax.architecture.shards import Shards
 
 Array = jax.Array
@@ -31,22 +32,25 @@ class Router(nn.Module):
         cfg = self.config
         classes, width = cfg.router_classes, cfg.router_hidden_size
 
-        def linear(name: str, features: int, use_bias: bool) -> Linear:
-            return Linear(
-                features, use_bias, cfg.initializer_range, jnp.dtype(cfg.dtype), jnp.dtype(cfg.param_dtype), name=name
-            )
+        def linear(name: str, features: int, use_bias: bool, wide: bool = False) -> Linear:
+            dtypes = jnp.dtype(cfg.dtype), jnp.dtype(cfg.param_dtype)
+            return Linear(features, use_bias, cfg.initializer_range, *dtypes, wide=wide, name=name)
 
         h = linear("down_proj", width, True)(x)
         if state_scale is not None:
-            state = h = h + state * state_scale.astype(state.dtype)
+            state = h = rounded_once(lambda h, state, scale: h + state * scale, h, state, state_scale.astype(h.dtype))
         h = RMSNorm(cfg.rms_norm_eps, jnp.dtype(cfg.dtype), jnp.dtype(cfg.param_dtype), name="norm")(h)
-        h = jax.nn.gelu(linear("fc1", width, True)(h), approximate=False)
-        h = jax.nn.gelu(linear("fc2", width, True)(h), approximate=False)
-        logits = linear("out_proj", classes, False)(h)
+        h = rounded_once(_gelu, linear("fc1", width, True)(h))
+        h = rounded_once(_gelu, linear("fc2", width, True)(h))
+        logits = linear("out_proj", classes, False, wide=True)(h)
         probability = jax.nn.softmax(logits.astype(cfg.stream_dtype), axis=-1)
         biases = self.variable(BALANCING, "biases", init_balancing_biases, classes)
         choice = jnp.argmax(jax.lax.stop_gradient(probability) + biases.value, axis=-1).astype(jnp.int32)
         return jnp.take_along_axis(probability, choice[:, None], axis=1)[:, 0], choice, state
+
+
+def _gelu(x: Array) -> Array:
+    return jax.nn.gelu(x, approximate=False)
 
 
 class ExpertStack(NamedTuple):
@@ -92,7 +96,7 @@ class MixtureOfExperts(nn.Module):
             out = dispatch(cfg.expert_backend, x, choice, gate_up, down)
         if cfg.skip_expert == "identity":
             out = jnp.where((choice == cfg.num_experts)[:, None], x, out)
-        out = out * probability[:, None].astype(out.dtype)
+        out = rounded_once(jnp.multiply, out, probability[:, None])
         state = state.reshape(*shape[:2], cfg.state_size)
         return out.reshape(shape), state, expert_load(choice.reshape(shape[:2]), layout, cfg)
 
@@ -121,12 +125,12 @@ class FeedForward(nn.Module):
             return swiglu(x, gate_up, down)
 
         def project(name: str, x: Array, kernel: Array) -> Array:
-            y, features = x @ kernel, kernel.shape[-1]
+            y, features = product("@", x, kernel), kernel.shape[-1]
             if cfg.mlp_bias:
                 y += weights(f"{name}_bias", nn.initializers.zeros, features)
-            if not cfg.lora_rank:
-                return y
-            return adapt(y, x, LowRank(cfg, features, name=f"{name}_lora"), cfg.adapted_from(clean_size))
+            if cfg.lora_rank:
+                y = adapt(y, x, LowRank(cfg, features, name=f"{name}_lora"), cfg.adapted_from(clean_size))
+            return y.astype(x.dtype)
 
         return project("down", gated(project("gate_up", x, gate_up)), down)
 

@@ -62,7 +62,9 @@ def _prepare(model: Zaya, variables: Any, plan: Plan, batch: int, context: int, 
     cache = cache.replace(length=jnp.full((batch,), context, jnp.int32))
     blocks = jax.random.randint(jax.random.key(0), (steps, batch, plan.block_size), 0, config.vocab_size)
     drafts = (batch, plan.block_size - 1)
-    drafted = Drafted(blocks[0, :, 1:], jnp.zeros((*drafts, config.vocab_size), config.dtype), jnp.ones(drafts, bool))
+    drafted = Drafted(
+        blocks[0, :, 1:], jnp.zeros((*drafts, config.vocab_size), config.stream_dtype), jnp.ones(drafts, bool)
+    )
     proposal = Proposal(blocks[0, :, 0], drafted)
     progress = Progress(jnp.zeros((batch,), jnp.int32), jnp.zeros((batch, config.vocab_size), bool))
     idle = jnp.zeros((batch,), bool)  # nothing is committed: the context stays as long as it is

@@ -1,0 +1,154 @@
+"""bfloat16: scores, softmax and logits are not rounded, and what is rounded is rounded once.
+
+U is bfloat16's unit roundoff, 2^-8: rounding changes a number by at most U of it. Bounds count roundings; float32's own
+errors are 2^16 times smaller and are covered by a hundredth of U.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.helpers import random_tokens, random_variables, small_config
+from zaya_jax.architecture import Layout, Zaya, init_cache
+from zaya_jax.architecture.attention import attend, attend_dense
+from zaya_jax.architecture.attention_tiles import Visibility, attend_tiles
+from zaya_jax.architecture.precision import lookup, product, rounded_once
+
+U = 2.0**-8
+CLEAN, BLOCK, HEADS, KV_HEADS, DIM = 24, 4, 4, 2, 16
+ROW = 2 * CLEAN
+BF16 = dict(dtype="bfloat16", param_dtype="bfloat16")
+
+
+def rounded(*shape: int, seed: int, scale: float = 1.0) -> jax.Array:
+    return jnp.asarray(scale * np.random.default_rng(seed).standard_normal(shape), jnp.bfloat16)
+
+
+@functools.cache
+def attention_case(temperature: float):
+    """(layout, query, key, value): unit queries, keys of length `temperature` * sqrt(DIM), as CCA's trained ones."""
+    layout = Layout.tidar(jnp.zeros((1, CLEAN), jnp.int32), BLOCK, 0)
+    query, key = (rounded(1, ROW, heads, DIM, seed=seed) for seed, heads in ((0, HEADS), (1, KV_HEADS)))
+    unit = [x / jnp.linalg.norm(x.astype(jnp.float32), axis=-1, keepdims=True) * DIM**0.5 for x in (query, key)]
+    query, key = unit[0].astype(jnp.bfloat16), (unit[1] * temperature).astype(jnp.bfloat16)
+    return layout, query, key, rounded(1, ROW, KV_HEADS, DIM, seed=2)
+
+
+def exactly(layout: Layout, query, key, value) -> tuple[np.ndarray, np.ndarray]:
+    """Attention of the same rounded numbers in float64: (output, the same with |value|)."""
+    with jax.enable_x64(True):
+        wide = [jnp.asarray(np.asarray(x, np.float64)) for x in (query, key, value)]
+        outs = (attend_dense(*wide[:2], v, layout, None) for v in (wide[2], abs(wide[2])))
+        return tuple(np.asarray(out) for out in outs)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 12.0])
+@pytest.mark.parametrize("backend", ["dense", "direct", "tiles"])
+def test_attention_rounds_its_weights_and_its_output_once(backend, temperature):
+    """|error| <= U * sum p |v|, the weights' rounding, + U * |out|, the output's, however sharp the softmax is.
+
+    The tiles and the direct form round exp(score - top) and divide by the sum of what was not rounded: the same bound.
+    A score of 48 rounded before the softmax would change its weight by up to 1 - exp(-48 U) = 17%, not U = 0.4%.
+    """
+    layout, query, key, value = attention_case(temperature)
+    if backend == "dense":
+        out = attend_dense(query, key, value, layout, None)
+    else:
+        context, own = ((key[:, part], value[:, part]) for part in (slice(CLEAN), slice(CLEAN, None)))
+        keys = layout.clean_rows().keys
+        if backend == "tiles":
+            out = attend_tiles(query, context, own, Visibility(layout, keys, np.iinfo(np.int32).max), (8, 4))
+        else:
+            out = attend(query, layout, context, keys, own, None, query_chunk=64)
+    assert out.dtype == jnp.bfloat16
+    expected, size = exactly(layout, query, key, value)
+    bound = 1.01 * U * (size + abs(expected)) + 1e-6
+    assert (abs(np.asarray(out, np.float64) - expected) <= bound).all()
+
+
+def test_products_are_float32_of_the_rounded_factors_and_copy_no_factor():
+    a, b = rounded(5, 7, seed=0), rounded(7, 3, seed=1)
+    got = product("@", a, b)
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, np.asarray(a, np.float32) @ np.asarray(b, np.float32), rtol=1e-5)
+    jaxpr = str(jax.make_jaxpr(jax.grad(lambda a, b: product("@", a, b).sum(), (0, 1)))(a, b))
+    assert "f32[5,7]" not in jaxpr and "f32[7,3]" not in jaxpr  # no float32 copy of a factor, backward neither
+
+
+def test_a_mask_row_looked_up_often_has_its_whole_gradient():
+    table, ids = rounded(3, 2, seed=0), jnp.zeros((4096,), jnp.int32)
+    gradient = jax.grad(lambda t: lookup(t, ids, jnp.bfloat16).astype(jnp.float32).sum())(table)
+    np.testing.assert_array_equal(np.asarray(gradient, np.float32), [[4096, 4096], [0, 0], [0, 0]])
+
+
+def test_rounded_once_changes_nothing_in_float32():
+    x = jnp.arange(3.0)
+    assert rounded_once(jnp.tanh, x).dtype == jnp.float32
+    np.testing.assert_array_equal(rounded_once(jnp.tanh, x), jnp.tanh(x))
+
+
+KINDS = {
+    "zaya": {},
+    "untied": dict(tie_word_embeddings=False, lm_head_bias=True, attention_bias=True),
+    "llama": dict(attention="gqa", feed_forward="dense", residual_scaling=False, qk_norm="rms"),
+    "adapters": dict(attention="gqa", feed_forward="dense", lora_rank=2, lora_alpha=1.0),
+}
+
+
+@functools.cache
+def pair(kind: str):
+    """(bfloat16 model, its variables, the float32 model of the very same numbers, those in float32)."""
+    config = small_config(**KINDS[kind], **BF16)
+    variables = dict(random_variables(config))
+    variables["params"] = jax.tree.map(lambda x: x.astype(jnp.bfloat16), variables["params"])
+    wide = variables | {"params": jax.tree.map(lambda x: x.astype(jnp.float32), variables["params"])}
+    return Zaya(config), variables, Zaya(small_config(**KINDS[kind])), wide
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_are_float32_and_near_those_of_the_same_weights_in_float32(kind):
+    """The head is exact for the hidden state it is given: its product of rounded numbers, in float32, is not rounded."""
+    model, variables, wide_model, wide = pair(kind)
+    layout = Layout.causal(random_tokens(model.config, 4, 12))
+    out = jax.jit(model.apply)(variables, layout).logits
+    assert out.dtype == jnp.float32
+    hidden = rounded(4, 12, model.config.hidden_size, seed=3)
+    head = model.apply(variables, hidden, method="head")
+    exact = wide_model.apply(wide, hidden.astype(jnp.float32), method="head")
+    np.testing.assert_allclose(head, exact, rtol=0, atol=1e-5)
+    expected = np.asarray(jax.jit(wide_model.apply)(wide, layout).logits)
+    # two layers of about 20 roundings that one after the other reach the stream: independent ones add as a root
+    error = np.sqrt(np.mean((np.asarray(out) - expected) ** 2)) / expected.std()
+    assert 0 < error <= U * np.sqrt(2 * 20)
+
+
+@pytest.mark.parametrize("kind", ["zaya", "llama"])
+def test_chunks_are_the_whole_row_but_for_the_order_of_sums(kind):
+    """The cache holds what a whole row computes, rounded alike: products differ by float32's order of summation, which
+    now and then turns a rounding the other way."""
+    model, variables, _, _ = pair(kind)
+    tokens = random_tokens(model.config, 2, 12, seed=1)
+    whole = jax.jit(model.apply)(variables, Layout.causal(tokens)).logits
+    cache, parts = init_cache(model.config, 2, 12), []
+    for start, size in ((0, 5), (5, 1), (6, 6)):
+        layout = Layout.verify_and_draft(tokens[:, start : start + size], start=cache.length)
+        out = jax.jit(model.apply)(variables, layout, cache)
+        cache = out.cache.commit(jnp.full((2,), size, jnp.int32))
+        parts.append(out.logits)
+    error = np.sqrt(np.mean((np.concatenate(parts, 1) - np.asarray(whole)) ** 2)) / np.asarray(whole).std()
+    assert error <= U
+
+
+def test_attention_backends_agree_in_a_whole_model():
+    """Training by tiles and decoding by the direct form differ by what float32's order of sums can turn."""
+    model, variables, _, _ = pair("zaya")
+    layout = Layout.tidar(random_tokens(model.config, 2, 16), 4, 1)
+    outs = []
+    for backend in ("dense", "tiles", "structured"):
+        other = Zaya(small_config(**BF16, attention_backend=backend))
+        outs.append(np.asarray(jax.jit(other.apply)(variables, layout).logits))
+    for out in outs[1:]:
+        assert np.sqrt(np.mean((out - outs[0]) ** 2)) / outs[0].std() <= 2 * U

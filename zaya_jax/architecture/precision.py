@@ -1,0 +1,105 @@
+"""Where a computation in bfloat16 may round: when a result is kept, once.
+
+Weights, activations and the cache are stored in the compute dtype. Whatever is computed from them is computed in at
+least float32, and rounded when it is stored; scores, logits and probabilities, which an exponential or an argmax reads,
+are not rounded at all. In float32 and float64 nothing here changes anything.
+
+Why it matters: rounding to bfloat16 has a relative error of up to u = 2^-8, 0.4%. A score s rounded before the softmax
+multiplies its weight by up to exp(u s): 1.28 at s = 64. Two logits near 20 are a multiple of 1/8 apart or equal. A sum
+kept in bfloat16 stops growing at 256 times its terms.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+def wide_dtype(dtype: Any) -> Any:
+    """float32, or the dtype itself if that is wider."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def product(equation: str, a: Array, b: Array) -> Array:
+    """jnp.einsum(equation, a, b), or a @ b for "@", of two arrays of one dtype, in `wide_dtype` of it.
+
+    Accumulated in that dtype, and not rounded.
+
+    Neither factor is ever copied into float32, in the backward pass neither: the result's cotangent is rounded to the
+    factors' dtype first. (JAX's own rule would multiply a float32 cotangent by a float32 copy of each factor, which for
+    the head are all of the vocabulary's weights.) So forward-mode differentiation needs float32.
+    """
+    if a.dtype == wide_dtype(a.dtype):
+        return _contract(equation, a, b)
+    return _product(equation, a, b)
+
+
+def _contract(equation: str, a: Array, b: Array, dtype: Any = None) -> Array:
+    if equation == "@":
+        return jnp.matmul(a, b, preferred_element_type=dtype)
+    return jnp.einsum(equation, a, b, preferred_element_type=dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _product(equation: str, a: Array, b: Array) -> Array:
+    return _contract(equation, a, b, wide_dtype(a.dtype))
+
+
+def _product_forward(equation: str, a: Array, b: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _product(equation, a, b), (a, b)
+
+
+def _product_backward(equation: str, factors: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    _, pull = jax.vjp(functools.partial(_contract, equation), *factors)
+    return pull(gradient.astype(factors[0].dtype))
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
+def rounded_once(f: Callable[..., Array], *args: Array) -> Array:
+    """f(*args), computed in `wide_dtype` of the first argument's dtype and rounded to that dtype.
+
+    The backward pass keeps the arguments as they are, not float32 copies of them, and computes f again.
+    """
+    dtype = args[0].dtype
+    if dtype == wide_dtype(dtype):
+        return f(*args)
+
+    def computed(*args: Array) -> Array:
+        return f(*(x.astype(wide_dtype(dtype)) for x in args)).astype(dtype)
+
+    return jax.checkpoint(computed)(*args)
+
+
+def lookup(table: Array, ids: Array, dtype: Any) -> Array:
+    """table[ids] in `dtype`: [vocab, width] at int [...] -> [..., width].
+
+    The table's gradient is added up in `wide_dtype`: in bfloat16 a row that is looked up 4,096 times, as a mask token's
+    is, would get the sum of no more than a few hundred.
+    """
+    if table.dtype == wide_dtype(table.dtype):  # looked up before it is rounded, so that the sum is not
+        return table[ids].astype(dtype)
+    return _lookup(table.shape, table, ids).astype(dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _lookup(shape: tuple[int, ...], table: Array, ids: Array) -> Array:
+    del shape
+    return table[ids]
+
+
+def _lookup_forward(shape: tuple[int, ...], table: Array, ids: Array) -> tuple[Array, Array]:
+    return _lookup(shape, table, ids), ids
+
+
+def _lookup_backward(shape: tuple[int, ...], ids: Array, gradient: Array) -> tuple[Array, None]:
+    total = jnp.zeros(shape, wide_dtype(gradient.dtype)).at[ids].add(gradient.astype(wide_dtype(gradient.dtype)))
+    return total.astype(gradient.dtype), None
+
+
+_lookup.defvjp(_lookup_forward, _lookup_backward)
