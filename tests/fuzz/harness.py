@@ -1,8 +1,8 @@
 """Runs a command of `experiments` in this process on hostile input, and says whether it broke its promise.
 
-The promise: exit status 0, or status 2 with one `error:` line, within a bound of time and memory; never a traceback, and
-nothing half-written where the output was to be. `FUZZ_EXAMPLES=500` tries more inputs than the usual few, at random, and
-`FUZZ_REPORT=FILE` writes each broken promise as a JSON line there instead of failing at the first.
+The promise: exit status 0, or status 2 with one `error:` line, within a bound of time and memory; never a traceback,
+and nothing half-written where the output was to be. `FUZZ_EXAMPLES=500` tries more inputs than the usual few, at
+random, and `FUZZ_REPORT=FILE` writes each broken promise as a JSON line there instead of failing at the first.
 """
 
 import contextlib

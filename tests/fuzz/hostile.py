@@ -37,7 +37,7 @@ odd_values = (
             [None],
             {"": 0},
         ]
-    )  # fmt: skip
+    )
     | st.integers()
     | st.floats()
     | odd_texts

@@ -31,13 +31,17 @@ TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im
 GENERATED = ("--mode=autoregressive", "--max_new_tokens=2")
 CONFIGS = ("configs/quickstart.py:fast", "configs/study.py:fast", "tests/experiments/tiny.py")
 FIELDS = (
-    "seed", "name", "tokenizer", "cpu_devices", "phases", "model.preset", "model.hidden_size", "model.num_hidden_layers",
-    "model.rope_theta", "model.head_dim", "data.row_length", "data.mixture", "data.packing", "data.task_documents",
+    "seed", "name", "tokenizer", "cpu_devices", "phases", "model.preset", "model.hidden_size",
+    "model.num_hidden_layers", "model.rope_theta", "model.head_dim", "data.row_length", "data.mixture", "data.packing", "data.task_documents",
     "pretrain.steps", "pretrain.batch_size", "pretrain.start", "pretrain.rope_theta", "pretrain.save_every",
     "pretrain.optimizer.learning_rate", "pretrain.optimizer.b1", "convert.objective.alpha", "convert.objective.kind",
-    "convert.objective.block_size", "convert.objective.masking", "convert.spike_factor", "evaluate.prompts", "mesh.data",
-    "evaluate.tasks", "evaluate.arms", "evaluate.temperatures", "evaluate.beta", "evaluate.seed", "evaluate.batch",
+    "convert.objective.block_size", "convert.objective.masking", "convert.spike_factor", "evaluate.prompts",
+    "mesh.data", "evaluate.tasks", "evaluate.arms", "evaluate.temperatures", "evaluate.beta", "evaluate.seed", "evaluate.batch",
     "evaluate.anchor_budget", "evaluate.samples", "evaluate.phase", "nothere", "data.nothere", "mesh.rules", "data",
+)  # fmt: skip
+NO_SWEEPS = (
+    "", "x", "def get_config(): pass", "def get_config(): return 3", "1/0", "import x_y", "get_config = 3", "\0",
+    "def get_config(): return sweep()", "(" * 300,
 )  # fmt: skip
 COMMANDS = ("inspect", "convert", "merge", "compare", "generate", "evaluate")
 
@@ -87,7 +91,7 @@ def test_damaged_checkpoints(name, kind, published, native, data):
                 "--samples=1",
                 "--max_new_tokens=2",
                 f"--output={output}",
-            ],  # fmt: skip
+            ],
         }[name]
         ended = command(name, f"--checkpoint={folder}", *more, about=about)
         if name == "convert":
@@ -230,8 +234,7 @@ def test_sweep_files(data):
     axes = ", ".join(f"*axis({field!r}, {value})" for field, value in jobs)
     text = f"from configs.common import axis, sweep\ndef get_config(): return sweep({name}, {config}, [{axes}])\n"
     if not data.draw(st.integers(0, 3)):
-        text = data.draw(st.sampled_from(["", "x", "def get_config(): pass", "def get_config(): return 3", "1/0", "import x_y",
-                                          "def get_config(): return sweep()", "get_config = 3", "\0", "(" * 300]))  # fmt: skip
+        text = data.draw(st.sampled_from(NO_SWEEPS))
     with tempfile.TemporaryDirectory() as top:
         path = Path(top) / f"sweep_{next(NUMBERS)}.py"
         path.write_text(text)

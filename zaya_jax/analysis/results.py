@@ -23,14 +23,15 @@ STAGES = (
 SECTIONS = ("model", "data", "evaluate")  # of config.json, each an object, as is the section of every phase
 ARMS = ("autoregressive", "lossless", "mix_stale")
 TEXT_COLUMNS = ("kind", "model", "source", "arm", "anchors", "hardware")
-LIST_COLUMNS = ("draft_accuracy_by_slot",)  # floats, joined by spaces
+# Numbers joined by spaces. forwards_by_tokens counts the forwards that yielded 0, 1, 2 .. tokens.
+LIST_COLUMNS = ("draft_accuracy_by_slot", "forwards_by_tokens")
 RESULT_COLUMNS = (
     "kind", "model", "source", "arm", "temperature", "beta", "block_size", "anchors", "batch", "prompts", "seed",
     "accuracy", "accuracy_low", "accuracy_high", "samples", "pass_at_4", "pass_at_4_low", "pass_at_4_high",
     "pass_at_16", "pass_at_16_low", "pass_at_16_high", "pass_at_16_difference", "pass_at_16_difference_low",
     "pass_at_16_difference_high", "p_value", "tokens", "forwards", "tokens_per_forward", "most_tokens_per_forward",
     "tokens_per_decoding_forward", "rows_per_forward", "seconds", "tokens_per_second", "speedup",
-    "identical_to_autoregressive", "ar_loss", "bits_per_byte", "draft_loss", "draft_accuracy_by_slot", "rows",
+    "speedup_low", "speedup_high", "forwards_by_tokens", "identical_to_autoregressive", "ar_loss", "bits_per_byte", "draft_loss", "draft_accuracy_by_slot", "rows",
     "milliseconds", "cost_ratio", "hardware",
 )  # fmt: skip
 SWEEP_COLUMNS = ("run", "changes", *RESULT_COLUMNS)  # of a sweep's results.csv; changes is a JSON object
