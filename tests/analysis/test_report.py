@@ -7,8 +7,8 @@ from html.parser import HTMLParser
 import pytest
 
 from tests.analysis.made_up_run import CONFIG, ENVIRONMENT, result_rows
-from zaya_jax.analysis.report import write_report
 from zaya_jax.analysis.plots import CAPTIONS
+from zaya_jax.analysis.report import write_report
 from zaya_jax.analysis.results import load_run, write_results
 
 PIXEL = bytes.fromhex(

@@ -32,11 +32,12 @@ GENERATED = ("--mode=autoregressive", "--max_new_tokens=2")
 CONFIGS = ("configs/quickstart.py:fast", "configs/study.py:fast", "tests/experiments/tiny.py")
 FIELDS = (
     "seed", "name", "tokenizer", "cpu_devices", "phases", "model.preset", "model.hidden_size",
-    "model.num_hidden_layers", "model.rope_theta", "model.head_dim", "data.row_length", "data.mixture", "data.packing", "data.task_documents",
-    "pretrain.steps", "pretrain.batch_size", "pretrain.start", "pretrain.rope_theta", "pretrain.save_every",
-    "pretrain.optimizer.learning_rate", "pretrain.optimizer.b1", "convert.objective.alpha", "convert.objective.kind",
-    "convert.objective.block_size", "convert.objective.masking", "convert.spike_factor", "evaluate.prompts",
-    "mesh.data", "evaluate.tasks", "evaluate.arms", "evaluate.temperatures", "evaluate.beta", "evaluate.seed", "evaluate.batch",
+    "model.num_hidden_layers", "model.rope_theta", "model.head_dim", "data.row_length", "data.mixture",
+    "data.packing", "data.task_documents", "pretrain.steps", "pretrain.batch_size", "pretrain.start",
+    "pretrain.rope_theta", "pretrain.save_every", "pretrain.optimizer.learning_rate", "pretrain.optimizer.b1",
+    "convert.objective.alpha", "convert.objective.kind", "convert.objective.block_size",
+    "convert.objective.masking", "convert.spike_factor", "evaluate.prompts", "mesh.data", "evaluate.tasks",
+    "evaluate.arms", "evaluate.temperatures", "evaluate.beta", "evaluate.seed", "evaluate.batch",
     "evaluate.anchor_budget", "evaluate.samples", "evaluate.phase", "nothere", "data.nothere", "mesh.rules", "data",
 )  # fmt: skip
 NO_SWEEPS = (

@@ -30,9 +30,9 @@ RESULT_COLUMNS = (
     "accuracy", "accuracy_low", "accuracy_high", "samples", "pass_at_4", "pass_at_4_low", "pass_at_4_high",
     "pass_at_16", "pass_at_16_low", "pass_at_16_high", "pass_at_16_difference", "pass_at_16_difference_low",
     "pass_at_16_difference_high", "p_value", "tokens", "forwards", "tokens_per_forward", "most_tokens_per_forward",
-    "tokens_per_decoding_forward", "rows_per_forward", "seconds", "tokens_per_second", "speedup",
-    "speedup_low", "speedup_high", "forwards_by_tokens", "identical_to_autoregressive", "ar_loss", "bits_per_byte", "draft_loss", "draft_accuracy_by_slot", "rows",
-    "milliseconds", "cost_ratio", "hardware",
+    "tokens_per_decoding_forward", "rows_per_forward", "seconds", "tokens_per_second", "speedup", "speedup_low",
+    "speedup_high", "forwards_by_tokens", "identical_to_autoregressive", "ar_loss", "bits_per_byte", "draft_loss",
+    "draft_accuracy_by_slot", "rows", "milliseconds", "cost_ratio", "hardware",
 )  # fmt: skip
 SWEEP_COLUMNS = ("run", "changes", *RESULT_COLUMNS)  # of a sweep's results.csv; changes is a JSON object
 TOY_LIMIT = 100_000_000  # parameters below which a run is called a toy run
