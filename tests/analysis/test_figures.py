@@ -83,7 +83,7 @@ def test_one_clock_is_not_drawn_like_a_finding(make_run, tmp_path):
     ]
     write_results(tmp_path / "run" / "results.csv", timed)
     drawn = FIGURES["tokens_per_forward"](load_run(tmp_path / "run"))
-    assert "the clock runs at 0.31x (0.25 to 0.36)" in texts(drawn)
+    assert "the clock runs at 0.31x (0.25 to 0.36)" in texts(drawn).replace("\n", " ")
     assert not any(patch.get_hatch() for patch in drawn.axes[2].patches)
 
 

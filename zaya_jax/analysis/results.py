@@ -211,7 +211,7 @@ def read_sweep(path: Path | str) -> list[Row]:
         texts, where = dict(zip(header, line, strict=True)), f"{path} line {number}"
         try:
             changes = json.loads(texts["changes"])
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             raise UserError(f"{where}: changes: got {texts['changes']!r:.60}, should be a JSON object") from None
         rows.append({"run": texts["run"], "changes": changes, **_parsed(texts, where)})
     return rows
@@ -278,7 +278,7 @@ def wilson(successes: int, total: int, z: float = 1.959964) -> tuple[float, floa
 def _check_columns(columns: Iterable[str], where: str, known: Sequence[str]) -> None:
     unknown = [c for c in columns if c not in known]
     if unknown:
-        raise UserError(f"{where}: column {unknown[0]!r} is unknown, should be one of {', '.join(known)}")
+        raise UserError(f"{where}: column {unknown[0]!r:.60} is unknown, should be one of {', '.join(known)}")
 
 
 def _cells(row: Mapping[str, Any], where: str) -> list[str]:
@@ -335,7 +335,7 @@ def _read_text(path: Path) -> str:
 def _read_object(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error}), should be one JSON object") from None
     _require(value, {}, str(path))
     return value
@@ -357,7 +357,7 @@ def _read_samples(path: Path) -> list[dict[str, Any]]:
         where = f"{path} line {number}"
         try:
             sample = json.loads(text)
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             raise UserError(f"{where}: not JSON, should be one JSON object a line") from None
         _require(sample, fields, where)
         if not all(isinstance(n, int) for n in sample["accepted"]) or sum(sample["accepted"]) != len(sample["pieces"]):
