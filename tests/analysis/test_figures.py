@@ -10,8 +10,8 @@ from matplotlib.image import imread
 from tests.analysis.made_up_run import result_rows
 from zaya_jax.analysis import style
 from zaya_jax.analysis.layout_plot import CLEAN, HIDDEN, OWN, draw_visibility
-from zaya_jax.analysis.plots import CAPTIONS, FIGURES, draw_figures
-from zaya_jax.analysis.results import load_run
+from zaya_jax.analysis.plots import CAPTIONS, FIGURES, caption, draw_figures
+from zaya_jax.analysis.results import load_run, write_results
 from zaya_jax.analysis.training_plots import clean_tokens
 from zaya_jax.architecture import Layout
 
@@ -55,6 +55,36 @@ def test_cost_names_free_and_break_even(make_run):
     assert "free" in shown
     assert "cost = T = 3.14 (lossless, temperature 0, block size 8)" in shown
     assert "13.7x" in shown
+
+
+def test_tokens_of_forwards_are_those_of_all_prompts(make_run):
+    counts = [0, 100, 50, 20]
+    rows = [r | {"forwards_by_tokens": counts} if r["kind"] == "sampling" else r for r in result_rows()]
+    run = load_run(make_run(results=rows))
+    shown = texts(FIGURES["accepted_per_forward"](run))
+    assert "lossless: mean 1.53 over 170 forwards" in shown and "all 512 prompts" in shown
+    assert "Counted over all 512 prompts" in caption("accepted_per_forward", run)
+
+
+def test_a_run_without_those_counts_says_of_how_many_prompts_it_tells(make_run):
+    run = load_run(make_run())
+    kept = len({s["prompt"] for s in run.samples})
+    assert f"the kept samples of {kept} prompts, not of all" in texts(FIGURES["accepted_per_forward"](run))
+    assert f"for the {kept} of 512 prompts" in caption("accepted_per_forward", run)
+
+
+def test_one_clock_is_not_drawn_like_a_finding(make_run, tmp_path):
+    bare = FIGURES["tokens_per_forward"](load_run(make_run()))
+    assert "(one run, no interval)" in texts(bare) and "the clock runs" not in texts(bare)
+    assert all(patch.get_hatch() for patch in bare.axes[2].patches)
+    timed = [
+        r | {"speedup_low": 0.25, "speedup_high": 0.36} if r.get("arm") in ("lossless", "mix_stale") else r
+        for r in result_rows()
+    ]
+    write_results(tmp_path / "run" / "results.csv", timed)
+    drawn = FIGURES["tokens_per_forward"](load_run(tmp_path / "run"))
+    assert "the clock runs at 0.31x (0.25 to 0.36)" in texts(drawn).replace("\n", " ")
+    assert not any(patch.get_hatch() for patch in drawn.axes[2].patches)
 
 
 def test_a_sweep_gets_a_bar_for_each_block_size(make_run):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from tests.analysis import made_up_sweeps as made_up
@@ -161,6 +162,37 @@ def test_beta_leaves_out_few_anchors_and_other_drafts():
     assert "99.0" not in drawn.caption
     assert "beta 0.25: T 5.50, pass@1 68.1%, pass@16 88.8%" in drawn.caption
     assert {"0", "0.25", "0.5", "0.75", "1"} <= {t.get_text() for t in drawn.figure.axes[0].texts}
+    assert lossless[0].get_markerfacecolor() == "none"  # a beta's dot may lie within
+
+
+@pytest.mark.parametrize("top", [0.17, 0.06, 1.0, 0.004, 0.55])
+def test_labels_of_shares_are_their_ticks(top):
+    axes = Figure().subplots()
+    axes.plot([0, 1], [0, top])
+    style.in_percent(axes.yaxis)
+    FigureCanvasAgg(axes.figure).draw()
+    for tick, label in zip(axes.get_yticks(), axes.get_yticklabels(), strict=True):
+        assert float(label.get_text().replace("\N{MINUS SIGN}", "-").rstrip("%")) == pytest.approx(100 * tick)
+
+
+def test_keys_of_legends_tell_dashed_lines_from_solid_ones():
+    legends = DRAWN["block_size"]().figure.legends
+    assert legends and all(legend.handlelength >= 3 for legend in legends)
+
+
+def test_strategies_say_whose_quality_is_of_what():
+    shown = texts(DRAWN["strategies"]().figure)
+    assert "Ours: accuracy on addition;\npublished: mean of HumanEval, MBPP, GSM8K" in shown
+
+
+def test_clocks_are_drawn_with_intervals_or_not_at_all():
+    rows = made_up.study(blocks=(16,))
+    bare = speedup(rows)
+    assert len(bare.figure.axes) == 1 and "no interval" in bare.caption and "(3 runs)" in bare.caption
+    timed = [row | {"speedup_low": 0.2, "speedup_high": 0.4} for row in rows]
+    drawn = speedup(timed)
+    assert len(drawn.figure.axes) == 2 and "no interval" not in drawn.caption
+    assert any(list(line.get_ydata()) == [0.2, 0.4] for line in drawn.figure.axes[1].lines)
 
 
 def test_negative_control_compares_cca_with_blind_cca_alone():
@@ -168,7 +200,8 @@ def test_negative_control_compares_cca_with_blind_cca_alone():
     assert bars(drawn.figure, 0) == pytest.approx([0.3105, 0.3105])  # text, row; nothing of grouped attention
     assert bars(drawn.figure, 1) == pytest.approx([5.0, 4.5, 1.6, 1.1])
     assert len(drawn.figure.axes) == 3
-    assert "1.60 against 5.00 at temperature 0" in texts(drawn.figure)
+    title = texts(drawn.figure).replace("\N{NO-BREAK SPACE}", " ").replace("\n", " ")
+    assert "list programs T 1.60 against 5.00, AR loss 0.310 against 0.310" in title  # as the bars say, task by task
     without = [row | {"draft_accuracy_by_slot": None} for row in made_up.architecture()]
     assert len(negative_control(without).figure.axes) == 2
 

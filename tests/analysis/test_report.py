@@ -7,13 +7,15 @@ from html.parser import HTMLParser
 import pytest
 
 from tests.analysis.made_up_run import CONFIG, ENVIRONMENT, result_rows
+from zaya_jax.analysis.plots import CAPTIONS
 from zaya_jax.analysis.report import write_report
-from zaya_jax.analysis.results import load_run
+from zaya_jax.analysis.results import load_run, write_results
 
 PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63606060000000040001f61738550000"
     "000049454e44ae426082"
 )
+FILES = ("results.csv", "metrics.jsonl", "samples.jsonl", "environment.json", "config.json")  # those beside it
 VOID = {"meta", "img", "br"}
 
 
@@ -28,7 +30,8 @@ class Balanced(HTMLParser):
         assert tag not in ("script", "link", "iframe")
         for name, value in attrs:
             assert not name.startswith("on")
-            assert name not in ("src", "href") or value.startswith("data:image/png;base64,")
+            assert name != "src" or value.startswith("data:image/png;base64,")
+            assert name != "href" or value in FILES
         if tag not in VOID:
             self.open.append(tag)
 
@@ -66,6 +69,29 @@ def test_report_holds_the_numbers_of_the_table(make_run, tmp_path):
     assert text.count("data:image/png;base64,") == 1
     assert "Not in this run" not in text
     assert not (tmp_path / "run" / "report.html.partial").exists()
+
+
+def test_figures_are_described_to_those_who_cannot_see_them(make_run, tmp_path):
+    for name in CAPTIONS:
+        (tmp_path / f"{name}.png").write_bytes(PIXEL)
+    text = report(make_run(), [tmp_path / f"{name}.png" for name in CAPTIONS])
+    described, captions = re.findall(r'alt="([^"]+)"', text), re.findall(r"<figcaption>(.*?)</figcaption>", text)
+    assert len(set(described)) == len(set(captions)) == len(CAPTIONS)
+    assert not any(caption.startswith(words) for words, caption in zip(described, captions, strict=True))
+    assert "prefers-color-scheme: dark) { figure img" in text
+    assert '<a href="results.csv">' in text and "experiments.evaluate --checkpoint=WORKDIR/checkpoints/convert" in text
+
+
+def test_clocks_without_intervals_are_called_so(make_run, tmp_path):
+    bare = report(make_run())
+    assert "one measurement without an interval" in bare and "rate (one measurement)" in bare
+    timed = [
+        r | {"speedup_low": 0.25, "speedup_high": 0.36} if r.get("arm") in ("lossless", "mix_stale") else r
+        for r in result_rows()
+    ]
+    write_results(tmp_path / "run" / "results.csv", timed)
+    text = report(tmp_path / "run")
+    assert "0.31x (0.25 – 0.36)" in text and "95% interval 0.25 to 0.36" in text and "one measurement" not in text
 
 
 def test_a_gain_is_called_a_gain(make_run):

@@ -110,7 +110,7 @@ def pair(kind: str):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_are_float32_and_near_those_of_the_same_weights_in_float32(kind):
-    """The head is exact for the hidden state it is given: its product of rounded numbers, in float32, is not rounded."""
+    """The head is exact for the hidden state it is given: its product of rounded numbers is not rounded again."""
     model, variables, wide_model, wide = pair(kind)
     layout = Layout.causal(random_tokens(model.config, 4, 12))
     out = jax.jit(model.apply)(variables, layout).logits

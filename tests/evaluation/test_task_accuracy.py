@@ -18,6 +18,7 @@ from zaya_jax.evaluation.task_accuracy import (
     Outcome,
     Trial,
     _best_list,
+    clock_interval,
     most_tokens_per_forward,
     run_arm,
     run_task,
@@ -174,3 +175,17 @@ def test_answers_without_a_path_stay_in_memory(tmp_path):
     answers.add([{"problem": 0}])
     assert answers.lines == [{"problem": 0}]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_clock_has_an_interval_from_four_batches_on():
+    rng = np.random.default_rng(1)
+    ours, theirs = ([(100, s) for s in rng.uniform(low, 1.2 * low, 40)] for low in (2.0, 1.0))
+    low, high = clock_interval(ours, theirs)
+    assert 0.47 < low < 0.5 < high < 0.53
+    assert clock_interval(ours[:3], theirs[:3]) is None and clock_interval(ours, theirs[:9]) is None
+
+
+def test_rows_hold_what_every_forward_yielded():
+    sampler = SamplerConfig(mode="single_pass", block_size=4)
+    outcome = Outcome(Arm("lossless", sampler), 1, [[1] * 5, [1] * 3], [[1, 4], [1, 2]], [True, False], 2.0, 20)
+    assert outcome.row(Trial(2, 1, 2, 8, 0))["forwards_by_tokens"] == [0, 2, 1, 0, 1]

@@ -127,17 +127,9 @@ def negative_control(rows: Sequence[Row]) -> Drawn:
     slots = {name: [r for r in here if r.get(SLOTS)] for name, here in loss.items()}
     panels = 2 + all(slots.values())
     used = [row for here in (*loss.values(), *speed.values()) for row in here]
-    means = {name: float(np.mean([r["ar_loss"] for r in here])) for name, here in loss.items()}
-    coldest = min(row["temperature"] for here in speed.values() for row in here)
-    ts = {
-        name: float(np.mean([r["tokens_per_forward"] for r in here if r["temperature"] == coldest]))
-        for name, here in speed.items()
-    }
     figure = new_figure(
-        f"CCA-blind convolutions: AR loss {means['row']:.3f} against {means['text']:.3f} nats, tokens per forward "
-        f"{ts['row']:.2f} against {ts['text']:.2f} at temperature {coldest:g}",
-        conditions(used, setting), width=4.8 * panels, height=4.9, legend=1,
-    )  # fmt: skip
+        _control_title(loss, speed), conditions(used, setting), width=4.8 * panels, height=5.1, legend=1
+    )
     axes = figure.subplots(1, panels)
     style.tidy(axes[0], "AR loss, nats a token, held-out text")
     seed_bars(axes[0], _bars(loss, "ar_loss"), SUCCESSION_COLOURS, lambda nats: f"{nats:.3f}")
@@ -148,6 +140,24 @@ def negative_control(rows: Sequence[Row]) -> Drawn:
         _slot_lines(axes[2], slots)
     bar_legend(figure, SUCCESSION_COLOURS, SUCCESSION_NAMES)
     return Drawn(figure, _control_caption(loss, speed, setting))
+
+
+def _control_title(loss: dict[str, list[Row]], speed: dict[str, list[Row]]) -> str:
+    """The two models task by task: numbers that stand above bars."""
+    coldest = min(row["temperature"] for here in speed.values() for row in here)
+    told = []
+    for task in dict.fromkeys(row["source"] for here in speed.values() for row in here):
+        parts = []
+        for what, by, column, digits in (("T", speed, "tokens_per_forward", 2), ("AR loss", loss, "ar_loss", 3)):
+            values = {
+                name: [r[column] for r in here if r["source"] == task and r["temperature"] in (None, coldest)]
+                for name, here in by.items()
+            }
+            if all(values.values()):
+                blind, seeing = (f"{np.mean(values[name]):.{digits}f}" for name in ("row", "text"))
+                parts.append(f"{what} {blind} against {seeing}".replace(" ", "\N{NO-BREAK SPACE}"))
+        told.append(f"{task.replace('_', ' ')} {', '.join(parts)}")
+    return f"CCA-blind against CCA along the text, temperature {coldest:g}: {'; '.join(told)}"
 
 
 def _is_cca(row: Row) -> bool:

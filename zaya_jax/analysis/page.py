@@ -44,7 +44,9 @@ tr.first td { border-top: 2px solid var(--rule); } tbody tr.first:first-child td
 dl.facts { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.1rem; margin: .8rem 0; }
 dl.facts dt { color: var(--quiet); } dl.facts dd { margin: 0; overflow-wrap: anywhere; }
 figure { margin: 1.4rem 0 2rem; } figure img { width: 100%; height: auto; display: block; background: #fff;
-  border: 1px solid var(--rule); border-radius: 8px; } figcaption { font-size: .9rem; margin-top: .5rem; }
+  border: 1px solid var(--rule); border-radius: 8px; }
+@media (prefers-color-scheme: dark) { figure img { filter: invert(.91) hue-rotate(180deg); } }
+figcaption { font-size: .9rem; margin-top: .5rem; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: .2rem .9rem; }
 .sample { margin: .5rem 0; min-width: 0; } .sample .head { font-size: .86rem; color: var(--quiet); }
 .text { font: .88rem/1.75 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; white-space: pre-wrap;
@@ -52,7 +54,7 @@ figure { margin: 1.4rem 0 2rem; } figure img { width: 100%; height: auto; displa
 .prompt { color: var(--quiet); } .run { border-left: 1.5px solid var(--edge); padding: .1em 0; }
 .a { background: var(--run-a); } .b { background: var(--run-b); } .blank { opacity: .5; }
 .right { color: var(--good); } .wrong { color: var(--bad); }
-details { margin: .6rem 0; } summary { cursor: pointer; color: var(--accent); }
+a { color: var(--accent); } details { margin: .6rem 0; } summary { cursor: pointer; color: var(--accent); }
 dl.glossary dt { font-weight: 600; margin-top: .7rem; } dl.glossary dd { margin: 0; color: var(--quiet); }
 @media (max-width: 34rem) { dl.facts { grid-template-columns: 1fr; gap: 0; } dl.facts dd { margin-bottom: .5rem; }
   main { padding-top: 1.2rem; } h1 { font-size: 1.4rem; } th, td { padding: .35rem .45rem; } }

@@ -22,9 +22,12 @@ from zaya_jax.writing import replacing, write_text
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error}), should be one JSON object") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: got {value!r:.60}, should be one JSON object")
+    return value
 
 
 def _read_sweep(path: Path) -> list[results.Row]:

@@ -36,7 +36,7 @@ def new_figure(title: str, footer: str, width: float = 9.5, height: float = 4.2,
 def legend_below(figure: Figure, handles: Sequence[Any], **options) -> None:
     """A figure's legend, below its footer."""
     figure.legend(handles=handles, frameon=False, fontsize=9, labelcolor=style.INK, loc="outside lower left",
-                  **{"ncols": len(handles), **options})  # fmt: skip
+                  **{"ncols": len(handles), "handlelength": style.KEY_LENGTH, **options})  # fmt: skip
 
 
 def two_decimals(value: float) -> str:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from zaya_jax.analysis import style
 from zaya_jax.analysis.layout_plot import layout_picture
 from zaya_jax.analysis.results import Run
-from zaya_jax.analysis.sampling_plots import accepted_histogram, forward_cost, tokens_per_forward
+from zaya_jax.analysis.sampling_plots import accepted_histogram, forward_cost, tokens_per_forward, yields
 from zaya_jax.analysis.training_plots import draft_accuracy, expert_load, training_curves
 from zaya_jax.writing import replacing
 
@@ -50,6 +50,33 @@ CAPTIONS = {
         "the rule that the model itself reads."
     ),
 }
+
+
+# What a reader who cannot see a figure is told that it shows; the caption says what to make of it.
+DESCRIPTIONS = {
+    "tokens_per_forward": "Four bar charts by temperature and sampler: tokens per forward, rows per forward, "
+    "wall-clock ratio, accuracy. The table under Sampling holds the numbers.",
+    "forward_cost": "Line chart: what a forward costs over a one-row forward, by its number of token rows.",
+    "training_curves": "Line charts of the training and validation losses of each phase by clean tokens.",
+    "draft_accuracy": "Line charts: the share of draft tokens that are right, by slot of the block and by step.",
+    "accepted_per_forward": "Bar charts by temperature: the share of forwards that yielded 1, 2, 3 .. tokens.",
+    "expert_load": "Line charts and heat maps: how evenly tokens are spread over the experts.",
+    "layout": "A grid of queries and keys: which tokens of a training row see which.",
+}
+
+
+def caption(name: str, run: Run) -> str:
+    """What is written below a figure of this run."""
+    text = CAPTIONS.get(name, name)
+    if name == "accepted_per_forward":
+        counts, prompts, whole = yields(run)
+        forwards = sum(counted.total() for by_arm in counts.values() for counted in by_arm.values())
+        sampled = max((row["prompts"] or 0 for row in run.rows("sampling")), default=0)
+        of = f" of {sampled:,.0f}" if sampled else ""
+        text += f" Counted over all {prompts:,} prompts." if whole else (
+            f" This run kept no counts of all forwards: drawn from {forwards} forwards for the {prompts}{of} prompts "
+            "whose samples are shown, so its means are not those of the table.")  # fmt: skip
+    return text
 
 
 def draw_figures(run: Run, directory: Path | str) -> list[Path]:

@@ -9,8 +9,8 @@ from typing import Any
 
 from zaya_jax.analysis import style
 from zaya_jax.analysis.page import facts, folded, page, table
-from zaya_jax.analysis.plots import CAPTIONS
-from zaya_jax.analysis.results import Row, Run
+from zaya_jax.analysis.plots import DESCRIPTIONS, caption
+from zaya_jax.analysis.results import ENVIRONMENT, METRICS, RESULTS, SAMPLES, Row, Run
 from zaya_jax.analysis.verdict import hardware, relative_loss, verdict
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.architecture.config import PARTS
@@ -60,8 +60,9 @@ def write_report(run: Run, figures: Sequence[Path | str], path: Path | str) -> P
         _what_was_run(run),
         _sampling_table(run),
         _likelihood_table(run),
-        _figures(figures),
+        _figures(run, figures),
         _samples(run),
+        _files(run),
         f"<h2>Words</h2>{facts(_words(run).items(), kind='glossary')}",
         _raw(run),
     ]
@@ -162,7 +163,7 @@ def _sampling_table(run: Run) -> str:
     body = [
         (
             style.number(r["temperature"]), names[id(r)], _fixed(r["tokens_per_forward"], 2),
-            style.number(r["rows_per_forward"]), _fixed(r["speedup"], 2, "x"),
+            style.number(r["rows_per_forward"]), _clock(r),
             style.number(r["tokens_per_second"]), style.percent(r["accuracy"]), _interval(r),
             style.percent(r["identical_to_autoregressive"]), _fixed(r["ar_log_probability"], 3),
         )[:shown]
@@ -170,6 +171,11 @@ def _sampling_table(run: Run) -> str:
     ]  # fmt: skip
     numbers = table(head[:shown], body, words=2, group=True)
     return f"<h2>Sampling</h2>{numbers}<p class='quiet'>{escape(_conditions(rows))}</p>"
+
+
+def _clock(row: Row) -> str:
+    low, high = row["speedup_low"], row["speedup_high"]
+    return _fixed(row["speedup"], 2, "x") + ("" if low is None else f" ({low:.2f} – {high:.2f})")
 
 
 def _fixed(value: float | None, digits: int, unit: str = "") -> str:
@@ -190,7 +196,15 @@ def _conditions(rows: list[Row]) -> str:
         values = sorted({r[column] for r in drafting if r[column] is not None}, key=str)
         texts = [f"{v:g}" if isinstance(v, float) else v for v in values]
         parts += [f"{column.replace('_', ' ')} {' / '.join(texts)}"] if texts else []
-    return f"Measured with: {', '.join(parts)}. A wall-clock ratio below 1 is slower than autoregressive decoding."
+    timed = [r for r in drafting if r["speedup"] is not None]
+    clocks = (
+        " In brackets: its 95% interval, a bootstrap over batches of this one run."
+        if any(r["speedup_low"] is not None for r in timed)
+        else " Each is one measurement without an interval: differences between samplers are no finding." * bool(timed)
+    )
+    return (
+        f"Measured with: {', '.join(parts)}. A wall-clock ratio below 1 is slower than autoregressive decoding.{clocks}"
+    )
 
 
 def _likelihood_table(run: Run) -> str:
@@ -223,15 +237,14 @@ def _likelihood_table(run: Run) -> str:
     return f"<h2>Likelihood</h2>{table(head, body, words=2, group=True)}<p class='quiet'>{note}</p>"
 
 
-def _figures(figures: Sequence[Path | str]) -> str:
+def _figures(run: Run, figures: Sequence[Path | str]) -> str:
     parts = []
     for figure in map(Path, figures):
         if not figure.exists():
             raise FileNotFoundError(f"{figure}: no such file, should be a PNG that draw_figures wrote")
         data = base64.b64encode(figure.read_bytes()).decode()
-        caption = escape(CAPTIONS.get(figure.stem, figure.stem))
-        image = f'<img src="data:image/png;base64,{data}" alt="{caption}">'
-        parts.append(f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
+        image = f'<img src="data:image/png;base64,{data}" alt="{escape(DESCRIPTIONS.get(figure.stem, figure.stem))}">'
+        parts.append(f"<figure>{image}<figcaption>{escape(caption(figure.stem, run))}</figcaption></figure>")
     return f"<h2>Figures</h2>{''.join(parts)}" if parts else ""
 
 
@@ -290,6 +303,22 @@ def _visible(text: str) -> str:
         "\t": '<span class="blank">→</span>\t',
     }
     return "".join(marks.get(character) or escape(character) for character in text)
+
+
+def _files(run: Run) -> str:
+    """The files behind the page, and what one may type next."""
+    links = [
+        f'<a href="{name}">{name}</a>'
+        for name in (RESULTS, METRICS, SAMPLES, ENVIRONMENT, "config.json")
+        if (run.directory / name).exists()
+    ]
+    folder = f"WORKDIR/checkpoints/{run.sampled}" if run.sampled else "CHECKPOINT"
+    items = [
+        ("other samplers", f"python -m experiments.evaluate --checkpoint={folder} --tasks=... --output=DIR"),
+        ("its own text", f"python -m experiments.generate --checkpoint={folder} --prompt=..."),
+        ("this page again", "the experiments.run command that made it: finished stages are not run again"),
+    ]
+    return f"<h2>Files, and what next</h2><p>Every number is from {', '.join(links)}.</p>{facts(items)}"
 
 
 def _raw(run: Run) -> str:

@@ -24,15 +24,17 @@ STAGES = (
 SECTIONS = ("model", "data", "evaluate")  # of config.json, each an object, as is the section of every phase
 ARMS = ("autoregressive", "lossless", "mix_stale")
 TEXT_COLUMNS = ("kind", "model", "source", "arm", "anchors", "hardware")
-LIST_COLUMNS = ("draft_accuracy_by_slot",)  # floats, joined by spaces
+# Numbers joined by spaces. forwards_by_tokens counts the forwards that yielded 0, 1, 2 .. tokens.
+LIST_COLUMNS = ("draft_accuracy_by_slot", "forwards_by_tokens")
 RESULT_COLUMNS = (
     "kind", "model", "source", "arm", "temperature", "beta", "block_size", "anchors", "batch", "prompts", "seed",
     "max_new_tokens", "draft_temperature",
     "accuracy", "accuracy_low", "accuracy_high", "samples", "pass_at_4", "pass_at_4_low", "pass_at_4_high",
     "pass_at_16", "pass_at_16_low", "pass_at_16_high", "pass_at_16_difference", "pass_at_16_difference_low",
     "pass_at_16_difference_high", "p_value", "tokens", "forwards", "tokens_per_forward", "most_tokens_per_forward",
-    "tokens_per_decoding_forward", "rows_per_forward", "seconds", "tokens_per_second", "speedup",
-    "identical_to_autoregressive", "ar_log_probability", "ar_loss", "bits_per_byte", "draft_loss",
+    "tokens_per_decoding_forward", "rows_per_forward", "seconds", "tokens_per_second", "speedup", "speedup_low",
+    "speedup_high", "forwards_by_tokens", "identical_to_autoregressive", "ar_log_probability", "ar_loss",
+    "bits_per_byte", "draft_loss",
     "draft_accuracy_by_slot", "rows", "milliseconds", "cost_ratio", "hardware",
 )  # fmt: skip
 SWEEP_COLUMNS = ("run", "changes", *RESULT_COLUMNS)  # of a sweep's results.csv; changes is a JSON object
@@ -229,7 +231,7 @@ def read_sweep(path: Path | str) -> list[Row]:
         texts, where = dict(zip(header, line, strict=True)), f"{path} line {number}"
         try:
             changes = json.loads(texts["changes"])
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             raise UserError(f"{where}: changes: got {texts['changes']!r:.60}, should be a JSON object") from None
         rows.append({"run": texts["run"], "changes": changes, **_parsed(texts, where)})
     return rows
@@ -294,7 +296,7 @@ def wilson(successes: int, total: int, z: float = 1.959964) -> tuple[float, floa
 def _check_columns(columns: Iterable[str], where: str, known: Sequence[str]) -> None:
     unknown = [c for c in columns if c not in known and not (known is SWEEP_COLUMNS and c.startswith(CONFIG))]
     if unknown:
-        raise UserError(f"{where}: column {unknown[0]!r} is unknown, should be one of {', '.join(known)}")
+        raise UserError(f"{where}: column {unknown[0]!r:.60} is unknown, should be one of {', '.join(known)}")
 
 
 def _cells(row: Mapping[str, Any], where: str) -> list[str]:
@@ -351,7 +353,7 @@ def _read_text(path: Path) -> str:
 def _read_object(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error}), should be one JSON object") from None
     _require(value, {}, str(path))
     return value
@@ -373,7 +375,7 @@ def _read_samples(path: Path) -> list[dict[str, Any]]:
         where = f"{path} line {number}"
         try:
             sample = json.loads(text)
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             raise UserError(f"{where}: not JSON, should be one JSON object a line") from None
         _require(sample, fields, where)
         if not all(isinstance(n, int) for n in sample["accepted"]) or sum(sample["accepted"]) != len(sample["pieces"]):

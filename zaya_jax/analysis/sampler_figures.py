@@ -57,6 +57,7 @@ def pass_at_16(rows: Sequence[Row], more: Sequence[Row] = ()) -> Drawn:
 def speedup(rows: Sequence[Row], more: Sequence[Row] = ()) -> Drawn:
     """Tokens per forward of AR, lossless and mixing beside the published pair, and what the clock made of them.
 
+    Clocks are drawn where every one has an interval; one run's clock without is told in the caption alone.
     `more` are rows of another sweep: tasks that have a model of their own.
     """
     found = _arms([*rows, *more], having=("tokens_per_forward", "speedup"))
@@ -81,17 +82,20 @@ def speedup(rows: Sequence[Row], more: Sequence[Row] = ()) -> Drawn:
     theirs = ", ".join(f"{published.SPEEDUP[arm]:g}" for arm in ARMS[1:])
     figure = new_figure(
         f"Tokens per forward at temperature {warmest:g}, block size {block:g}: {ours} (published: {theirs})",
-        conditions(found), width=max(8.5, 2.2 + 1.9 * (1 + len(groups))), height=6.4, legend=1,
+        conditions(found), width=max(8.5, 2.2 + 1.9 * (1 + len(groups))), height=6.4 if _clocked(found) else 4.6,
+        legend=1,
     )  # fmt: skip
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(1.5, 1))
+    panels = figure.subplots(1 + _clocked(found), 1, sharex=True, squeeze=False)[:, 0]
+    top = panels[0]
     other = "Zyphra, published\n8B, temperature not stated"
     style.tidy(top, "Tokens per forward (T): the speed-up if a forward cost the same whatever its rows")
     bars = {other: {arm: [value] for arm, value in published.SPEEDUP.items()}}
     bars |= {name: _by_arm(here, "tokens_per_forward") for name, here in groups.items()}
     seed_bars(top, bars, COLOURS, published=[other])
-    style.tidy(bottom, "Wall-clock over AR on this machine (nothing is published)")
-    seed_bars(bottom, {other: {}} | {name: _by_arm(here, "speedup") for name, here in groups.items()}, COLOURS)
-    bottom.axhline(1, color=style.INK, linewidth=1, linestyle=(0, (4, 3)), zorder=3)
+    for bottom in panels[1:]:
+        style.tidy(bottom, "Wall-clock over AR on this machine, 95% interval (nothing is published)")
+        _interval_groups(bottom, {other: []} | groups, "speedup")
+        bottom.axhline(1, color=style.INK, linewidth=1, linestyle=(0, (4, 3)), zorder=3)
     bar_legend(figure, COLOURS, ARM_NAMES, published=True)
     return Drawn(figure, _speedup_caption(groups, block))
 
@@ -108,7 +112,7 @@ def beta(rows: Sequence[Row]) -> Drawn:
     measures = [("accuracy", "pass@1")]
     measures += [("pass_at_16", "pass@16")] if all(row.get("pass_at_16") is not None for row in mixing) else []
     figure = new_figure(
-        "The dial of mixing: tokens per forward against quality, temperature 1",
+        "Mixing by beta: tokens per forward against quality, temperature 1",
         conditions(found), width=4.9 * max(2, len(measures)),
         height=0.8 + 3.4 * len(tasks),
     )  # fmt: skip
@@ -135,6 +139,21 @@ def _task(name: str) -> str:
 
 def _by_arm(rows: Sequence[Row], column: str) -> dict[str, list[float]]:
     return {arm: [row[column] for row in rows if row["arm"] == arm] for arm in ARMS}
+
+
+def _clocked(rows: Sequence[Row]) -> bool:
+    """Whether every clock against AR has an interval."""
+    drafting = [row for row in rows if row["arm"] != "autoregressive"]
+    return all(row.get("speedup_low") is not None and row.get("speedup_high") is not None for row in drafting)
+
+
+def _interval_groups(axis: Axes, groups: dict[str, list[Row]], column: str) -> None:
+    """`seed_bars` of a column, and every row's interval where it has one."""
+    seed_bars(axis, {name: _by_arm(here, column) for name, here in groups.items()}, COLOURS)
+    for j, here in enumerate(groups.values()):
+        for row, x in _places([""], [row | {"source": ""} for row in here], ARMS):
+            if row.get(f"{column}_low") is not None:
+                axis.plot([j + x] * 2, [row[f"{column}_low"], row[f"{column}_high"]], color=style.INK, linewidth=1)
 
 
 def _mean(rows: Sequence[Row], arm: str, column: str) -> float:
@@ -198,13 +217,26 @@ def _dial(axis: Axes, rows: Sequence[Row], column: str) -> None:
         points.append((_mean(here, "mix_stale", "tokens_per_forward"), _mean(here, "mix_stale", column)))
         axis.plot([r["tokens_per_forward"] for r in here], [r[column] for r in here], "o", color=style.ORANGE,
                   markersize=3, alpha=0.5)  # fmt: skip
-        axis.annotate(f"{value:g}", points[-1], (4, 5), textcoords="offset points", fontsize=8.5, color=style.INK)
-    axis.plot(*zip(*points, strict=True), "o-", color=style.ORANGE, label="mixing, by beta (weight of the draft)")
+        axis.annotate(f"{value:g}", points[-1], (8, 5), textcoords="offset points", fontsize=8.5, color=style.INK,
+                      va="center", bbox=style.HALO, zorder=6)  # fmt: skip
+    axis.plot(
+        *zip(*points, strict=True), "o-", color=style.ORANGE, label="mixing, by beta (weight of the draft)", zorder=5
+    )
     for arm, mark in (("autoregressive", "s"), ("lossless", "D")):
         here = [row for row in rows if row["arm"] == arm and row.get(column) is not None]
         if here:
             x, y = _mean(here, arm, "tokens_per_forward"), _mean(here, arm, column)
-            axis.plot(x, y, mark, color=COLOURS[arm], markersize=8, label=ARM_NAMES[arm])
+            axis.plot(
+                x,
+                y,
+                mark,
+                color=COLOURS[arm],
+                markerfacecolor="none",
+                markeredgewidth=1.6,
+                markersize=10,
+                zorder=4,
+                label=ARM_NAMES[arm],
+            )  # fmt: skip  (hollow: beta's dot may lie within)
             axis.axhline(y, color=COLOURS[arm], linewidth=1, linestyle=(0, (4, 3)))
     axis.margins(0.12)
     style.in_percent(axis.yaxis)
@@ -242,9 +274,18 @@ def _speedup_caption(groups: dict[str, list[Row]], block: float) -> str:
         told = []
         for arm in ARMS:
             rows = shared([row for row in here if row["arm"] == arm], "rows_per_forward")
-            values = f"T {_mean(here, arm, 'tokens_per_forward'):.2f}, clock {_mean(here, arm, 'speedup'):.2f}x"
+            clocks = [row["speedup"] for row in here if row["arm"] == arm]
+            clock = f"{clocks[0]:.2f}x (1 run)" if len(clocks) == 1 else (
+                f"{min(clocks):.2f} to {max(clocks):.2f}x ({len(clocks)} runs)")  # fmt: skip
+            clock = "" if arm == "autoregressive" else f", clock {clock}"
+            values = f"T {_mean(here, arm, 'tokens_per_forward'):.2f}{clock}"
             told.append(f"{ARM_NAMES[arm]} {values}, rows per forward {_list(rows)}")
         lines.append(f"{name.replace(chr(10), ', ')}: " + "; ".join(told) + ".")
+    if not all(map(_clocked, groups.values())):
+        lines.append(
+            "Clocks are wall-clock tokens per second over AR's, one measurement a run and no interval: they spread "
+            "widely, support no finding, and are not drawn."
+        )
     lines.append(
         f"Published (hatched): AR 1, lossless 4.6, mixing 7.7 for ZAYA1-8B at block size 16: {published.ZYPHRA}; "
         f"{published.ZYPHRA_NOTE}. Quality stands in figure pass_at_16."
@@ -256,7 +297,7 @@ def _beta_caption(mixing: Sequence[Row]) -> str:
     lines = [
         "mix_stale: a draft is tested against softmax((1 - beta) * AR logits + beta * the logits that drew it). beta 0 "
         f"is lossless, more beta accepts more of the draft. Temperature 1, {anchors_in_words(mixing)}; dots are seeds, "
-        "the line their mean; dashed: AR and lossless."
+        "the line their mean; hollow marks and dashed lines: AR and lossless."
     ]
     for task in shared(mixing, "source"):
         for value in shared(mixing, "beta"):

@@ -20,7 +20,7 @@ def tokens_per_forward(run: Run) -> Figure | None:
     panels = (
         ("tokens_per_forward", "Tokens per forward (T)", style.number),
         ("rows_per_forward", "Rows computed per forward", style.number),
-        ("speedup", "Wall-clock: tokens/s over autoregressive's", style.number),
+        ("speedup", _clock_title(rows), style.number),
         ("accuracy", "Task accuracy, 95% interval", style.percent),
     )
     for axis, (column, title, text) in zip(axes, panels, strict=True):
@@ -37,23 +37,20 @@ def tokens_per_forward(run: Run) -> Figure | None:
 
 
 def accepted_histogram(run: Run) -> Figure | None:
-    """How many tokens single forwards yielded, by arm, from the kept samples."""
-    samples = [s for s in run.samples if s["accepted"]]
-    drafting = [s for s in samples if s["arm"] != "autoregressive"]
-    samples = drafting or samples
-    if not samples:
+    """How many tokens single forwards yielded, by arm: of all prompts, or of the kept samples (`yields`)."""
+    counts, prompts, whole = yields(run)
+    if not counts:
         return None
-    temperatures = sorted({s["temperature"] for s in samples})
-    most = max(max(s["accepted"]) for s in samples)
+    most = max(n for by_arm in counts.values() for counted in by_arm.values() for n in counted)
     block = f", block size {run.block_size}" if run.block_size else ""
     title = f"What one forward yields: tokens accepted per forward{block}"
-    prompts = len({s["prompt"] for s in samples})
-    notes = (f"kept samples of {prompts} prompts", "prefill counted, it yields 1", "autoregressive always yields 1")
+    of = f"all {prompts} prompts" if whole else f"the kept samples of {prompts} prompts, not of all"
+    notes = (of, "prefill counted, it yields 1", "autoregressive always yields 1")
     figure = style.new_figure(title, style.footer(run, *notes), height=3.9)
-    panels = figure.subplots(1, len(temperatures), squeeze=False, sharey=True)[0]
-    for axis, temperature in zip(panels, temperatures, strict=True):
+    panels = figure.subplots(1, len(counts), squeeze=False, sharey=True)[0]
+    for axis, (temperature, by_arm) in zip(panels, counts.items(), strict=True):
         style.tidy(axis, f"temperature {temperature:g}", "tokens in one forward", "share of forwards")
-        _accepted_bars(axis, [s for s in samples if s["temperature"] == temperature], most)
+        _accepted_bars(axis, by_arm, most)
     return figure
 
 
@@ -77,7 +74,7 @@ def forward_cost(run: Run) -> Figure | None:
         note = f"{row['cost_ratio']:.3g}x" + (f" ({row['milliseconds']:.3g} ms)" if row["milliseconds"] else "")
         offset, side = ((6, -13), "left") if number % 2 else ((-6, 7), "right")
         axis.annotate(note, (row["rows"], row["cost_ratio"]), offset, textcoords="offset points", fontsize=8.5,
-                      ha=side, color=style.INK, zorder=5, bbox=_HALO)  # fmt: skip
+                      ha=side, color=style.INK, zorder=5, bbox=style.HALO)  # fmt: skip
     axis.axhline(1, color=style.GREEN, linewidth=1.6, label="free: rows cost nothing")
     axis.plot(xs, xs, color=style.QUIET, linewidth=1, linestyle=":", label="proportional to rows")
     _break_even(axis, run)
@@ -89,18 +86,26 @@ def forward_cost(run: Run) -> Figure | None:
     return figure
 
 
-_HALO = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.6}
-
-
 def _speed_title(rows: list[Row]) -> str:
     """The best lossless row in words, with its temperature, block size and clock."""
     best = max((r for r in rows if r["arm"] == "lossless"), key=lambda r: r["tokens_per_forward"], default=None)
     if best is None:
         return "Tokens per forward, and what they cost"
     block = f", block size {best['block_size']:g}" if best["block_size"] else ""
-    clock = f"; the clock runs at {best['speedup']:.2g}x" if best["speedup"] is not None else ""
+    low, high = best["speedup_low"], best["speedup_high"]
+    clock = "" if low is None else f"; the clock runs at {best['speedup']:.2f}x ({low:.2f} to {high:.2f})"
     where = f"(temperature {best['temperature']:g}{block})"
     return f"Lossless drafting: {best['tokens_per_forward']:.2f} tokens per forward {where}{clock}"
+
+
+def _clock_title(rows: list[Row]) -> str:
+    """What a clock is worth: an interval, or one measurement."""
+    title = "Wall-clock: tokens/s over autoregressive's"
+    return f"{title}, 95%" if _clocked(rows) else f"{title} (one run, no interval)"
+
+
+def _clocked(rows: list[Row]) -> bool:
+    return any(row["speedup_low"] is not None for row in rows)
 
 
 def _conditions(rows: list[Row]) -> list[str]:
@@ -136,8 +141,11 @@ def _grouped_bars(axis: Axes, rows: list[Row], column: str, text) -> None:
                 height = float(np.mean([r[column] for r in same]))
                 at.append(j + (i - (len(colours) - 1) / 2) * width)
                 heights.append(height)
-                errors.append(_interval(same[0], height) if column == "accuracy" and len(same) == 1 else (0, 0))
-        bars = axis.bar(at, heights, width * 0.92, color=colour, label=label)
+                known = column in ("accuracy", "speedup") and len(same) == 1
+                errors.append(_interval(same[0], column, height) if known else (0, 0))
+        uncertain = column == "speedup" and not _clocked(rows)  # one measurement is no finding
+        look = {"facecolor": "white", "edgecolor": colour, "hatch": "...."} if uncertain else {"color": colour}
+        bars = axis.bar(at, heights, width * 0.92, label=label, **look)
         if any(map(any, errors)):
             axis.errorbar(at, heights, np.transpose(errors), fmt="none", ecolor=style.INK, elinewidth=1, capsize=2.5)
             high = [h + e[1] for h, e in zip(heights, errors, strict=True)]
@@ -149,18 +157,41 @@ def _grouped_bars(axis: Axes, rows: list[Row], column: str, text) -> None:
     axis.margins(y=0.18)
 
 
-def _interval(row: Row, height: float) -> tuple[float, float]:
-    if row["accuracy_low"] is None or row["accuracy_high"] is None:
-        return 0, 0
-    return max(0.0, height - row["accuracy_low"]), max(0.0, row["accuracy_high"] - height)
+def _interval(row: Row, column: str, height: float) -> tuple[float, float]:
+    low, high = row[f"{column}_low"], row[f"{column}_high"]
+    return (0, 0) if low is None or high is None else (max(0.0, height - low), max(0.0, high - height))
 
 
-def _accepted_bars(axis: Axes, samples: list[dict], most: int) -> None:
-    arms = list(dict.fromkeys(s["arm"] for s in samples))
+def yields(run: Run) -> tuple[dict[float, dict[str, Counter]], int, bool]:
+    """How many forwards yielded how many tokens: temperature -> series -> counts, drafting series if there are any.
+
+    Returns:
+      (counts, prompts they are of, whether those are all that were sampled: results.csv has the counts of all; of a
+      run from before it had, only the kept samples tell).
+    """
+    rows = [r for r in run.rows("sampling") if r["forwards_by_tokens"] and r["temperature"] is not None]
+    labelled = [
+        (r["temperature"], label, Counter({n: int(c) for n, c in enumerate(r["forwards_by_tokens"]) if c}), r["arm"])
+        for r, label in zip(rows, style.series_labels(rows), strict=True)
+    ]
+    prompts, whole = int(max((r["prompts"] or 0 for r in rows), default=0)), bool(rows)
+    if not whole:
+        labelled = [
+            (s["temperature"], s["arm"], Counter(s["accepted"]), s["arm"]) for s in run.samples if s["accepted"]
+        ]
+        prompts = len({s["prompt"] for s in run.samples if s["accepted"]})
+    labelled = [line for line in labelled if line[3] != "autoregressive"] or labelled
+    counts: dict[float, dict[str, Counter]] = {}
+    for temperature, label, counted, _ in sorted(labelled, key=lambda line: line[0]):
+        counts.setdefault(temperature, {}).setdefault(label, Counter()).update(counted)
+    return counts, prompts, whole
+
+
+def _accepted_bars(axis: Axes, by_arm: dict[str, Counter], most: int) -> None:
+    arms = list(by_arm)
     spare = iter(style.OTHERS * (1 + len(arms)))
     width = 0.84 / len(arms)
-    for i, arm in enumerate(arms):
-        counts = Counter(n for s in samples if s["arm"] == arm for n in s["accepted"])
+    for i, (arm, counts) in enumerate(by_arm.items()):
         forwards = counts.total()
         mean = sum(n * c for n, c in counts.items()) / forwards
         at = np.arange(1, most + 1) + (i - (len(arms) - 1) / 2) * width

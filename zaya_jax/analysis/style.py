@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from zaya_jax.analysis.flops import parameter_count
 from zaya_jax.analysis.results import TOY_LIMIT, Row, Run
@@ -22,6 +22,8 @@ ARM_COLOURS = {"autoregressive": GREY, "lossless": BLUE, "mix_stale": ORANGE, "m
 OTHERS = (PURPLE, GREEN, VERMILION, "#56B4E9", "#F0E442")
 ROW_COLOURS = {"clean": BLUE, "mask": ORANGE}
 MARKERS = "osD^vP"
+KEY_LENGTH = 3.2  # of a legend, in letters: long enough to tell a dashed line from a solid one
+HALO = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.6}  # of words that stand on lines
 SEPARATOR = "  ·  "  # of a footer's parts
 DEPTHS = LinearSegmentedColormap.from_list("depths", ["#0b2d4a", "#0072B2", "#56B4E9", "#b9e2f7"])
 HEAT = LinearSegmentedColormap.from_list("heat", ["#ffffff", "#cfe6f5", "#56B4E9", "#0072B2", "#0b2d4a"])
@@ -56,12 +58,13 @@ def tidy(axes: Axes, title: str = "", x: str = "", y: str = "", grid: Literal["x
 def legend(axes: Axes, **options) -> None:
     """A frameless legend, if there is anything to name."""
     if options.get("handles") or axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=8.5, labelcolor=INK, handlelength=1.4, **options)
+        axes.legend(frameon=False, fontsize=8.5, labelcolor=INK, handlelength=KEY_LENGTH, **options)
 
 
 def in_percent(axis) -> None:
-    """Ticks of shares as percentages."""
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}%"))
+    """Ticks of shares as percentages, at round numbers: a label is its tick's value, not the nearest percent."""
+    axis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10]))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value + 0.0:.6g}%"))
 
 
 def plain_numbers(axis) -> None:

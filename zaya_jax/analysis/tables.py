@@ -21,7 +21,7 @@ def sampling_table(rows: list[Row]) -> str:
         (
             (
                 f"{row['temperature']:g}", row["arm"], f"{row['tokens_per_forward']:.2f}",
-                f"{row['rows_per_forward']:g}", f"{row['speedup']:.2f}x", _accuracy(row),
+                f"{row['rows_per_forward']:g}", _clock([row]), _accuracy(row),
                 "" if (same := row.get("identical_to_autoregressive")) is None else f"{same:.1%}",
             )
             for row in rows
@@ -178,6 +178,8 @@ def study_table(rows: list[Row]) -> str:
 
     "At most" is the T of answers as long as these if no draft were refused; "prefill left out" counts neither the
     prefill nor the token that it yields.
+    A clock in brackets is the range over runs; of one run it is one measurement, whose interval is not known unless
+    results.csv holds it.
     The interval of the difference from AR treats seeds as independent: half-widths add in squares.
     """
     rows = with_block_size({"run": "", **row} for row in rows if row["kind"] == "sampling")
@@ -193,7 +195,7 @@ def study_table(rows: list[Row]) -> str:
             (
                 task, f"{size:g}", arm, f"{np.mean(greedy):.2f}", f"{np.mean(t):.2f} ({min(t):.2f}-{max(t):.2f})",
                 *(_mean_if_known(group, f"{other}_forward") for other in ("most_tokens_per", "tokens_per_decoding")),
-                f"{_mean(group, 'rows_per_forward'):g}", f"{_mean(group, 'speedup'):.2f}x",
+                f"{_mean(group, 'rows_per_forward'):g}", _clock(group),
                 *(f"{_mean(group, column):.3f}" for column in ("accuracy", "pass_at_4", "pass_at_16")), *compared,
             )
         )  # fmt: skip
@@ -364,6 +366,15 @@ def pairs_table(pairs: dict) -> str:
     return _table(
         ("rows", "computed / visible"), [(name, f"{row['ratio']:.3f}") for name, row in pairs["rows"].items()]
     )
+
+
+def _clock(group: list[Row]) -> str:
+    """Tokens per second over AR's: with its interval where the run measured one, else the range over runs."""
+    clocks = [row["speedup"] for row in group]
+    low, high = min(clocks), max(clocks)
+    if len(group) == 1 and group[0].get("speedup_low") is not None:
+        low, high = group[0]["speedup_low"], group[0]["speedup_high"]
+    return f"{np.mean(clocks):.2f}x" + (f" ({low:.2f}-{high:.2f})" if low < high else "")
 
 
 def _mean_if_known(group: list[Row], column: str) -> str:

@@ -77,8 +77,13 @@ def _setting(row: Row) -> str:
     block = f" and block size {row['block_size']:g}" if row["block_size"] else ""
     return (
         f"at temperature {row['temperature'] or 0:g}{block} a forward yields {row['tokens_per_forward']:.2f} tokens "
-        f"and tokens come at {row['speedup']:.2f}x the autoregressive rate"
+        f"and tokens come at {row['speedup']:.2f}x the autoregressive rate{_interval(row)}"
     )
+
+
+def _interval(row: Row) -> str:
+    low, high = row["speedup_low"], row["speedup_high"]
+    return " (one measurement)" if low is None else f" (95% interval {low:.2f} to {high:.2f})"
 
 
 def _why(run: Run, rows: list[Row], gained: bool) -> list[str]:

@@ -82,18 +82,8 @@ def convolve_along_text(
     if unroll:
         return (_product_by_head(mixed, kernel) + bias).astype(columns.dtype)
     split = [x.reshape(*x.shape[:2], heads, -1) for x in mixed]
-    out = sum(_one_head_each(x, kernel[-1 - late]) for late, x in enumerate(split))
+    out = sum(product("bnhi,hio->bnho", x, kernel[-1 - late]) for late, x in enumerate(split))
     return (jnp.reshape(out, mixed[0].shape) + bias).astype(columns.dtype)
-
-
-def _one_head_each(x: Array, kernel: Array) -> Array:
-    """x [batch, row, head, in] @ kernel [head, in, out], in at least float32."""
-    if x.dtype == wide_dtype(x.dtype):
-        return jnp.einsum("bnhi,hio->bnho", x, kernel)
-    # XLA's CPU has this product of bfloat16 in float32 only where the heads stand first
-    batch, row, heads, _ = x.shape
-    out = product("hni,hio->hno", x.reshape(batch * row, heads, -1).transpose(1, 0, 2), kernel)
-    return out.transpose(1, 0, 2).reshape(batch, row, heads, -1)
 
 
 def _depthwise(*columns_kernel_bias: Array) -> Array:

@@ -29,7 +29,7 @@ def product(equation: str, a: Array, b: Array) -> Array:
 
     Accumulated in that dtype, and not rounded.
 
-    Neither factor is ever copied into float32, in the backward pass neither: the result's cotangent is rounded to the
+    On a GPU no factor is copied into float32, nor in the backward pass: the result's cotangent is rounded to the
     factors' dtype first. (JAX's own rule would multiply a float32 cotangent by a float32 copy of each factor, which for
     the head are all of the vocabulary's weights.) So forward-mode differentiation needs float32.
     """
@@ -46,7 +46,17 @@ def _contract(equation: str, a: Array, b: Array, dtype: Any = None) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _product(equation: str, a: Array, b: Array) -> Array:
-    return _contract(equation, a, b, wide_dtype(a.dtype))
+    wide = wide_dtype(a.dtype)
+
+    def widened(a: Array, b: Array) -> Array:
+        # XLA's CPU widens the factors of every product in bfloat16 by itself, and of some (in loops) it refuses to
+        # run one whose result is wider: "Unsupported element type for DotThunk: BF16 x BF16 = F32"
+        return _contract(equation, a.astype(wide), b.astype(wide))
+
+    def accumulated(a: Array, b: Array) -> Array:
+        return _contract(equation, a, b, wide)
+
+    return jax.lax.platform_dependent(a, b, cpu=widened, default=accumulated)
 
 
 def _product_forward(equation: str, a: Array, b: Array) -> tuple[Array, tuple[Array, Array]]:

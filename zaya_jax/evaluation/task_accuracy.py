@@ -23,6 +23,8 @@ from zaya_jax.sampling.drafting import Yield
 from zaya_jax.sampling.values import is_integer, plain
 
 BUDGET_PROBLEMS = 128  # validation problems that choose a budget's anchors
+FEW_BATCHES = 4  # the least from which a clock's interval is taken
+BOOTSTRAPS = 2_000
 KS = (4, 16)  # of pass@k, beside pass@1, which is the accuracy
 
 
@@ -66,6 +68,7 @@ class Outcome:
     correct: list[bool | None]  # None where a task has no right answer
     seconds: float  # of generation, compilation excluded
     rows_per_forward: float
+    clocks: Sequence[tuple[int, float]] = ()  # tokens and seconds of each batch
 
     @property
     def tokens_per_second(self) -> float:
@@ -110,6 +113,7 @@ class Outcome:
             "most_tokens_per_forward": most_tokens_per_forward(map(len, self.tokens), sampler),
             "tokens_per_decoding_forward": tokens_per_decoding_forward(self.accepted),
             "rows_per_forward": self.rows_per_forward,
+            "forwards_by_tokens": np.bincount([n for text in self.accepted for n in text]).tolist(),
             "seconds": self.seconds,
             "tokens_per_second": self.tokens_per_second,
         }
@@ -132,6 +136,8 @@ class Outcome:
     def _against(self, baseline: "Outcome") -> dict[str, float]:
         """Clock, sameness of greedy texts, the paired difference of pass@16, and whether chance explains the rest."""
         cells = {"speedup": self.tokens_per_second / baseline.tokens_per_second}
+        if self is not baseline and (interval := clock_interval(self.clocks, baseline.clocks)):
+            cells |= dict(zip(("speedup_low", "speedup_high"), interval, strict=True))
         if self.arm.sampler.temperature == 0:
             same = [a == b for a, b in zip(self.tokens, baseline.tokens, strict=True)]
             cells["identical_to_autoregressive"] = sum(same) / len(same)
@@ -144,6 +150,25 @@ class Outcome:
             names = (f"pass_at_{KS[-1]}_difference{end}" for end in ("", "_low", "_high"))
             cells |= dict(zip(names, difference, strict=True))
         return cells
+
+
+def clock_interval(
+    mine: Sequence[tuple[int, float]], others: Sequence[tuple[int, float]]
+) -> tuple[float, float] | None:
+    """95% interval of the ratio of tokens per second: the bootstrap over batches, which both went through.
+
+    None with fewer than FEW_BATCHES, or where the batches are not the same: one clock has no interval. It tells how
+    much batches differ, not what another machine, or other work on this one, would change.
+
+    Args:
+      mine, others: (tokens, seconds) of each batch.
+    """
+    if len(mine) != len(others) or len(mine) < FEW_BATCHES:
+        return None
+    drawn = np.random.default_rng(0).integers(0, len(mine), (BOOTSTRAPS, len(mine)))
+    a, b = (np.asarray(clocks, float)[drawn].sum(1) for clocks in (mine, others))
+    low, high = np.quantile(a[:, 0] / a[:, 1] * b[:, 1] / b[:, 0], (0.025, 0.975))
+    return float(low), float(high)
 
 
 def most_tokens_per_forward(lengths: Iterable[int], sampler: SamplerConfig) -> float | None:
@@ -225,7 +250,14 @@ def run_arm(
     lines = answers.lines[: len(problems)]  # the file may be of a longer evaluation
     together = {key: [x for line in lines for x in line[key]] for key in ("tokens", "accepted", "correct")}
     seconds = sum(line["seconds"] for line in lines)
-    return Outcome(arm, samples, **together, seconds=seconds, rows_per_forward=arm.sampler.rows_per_forward)
+    clocks = [
+        (sum(len(tokens) for line in batch for tokens in line["tokens"]), sum(line["seconds"] for line in batch))
+        for start in range(0, len(lines), at_once)
+        for batch in [lines[start : start + at_once]]
+    ]
+    return Outcome(
+        arm, samples, **together, seconds=seconds, rows_per_forward=arm.sampler.rows_per_forward, clocks=clocks
+    )
 
 
 def _made_by(variables: dict, task: Task, problems: Sequence[Problem], arm: Arm, trial: Trial) -> dict[str, Any]:

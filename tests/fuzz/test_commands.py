@@ -1,0 +1,254 @@
+"""Every command on hostile input: see harness.py for what it promises and how to try more."""
+
+import itertools
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.analysis import made_up_sweeps
+from tests.analysis.made_up_run import build_run
+from tests.data.published import SPELLED, byte_level, publish
+from tests.fuzz import harness, hostile
+from tests.fuzz.harness import command, fuzzed, nothing_left, run
+from tests.helpers import random_variables
+from zaya_jax import preset
+from zaya_jax.analysis.plots import draw_figures
+from zaya_jax.analysis.report import write_report
+from zaya_jax.analysis.results import load_run, write_sweep
+from zaya_jax.errors import UserError
+from zaya_jax.evaluation.answers import Answers
+from zaya_jax.interop import save_huggingface
+from zaya_jax.interop.conversion import convert
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+GENERATED = ("--mode=autoregressive", "--max_new_tokens=2")
+CONFIGS = ("configs/quickstart.py:fast", "configs/study.py:fast", "tests/experiments/tiny.py")
+FIELDS = (
+    "seed", "name", "tokenizer", "cpu_devices", "phases", "model.preset", "model.hidden_size",
+    "model.num_hidden_layers", "model.rope_theta", "model.head_dim", "data.row_length", "data.mixture",
+    "data.packing", "data.task_documents", "pretrain.steps", "pretrain.batch_size", "pretrain.start",
+    "pretrain.rope_theta", "pretrain.save_every", "pretrain.optimizer.learning_rate", "pretrain.optimizer.b1",
+    "convert.objective.alpha", "convert.objective.kind", "convert.objective.block_size",
+    "convert.objective.masking", "convert.spike_factor", "evaluate.prompts", "mesh.data", "evaluate.tasks",
+    "evaluate.arms", "evaluate.temperatures", "evaluate.beta", "evaluate.seed", "evaluate.batch",
+    "evaluate.anchor_budget", "evaluate.samples", "evaluate.phase", "nothere", "data.nothere", "mesh.rules", "data",
+)  # fmt: skip
+NO_SWEEPS = (
+    "", "x", "def get_config(): pass", "def get_config(): return 3", "1/0", "import x_y", "get_config = 3", "\0",
+    "def get_config(): return sweep()", "(" * 300,
+)  # fmt: skip
+COMMANDS = ("inspect", "convert", "merge", "compare", "generate", "evaluate")
+
+
+class Files(dict):
+    """Files of a folder by name; hypothesis prints what a test was given, and these are long."""
+
+    def __repr__(self) -> str:
+        return f"Files({sorted(self)})"
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return Files({name: data for name, data in harness.contents(folder).items() if len(data) < 2**22})
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> dict[str, bytes]:
+    """A small model with a tokenizer and a template, as Hugging Face's folders are."""
+    folder = tmp_path_factory.mktemp("published") / "model"
+    tokenizer = byte_level()
+    size = tokenizer.get_vocab_size()
+    config = preset("tiny", vocab_size=size, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    save_huggingface(folder, config, random_variables(config))
+    publish(folder, tokenizer, tokenizer_config=SPELLED | {"chat_template": TEMPLATE})
+    return files_of(folder)
+
+
+@pytest.fixture(scope="module")
+def native(published, tmp_path_factory) -> dict[str, bytes]:
+    """The same as one of our own checkpoints."""
+    folder = tmp_path_factory.mktemp("native")
+    convert(hostile.write(folder / "published", published), folder / "native", format="native")
+    return files_of(folder / "native")
+
+
+@pytest.mark.parametrize("name", ["inspect", "convert", "generate", "evaluate"])
+@pytest.mark.parametrize("kind", ["published", "native"])
+@fuzzed
+@given(data=st.data())
+def test_damaged_checkpoints(name, kind, published, native, data):
+    files, which = data.draw(hostile.damaged_folder(published if kind == "published" else native))
+    with tempfile.TemporaryDirectory() as top:
+        folder, output = hostile.write(Path(top) / "model", files), Path(top) / "out"
+        about = f"{name} of a {kind} folder whose {which} was damaged"
+        more = {
+            "inspect": ["--stats"],
+            "convert": [f"--output={output}", f"--format={'native' if kind == 'published' else 'huggingface'}"],
+            "generate": ["--prompt=the cat", *GENERATED],
+            "evaluate": [
+                "--tasks=addition",
+                "--arms=autoregressive",
+                "--temperatures=0",
+                "--prompts=1",
+                "--samples=1",
+                "--max_new_tokens=2",
+                f"--output={output}",
+            ],
+        }[name]
+        ended = command(name, f"--checkpoint={folder}", *more, about=about)
+        if name == "convert":
+            nothing_left(output, ended, about)
+        if harness.contents(folder) != files:
+            harness._report("the input was changed", about)
+
+
+@fuzzed
+@given(template=hostile.damaged(TEMPLATE.encode()), talk=st.lists(hostile.odd_texts, max_size=3))
+def test_chats_and_templates(published, template, talk):
+    with tempfile.TemporaryDirectory() as top:
+        folder = hostile.write(Path(top) / "model", published | {"chat_template.jinja": template})
+        command("generate", f"--checkpoint={folder}", "--chat", *GENERATED, stdin="\n".join(talk),
+                about=f"template {template[:200]!r}, talk {talk!r:.200}")  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
+@fuzzed
+@given(data=st.data())
+def test_prompts_files(published, suffix, data):
+    whole = "the cat\nsat\n" if suffix == ".txt" else '{"prompt": "the cat"}\n{"prompt": "sat", "id": 1}\n'
+    text = data.draw(hostile.damaged(whole.encode()))
+    with tempfile.TemporaryDirectory() as top:
+        folder, file = hostile.write(Path(top) / "model", published), Path(top) / f"prompts{suffix}"
+        file.write_bytes(text)
+        about, output = f"prompts {text[:200]!r}", Path(top) / "rows.jsonl"
+        ended = command(
+            "generate",
+            f"--checkpoint={folder}",
+            f"--prompts_file={file}",
+            f"--output={output}",
+            *GENERATED,
+            about=about,
+        )
+        nothing_left(output, ended, about)
+
+
+@fuzzed
+@given(data=st.data())
+def test_flags(published, data):
+    """Odd values of any flags; no --tasks, so that nothing long is begun."""
+    name = data.draw(st.sampled_from(COMMANDS))
+    known = [flag for flag in harness.names_of_flags(name) if flag not in ("output", "checkpoint", "tasks", "profile")]
+    chosen = data.draw(st.lists(st.sampled_from(known), max_size=3, unique=True)) if known else []
+    with tempfile.TemporaryDirectory() as top:
+        folder = hostile.write(Path(top) / "model", published)
+        checkpoint = data.draw(st.sampled_from([str(folder), top, "", "/nowhere", f"{top}/model/config.json", "~x/y"]))
+        arguments = [f"--{flag}={data.draw(hostile.literals)}" for flag in chosen]
+        if name in ("convert", "merge", "evaluate"):
+            arguments.append(f"--output={top}/out")
+        if name == "generate":
+            arguments += ["--prompt=the cat", "--max_new_tokens=2"][: 2 - ("max_new_tokens" in chosen)]
+        command(name, f"--checkpoint={checkpoint}", *[a.replace("\0", "") for a in arguments])
+
+
+@fuzzed
+@given(config=st.sampled_from(CONFIGS), data=st.data())
+def test_overrides_of_configs(config, data):
+    """What `run` checks before it makes a folder."""
+    chosen = data.draw(st.lists(st.tuples(st.sampled_from(FIELDS), hostile.literals), min_size=1, max_size=3))
+    with tempfile.TemporaryDirectory() as top:
+        arguments = [f"--config={config}", *(f"--config.{field}={value}" for field, value in chosen)]
+        module = harness._load("run")
+        about = " ".join(arguments)
+
+        def check() -> None:
+            with harness._flags_of("run"), harness._replaced(harness.sys, "argv", ["run", *arguments]):
+                harness.cli._parse(["run", *arguments])
+                module.settings.read(module._CONFIG.value)
+
+        run(check, about)
+        assert not list(Path(top).iterdir())
+
+
+@fuzzed
+@given(data=st.data())
+def test_workdirs(data):
+    """What `run` and `figures` read of a finished run."""
+    with tempfile.TemporaryDirectory() as top:
+        whole = files_of(build_run(Path(top) / "whole"))
+        files, which = data.draw(hostile.damaged_folder(whole))
+        folder = hostile.write(Path(top) / "run", files)
+
+        def draw() -> None:
+            run_ = load_run(folder)
+            write_report(run_, draw_figures(run_, Path(top) / "figures"), folder / "report.html")
+
+        run(draw, f"a workdir whose {which} was damaged: {files.get(which, b'')[:200]!r}")
+        if list(folder.glob("*.partial")):
+            harness._report("a part of the report was left", which)
+
+
+@fuzzed
+@given(data=st.data())
+def test_results_that_figures_are_drawn_from(data):
+    with tempfile.TemporaryDirectory() as top:
+        table = Path(top) / "results" / "sweeps" / "study" / "results.csv"
+        table.parent.mkdir(parents=True)
+        runs: dict = {}
+        for row in made_up_sweeps.study(blocks=(4,), seeds=(0,)):
+            cells = {k: v for k, v in row.items() if k not in ("run", "changes", "parameters")}
+            runs.setdefault(row["run"], (row["changes"], []))[1].append(cells)
+        write_sweep(table, runs)
+        table.write_bytes(data.draw(hostile.damaged(table.read_bytes())))
+        bench = Path(top) / "results" / "bench" / "samplers.json"
+        bench.parent.mkdir()
+        bench.write_bytes(data.draw(hostile.damaged((ROOT / "results" / "bench" / bench.name).read_bytes())))
+        for name in ("speedup", "strategies"):
+            command("figures", name, f"--results={top}/results", f"--output={top}/figures", about=f"figure {name}")
+
+
+@fuzzed
+@given(data=st.data())
+def test_files_of_answers(data):
+    made = {"task": "addition", "seed": 0}
+    line = {"problem": 0, "correct": [True], "tokens": [[1]], "accepted": [[1]], "seconds": 0.1}
+    whole = "".join(json.dumps(x) + "\n" for x in ({"made_by": made}, line, line | {"problem": 1}))
+    with tempfile.TemporaryDirectory() as top:
+        path = Path(top) / "answers.jsonl"
+        path.write_bytes(data.draw(hostile.damaged(whole.encode())))
+        read = path.read_bytes()
+
+        def use() -> None:
+            lines = Answers(path, made).lines
+            wrong = [line for line in lines if sum(map(len, line["tokens"])) < 0 or not np.isfinite(line["seconds"])]
+            if wrong:
+                raise UserError("seconds: not finite")
+
+        run(use, f"answers {read[:300]!r}")
+
+
+@fuzzed
+@given(data=st.data())
+def test_sweep_files(data):
+    values = st.sampled_from(["1", "(1, 2)", "'x'", "None", "float('nan')", "'../x'", "''", "[]", "{}", "object()"])
+    jobs = data.draw(st.lists(st.tuples(st.sampled_from(FIELDS), values), max_size=3))
+    name = data.draw(st.sampled_from(["'s'", "''", "'../../x'", "3", "None"]))
+    config = data.draw(st.sampled_from([*map(repr, CONFIGS), "'configs/nothere.py'", "''", "None", "3"]))
+    axes = ", ".join(f"*axis({field!r}, {value})" for field, value in jobs)
+    text = f"from configs.common import axis, sweep\ndef get_config(): return sweep({name}, {config}, [{axes}])\n"
+    if not data.draw(st.integers(0, 3)):
+        text = data.draw(st.sampled_from(NO_SWEEPS))
+    with tempfile.TemporaryDirectory() as top:
+        path = Path(top) / f"sweep_{next(NUMBERS)}.py"
+        path.write_text(text)
+        command("sweep", f"--config={path}", f"--workdir={top}/out", "--list", about=text)
+        if (Path(top) / "out").exists():
+            harness._report("--list wrote something", text)
+
+
+NUMBERS = itertools.count()
