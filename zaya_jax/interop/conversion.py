@@ -15,6 +15,7 @@ import numpy as np
 
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.errors import UserError
+from zaya_jax.files import read_json
 from zaya_jax.interop import native_arrays
 from zaya_jax.interop.card import write_card
 from zaya_jax.interop.configuration import DTYPES
@@ -26,7 +27,7 @@ from zaya_jax.interop.native import MODEL_FILE, write_model_file
 from zaya_jax.interop.native_arrays import Native
 from zaya_jax.interop.partial import Partial
 from zaya_jax.interop.shards import plan_shards, write_shards
-from zaya_jax.interop.tensorfile import blocks, read_json, sha256, within
+from zaya_jax.interop.tensorfile import blocks, sha256, within
 
 FORMATS = ("huggingface", "legacy", "native")
 # What goes along: data, never code.

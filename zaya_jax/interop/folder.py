@@ -15,11 +15,12 @@ import numpy as np
 
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.errors import UserError
+from zaya_jax.files import read_json
 from zaya_jax.interop.configuration import require
 from zaya_jax.interop.families import Family, family_of_file
 from zaya_jax.interop.names import EMBEDDING, HEAD, Entry, abstract_variables
 from zaya_jax.interop.names import Path as Variable
-from zaya_jax.interop.tensorfile import STORED, Spec, TensorFile, read_header, read_json, within
+from zaya_jax.interop.tensorfile import STORED, Spec, TensorFile, read_header, within
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"

@@ -16,13 +16,14 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from zaya_jax.architecture import ZayaConfig
+from zaya_jax.files import one_line
 from zaya_jax.interop.conversion import count_not_finite
 from zaya_jax.interop.folder import Folder, problems, read_config, weight_files
 from zaya_jax.interop.names import Path as Variable
 from zaya_jax.interop.names import abstract_variables
 from zaya_jax.interop.native import MODEL_FILE, CheckpointError, newest_step, read_model_file
 from zaya_jax.interop.native_arrays import Native, open_array
-from zaya_jax.interop.tensorfile import STORED, TensorFile, one_line
+from zaya_jax.interop.tensorfile import STORED, TensorFile
 
 MEASURED = (np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16))
 

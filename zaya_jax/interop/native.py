@@ -12,8 +12,8 @@ from orbax.checkpoint import v1 as ocp
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.architecture.moe import BALANCING
 from zaya_jax.errors import UserError
+from zaya_jax.files import one_line
 from zaya_jax.interop.names import abstract_variables
-from zaya_jax.interop.tensorfile import one_line
 from zaya_jax.parallel import Placement
 
 MODEL_FILE = "zaya_config.json"  # beside the numbered steps: what a reader needs to know of the model

@@ -22,11 +22,11 @@ from orbax.checkpoint import v1 as ocp
 
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.errors import UserError
+from zaya_jax.files import one_line
 from zaya_jax.interop.folder import columns
 from zaya_jax.interop.names import Path as Variable
 from zaya_jax.interop.names import abstract_variables
 from zaya_jax.interop.native import CheckpointError, newest_step, read_model_file
-from zaya_jax.interop.tensorfile import one_line
 
 CHUNK = 64 << 20  # bytes: an array of one piece is written in chunks of about this size
 SMALL_LAYER = 1 << 20  # bytes of a layer below which a stack is one piece

@@ -21,11 +21,11 @@ import ml_dtypes
 import numpy as np
 
 from zaya_jax.errors import UserError
+from zaya_jax.files import one_line, parse_json
 
 Spec = tuple[tuple[int, ...], np.dtype]  # a tensor's shape and dtype
 
 MAX_HEADER = 100_000_000  # bytes; the library's own bound
-MAX_JSON = 100_000_000
 BLOCK = 16 << 20  # bytes that are converted, scanned and written at a time
 # Widths of every dtype the format has, and those of them that we read.
 WIDTHS = {
@@ -75,11 +75,6 @@ class TensorFile:
         return out
 
 
-def one_line(error: BaseException) -> str:
-    """An error's message on one line of bounded length."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
-
-
 def within(folder: Path, name: str) -> Path:
     """`folder / name`, a plain file that really lies there.
 
@@ -104,46 +99,6 @@ def within(folder: Path, name: str) -> Path:
     if not stat.S_ISREG(mode):
         raise UserError(f"{path}: not a plain file")
     return path
-
-
-def read_json(path: Path, limit: int = MAX_JSON) -> Any:
-    """A JSON file in which no key occurs twice.
-
-    Raises:
-      FileNotFoundError: no such file.
-      UserError: not JSON, not UTF-8, too long, nested too deeply, or with a key twice in one object.
-    """
-    try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > limit:
-                raise UserError(f"{size} bytes, may be at most {limit}")
-            text = file.read(size)
-        return parse_json(text)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({one_line(error)})") from None
-    except ValueError as error:  # of which JSONDecodeError and UnicodeDecodeError are kinds
-        raise UserError(f"{path}: not valid JSON ({one_line(error)})") from None
-
-
-def parse_json(text: bytes) -> Any:
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise UserError(f"the key {twice[:200]!r} occurs twice")
-        return found
-
-    def constant(name: str) -> Any:
-        raise UserError(f"{name} is not JSON")
-
-    try:
-        return json.loads(text.decode("utf-8"), object_pairs_hook=once, parse_constant=constant)
-    except RecursionError:
-        raise UserError("nested too deeply") from None
 
 
 def read_header(path: Path) -> TensorFile:
