@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from zaya_jax import checks
 from zaya_jax.errors import UserError
 
 
@@ -12,7 +13,7 @@ def build(kind: type, values: Any, where: str) -> Any:
     known = {field.name for field in dataclasses.fields(kind)}
     unknown = sorted(set(values) - known)
     if unknown:
-        raise UserError(f"{where}.{unknown[0]}: unknown, may be one of {sorted(known)}")
+        raise checks.unknown(f"{where}.{unknown[0]}", unknown[0], known)
     try:
         return kind(**values)
     except UserError as error:

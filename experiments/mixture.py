@@ -10,6 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from zaya_jax.checks import Number, check, shown
 from zaya_jax.data.builders import check_text, prepare_chats, prepare_text
 from zaya_jax.data.chat import ChatSource
 from zaya_jax.data.pipeline import Source
@@ -76,10 +77,11 @@ class Mixtures:
         self.sources[source.name] = source
         return source
 
-    def _source(self, item: ConfigDict, where: str) -> MixtureSource:
-        weight = item.get("weight", 1.0)
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or weight <= 0:
-            raise UserError(f"{where}.weight: got {weight!r}, may be a number above 0")
+    def _source(self, item: Any, where: str) -> MixtureSource:
+        item = ConfigDict(item) if isinstance(item, dict) else item  # as the command line gives it
+        if not isinstance(item, ConfigDict):
+            raise UserError(f"{where}: got {shown(item)}, may be such as {{'text': 'stdlib', 'weight': 1.0}}")
+        weight = check(f"{where}.weight", item.get("weight", 1.0), Number(0, 1e9, above=True))
         kinds = [kind for kind in FIELDS if kind in item]
         unknown = set(item) - {"weight", *kinds, *(field for kind in kinds for field in FIELDS[kind])}
         if unknown or len(kinds) != 1:

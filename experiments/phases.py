@@ -20,7 +20,8 @@ from ml_collections import ConfigDict
 from experiments import fields
 from experiments.mixture import Mixtures, MixtureSource
 from zaya_jax.architecture import ZayaConfig
-from zaya_jax.architecture.config import NO_MASK
+from zaya_jax.architecture.config import NO_MASK, THETA
+from zaya_jax.checks import Integer, check
 from zaya_jax.data.pipeline import PACKINGS
 from zaya_jax.errors import UserError
 from zaya_jax.interop.adapters import fresh_adapters
@@ -132,21 +133,23 @@ def _stage(
     model = model if parent is None else parent.model
     theta = section.get("rope_theta")
     if theta is not None:
-        if isinstance(theta, bool) or not isinstance(theta, (int, float)) or theta <= 0:
-            raise UserError(f"{name}.rope_theta: got {theta!r}, may be a number above 0")
-        model = model.replace(rope_theta=float(theta))
+        model = model.replace(rope_theta=float(check(f"{name}.rope_theta", theta, THETA)))
 
     def own(field: str) -> tuple[str, Any]:
         """(where it stands, value): the section's, else the data's."""
         mine = section.get(field)
         return (f"data.{field}", config.data[field]) if mine is None else (f"{name}.{field}", mine)
 
-    row_length = fields.positive(*own("row_length"))
+    row_length = check(*own("row_length"), Integer(2))  # a next token takes two
     if row_length > model.max_position_embeddings:
         raise UserError(
             f"{own('row_length')[0]}: got {row_length}, may be at most model.max_position_embeddings "
             f"({model.max_position_embeddings})"
         )
+    objective = phase.objective
+    if objective.kind == "tidar" and objective.block_size > row_length:
+        got = f"got {objective.block_size}, may be at most {own('row_length')[0]} ({row_length})"
+        raise UserError(f"{name}.objective.block_size: {got}")
     where, items = own("mixture")
     batch_size = fields.positive(f"{name}.batch_size", section.batch_size)
     _check_optimizer(name, phase.optimizer, model, batch_size)

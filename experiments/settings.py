@@ -14,6 +14,7 @@ from experiments.mixture import Mixtures, MixtureSource
 from experiments.phases import Stage, is_phase, phase_names, read_stages
 from experiments.tokens import BESIDE_TOKENIZER, beside_tokenizer
 from zaya_jax.architecture import ZayaConfig
+from zaya_jax.checks import SEED, Integer, Rule, check, folder_name
 from zaya_jax.data.chat import THINKING
 from zaya_jax.data.contents import Digests, of_tokenizer
 from zaya_jax.data.tasks import BENCHMARKS, ChatTask, Task, make_task
@@ -35,6 +36,14 @@ SECTIONS = {
     "evaluate",
 }  # and a section a phase
 DATA = {"row_length", "mixture", "packing", "chat_template", "thinking", "task_documents", "validation_batches"}
+# The numbers of `evaluate`; a run of more is not an evaluation but a mistake.
+EVALUATE: dict[str, Rule] = {
+    "prompts": Integer(1, 1_000_000),
+    "samples": Integer(1, 65_536),
+    "batch": Integer(1, 1_000_000),
+    "max_new_tokens": Integer(1, 2**24),
+    "seed": SEED,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +85,9 @@ def read(config: ConfigDict, trained: Tokenizer | None = None) -> Settings:
     )
     _known("data.", set(config.data), DATA, DATA - {"packing", "chat_template", "thinking"})
     phase_names(config)
+    folder_name("name", config.name)
+    check("seed", config.seed, SEED)
+    check("cpu_devices", config.cpu_devices, Integer(1, 4096))
     tokenizer = trained or load_tokenizer(config.tokenizer)
     model = _model(config, tokenizer)
     for name in ("row_length", "task_documents", "validation_batches"):
@@ -83,8 +95,10 @@ def read(config: ConfigDict, trained: Tokenizer | None = None) -> Settings:
     template = _template(config, tokenizer)
     mixtures = Mixtures(template, _thinking(config.data.get("thinking", THINKING)))
     stages = read_stages(config, model, mixtures)
-    for name in ("prompts", "batch", "max_new_tokens", "samples"):
-        fields.positive(f"evaluate.{name}", config.evaluate[name])
+    for name, rule in EVALUATE.items():
+        check(f"evaluate.{name}", config.evaluate[name], rule)
+    if not config.evaluate.temperatures:
+        raise UserError("evaluate.temperatures: got (), may be one or more numbers of at least 0")
     sampled = _sampled(config.evaluate.get("phase"), stages)
     drafts = stages[sampled].phase.objective.kind == "tidar"
     block_size = stages[sampled].phase.objective.block_size

@@ -5,10 +5,11 @@ Field names follow transformers' `ZayaConfig` (5.23.0) wherever the two mean the
 """
 
 import dataclasses
-from typing import Any, TypeGuard
+from typing import Any
 
 import jax.numpy as jnp
 
+from zaya_jax.checks import COUNT, SWITCH, Choice, Integer, Number, Rule, Unset, check, check_all, shown
 from zaya_jax.errors import UserError
 
 FULL_ATTENTION = "hybrid"
@@ -25,6 +26,66 @@ LORA_ROWS = ("all", "drafts")
 # What a training step recomputes of each layer instead of keeping it: nothing; all but the layer's input; all but the
 # input and the outputs of plain matrix products (the projections and the router's, not the experts' nor attention's).
 REMATS = ("none", "full", "dots")
+DTYPES = ("float32", "bfloat16", "float64")
+
+WIDTH = Integer(1, 2**24)
+THETA = Number(0, 1e30, above=True)
+TOKEN = Integer(-1)  # some published configurations have -1 for none
+# Of `ZayaConfig`'s fields, each alone; the largest values are beyond any model, and keep what follows from them small.
+RULES: dict[str, Rule] = {
+    "vocab_size": COUNT,
+    "hidden_size": WIDTH,
+    "num_hidden_layers": Integer(1, 10_000),
+    "num_attention_heads": WIDTH,
+    "num_key_value_heads": WIDTH,
+    "head_dim": WIDTH,
+    "moe_intermediate_size": WIDTH,
+    "num_experts": Integer(1, 65_536),
+    "router_hidden_size": WIDTH,
+    "cca_time0": Integer(1, 1024),
+    "cca_time1": Integer(1, 1024),
+    "rms_norm_eps": Number(0, 1),
+    "rope_theta": THETA,
+    "sliding_rope_theta": THETA,
+    "partial_rotary_factor": Number(0, 1, above=True),
+    "sliding_window": Unset(Integer(0)),
+    "max_position_embeddings": COUNT,
+    "tie_word_embeddings": SWITCH,
+    "attention_bias": SWITCH,
+    "lm_head_bias": SWITCH,
+    "skip_expert": Choice(("zero", "identity")),
+    "initializer_range": Number(0, 1000),
+    "bos_token_id": Unset(TOKEN),
+    "pad_token_id": Unset(TOKEN),
+    "attention": Choice(("cca", "gqa")),
+    "cca_depthwise": SWITCH,
+    "cca_grouped": SWITCH,
+    "cca_mean": SWITCH,
+    "cca_delayed_value": SWITCH,
+    "succession": Choice(("text", "row")),
+    "qk_norm": Choice(QK_NORMS),
+    "output_bias": SWITCH,
+    "rope_scaling": Choice(("none", "linear", "llama3")),
+    "rope_factor": THETA,
+    "rope_low_freq_factor": THETA,
+    "rope_high_freq_factor": THETA,
+    "rope_original_max_positions": COUNT,
+    "feed_forward": Choice(("moe", "dense")),
+    "mlp_bias": SWITCH,
+    "router_state": SWITCH,
+    "residual_scaling": SWITCH,
+    "lora_rank": Integer(0, 2**24),
+    "lora_alpha": THETA,
+    "lora_rows": Choice(LORA_ROWS),
+    "dtype": Choice(DTYPES),
+    "param_dtype": Choice(DTYPES),
+    "expert_backend": Choice(("auto", "block_padded", "looped", "ragged_dot", "gather", "dense")),
+    "attention_backend": Choice(("structured", "tiles", "dense")),
+    "query_chunk": COUNT,
+    "remat": Choice(REMATS),
+    "unroll_layers": SWITCH,
+    "qkv_backend": Choice(("batched", "products")),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,24 +171,24 @@ class ZayaConfig:
             object.__setattr__(self, "remat", "full" if self.remat else "none")
         if isinstance(self.eos_token_id, list):  # as JSON has them
             object.__setattr__(self, "eos_token_id", tuple(self.eos_token_id))
-        if self.mask_token_id is None:
-            object.__setattr__(self, "mask_token_id", self.vocab_size - 1)
-        layer_types = self.layer_types or (FULL_ATTENTION,) * self.num_hidden_layers
-        object.__setattr__(self, "layer_types", tuple(layer_types))
         if self.qk_norm is None:
             object.__setattr__(self, "qk_norm", _default_qk_norm(self.attention))
         if isinstance(self.qk_norm, bool):  # as stored configurations have it that knew no third choice
             object.__setattr__(self, "qk_norm", "unit" if self.qk_norm else "none")
+        check_all("ZayaConfig", self, RULES)
+        ends = self.eos_token_id if isinstance(self.eos_token_id, tuple) else (self.eos_token_id,)
+        for end in ends:
+            check("ZayaConfig.eos_token_id", end, Unset(TOKEN))
+        given = self.layer_types or ()
+        named = isinstance(given, (list, tuple)) and all(isinstance(kind, str) for kind in given)
+        _require(named, "layer_types", given, f"a tuple of {FULL_ATTENTION!r} or {SLIDING_ATTENTION!r}")
+        if self.mask_token_id is None:
+            object.__setattr__(self, "mask_token_id", self.vocab_size - 1)
+        layer_types = self.layer_types or (FULL_ATTENTION,) * self.num_hidden_layers
+        object.__setattr__(self, "layer_types", tuple(layer_types))
         self._check()
 
     def _check(self) -> None:
-        positive = (
-            "vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
-            "moe_intermediate_size num_experts router_hidden_size cca_time0 cca_time1 query_chunk"
-        )
-        for name in positive.split():
-            value = getattr(self, name)
-            _require(_is_int(value) and value >= 1, name, value, "an integer of at least 1")
         _require(
             self.num_attention_heads % self.num_key_value_heads == 0,
             "num_attention_heads",
@@ -142,14 +203,13 @@ class ZayaConfig:
         )
         rotary = self.rotary_dim
         _require(
-            0 < self.partial_rotary_factor <= 1 and rotary % 2 == 0 and rotary > 0,
+            rotary % 2 == 0 and rotary > 0,
             "partial_rotary_factor",
             self.partial_rotary_factor,
             "in (0, 1] with an even, non-zero number of rotated channels",
         )
         _require(
-            _is_int(self.mask_token_id)
-            and (0 <= self.mask_token_id < self.vocab_size or self.mask_token_id == NO_MASK),
+            TOKEN.allows(self.mask_token_id) and int(self.mask_token_id or 0) < self.vocab_size,
             "mask_token_id",
             self.mask_token_id,
             f"in [0, {self.vocab_size}), or {NO_MASK} for none",
@@ -163,38 +223,13 @@ class ZayaConfig:
         )
         if SLIDING_ATTENTION in self.layer_kinds:
             window = self.sliding_window
-            _require(_is_int(window) and window >= 1, "sliding_window", window, "an integer of at least 1")
+            _require(window is not None and window >= 1, "sliding_window", window, "an integer of at least 1")
         self._check_parts()
         self._check_rope_scaling()
-        _require(_is_int(self.lora_rank) and self.lora_rank >= 0, "lora_rank", self.lora_rank, "an integer from 0 on")
-        scale = self.lora_alpha
-        known = isinstance(scale, (int, float)) and not isinstance(scale, bool) and 0 < scale < float("inf")
-        _require(known, "lora_alpha", scale, "a number above 0")
-        choices = {
-            "skip_expert": ("zero", "identity"),
-            "expert_backend": ("auto", "block_padded", "looped", "ragged_dot", "gather", "dense"),
-            "attention_backend": ("structured", "tiles", "dense"),
-            "remat": REMATS,
-            "unroll_layers": (False, True),
-            "qkv_backend": ("batched", "products"),
-            "lora_rows": LORA_ROWS,
-            "dtype": ("float32", "bfloat16", "float64"),
-            "param_dtype": ("float32", "bfloat16", "float64"),
-        }
-        for name, allowed in choices.items():
-            _require(getattr(self, name) in allowed, name, getattr(self, name), f"one of {allowed}")
 
     def _check_parts(self) -> None:
         """Refuses a choice that would change nothing: it would pass for an ablation."""
-        _require(self.attention in ("cca", "gqa"), "attention", self.attention, "'cca' or 'gqa'")
-        _require(self.feed_forward in ("moe", "dense"), "feed_forward", self.feed_forward, "'moe' or 'dense'")
-        _require(self.succession in ("text", "row"), "succession", self.succession, "'text' or 'row'")
-        switches = ("cca_depthwise", "cca_grouped", "cca_mean", "cca_delayed_value")
-        booleans = ("attention_bias", "output_bias", "mlp_bias", "router_state", "residual_scaling")
-        for name in (*switches, *booleans):
-            _require(isinstance(getattr(self, name), bool), name, getattr(self, name), "True or False")
-        _require(self.qk_norm in QK_NORMS, "qk_norm", self.qk_norm, f"one of {QK_NORMS}")
-        for name in switches:
+        for name in ("cca_depthwise", "cca_grouped", "cca_mean", "cca_delayed_value"):
             may_be = "True with attention 'gqa', which has none of it"
             _require(self.attention == "cca" or getattr(self, name), name, getattr(self, name), may_be)
         looks_back = self.cca_delayed_value or self.conv_history > 0
@@ -224,9 +259,8 @@ class ZayaConfig:
         )
 
     def _check_rope_scaling(self) -> None:
-        """Refuses a scaling that is none of ours, and numbers that it would not use."""
+        """Refuses numbers that the scaling would not use."""
         kind = self.rope_scaling
-        _require(kind in ("none", "linear", "llama3"), "rope_scaling", kind, "'none', 'linear' or 'llama3'")
         used = {"none": 0, "linear": 1, "llama3": 4}[kind]
         names = ("rope_factor", "rope_low_freq_factor", "rope_high_freq_factor", "rope_original_max_positions")
         for number, name in enumerate(names):
@@ -235,13 +269,8 @@ class ZayaConfig:
                 _require(
                     value == default, name, value, f"{default} with rope_scaling {kind!r}, which has no use for it"
                 )
-                continue
-            positive = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")
-            _require(positive, name, value, "a number above 0")
         low, high = self.rope_low_freq_factor, self.rope_high_freq_factor
         _require(low < high, "rope_high_freq_factor", high, f"above rope_low_freq_factor ({low})")
-        original = self.rope_original_max_positions
-        _require(_is_int(original), "rope_original_max_positions", original, "an integer of at least 1")
 
     def has(self, part: str) -> bool:
         """Whether a part of CCA ("depthwise", "grouped", "mean", "delayed_value") is there."""
@@ -307,13 +336,9 @@ def _default_qk_norm(attention: str) -> str:
     return "unit" if attention == "cca" else "none"
 
 
-def _is_int(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _require(condition: bool, field: str, got: Any, may_be: str) -> None:
     if not condition:
-        raise UserError(f"ZayaConfig.{field}: got {got!r}, may be {may_be}")
+        raise UserError(f"ZayaConfig.{field}: got {shown(got)}, may be {may_be}")
 
 
 def preset(name: str, **changes: Any) -> ZayaConfig:

@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from zaya_jax.architecture import Zaya
+from zaya_jax.checks import COUNT, SEED, SWITCH, Choice, Number, Rule, check_all, folder_name
 from zaya_jax.errors import UserError
 from zaya_jax.parallel import Placement
 from zaya_jax.training.checkpoints import Checkpoints
@@ -24,6 +25,17 @@ from zaya_jax.training.optimizer import OptimizerConfig, schedule
 from zaya_jax.training.state import TrainState, init_state, make_train_step
 from zaya_jax.training.trace import StepTrace
 from zaya_jax.training.watch import BadSteps
+
+RULES: dict[str, Rule] = {  # of `Phase`'s numbers and choices
+    "steps": COUNT,
+    "log_every": COUNT,
+    "evaluate_every": COUNT,
+    "save_every": COUNT,
+    "seed": SEED,
+    "on_bad_step": Choice(("stop", "skip")),
+    "spike_factor": Number(0, 1e9),
+    "evaluate_ema": SWITCH,
+}
 
 
 class DataIterator(Iterator[dict[str, np.ndarray]], Protocol):
@@ -61,18 +73,12 @@ class Phase:
     evaluate_ema: bool = False
 
     def __post_init__(self) -> None:
-        def require(ok: bool, field: str, may_be: str) -> None:
-            if not ok:
-                raise UserError(f"{self.name}.{field}: got {getattr(self, field)!r}, may be {may_be}")
-
-        for field in ("steps", "log_every", "evaluate_every", "save_every"):
-            value = getattr(self, field)
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            require(whole and value >= 1, field, "an integer of at least 1")
-        require(self.on_bad_step in ("stop", "skip"), "on_bad_step", "'stop' or 'skip'")
-        require(self.spike_factor == 0 or self.spike_factor > 1, "spike_factor", "0 (none) or a number above 1")
-        averaged = self.optimizer.ema_decay > 0
-        require(averaged or not self.evaluate_ema, "evaluate_ema", "False with optimizer.ema_decay 0")
+        folder_name("name", self.name)
+        check_all(self.name, self, RULES)
+        if 0 < self.spike_factor <= 1:
+            raise UserError(f"{self.name}.spike_factor: got {self.spike_factor!r}, may be 0 (none) or a number above 1")
+        if self.evaluate_ema and not self.optimizer.ema_decay:
+            raise UserError(f"{self.name}.evaluate_ema: got True, may be False with optimizer.ema_decay 0")
 
 
 def train(

@@ -7,10 +7,19 @@ import jax
 import jax.numpy as jnp
 
 from zaya_jax.architecture import Layout, Zaya
-from zaya_jax.errors import UserError
+from zaya_jax.checks import Choice, Integer, Number, Rule, check_all
 
 Array = jax.Array
 LOGITS_AT_ONCE = 2**26  # logits that exist at once: 256 MiB in float32
+RULES: dict[str, Rule] = {  # of `Objective`'s fields
+    "kind": Choice(("autoregressive", "tidar")),
+    "block_size": Integer(1, 65_536),
+    "alpha": Number(0, 1e6),
+    "masking": Choice(("full", "random")),
+    "loss_on": Choice(("all", "answers")),
+    "distill": Number(0, 1),
+    "slot_decay": Number(0, 1),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,18 +47,7 @@ class Objective:
     slot_decay: float = 1.0
 
     def __post_init__(self) -> None:
-        def require(ok: bool, field: str, may_be: str) -> None:
-            if not ok:
-                raise UserError(f"Objective.{field}: got {getattr(self, field)!r}, may be {may_be}")
-
-        require(self.kind in ("autoregressive", "tidar"), "kind", "'autoregressive' or 'tidar'")
-        require(isinstance(self.block_size, int) and self.block_size >= 1, "block_size", "an integer of at least 1")
-        require(isinstance(self.alpha, (int, float)) and self.alpha >= 0, "alpha", "a number of at least 0")
-        for name in ("distill", "slot_decay"):
-            value = getattr(self, name)
-            require(isinstance(value, (int, float)) and 0 <= value <= 1, name, "a number in [0, 1]")
-        require(self.masking in ("full", "random"), "masking", "'full' or 'random'")
-        require(self.loss_on in ("all", "answers"), "loss_on", "'all' or 'answers'")
+        check_all("Objective", self, RULES)
 
     def draw(self, key: Array, batch: int, row: int) -> dict[str, Array]:
         """The random part of a step for the whole batch, so that it does not depend on how the batch is sharded.

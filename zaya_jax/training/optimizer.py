@@ -12,12 +12,32 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from zaya_jax.checks import COUNT, SWITCH, Choice, Integer, Number, Rule, Unset, check_all, shown
 from zaya_jax.errors import UserError
 
 Array = jax.Array
 
 
 SCHEDULES = ("cosine", "linear", "constant", "wsd")
+RATE = Number(0, 1000)
+SHARE = Number(0, 1, below=True)
+RULES: dict[str, Rule] = {  # of `OptimizerConfig`'s fields
+    "name": Choice(("adamw", "muon")),
+    "learning_rate": Number(0, 1000, above=True),
+    "adam_learning_rate": Unset(RATE),
+    "schedule": Choice(SCHEDULES),
+    "final_learning_rate": RATE,
+    "decay_share": Number(0, 1, above=True),
+    "warmup_steps": Integer(0),
+    "b1": SHARE,
+    "b2": SHARE,
+    "weight_decay": Number(0, 1000),
+    "clip_norm": Number(0, 1e9),
+    "accumulate": COUNT,
+    "ema_decay": SHARE,
+    "balancing_rate": RATE,
+    "balance_skip": SWITCH,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +47,7 @@ class OptimizerConfig:
     Attributes:
       name: "adamw" or "muon".
       learning_rate: the peak.
-      adam_learning_rate: muon: the peak of what is not a matrix; None: learning_rate.
+      adam_learning_rate: muon: the peak of what is not a matrix; None: learning_rate; 0: it does not move.
       schedule: from the warm-up's end to the last step: "cosine" or "linear" down to the final rate, "constant", or
         "wsd" (warm-up, stable, decay): constant, then linear down to the final rate.
       final_learning_rate: share of the peak that cosine, linear and wsd end at.
@@ -61,22 +81,11 @@ class OptimizerConfig:
     balance_skip: bool = False
 
     def __post_init__(self) -> None:
-        def require(ok: bool, field: str, may_be: str) -> None:
-            if not ok:
-                raise UserError(f"OptimizerConfig.{field}: got {getattr(self, field)!r}, may be {may_be}")
-
-        require(self.name in ("adamw", "muon"), "name", "'adamw' or 'muon'")
-        require(self.schedule in SCHEDULES, "schedule", f"one of {SCHEDULES}")
-        require(self.learning_rate > 0, "learning_rate", "a number above 0")
-        for field in ("final_learning_rate", "warmup_steps", "weight_decay", "clip_norm", "balancing_rate"):
-            require(getattr(self, field) >= 0, field, "a number of at least 0")
-        require(0 < self.decay_share <= 1, "decay_share", "a number in (0, 1]")
-        require(0 <= self.ema_decay < 1, "ema_decay", "a number in [0, 1)")
-        whole = isinstance(self.accumulate, int) and not isinstance(self.accumulate, bool)
-        require(whole and self.accumulate >= 1, "accumulate", "an integer of at least 1")
-        require(isinstance(self.balance_skip, bool), "balance_skip", "True or False")
+        check_all("OptimizerConfig", self, RULES)
         patterns = isinstance(self.freeze, tuple | list) and all(isinstance(x, str) for x in self.freeze)
-        require(patterns, "freeze", "a tuple of patterns such as ('embed_tokens', 'layers[0:2]/*')")
+        if not patterns:
+            may_be = "a tuple of patterns such as ('embed_tokens', 'layers[0:2]/*')"
+            raise UserError(f"OptimizerConfig.freeze: got {shown(self.freeze)}, may be {may_be}")
         object.__setattr__(self, "freeze", tuple(self.freeze))  # JSON gives lists, which do not hash
 
     def without_schedule(self) -> "OptimizerConfig":
@@ -108,10 +117,9 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     Parameters that are frozen whole have no state in it.
     """
     is_muon = config.name == "muon"
-    adam_rate = config.adam_learning_rate if is_muon else None
-    adamw = optax.adamw(
-        adam_rate or config.learning_rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mask=matrices
-    )
+    own = is_muon and config.adam_learning_rate is not None
+    adam_rate = config.adam_learning_rate if own else config.learning_rate
+    adamw = optax.adamw(adam_rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mask=matrices)
     rules: dict[Hashable, optax.GradientTransformation] = {"adamw": adamw, "frozen": optax.set_to_zero()}
     if is_muon:
         # For matrices only: optax's Muon would give the rest a Nesterov Adam without weight decay.

@@ -1,0 +1,155 @@
+"""What a user's values may be: rules that a field's value obeys, or a UserError that names the field, value and rule.
+
+A table of them (field -> rule) both checks a config's section and, through `words`, says what each field may be.
+"""
+
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol, TypeVar
+
+from zaya_jax.errors import UserError
+
+INT32 = 2**31 - 1  # the largest token id, position, seed and size: what arrays of int32 hold
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]{0,99}")
+NEAR = 3  # names that an unknown one is told, at most
+
+T = TypeVar("T")
+
+
+class Rule(Protocol):
+    """What one field may be."""
+
+    @property
+    def words(self) -> str:
+        """Completes "may be ..."."""
+        ...
+
+    def allows(self, value: Any) -> bool: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Integer:
+    """An integer in [least, most]; a bool is none."""
+
+    least: int = 0
+    most: int = INT32
+
+    @property
+    def words(self) -> str:
+        return f"an integer of at least {self.least} and at most {self.most}"
+
+    def allows(self, value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and self.least <= value <= self.most
+
+
+@dataclasses.dataclass(frozen=True)
+class Number:
+    """A finite number in [least, most]; with `above` (`below`) not `least` (`most`) itself."""
+
+    least: float = 0.0
+    most: float = math.inf
+    above: bool = False
+    below: bool = False
+
+    @property
+    def words(self) -> str:
+        low = f"{'above' if self.above else 'of at least'} {self.least:g}"
+        if math.isinf(self.most):
+            return f"a finite number {low}"
+        return f"a number {low} and {'below' if self.below else 'at most'} {self.most:g}"
+
+    def allows(self, value: Any) -> bool:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return False
+        try:
+            value = float(value)
+        except OverflowError:  # an integer of hundreds of digits
+            return False
+        low = value > self.least if self.above else value >= self.least
+        high = value < self.most if self.below else value <= self.most
+        return math.isfinite(value) and low and high
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """One of a few values."""
+
+    of: tuple[Any, ...]
+
+    @property
+    def words(self) -> str:
+        names = [repr(one) for one in self.of]
+        return " or ".join(names) if len(names) < 3 else f"one of {self.of}"
+
+    def allows(self, value: Any) -> bool:
+        return any(type(value) is type(one) and value == one for one in self.of)
+
+
+@dataclasses.dataclass(frozen=True)
+class Unset:
+    """None, or what another rule allows."""
+
+    rule: Rule
+
+    @property
+    def words(self) -> str:
+        return f"{self.rule.words}, or None"
+
+    def allows(self, value: Any) -> bool:
+        return value is None or self.rule.allows(value)
+
+
+SWITCH = Choice((True, False))
+COUNT = Integer(1)
+SEED = Integer(0)
+
+
+def check(field: str, value: T, rule: Rule) -> T:
+    """`value`. UserError unless `rule` allows it."""
+    if not rule.allows(value):
+        raise UserError(f"{field}: got {shown(value)}, may be {rule.words}")
+    return value
+
+
+def check_all(where: str, values: Any, rules: Mapping[str, Rule]) -> None:
+    """`check` of every field that `rules` name.
+
+    Args:
+      where: what stands before a field's name and a dot.
+      values: an object with these attributes.
+    """
+    for name, rule in rules.items():
+        check(f"{where}.{name}", getattr(values, name), rule)
+
+
+def folder_name(field: str, value: Any) -> str:
+    """`value`, if it can name a folder and leads nowhere else. UserError if not."""
+    if not isinstance(value, str) or not NAME.fullmatch(value):
+        may_be = "at most 100 letters, digits and . _ = + -, the first a letter or digit"
+        raise UserError(f"{field}: got {shown(value)}, may be {may_be}")
+    return value
+
+
+def unknown(field: str, name: str, known: Iterable[str]) -> UserError:
+    """The mistake of a name that is none of `known`: says the nearest ones, or all where none is near.
+
+    Args:
+      field: the name as the user knows it, such as "model.hiden_size".
+      name: the part of it that is unknown.
+    """
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, NEAR)
+    meant = f"did you mean {' or '.join(near)}?" if near else f"may be one of {', '.join(known)}"
+    return UserError(f"{field}: unknown, {meant}")
+
+
+def shown(value: Any) -> str:
+    """repr on one line of bounded length. What is too long to be converted at all has its type's name."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        return f"an {type(value).__name__} of too many digits"
+    return text if len(text) <= 200 else f"{text[:200]}..."
