@@ -6,7 +6,7 @@ its share of training rows. {"as_chat": True} writes a task's problems as chats.
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ml_collections import ConfigDict
 
@@ -81,7 +81,7 @@ class Mixtures:
         item = ConfigDict(item) if isinstance(item, dict) else item  # as the command line gives it
         if not isinstance(item, ConfigDict):
             raise UserError(f"{where}: got {shown(item)}, may be such as {{'text': 'stdlib', 'weight': 1.0}}")
-        weight = check(f"{where}.weight", item.get("weight", 1.0), Number(0, 1e9, above=True))
+        weight = cast(float, check(f"{where}.weight", item.get("weight", 1.0), Number(0, 1e9, above=True)))
         kinds = [kind for kind in FIELDS if kind in item]
         unknown = set(item) - {"weight", *kinds, *(field for kind in kinds for field in FIELDS[kind])}
         if unknown or len(kinds) != 1:

@@ -1,6 +1,7 @@
 """Figures of sampling: tokens per forward beside what it costs, from results.csv and samples.jsonl."""
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -144,7 +145,9 @@ def _grouped_bars(axis: Axes, rows: list[Row], column: str, text) -> None:
                 known = column in ("accuracy", "speedup") and len(same) == 1
                 errors.append(_interval(same[0], column, height) if known else (0, 0))
         uncertain = column == "speedup" and not _clocked(rows)  # one measurement is no finding
-        look = {"facecolor": "white", "edgecolor": colour, "hatch": "...."} if uncertain else {"color": colour}
+        look: dict[str, Any] = (
+            {"facecolor": "white", "edgecolor": colour, "hatch": "...."} if uncertain else {"color": colour}
+        )
         bars = axis.bar(at, heights, width * 0.92, label=label, **look)
         if any(map(any, errors)):
             axis.errorbar(at, heights, np.transpose(errors), fmt="none", ecolor=style.INK, elinewidth=1, capsize=2.5)

@@ -252,7 +252,8 @@ def _open(
         raise UserError(
             f"split: {split!r} of {_describe(source)} holds no document (documents: {counts}); {each}: give more text"
         )
-    return TextSource(tfds.builder_from_directory(folder).as_data_source(split), folder, by)
+    builder = tfds.builder_from_directory(folder)
+    return TextSource(builder.as_data_source(split=split), folder, by)
 
 
 def check_text(source: Any) -> None:

@@ -15,7 +15,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 import jinja2
 import jinja2.ext
@@ -152,7 +152,8 @@ def _check_method(owner: str | bytes, name: str, args: list[Any], budget: _Budge
     elif name == "expandtabs":
         budget.fits(len(owner) * (1 + max([8, *numbers])))
     elif name == "replace" and len(args) > 1 and isinstance(args[1], type(owner)):
-        budget.fits(len(owner) + (owner.count(args[0]) if isinstance(args[0], type(owner)) else 0) * len(args[1]))
+        count = cast(Callable[[Any], int], owner.count)  # of bytes, too
+        budget.fits(len(owner) + (count(args[0]) if isinstance(args[0], type(owner)) else 0) * len(args[1]))
     elif name == "join":
         items = args[0] if args and isinstance(args[0], str | list | tuple | dict) else ()
         budget.fits(len(owner) * len(items) + budget.size(items))
@@ -160,7 +161,7 @@ def _check_method(owner: str | bytes, name: str, args: list[Any], budget: _Budge
         budget.fits(len(owner) * (1 + max(map(budget.size, args), default=0)))
     elif name in ("format", "format_map"):
         _check_format(owner, budget)
-        fields = owner.count("{" if isinstance(owner, str) else b"{")
+        fields = owner.count("{") if isinstance(owner, str) else owner.count(b"{")
         budget.fits(len(owner) + fields * sum(map(budget.size, args)))
     else:
         budget.spend(1 + len(owner) // 256)
@@ -201,7 +202,7 @@ def _as_method(name: str, value: Any, others: list[Any]) -> tuple[str, str, list
     return str(value), "replace", list(map(str, others))
 
 
-def _through(name: str, node: jinja2.nodes.Expr) -> jinja2.nodes.Filter:
+def _through(name: str, node: Any) -> jinja2.nodes.Filter:
     return jinja2.nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
 
@@ -264,12 +265,13 @@ def _world() -> jinja2.Environment:
     world = _Bounded(
         trim_blocks=True, lstrip_blocks=True, optimized=False, extensions=["jinja2.ext.loopcontrols", _Generation]
     )
-    world.concat = _concatenated  # what macros and blocks write
+    world.concat = cast(Any, _concatenated)  # what macros and blocks write
     world.filters["tojson"] = _tojson
     world.filters = {name: _filter(name, one) for name, one in world.filters.items()}
     world.filters |= {"counted_": _Counted, "joined_": _joined, "made_": lambda value: _budget().made(value)}
     del world.globals["lipsum"]  # random words
-    world.globals |= {"raise_exception": _refuse, "strftime_now": lambda format: datetime.now().strftime(format)}
+    names = cast(dict[str, Any], world.globals)
+    names.update(raise_exception=_refuse, strftime_now=lambda format: datetime.now().strftime(format))
     return world
 
 

@@ -80,7 +80,7 @@ class PublishedTokenizer:
         model.no_truncation()
         first = {role: next(iter(ids), None) for role, ids in named.items()}
         pad = named["eos"][0] if first["pad"] is None else first["pad"]
-        template_tokens = {"eos_token": model.id_to_token(named["eos"][0])}
+        template_tokens = {"eos_token": str(model.id_to_token(named["eos"][0]))}
         template_tokens |= {f"{role}_token": spelling for role, spelling in spelled.items()}
         return cls(model, first["bos"], tuple(named["eos"]), pad, _opening(model), special, template_tokens)
 
@@ -105,6 +105,10 @@ class PublishedTokenizer:
         """
         return self._ids(self.model if start else self._inside, text)
 
+    def _takes(self, part: str | int, side: str) -> bool:
+        """Whether a part is an added token that takes the white space on its "lstrip" or "rstrip" side."""
+        return not isinstance(part, str) and getattr(self._added[part], side)
+
     def encode_written(self, parts: Sequence[str | int], start: bool = True) -> list[int]:
         """Ids of words (str) and special tokens (int) in their order, as transformers reads them written as one text.
 
@@ -114,7 +118,7 @@ class PublishedTokenizer:
         special = [part for part in parts if not isinstance(part, str)]
         words = [part for part in parts if isinstance(part, str)]
         if not start and parts and isinstance(parts[0], str):  # up to the next special token nothing begins
-            ends = len(parts) > 1 and self._added[parts[1]].lstrip
+            ends = len(parts) > 1 and self._takes(parts[1], "lstrip")
             head = self.encode(parts[0].rstrip() if ends else parts[0], start=False)
             return head + (self.encode_written(parts[1:]) if len(parts) > 1 else [])
         if not any(spelling in part for part in words for spelling in self.special_ids if len(spelling) > 1):
@@ -128,9 +132,9 @@ class PublishedTokenizer:
             if not isinstance(part, str):
                 ids.append(part)
                 continue
-            if at and self._added[parts[at - 1]].rstrip:
+            if at and self._takes(parts[at - 1], "rstrip"):
                 part = part.lstrip()
-            if at + 1 < len(parts) and self._added[parts[at + 1]].lstrip:
+            if at + 1 < len(parts) and self._takes(parts[at + 1], "lstrip"):
                 part = part.rstrip()
             ids += self._ids(self._after if at else self.model, part)
         return ids
@@ -338,6 +342,7 @@ def _add_tokens(path: Path, model: tokenizers.Tokenizer, values: Mapping[str, An
     more = [token.get("content") if isinstance(token, dict) else token for token in more]
     if not all(isinstance(token, str) for token in more):
         raise UserError(f"tokenizer: {where}: additional_special_tokens: must be a list of tokens")
+    more = [str(token) for token in more]
     added = {token.content: token for token in model.get_added_tokens_decoder().values()}
     for role, spelling in spelled.items():
         if model.token_to_id(spelling) is None:

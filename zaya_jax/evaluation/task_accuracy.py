@@ -84,7 +84,7 @@ class Outcome:
     @property
     def solved(self) -> np.ndarray:
         """How many samples of each problem are right, int [problem]."""
-        return np.reshape(self.correct, (-1, self.samples)).sum(1)
+        return np.array(self.correct, int).reshape(-1, self.samples).sum(1)
 
     def row(self, trial: Trial, baseline: "Outcome | None" = None) -> dict[str, Any]:
         """This outcome's cells of results.csv.
@@ -124,8 +124,9 @@ class Outcome:
         if None in self.correct:
             return {}
         if self.samples == 1:
-            low, high = wilson(sum(self.correct), len(self.correct))
-            return {"accuracy": float(np.mean(self.correct)), "accuracy_low": low, "accuracy_high": high}
+            right = np.array(self.correct, bool)
+            low, high = wilson(int(right.sum()), len(right))
+            return {"accuracy": float(right.mean()), "accuracy_low": low, "accuracy_high": high}
         cells = {}
         for name, k in (("accuracy", 1), *((f"pass_at_{k}", k) for k in KS)):
             if k <= self.samples:

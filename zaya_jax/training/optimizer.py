@@ -117,8 +117,8 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     Parameters that are frozen whole have no state in it.
     """
     is_muon = config.name == "muon"
-    own = is_muon and config.adam_learning_rate is not None
-    adam_rate = config.adam_learning_rate if own else config.learning_rate
+    own = config.adam_learning_rate if is_muon else None
+    adam_rate = config.learning_rate if own is None else own
     adamw = optax.adamw(adam_rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mask=matrices)
     rules: dict[Hashable, optax.GradientTransformation] = {"adamw": adamw, "frozen": optax.set_to_zero()}
     if is_muon:
