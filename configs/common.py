@@ -2,12 +2,14 @@
 
 import dataclasses
 import itertools
+import types
+import typing
 from typing import Any
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from zaya_jax.architecture import preset
+from zaya_jax.architecture import ZayaConfig, preset
 from zaya_jax.errors import UserError
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
@@ -32,13 +34,29 @@ def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
     return values
 
 
+def _settable(kind: type, values: dict[str, Any]) -> ConfigDict:
+    """`values` of a dataclass's fields, so that those that are None can be given on the command line, too."""
+    annotated = typing.get_type_hints(kind)
+
+    def may_be(name: str) -> type:
+        return next((each for each in (tuple, float, int) if each in _kinds(annotated[name])), str)
+
+    return ConfigDict({name: placeholder(may_be(name)) if value is None else value for name, value in values.items()})
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The types of a union, those with parameters bare: tuple[int, ...] | None -> {tuple, NoneType}."""
+    union = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    return {typing.get_origin(each) or each for each in union}
+
+
 def model(name: str, **changes: Any) -> ConfigDict:
     """Every field of a preset, so that each can be overridden by --config.model.FIELD.
 
     What follows from other fields stays None unless `changes` gives it, so that it follows their overrides too.
     """
     fields = dataclasses.asdict(preset(name, **changes))
-    return ConfigDict({**fields, "mask_token_id": None, "layer_types": None, **changes})
+    return _settable(ZayaConfig, {**fields, "mask_token_id": None, "layer_types": None, **changes})
 
 
 def data(row_length: int, *mixture: dict[str, Any], **changes: Any) -> ConfigDict:
@@ -89,8 +107,8 @@ def phase(steps: int, objective: Objective, optimizer: OptimizerConfig, **rest: 
             "on_bad_step": "stop",
             "spike_factor": 0.0,
             "evaluate_ema": False,
-            "objective": dataclasses.asdict(objective),
-            "optimizer": dataclasses.asdict(optimizer),
+            "objective": _settable(Objective, dataclasses.asdict(objective)),
+            "optimizer": _settable(OptimizerConfig, dataclasses.asdict(optimizer)),
             **rest,
         }
     )

@@ -19,10 +19,10 @@ time (accumulate), each layer's input kept of it, 2.3 GB.
 The data are what there is offline: Python's standard library and, as chats, word problems with worked answers
 (GSM-Symbolic, extra `eval`; not in :smoke) and additions. They are narrow: whoever wants a good model gives it more.
 
-Published (tidar.md section 1): the layout, the objective with alpha = 1, one step from masks to tokens, AdamW, cosine
-with 1% of warm-up to a third. Ours: learning rates (TiDAR's 1e-5 is for 50B tokens), rank and alpha of adapters, batch,
-and that with :drafts the drafts learn the model's own law (`distill`) rather than the tokens: acceptance is all that
-they are for.
+Published (docs/method.md#training): the layout, the objective with alpha = 1, one step from masks to tokens, AdamW,
+cosine with 1% of warm-up to a third. Ours: learning rates (TiDAR's 1e-5 is for 50B tokens), rank and alpha of adapters,
+batch, and that with :drafts the drafts learn the model's own law (`distill`) rather than the tokens: acceptance is all
+that they are for.
 """
 
 import dataclasses

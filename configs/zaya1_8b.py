@@ -13,10 +13,11 @@ Time and result: the twin runs in the tests, in about two minutes; it shows that
 From the base: TiDAR mid-training at 32k, extension to 128k, diffusion SFT on chats. From nothing, pretraining at 4k
 comes before. The twin has all four.
 
-Published (zaya1.md section 5, tidar.md section 3): the order of the phases; contexts 4k, 32k, 128k; 12T tokens of
-pretraining, 600B of mid-training, 500B of extension; rotary bases 1e4, 1e6, 5e6 at these contexts, with nothing else
-changed; 4096 x 4096 = 16.8M tokens a step in pretraining; Muon with AdamW's RMS; load balancing by a controller on the
-global batch; blocks of 16, one step from masks to tokens; best-fit packing and trimmed thinking in SFT.
+Published (docs/architecture.md#training-facts, docs/method.md#published-numbers): the order of the phases; contexts 4k,
+32k, 128k; 12T tokens of pretraining, 600B of mid-training, 500B of extension; rotary bases 1e4, 1e6, 5e6 at these
+contexts, with nothing else changed; 4096 x 4096 = 16.8M tokens a step in pretraining; Muon with AdamW's RMS; load
+balancing by a controller on the global batch; blocks of 16, one step from masks to tokens; best-fit packing and trimmed
+thinking in SFT.
 
 Not published, so our choice: every learning rate, schedule, warm-up, decay and clipping; as many tokens a step in every
 phase; alpha = 1, which is TiDAR's own for most of its runs; that mid-training of the diffusion model uses the base's
@@ -27,7 +28,7 @@ parameters under bfloat16 compute; how it lies over devices (weights over 8 of t
 seventh of the bytes that sending tokens to experts does (results/lower: fsdp 8 against expert 8).
 
 In SFT only answers have a loss, drafts included. Objectives shift every row's block grid by a random offset, so drafts
-are trained at every distance from a turn's start (tidar.md 5.5).
+are trained at every distance from a turn's start (docs/method.md#training).
 """
 
 import dataclasses

@@ -78,7 +78,7 @@ def test_footers_of_sweeps_say_what_was_run(name):
 
 
 def test_published_numbers_agree_with_their_own_averages():
-    """tidar.md section 2.3 prints the averages of the masking table; the block sizes stand in two tables."""
+    """TiDAR's paper prints the averages of the masking table; the block sizes stand in two tables."""
     for (kind, size), average in {
         ("random", 4): 45.45,
         ("random", 8): 45.68,
@@ -213,7 +213,7 @@ def test_strategies_stand_beside_the_same_lines_of_tidar():
 
 
 def test_flat_acceptance_gives_the_notes_values():
-    """tidar.md section 3: all, one, three and five anchors at block 16."""
+    """docs/method.md#branch-points: all, one, three and five anchors at block 16."""
     low, high = flat_tokens(0.787), flat_tokens(0.89)
     assert [low[k] for k in (16, 1, 3)] == pytest.approx([4.59, 4.34, 4.54], abs=0.011)
     assert [high[k] for k in (16, 1, 3, 5)] == pytest.approx([7.68, 6.16, 7.30, 7.50], abs=0.011)
@@ -222,7 +222,7 @@ def test_flat_acceptance_gives_the_notes_values():
 def test_roofline_says_its_formula_inputs_and_sources():
     drawn = roofline()
     for said in ("ridge / intensity", "3.85 blocks", "4.92 blocks", "4.61 blocks", "10.3 at 16 rows", "15.7 at 64 rows",
-                 "16.0 at 272 rows", "5.3 TB/s", "1307.4 TFLOP/s", "2405.04434", "tidar.md section 3"):  # fmt: skip
+                 "16.0 at 272 rows", "5.3 TB/s", "1307.4 TFLOP/s", "2405.04434", "docs/hardware.md#peaks"):  # fmt: skip
         assert said in drawn.caption, said
     assert "a bound, nothing was run" in texts(drawn.figure)
 

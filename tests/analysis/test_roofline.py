@@ -28,7 +28,7 @@ CONFIG = preset("zaya1_8b")
 
 def test_experts_touched_are_counted():
     rng = np.random.default_rng(0)
-    for tokens, published in ((1, 1.0), (16, 10.3), (64, 15.7), (272, 16.0)):  # tidar.md section 3
+    for tokens, published in ((1, 1.0), (16, 10.3), (64, 15.7), (272, 16.0)):  # docs/hardware.md#free-token-slots
         assert experts_touched(16, tokens) == pytest.approx(published, abs=0.06)
         drawn = [len(set(rng.integers(0, 16, tokens))) for _ in range(2000)]
         assert experts_touched(16, tokens) == pytest.approx(np.mean(drawn), rel=0.02)
@@ -54,7 +54,8 @@ def test_context_adds_its_keys_and_values():
 def test_free_query_tokens_are_those_of_the_notes():
     ccgqa = ATTENTIONS["CCGQA 4:1"]
     assert ccgqa.intensity == 4
-    for name, tokens, blocks in (("mi300x", 62, 3.85), ("mi355x", 79, 4.92), ("h100", 74, 4.61)):  # tidar.md section 3
+    # docs/hardware.md#free-token-slots
+    for name, tokens, blocks in (("mi300x", 62, 3.85), ("mi355x", 79, 4.92), ("h100", 74, 4.61)):
         free = free_query_tokens(ccgqa, HARDWARE[name])
         assert round(free) == tokens
         assert free / 16 == pytest.approx(blocks, abs=0.006)
@@ -64,7 +65,7 @@ def test_attention_shapes_are_told_apart():
     assert ATTENTIONS["MHA"].intensity == 1
     assert ATTENTIONS["MHA"].bytes == 8 * ATTENTIONS["CCGQA 4:1"].bytes
     mla = ATTENTIONS["absorbed MLA"]
-    assert mla.intensity == pytest.approx(242, abs=0.5)  # tidar.md section 3
+    assert mla.intensity == pytest.approx(242, abs=0.5)  # docs/hardware.md#free-token-slots
     assert 1 <= free_query_tokens(mla, HARDWARE["mi300x"]) < 2  # the token that decoding feeds anyway, no slot more
 
 
@@ -107,7 +108,7 @@ def test_nothing_is_free_on_a_device_that_only_waits_for_arithmetic():
 
 
 def test_what_must_fit_is_counted():
-    weights = 2 * 8_840_488_784  # zaya1.md: all parameters with the tied embedding, bf16
+    weights = 2 * 8_840_488_784  # docs/architecture.md: all parameters with the tied embedding, bf16
     assert resident_bytes(CONFIG, 0, 0) == weights
     assert resident_bytes(CONFIG, 64, 32768) - weights == 64 * 32768 * 40 * 1024  # 40 KiB a token
     assert HARDWARE["h100"].memory < resident_bytes(CONFIG, 64, 32768) < HARDWARE["mi300x"].memory

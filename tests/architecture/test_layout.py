@@ -23,7 +23,7 @@ def packed_rows(draw):
 
 
 def slow_visibility(layout: Layout, row: int, window=None) -> np.ndarray:
-    """design.md's sentence, one pair at a time."""
+    """The rule of docs/method.md#a-forward-reads-a-layout, one pair at a time."""
     f = {name: np.asarray(getattr(layout, name)[row]) for name in ("position", "document", "horizon", "block")}
     size = len(f["position"])
     out = np.zeros((size, size), bool)
@@ -106,7 +106,7 @@ def test_verify_and_draft_fields():
     np.testing.assert_array_equal(layout.block[1], [0, 0, 0, 1, 1, 2, 2])
     np.testing.assert_array_equal(layout.predecessor[1], [CONTEXT, 0, 1, 0, 3, 2, 5])
     assert layout.predecessor[0, 0] == START
-    # S rows never see a block, no block sees another, block j sees tokens 1 .. j (tidar.md section 2.1)
+    # S rows never see a block, no block sees another, block j sees tokens 1 .. j (docs/method.md#one-step)
     seen = np.asarray(layout.visibility()[0])
     assert seen.tolist() == slow_visibility(layout, 0).tolist()
     assert not seen[:3, 3:].any()

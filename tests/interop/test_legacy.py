@@ -114,7 +114,7 @@ def test_the_table_covers_every_variable_once(name):
 
 
 def test_each_tensor_stands_where_zyphra_has_it(tmp_path):
-    """By value: each of our layers' tensors is found under the legacy name that zaya1.md section 2 gives."""
+    """By value: each layer's tensor is found under its legacy name (docs/architecture.md#parameters-and-names)."""
     config = CONFIGS["tied"]
     save_huggingface(tmp_path / "theirs", config, random_variables(config))
     convert(tmp_path / "theirs", tmp_path / "legacy", "legacy")

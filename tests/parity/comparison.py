@@ -9,7 +9,7 @@ from flax import traverse_util
 
 from zaya_jax.architecture import Layout, Zaya, ZayaConfig, init_cache
 
-TOLERANCE = 2e-4  # of the logits' std: the contract (design.md, section 3)
+TOLERANCE = 2e-4  # of the logits' std: the contract (docs/testing.md#what-is-proven-and-where)
 
 
 @functools.lru_cache(maxsize=4)

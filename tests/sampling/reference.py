@@ -44,7 +44,7 @@ def _accept(key, position, log_probability):
 
 
 class Reference:
-    """By the book: tidar.md sections 2.2 and 2.3."""
+    """By the book: docs/method.md#one-step."""
 
     def __init__(self, model: Zaya, variables, prompt, sampler: SamplerConfig, key) -> None:
         self.model, self.variables, self.sampler, self.key = model, variables, sampler, key

@@ -39,7 +39,7 @@ def test_expected_tokens_is_what_the_chain_does(rates, rest):
 
 @given(st.floats(0, 0.99), st.integers(2, 16))
 def test_all_anchors_at_a_flat_rate_is_the_closed_form(rate, size):
-    """T = (1 - a^B) / (1 - a), tidar.md section 2.2."""
+    """T = (1 - a^B) / (1 - a), docs/method.md#one-step."""
     flat = [rate] * (size - 1)
     assert expected_tokens(flat, size, range(1, size + 1)) == pytest.approx((1 - rate**size) / (1 - rate), rel=1e-6)
     assert expected_tokens(flat, size, ()) == pytest.approx(1)
@@ -50,7 +50,7 @@ def test_all_anchors_at_a_flat_rate_is_the_closed_form(rate, size):
     [(0.787, 1, 4.34), (0.787, 3, 4.54), (0.89, 1, 6.16), (0.89, 3, 7.30), (0.89, 5, 7.50)],
 )
 def test_budgets_reach_the_estimates_of_the_specification(rate, budget, published):
-    """tidar.md section 3, block 16, flat acceptance."""
+    """docs/method.md#branch-points, block 16, flat acceptance."""
     flat = [rate] * 15
     assert expected_tokens(flat, 16, best_anchors(flat, 16, budget)) == pytest.approx(published, abs=0.006)
 

@@ -1,7 +1,7 @@
 """Contract 4: the output distribution, enumerated whole, is the one written down in numpy here.
 
 Lossless samplers have the law of plain autoregression, under every truncation and penalty; the mixing samplers have
-exactly the law of their definition (tidar.md sections 2.2 and 3), and are measured against autoregression.
+exactly the law of their definition (docs/method.md#mixing), and are measured against autoregression.
 """
 
 import functools

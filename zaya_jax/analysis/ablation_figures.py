@@ -292,5 +292,6 @@ def _control_caption(loss: dict[str, list[Row]], speed: dict[str, list[Row]], se
                 f"{SUCCESSION_NAMES[name]} {np.mean(v):.3f}{unit} ({_seeds(len(v))})" for name, v in values.items()
             )
             lines.append(f"{what}, {group.replace(chr(10), ', ')}: {told}.")
-    lines.append("Nothing is published on this; tidar.md section 5.6 derives why the AR loss does not show it.")
+    why = "docs/method.md#cca-along-the-text derives why the AR loss does not show it"
+    lines.append(f"Nothing is published on this; {why}.")
     return "\n".join(lines)

@@ -31,7 +31,8 @@ SAME_STRATEGY = {
     "mix_stale(0.5)": None,
 }
 FLAT_BLOCK = 16
-FLAT = {0.787: "lossless", 0.89: "mix_stale"}  # flat acceptance -> the published speed-up that it gives (tidar.md 3)
+# flat acceptance -> the published speed-up that it gives (docs/method.md#branch-points)
+FLAT = {0.787: "lossless", 0.89: "mix_stale"}
 TEMPERATURE_COLOURS = {0.0: style.BLUE, 1.0: style.ORANGE}
 
 

@@ -1,7 +1,8 @@
 """Numbers of others, as printed there: TiDAR's tables and Zyphra's figures for ZAYA1-8B-Diffusion-Preview.
 
-Copied from tidar.md, sections 2.3 and 3, which notes where each stands. Qualities are percent; T is tokens per forward
-(T/NFE in the paper). Nothing here was measured by us, and what these sources leave open is said in `ZYPHRA_NOTE`.
+Copied from TiDAR (arXiv 2511.08923, tables 2 to 5 and figure 4) and Zyphra's post on ZAYA1-8B-Diffusion-Preview.
+Qualities are percent; T is tokens per forward (T/NFE in the paper). Nothing here was measured by us, and what these
+sources leave open is said in `ZYPHRA_NOTE`.
 """
 
 import dataclasses
@@ -31,8 +32,8 @@ class Decoded:
         return (self.human_eval + self.mbpp + self.gsm8k) / 3
 
 
-# The first four lines are the "max" and "left to right" baselines at one and at two tokens a forward; tidar.md notes
-# that their order follows the table as extracted from the PDF.
+# The first four lines are the "max" and "left to right" baselines at one and at two tokens a forward; their
+# order follows the table as extracted from the PDF.
 STRATEGIES = {
     "confidence max, 1": Decoded(1.00, 34.45, 43.92, 53.07),
     "confidence max, 2": Decoded(2.00, 23.78, 22.19, 38.06),

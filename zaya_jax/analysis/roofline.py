@@ -4,7 +4,7 @@ Assumes perfect overlap, every byte read once, uniform routing and no overhead: 
 forecast. Two questions: how long a forward takes (`forward_seconds`), and how many tokens of a sequence it may hold
 before arithmetic, not memory, sets that time: for attention over a cache alone (`free_query_tokens`), and for a whole
 model with its weights and the experts that so many tokens touch (`ridge_rows`, `free_rows`).
-Sources of the peaks: tidar.md section 3, rocm_and_speed.md section 5 (AMD and NVIDIA data sheets, dense bf16, HBM).
+Sources of the peaks: docs/hardware.md#peaks (AMD and NVIDIA data sheets, dense bf16, HBM).
 """
 
 import dataclasses
@@ -88,7 +88,7 @@ def absorbed_mla(query_heads: int, latent: int, rotary: int) -> CachedAttention:
 
 
 ATTENTIONS = {
-    "CCGQA 4:1": grouped_attention(8, 2, 128),  # ZAYA1-8B (zaya1.md)
+    "CCGQA 4:1": grouped_attention(8, 2, 128),  # ZAYA1-8B (docs/architecture.md)
     "MHA": grouped_attention(16, 16, 128),  # ZAYA1-8B's width, 2048, without compression
     "absorbed MLA": absorbed_mla(128, 512, 64),  # DeepSeek-V2 (arXiv 2405.04434, section 3.1.2)
 }
@@ -104,7 +104,10 @@ def free_query_tokens(attention: CachedAttention, hardware: Hardware) -> float:
 
 
 def experts_touched(experts: int, tokens: int) -> float:
-    """Distinct experts among `tokens` uniform top-1 choices, expected: E (1 - (1 - 1/E)^n) (tidar.md section 3)."""
+    """Distinct experts among `tokens` uniform top-1 choices, expected: E (1 - (1 - 1/E)^n).
+
+    See docs/hardware.md#free-token-slots.
+    """
     return experts * (1 - (1 - 1 / experts) ** tokens)
 
 
@@ -166,7 +169,7 @@ def resident_bytes(config: ZayaConfig, batch: int, context: int) -> int:
 def drafting_seconds(config: ZayaConfig, hardware: Hardware, rows: int, batch: int, context: int, block: int) -> float:
     """A forward that verifies a block and drafts others in `rows` rows a sequence.
 
-    Logits are computed for the verified block and for the one proposal that is kept (tidar.md section 5.4).
+    Logits are computed for the verified block and for the one proposal that is kept (docs/method.md#one-step).
     """
     return forward_seconds(config, hardware, rows, batch, context, head_rows=min(rows, 2 * block))
 

@@ -194,7 +194,8 @@ _SOURCES = (
     "one gives 5 by rounding and 3 only by rounding down. All blocks are counted, the one that is verified among them. "
     "More free slots do not make an attention faster: MHA has many because each of its bytes does little, and here it "
     "reads 8 times CCGQA's. The one token that fits MLA is the one that decoding feeds anyway: no slot is free.",
-    "Sources: peaks: tidar.md section 3, rocm_and_speed.md section 5 (data sheets). CCGQA: ZAYA1-8B, 8 query and 2 "
-    "key-value heads of 128 (zaya1.md). MHA: 16 heads of 128, the width 2048 uncompressed. MLA: 128 heads, latent 512, "
+    "Sources: peaks: docs/hardware.md#peaks (data sheets). CCGQA: ZAYA1-8B, 8 query and 2 "
+    "key-value heads of 128 (docs/architecture.md). MHA: 16 heads of 128, the width 2048 uncompressed. "
+    "MLA: 128 heads, latent 512, "
     "rotary 64, as in DeepSeek-V2 (arXiv 2405.04434).",
 )

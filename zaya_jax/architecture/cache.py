@@ -1,4 +1,4 @@
-"""What decoding keeps of the tokens already committed (zaya1.md section 3).
+"""What decoding keeps of the tokens already committed (docs/architecture.md#cached-decoding).
 
 Keys and values are final the moment they are written. The convolutions and the delayed value also need the newest few
 tokens' raw projections; a forward pass therefore returns the cache *pending*, with the raw columns of every clean row

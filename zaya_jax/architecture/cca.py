@@ -1,4 +1,4 @@
-"""Compressed convolutional attention (arXiv 2510.04476; zaya1.md section 1) over a `Layout`.
+"""Compressed convolutional attention (arXiv 2510.04476; docs/architecture.md#forward-pass) over a `Layout`.
 
 CCA looks backward in time twice: two short convolutions mix each token's queries and keys with those of the tokens
 before it, and half of the values are the previous token's. Both follow succession (`Layout.predecessor`). A convolution
@@ -52,7 +52,7 @@ def convolve_along_text(
     """Both of CCA's convolutions along succession, for the last `row` columns.
 
     They share one left pad of zero *pre-convolution* columns: where the text starts, the second convolution sees the
-    first one's bias, not zero (zaya1.md section 1, step 2).
+    first one's bias, not zero (docs/architecture.md#forward-pass, step 2).
 
     Args:
       columns: [batch, column, channels], column 0 zero; raw [queries | keys].

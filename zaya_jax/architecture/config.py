@@ -391,6 +391,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         feed_forward="dense", moe_intermediate_size=1536, residual_scaling=False, max_position_embeddings=8192,
         bos_token_id=1, eos_token_id=2, pad_token_id=2, initializer_range=0.041666666666666664,
     ),
-    # the released model (zaya1.md section 2): 8,840,488,784 parameters in 1,283 tensors
+    # the released model (docs/architecture.md#parameters-and-names): 8,840,488,784 parameters in 1,283 tensors
     "zaya1_8b": dict(param_dtype="bfloat16", dtype="bfloat16"),
 }  # fmt: skip

@@ -11,7 +11,8 @@ would be mostly padding. `in_turn` makes the same blocks but visits them one aft
 differentiated and serves forwards with a cache (`dispatch_cached`). `looped` does so with a backward pass, for experts
 that are spread over devices (`across`). `ragged_dot` sorts tokens by expert and leaves the
 rest to `jax.lax.ragged_dot`: on gfx942 in bfloat16 or float16 one grouped product of hipBLASLt, without padding; on
-gfx950 in bfloat16, on CUDA and on CPU XLA computes every expert for every token (rocm_and_speed.md section 3).
+gfx950 in bfloat16, on CUDA and on CPU XLA computes every expert for every token
+(docs/hardware.md#compiling-ahead-of-time).
 """
 
 import functools
@@ -24,7 +25,7 @@ from zaya_jax.architecture.precision import rounded_once, wide_dtype
 Array = jax.Array
 
 CACHED_GATHER_LIMIT, CACHED_GATHER_BYTES = 8, 8 * 2**20  # tokens and copied bytes up to which it beats `in_turn`
-GATHER_LIMIT = 16  # tokens up to which `gather` beats `block_padded` (rocm_and_speed.md section 4a)
+GATHER_LIMIT = 16  # tokens up to which `gather` beats `block_padded` (docs/hardware.md#experts-on-a-cpu)
 
 
 def swiglu(x: Array, gate_up: Array, down: Array) -> Array:

@@ -88,7 +88,7 @@ def project(x: Array, linears: Sequence[Linear], first: int = 0) -> list[Array]:
 
 
 class RMSNorm(nn.Module):
-    """The plain weight (not 1 + w: zaya1.md section 1) times x over its root mean square.
+    """The plain weight (not 1 + w: docs/architecture.md#forward-pass) times x over its root mean square.
 
     In at least float32 and rounded to `dtype` once. transformers rounds x before the statistics and again before the
     weight; the stream that most norms read is float32, and needs neither.
@@ -107,7 +107,7 @@ class RMSNorm(nn.Module):
 
 
 class ResidualScaling(nn.Module):
-    """(branch + b1) * s1 + (stream + b2) * s2, bias before scale, in the stream's dtype (zaya1.md section 1)."""
+    """(branch + b1) * s1 + (stream + b2) * s2, bias first, in its dtype (docs/architecture.md#forward-pass)."""
 
     param_dtype: jnp.dtype
 

@@ -1,4 +1,7 @@
-"""ZAYA1's router and mixture of experts (zaya1.md section 1), and one dense feed-forward in their place."""
+"""ZAYA1's router and mixture of experts, and one dense feed-forward in their place.
+
+docs/architecture.md#forward-pass describes them.
+"""
 
 from typing import NamedTuple
 

@@ -7,9 +7,9 @@ assistant's turn ends: that is the token which stops sampling. What is answer an
 prefixes: everything between the prompt for a turn and the EOS token of that turn. The parts are tokenised apart, as
 when sampling, and what follows the last answer is left out.
 
-A chat longer than a row is trimmed as ZAYA1's were (zaya1.md section 5): tokens go from the tail of the last thinking
-block, the answer stays; a chat that would not fit without the whole block is dropped. It depends on the row's length,
-so every phase trims anew.
+A chat longer than a row is trimmed as ZAYA1's were (docs/architecture.md#training-facts): tokens go from the tail of
+the last thinking block, the answer stays; a chat that would not fit without the whole block is dropped. It depends on
+the row's length, so every phase trims anew.
 """
 
 import json

@@ -7,13 +7,14 @@ tensors.
 What was checked: the names of all tensors, their shapes, the order of gate and up, the skip expert (identity: the
 normed input times its probability), and the configuration's fields, against Zyphra/transformers at 2d6c3a2
 (`models/zaya/{configuration,modeling}_zaya.py`: scalar fields) and 00f929e (fields that list one value a layer); the
-count of tensors against the released index (zaya1.md section 2); the released 8B's config.json as SGLang's tests quote
-it. The two differ in how they count heads: in 2d6c3a2 `num_attention_heads` fill the width and `cca_num_q_heads` of
-them query; the released 8B has the query heads themselves, and `head_dim`. Both are read, the latter is written.
+count of tensors against the released index (docs/architecture.md#parameters-and-names); the released 8B's config.json
+as SGLang's tests quote it. The two differ in how they count heads: in 2d6c3a2 `num_attention_heads` fill the width and
+`cca_num_q_heads` of them query; the released 8B has the query heads themselves, and `head_dim`. Both are read, the
+latter is written.
 
-Not checked, for lack of the file: a released legacy checkpoint itself. `swa_layers` (ZAYA1-74B) follows zaya1.md
-section 1: it counts the tokens before the current one, so 4096 there is a window of 4097 here; SGLang reads it as the
-whole window. `residual_in_fp32` changes how Zyphra's code rounds and is ignored: our stream is float32 always.
+Not checked, for lack of the file: a released legacy checkpoint itself. `swa_layers` (ZAYA1-74B) counts the tokens
+before the current one, so 4096 there is a window of 4097 here; SGLang reads it as the whole window. `residual_in_fp32`
+changes how Zyphra's code rounds and is ignored: our stream is float32 always.
 """
 
 from collections.abc import Iterator

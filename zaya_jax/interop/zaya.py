@@ -1,4 +1,4 @@
-"""ZAYA1's tensors as transformers (5.23.0, `models/zaya`) names them: zaya1.md section 2."""
+"""ZAYA1's tensors as transformers (5.23.0, `models/zaya`) names them: docs/architecture.md#parameters-and-names."""
 
 from collections.abc import Iterator
 

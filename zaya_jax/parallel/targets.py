@@ -18,9 +18,10 @@ from jax.experimental import topologies
 from zaya_jax.parallel import link_stubs
 
 # No Triton where the compiler cannot tune its tiles: general matrix products become calls of hipBLASLt or cuBLAS (XLA's
-# own would take tiles that nobody would choose, on gfx950 without matrix cores: rocm_and_speed.md section 3), and a
-# softmax over a long row becomes several kernels (as one it asks for more local memory than gfx942 has: at 32,768 keys
-# jax 0.10.2 refuses it with "Shared memory size limit exceeded: requested 131072, available: 65536").
+# own would take tiles that nobody would choose, on gfx950 without matrix cores:
+# docs/hardware.md#compiling-ahead-of-time), and a softmax over a long row becomes several kernels (as one it asks for
+# more local memory than gfx942 has: at 32,768 keys jax 0.10.2 refuses it with "Shared memory size limit exceeded:
+# requested 131072, available: 65536").
 XLA_FLAGS = "--xla_gpu_enable_triton_gemm=false --xla_disable_hlo_passes=triton-softmax-rewriter"
 
 AMD_GPUS = ("/sys/class/kfd/kfd/topology/nodes", "/dev/dxg")

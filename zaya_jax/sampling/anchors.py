@@ -1,7 +1,7 @@
 """Which accept lengths deserve a drafted block: tokens per forward of a list of anchors, and the best list of K.
 
 A step of single_pass accepts k of the block's tokens. The next block is drafted behind the nearest anchor a <= k and
-its first k - a slots lie in the past: k - a is how *late* the block is (tidar.md section 3, "budgeted"). What a list of
+its first k - a slots lie in the past: k - a is how *late* the block is (docs/method.md#branch-points). What a list of
 anchors yields is foretold from either of two measurements, both with an anchor behind every accept length:
 
 * the runs themselves: where drafting stopped belongs to the text (a digit that cannot be foreseen), so a list of

@@ -1,4 +1,4 @@
-"""Unmasking a block over several forwards, nothing verified: TiDAR's baselines (tidar.md section 2.3, "decoding").
+"""Unmasking a block over several forwards, nothing verified: TiDAR's baselines (docs/method.md#published-numbers).
 
 Every forward reads [the finished block before ‖ the block being unmasked], so that one kind of forward both writes a
 finished block's keys and values and goes on with the next. Rows of a batch are at different stages: where the block

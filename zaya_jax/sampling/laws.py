@@ -1,7 +1,9 @@
-"""The arithmetic of speculative sampling: laws, warping, acceptance, residual (arXiv 2211.17192; tidar.md 2 and 5).
+"""The arithmetic of speculative sampling: laws, warping, acceptance, residual (arXiv 2211.17192).
+
+docs/method.md#why-it-is-lossless says what it rests on.
 
 All of it in at least float32 and in logarithms, from the logits that drew the draft: bfloat16 probabilities make the
-residual useless (tidar.md section 5.8). A law is an array of log-probabilities [..., vocab]; -inf is "never".
+residual useless. A law is an array of log-probabilities [..., vocab]; -inf is "never".
 """
 
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""Verify the block, settle the next token and draft the next block, in one forward (TiDAR; tidar.md section 2.2).
+"""Verify the block, settle the next token and draft the next block, in one forward (TiDAR; docs/method.md#one-step).
 
 Between steps L tokens are committed in the cache; one more is settled (its law was known a step earlier) and behind it
 stand drafts, drawn from stored logits. A forward reads [settled, drafts ‖ a block behind each anchor]. Autoregressive

@@ -1,4 +1,4 @@
-"""Draft in one forward, verify in the next (tidar.md section 4, "linear").
+"""Draft in one forward, verify in the next (docs/method.md#one-step).
 
 The drafting forward reads [settled token ‖ one block behind it]: unlike in single_pass the drafts know the settled
 token, and the block's every slot is a draft. It also yields the law behind the settled token, so the verifying forward

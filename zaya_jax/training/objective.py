@@ -147,7 +147,7 @@ def cross_entropy(
     """Negative log-likelihood in float32 and whether the likeliest token is right, both 0 where `has` is False.
 
     Logits exist for at most LOGITS_AT_ONCE entries at a time, in the backward pass too: a row of ZAYA1-8B's vocabulary
-    would otherwise take 8.6 GB (tidar.md section 1).
+    would otherwise take 8.6 GB (docs/method.md#training).
 
     Args:
       hidden: [batch, row, hidden_size].

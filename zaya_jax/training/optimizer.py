@@ -222,7 +222,7 @@ def _slice(layers: re.Match) -> slice:
 
 
 def balancing_error(load: Array, balance_skip: bool = False) -> Array:
-    """How far each class is above its fair share of tokens (zaya1.md section 5).
+    """How far each class is above its fair share of tokens (docs/architecture.md#training-facts).
 
     Clean and draft slots are two populations (all drafts share one embedding), so their fractions are averaged, not
     their counts: otherwise a collapse of one could hide behind the other.
