@@ -234,7 +234,7 @@ def test_a_killed_preparation_is_swept_up_by_the_next(tmp_path):
             for number, item in enumerate(original(self)):
                 yield item
                 if number == 50 and [*builders.Path(sys.argv[2]).rglob("incomplete*")]:
-                    print("half", flush=True)
+                    print("half", flush=True, file=sys.__stdout__)
                     time.sleep(60)
         builders.LocalText.documents = slow
         builders.prepare_text([sys.argv[1]], sys.argv[2], "train")
