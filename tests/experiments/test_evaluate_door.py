@@ -53,7 +53,10 @@ def test_a_checkpoint_is_evaluated_on_several_tasks_and_goes_on(tmp_path):
         ([MODEL, "--tasks=addition", "--output=x", "--arms=fast"], "error: --arms: got 'fast', may be any of"),
         ([MODEL, "--tasks=addition", "--output=x", "--temperatures=warm"], "error: --temperatures: got warm, may be"),
         ([MODEL, "--tasks=addition", "--output=x", "--temperatures=-1"], "error: SamplerConfig.temperature: got -1"),
-        ([MODEL, "--tasks=addition", "--output=x", "--chat"], f"error: --chat: {ROOT}/results/quickstart/model has no chat"),
+        (
+            [MODEL, "--tasks=addition", "--output=x", "--chat"],
+            f"error: --chat: {ROOT}/results/quickstart/model has no chat",
+        ),
         ([MODEL, "--tasks=addition", "--output=x", "--anchor_budget=9"], "error: --anchor_budget: got 9, may be"),
     ],
 )

@@ -26,6 +26,10 @@ from zaya_jax.training.state import TrainState, init_state, make_train_step
 from zaya_jax.training.trace import StepTrace
 from zaya_jax.training.watch import BadSteps
 
+NO_MASTERS = (
+    "trains bfloat16 parameters without float32 masters: an update below about 1/256 of a weight is lost "
+    "(model.param_dtype=float32 with model.dtype=bfloat16 keeps masters)"
+)
 RULES: dict[str, Rule] = {  # of `Phase`'s numbers and choices
     "steps": COUNT,
     "log_every": COUNT,
@@ -117,6 +121,8 @@ def train(
       Interrupted: SIGTERM or SIGINT came; the newest checkpoint is the last step's.
       UserError: the optimizer's freeze or accumulate does not fit the model or the batch.
     """
+    if model.config.param_dtype == "bfloat16":
+        print(f"{phase.name}: {NO_MASTERS}", flush=True)
     state = _start(variables, phase, batches, checkpoints, placement, carry)
     done = int(state.step)
     writer.rewind(phase.name, done)
