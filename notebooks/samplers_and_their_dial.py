@@ -34,8 +34,8 @@ from zaya_jax.analysis.paper_figures import FIGURES, show
 from zaya_jax.analysis.sweep_rows import anchors_in_words
 from zaya_jax.data.tasks import make_task
 from zaya_jax.data.tokenizers import ByteTokenizer
-from zaya_jax.sampling.config import TARGETS
 from zaya_jax.sampling.loop import run, start
+from zaya_jax.sampling.targets import MODES, targets_of
 
 LIVE = bool(os.environ.get("ZAYA_LIVE"))
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # compiles faster; nothing is timed here
@@ -53,8 +53,8 @@ RESULTS = Path(os.environ.get("ZAYA_RESULTS", root / "results"))
 
 # %%
 lines = ["| mode | target | rows per forward, block 16 |", "|---|---|---|"]
-for mode, targets in TARGETS.items():
-    for target in targets if mode != "auto" else ():
+for mode in MODES:
+    for target in targets_of(mode) if mode != "auto" else ():
         lines.append(f"| {mode} | {target} | {SamplerConfig(mode, 16, target=target).rows_per_forward:g} |")
 display(Markdown("\n".join([*lines, "| auto | any of the first two modes' | measured, then raced |"])))
 

@@ -27,7 +27,7 @@ PLAIN = SamplerConfig("single_pass", 8, (1, 3), temperature=0.5, top_k=4, stop_t
         dict(stop_tokens=jnp.array([2, 5]), stop_strings=np.array(["a", "b"]), anchors=range(1, 4, 2)),
         dict(stop_tokens={2: "a", 5: "b"}.keys(), stop_strings=("a", np.str_("b"))),
     ],
-    ids=str,
+    ids=["NumPy", "arrays", "sets", "frozen sets", "a deque", "a range", "keys"],
 )
 def test_numbers_and_collections_are_kept_as_pythons(same):
     sampler = dataclasses.replace(PLAIN, **same)

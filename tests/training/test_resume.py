@@ -73,7 +73,7 @@ class Signalled(Dying):
         self.after -= 1
         for number in self.signals if self.after == 0 else ():
             os.kill(os.getpid(), number)
-            time.sleep(0.2)  # its handler runs before the next one comes: another thread may have taken the signal
+            time.sleep(0.5)  # its handler runs before the next one comes: another thread may have taken the signal
         return super().__next__()
 
 
