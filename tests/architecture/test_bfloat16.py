@@ -192,7 +192,8 @@ def test_gradients_are_finite_and_near_those_of_the_same_weights_in_float32(back
 def test_greedy_drafting_leaves_greedy_ar_text_only_where_two_tokens_are_nearly_tied():
     """Forwards of other sizes sum in another order, which turns a rounding here and there.
 
-    The likeliest two tokens of a place where the texts part are within what chunks may differ by (above).
+    Each of the likeliest two tokens' logits may be off by twice the rms that chunks may differ by (above), so they are
+    within 4 U of the logits' deviation where the texts part.
     """
     model, variables, _, _ = pair("zaya")
     prompts, new = random_tokens(model.config, 16, 5, seed=4).tolist(), 12

@@ -13,6 +13,7 @@ from zaya_jax.interop.card import CARD_FILE
 from zaya_jax.interop.folder import CONFIG_FILE
 from zaya_jax.interop.native import MODEL_FILE
 from zaya_jax.interop.tensorfile import read_json, within
+from zaya_jax.writing import write_text
 
 GENERATION_FILE = "generation_config.json"
 COMPANIONS = (
@@ -117,9 +118,7 @@ def write_ids(folder: Path, ids: dict[str, Any]) -> None:
         if new:
             values[f"{role}_token_id"] = new[0] if len(new) == 1 else new
     if values:
-        swap = path.with_name(path.name + ".partial")
-        swap.write_text(json.dumps(values, indent=2) + "\n")
-        swap.replace(path)
+        write_text(path, json.dumps(values, indent=2) + "\n")
 
 
 def _naturals(given: Any) -> list[int]:

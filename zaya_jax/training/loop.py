@@ -16,7 +16,7 @@ from tqdm import tqdm
 from zaya_jax.architecture import Zaya
 from zaya_jax.checks import COUNT, SEED, SWITCH, Choice, Number, Rule, check_all, folder_name
 from zaya_jax.errors import UserError
-from zaya_jax.parallel import Placement
+from zaya_jax.parallel import Placement, is_first
 from zaya_jax.training.checkpoints import Checkpoints
 from zaya_jax.training.interrupt import Interrupted, stop_request
 from zaya_jax.training.metrics import MetricWriter
@@ -121,7 +121,7 @@ def train(
       Interrupted: SIGTERM or SIGINT came; the newest checkpoint is the last step's.
       UserError: the optimizer's freeze or accumulate does not fit the model or the batch.
     """
-    if model.config.param_dtype == "bfloat16":
+    if model.config.param_dtype == "bfloat16" and is_first():
         print(f"{phase.name}: {NO_MASTERS}", flush=True)
     state = _start(variables, phase, batches, checkpoints, placement, carry)
     done = int(state.step)
