@@ -28,17 +28,17 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import cli, environment, settings
-from experiments.phases import Stage
-from zaya_jax.analysis import compiled
-from zaya_jax.analysis.flops import parameter_count, si
-from zaya_jax.analysis.lowering import failure, reason, table
-from zaya_jax.analysis.programs import Program, decode_programs, train_program
+from zaya_jax.aot import compiled, targets
+from zaya_jax.aot.lowering import failure, reason, table
+from zaya_jax.aot.programs import Program, decode_programs, train_program
 from zaya_jax.architecture import PRESETS, ZayaConfig, preset
+from zaya_jax.command_line import cli
+from zaya_jax.costs.flops import parameter_count, si
 from zaya_jax.errors import UserError
-from zaya_jax.parallel import targets
 from zaya_jax.parallel.placement import AXES
 from zaya_jax.paths import absolute
+from zaya_jax.runs import environment, settings
+from zaya_jax.runs.phases import Stage
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with an optional :argument.", lock_config=True)
 _TARGET = flags.DEFINE_string("target", None, f"The GPU: {', '.join(targets.TARGETS)}.")

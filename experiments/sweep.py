@@ -32,12 +32,14 @@ from absl import flags
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from experiments import cli, compilation_cache, environment
-from experiments.jobs import FAILED, Job, check_jobs, find_base, read_jobs, to_redo
-from zaya_jax.analysis import sweep_summary
-from zaya_jax.analysis.results import Row, read_results, write_sweep
+from zaya_jax import compilation_cache
+from zaya_jax.command_line import cli
 from zaya_jax.errors import UserError
 from zaya_jax.paths import absolute, read_object
+from zaya_jax.reporting import sweep_summary
+from zaya_jax.reporting.results import Row, read_results, write_sweep
+from zaya_jax.runs import environment
+from zaya_jax.runs.jobs import FAILED, Job, check_jobs, find_base, read_jobs, to_redo
 from zaya_jax.writing import write_text
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Sweep file, such as configs/sweeps/study.py.")

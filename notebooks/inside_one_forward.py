@@ -28,12 +28,12 @@ import numpy as np
 from IPython.display import HTML, display
 
 from zaya_jax import Layout, SamplerConfig, Zaya, generate, load_pretrained
-from zaya_jax.analysis import style
-from zaya_jax.analysis.layout_plot import draw_visibility, layout_picture
-from zaya_jax.analysis.results import load_run
 from zaya_jax.architecture.layout import CONTEXT, START
-from zaya_jax.data.tasks import make_task
-from zaya_jax.data.tokenizers import ByteTokenizer
+from zaya_jax.reporting.plots import style
+from zaya_jax.reporting.plots.layout_plot import draw_visibility, layout_picture
+from zaya_jax.reporting.results import load_run
+from zaya_jax.tasks import make_task
+from zaya_jax.text.tokenizers import ByteTokenizer
 
 LIVE = bool(os.environ.get("ZAYA_LIVE"))
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # compiles faster; nothing is timed here

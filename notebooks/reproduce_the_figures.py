@@ -26,13 +26,13 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from experiments.environment import hardware
 from zaya_jax import SamplerConfig, Zaya, load_pretrained
-from zaya_jax.analysis.paper_figures import FIGURES, show
-from zaya_jax.analysis.results import write_sweep
-from zaya_jax.data.tasks import make_task
-from zaya_jax.data.tokenizers import ByteTokenizer
 from zaya_jax.evaluation.task_accuracy import Arm, Trial, run_task, task_rows
+from zaya_jax.reporting.paper.figures import FIGURES, show
+from zaya_jax.reporting.results import write_sweep
+from zaya_jax.runs.environment import hardware
+from zaya_jax.tasks import make_task
+from zaya_jax.text.tokenizers import ByteTokenizer
 
 LIVE = bool(os.environ.get("ZAYA_LIVE"))
 root = next(p for p in (Path.cwd(), Path.cwd().parent) if (p / "results").is_dir())

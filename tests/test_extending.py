@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from zaya_jax.data.tasks import TASKS, make_task, register_task
+from zaya_jax.tasks import TASKS, make_task, register_task
 
 ROOT = Path(__file__).parents[1]
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from zaya_jax.data.builders import prepare_chats
 from zaya_jax.data.chat import ChatSource, check_messages, encode_chat, survey
 from zaya_jax.data.pipeline import eval_batches, make_train_iterator
-from zaya_jax.data.tasks import ChatTask, TaskSource, make_task
-from zaya_jax.data.templates import load_template
-from zaya_jax.data.tokenizers import BPETokenizer, ByteTokenizer
+from zaya_jax.tasks import ChatTask, TaskSource, make_task
+from zaya_jax.text.templates import load_template
+from zaya_jax.text.tokenizers import BPETokenizer, ByteTokenizer
 
 TOKENIZER = ByteTokenizer()
 PLAIN = load_template("plain", TOKENIZER)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-MODULE = "experiments.bench_transformers"
+MODULE = "experiments.bench.transformers"
 # The door as `python -m` runs it, on a machine where `import torch` fails.
 WITHOUT_TORCH = f"import runpy, sys; sys.modules['torch'] = None; runpy.run_module('{MODULE}', run_name='__main__')"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from zaya_jax.parallel.targets import TARGETS, plugin_library
+from zaya_jax.aot.targets import TARGETS, plugin_library
 
 ROOT = Path(__file__).parents[2]
 

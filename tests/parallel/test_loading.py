@@ -10,7 +10,7 @@ import pytest
 from tests.helpers import random_variables
 from zaya_jax.architecture import preset
 from zaya_jax.interop import save_huggingface
-from zaya_jax.interop.conversion import convert
+from zaya_jax.interop.conversion.conversion import convert
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from zaya_jax.training.metrics import read_metrics
+from zaya_jax.training.logging.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
 CUBE = {"data": 1, "fsdp": 2, "expert": 2, "context": 2}

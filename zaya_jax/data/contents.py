@@ -12,7 +12,7 @@ from typing import Any
 import tokenizers
 
 from zaya_jax.data import builders
-from zaya_jax.data.tokenizers import Tokenizer
+from zaya_jax.text.tokenizers import Tokenizer
 
 REMEMBERED = 8 << 20  # bytes: larger files are not read again while their size and times stay
 

@@ -30,10 +30,10 @@ import numpy as np
 from tqdm import tqdm
 
 from zaya_jax.architecture import Layout, Zaya
-from zaya_jax.data.tokenizers import Tokenizer
 from zaya_jax.errors import UserError
 from zaya_jax.sampling import SamplerConfig, generate
 from zaya_jax.sampling.decoding import bucket
+from zaya_jax.text.tokenizers import Tokenizer
 from zaya_jax.training.objective import cross_entropy
 
 Array = jax.Array

@@ -1,0 +1,301 @@
+"""A run's config, checked whole before anything is computed or written."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from zaya_jax.architecture import ZayaConfig
+from zaya_jax.checks import SEED, Integer, Rule, check, folder_name
+from zaya_jax.data.chat import THINKING
+from zaya_jax.data.contents import Digests, of_tokenizer
+from zaya_jax.errors import UserError
+from zaya_jax.evaluation.task_accuracy import Arm, Trial
+from zaya_jax.runs import fields
+from zaya_jax.runs.mixture import Mixtures, MixtureSource
+from zaya_jax.runs.phases import Stage, is_phase, phase_names, read_stages
+from zaya_jax.runs.tokens import BESIDE_TOKENIZER, beside_tokenizer
+from zaya_jax.sampling import SamplerConfig, all_targets
+from zaya_jax.tasks import BENCHMARKS, ChatTask, Task, make_task
+from zaya_jax.text.templates import ChatTemplate, load_template
+from zaya_jax.text.tokenizers import Tokenizer, for_model, load_tokenizer, may_be_mask
+
+SECTIONS = {
+    "name",
+    "seed",
+    "cpu_devices",
+    "tokenizer",
+    "model",
+    "mesh",
+    "data",
+    "phases",
+    "evaluate",
+}  # and a section a phase
+DATA = {"row_length", "mixture", "packing", "chat_template", "thinking", "task_documents", "validation_batches"}
+# The numbers of `evaluate`; a run of more is not an evaluation but a mistake.
+EVALUATE: dict[str, Rule] = {
+    "prompts": Integer(1, 1_000_000),
+    "samples": Integer(1, 65_536),
+    "batch": Integer(1, 1_000_000),
+    "max_new_tokens": Integer(1, 2**24),
+    "seed": SEED,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The typed form of a config file."""
+
+    name: str
+    seed: int
+    cpu_devices: int
+    tokenizer: Tokenizer
+    model: ZayaConfig
+    task_documents: int
+    validation_batches: int
+    stages: dict[str, Stage]  # the phases that have steps, in order
+    sources: dict[str, MixtureSource]  # of all stages' mixtures
+    sampled: str  # the stage whose model is sampled
+    tasks: tuple[Task, ...]  # to evaluate on
+    texts: tuple[str, ...]  # sources of text whose held-out documents are gone on with
+    arms: tuple[Arm, ...]
+    trial: Trial
+    anchor_budget: int  # 0: all anchors
+    measures_cost: bool
+
+
+def read(config: ConfigDict, trained: Tokenizer | None = None) -> Settings:
+    """Checks a config.
+
+    Args:
+      trained: the tokenizer that the run has trained, where `tokenizer` is "bpe:N".
+
+    Raises:
+      UserError, FileNotFoundError: one line that names the field, what it got and what it may be.
+    """
+    _known(
+        "config field ",
+        set(config) - {name for name in config if is_phase(config[name])},
+        SECTIONS,
+        SECTIONS - {"mesh"},
+    )
+    _known("data.", set(config.data), DATA, DATA - {"packing", "chat_template", "thinking"})
+    phase_names(config)
+    folder_name("name", config.name)
+    check("seed", config.seed, SEED)
+    check("cpu_devices", config.cpu_devices, Integer(1, 4096))
+    tokenizer = trained or load_tokenizer(config.tokenizer)
+    model = _model(config, tokenizer)
+    for name in ("row_length", "task_documents", "validation_batches"):
+        fields.positive(f"data.{name}", config.data[name])
+    template = _template(config, tokenizer)
+    mixtures = Mixtures(template, _thinking(config.data.get("thinking", THINKING)))
+    stages = read_stages(config, model, mixtures)
+    for name, rule in EVALUATE.items():
+        check(f"evaluate.{name}", config.evaluate[name], rule)
+    if not config.evaluate.temperatures:
+        raise UserError("evaluate.temperatures: got (), may be one or more numbers of at least 0")
+    sampled = _sampled(config.evaluate.get("phase"), stages)
+    drafts = stages[sampled].phase.objective.kind == "tidar"
+    block_size = stages[sampled].phase.objective.block_size
+    return Settings(
+        name=config.name,
+        seed=config.seed,
+        cpu_devices=config.cpu_devices,
+        tokenizer=for_model(tokenizer, model.vocab_size),
+        model=model,
+        task_documents=config.data.task_documents,
+        validation_batches=config.data.validation_batches,
+        stages=stages,
+        sources=mixtures.sources,
+        sampled=sampled,
+        tasks=_tasks(config.evaluate, mixtures.sources, template),
+        texts=_texts(config.evaluate, mixtures.sources),
+        arms=tuple(
+            arm
+            for arm in _arms(config.evaluate, block_size, tokenizer)
+            if drafts or arm.sampler.mode == "autoregressive"
+        ),
+        trial=Trial(*(config.evaluate[name] for name in ("prompts", "samples", "batch", "max_new_tokens", "seed"))),
+        measures_cost=config.evaluate.cost and drafts,
+        anchor_budget=_budget(config.evaluate.anchor_budget, block_size),
+    )
+
+
+def stage_keys(config: ConfigDict, setup: Settings, memory: Path | None = None) -> dict[str, str]:
+    """For each stage, a short hash of everything that decides what it trains: equal keys, equal checkpoints.
+
+    Of files (tokenizer, template, texts, chats, the checkpoint to start from) it is what they hold, not where they lie.
+
+    Args:
+      memory: a file that remembers digests of large files; see `Digests`.
+    """
+    digests, tokenizer = Digests(memory), load_tokenizer(config.tokenizer)
+    data = {k: v for k, v in json.loads(config.data.to_json_best_effort()).items() if k != "validation_batches"}
+    data["mixture"] = _contents(config.data.mixture, digests)
+    if "chat_template" in data:
+        data["chat_template"] = _template(config, tokenizer).source
+    shared = {
+        "seed": config.seed,
+        "tokenizer": of_tokenizer(tokenizer),
+        "model": dataclasses.asdict(setup.model),
+        "data": data,
+    }
+    keys: dict[str, str] = {}
+    for name, stage in setup.stages.items():
+        # neither when to look nor on which devices decides it
+        own = json.loads(config[name].to_json_best_effort())
+        own = {k: v for k, v in own.items() if k != "mesh" and not k.endswith("_every")}
+        if own.get("mixture") is not None:
+            own["mixture"] = _contents(config[name].mixture, digests)
+        # the section may name a start that had no steps
+        start = stage.start
+        own["start"] = digests.of_folder(start) if isinstance(start, Path) else keys[start] if start else None
+        decides = json.dumps([shared, own, stage.data_seed], sort_keys=True)
+        keys[name] = hashlib.blake2b(decides.encode(), digest_size=6).hexdigest()
+    return keys
+
+
+def _contents(mixture: Any, digests: Digests) -> list[dict[str, Any]]:
+    """A config's mixture with digests in its files' places."""
+    found = []
+    for item in mixture:
+        plain = json.loads(item.to_json_best_effort()) if isinstance(item, ConfigDict) else dict(item)
+        found.append(plain | {kind: digests.of_texts(plain[kind]) for kind in ("text", "chat") if kind in plain})
+    return found
+
+
+def _known(where: str, names: set[str], may_be: set[str], needed: set[str]) -> None:
+    """UserError for the first name that may not be, or that is missing."""
+    unknown, missing = sorted(names - may_be), sorted(needed - names)
+    if unknown or missing:
+        what = f"{unknown[0]!r}: unknown" if unknown else f"{missing[0]!r}: missing"
+        raise UserError(f"{where}{what}, may be one of {sorted(may_be)}")
+
+
+def _model(config: ConfigDict, tokenizer: Tokenizer) -> ZayaConfig:
+    model = fields.build(ZayaConfig, config.model, "model")
+    if tokenizer.vocab_size > model.vocab_size:
+        raise UserError(
+            f"model.vocab_size: got {model.vocab_size}, may be at least the tokenizer's {tokenizer.vocab_size}"
+        )
+    assert model.mask_token_id is not None  # ZayaConfig fills it in
+    if not may_be_mask(tokenizer, model.mask_token_id):
+        own = "" if tokenizer.mask_id is None else f"{tokenizer.mask_id}, or "
+        raise UserError(
+            f"model.mask_token_id: got {model.mask_token_id}, may be an id that is no text of the tokenizer's: "
+            f"{own}{tokenizer.vocab_size} and above"
+        )
+    return model
+
+
+def _template(config: ConfigDict, tokenizer: Tokenizer) -> ChatTemplate:
+    """data.chat_template; "tokenizer": what lies in the folder that `tokenizer` names."""
+    spec = config.data.get("chat_template", "plain")
+    if spec != BESIDE_TOKENIZER:
+        return load_template(spec, tokenizer)
+    template = beside_tokenizer(config.tokenizer, tokenizer)
+    if template is None:
+        raise UserError(f"data.chat_template: got {spec!r}, but there is none beside {config.tokenizer}")
+    return template
+
+
+def _thinking(value: Any) -> tuple[str, str]:
+    if isinstance(value, str) or len(value) != 2 or not all(isinstance(mark, str) and mark for mark in value):
+        raise UserError(f"data.thinking: got {value!r}, may be what opens and what closes a thinking block: {THINKING}")
+    return value[0], value[1]
+
+
+def _sampled(name: str | None, stages: dict[str, Stage]) -> str:
+    """The stage that `evaluate.phase` names: without it "convert", or the last one that drafts.
+
+    Where none drafts, any may be named, and without a name it is the last one.
+    """
+    drafting = [stage for stage, its in stages.items() if its.phase.objective.kind == "tidar"]
+    if not drafting:
+        return fields.choice("evaluate.phase", name or list(stages)[-1], stages)
+    name = name or ("convert" if "convert" in drafting else drafting[-1])
+    if name not in drafting:
+        raise UserError(f"evaluate.phase: got {name!r}, may be a phase that drafts: {', '.join(drafting)}")
+    return name
+
+
+def _tasks(evaluate: ConfigDict, sources: dict[str, MixtureSource], template: ChatTemplate) -> tuple[Task, ...]:
+    """What to evaluate on: tasks as they are trained on, asked in chats if so chosen."""
+    trained = {source.task.name: source.task for source in reversed(sources.values()) if source.task is not None}
+    texts = _texts(evaluate, sources)
+    tasks = [_task(name, trained) for name in evaluate.tasks if name not in texts]
+    if not evaluate.get("chat", False):
+        return tuple(tasks)
+    return tuple(ChatTask(task, template) for task in tasks)
+
+
+def _texts(evaluate: ConfigDict, sources: dict[str, MixtureSource]) -> tuple[str, ...]:
+    """The texts that `evaluate.tasks` names beside tasks; where it names nothing, every text there is."""
+    texts = [name for name, source in sources.items() if source.is_text]
+    return tuple(name for name in texts if not evaluate.tasks or name in evaluate.tasks)
+
+
+def _task(name: str, trained: dict[str, Task]) -> Task:
+    if name not in trained and name not in BENCHMARKS:
+        may_be = f"of the tasks of data.mixture or a benchmark: {sorted(set(trained) | set(BENCHMARKS))}"
+        raise UserError(f"evaluate.tasks: got {name!r}, may be {may_be}")
+    return trained.get(name) or make_task(name)
+
+
+def known_arms() -> dict[str, dict[str, Any]]:
+    """What `evaluate.arms` may name, as fields of SamplerConfig: how a forward is spent and what is sampled.
+
+    Every registered target is one by its own name, besides the ways to sample the AR distribution.
+    """
+    lossy = [target for target in all_targets() if not target.lossless]
+    return {
+        "autoregressive": {"mode": "autoregressive"},
+        "lossless": {"mode": "single_pass"},
+        "lossless_two_pass": {"mode": "two_pass"},
+        **{target.name: {"mode": target.modes[0], "target": target.name} for target in lossy},
+    }
+
+
+def make_arms(names: Sequence[str], temperatures: Sequence[float], **common: Any) -> tuple[Arm, ...]:
+    """Every named arm (of `known_arms`) at every temperature, one temperature behind the other.
+
+    Args:
+      common: fields of SamplerConfig that all arms share.
+
+    Raises:
+      UserError: what SamplerConfig refuses.
+    """
+    known = known_arms()
+    return tuple(
+        Arm(name, SamplerConfig(**common, **known[name], temperature=t)) for t in temperatures for name in names
+    )
+
+
+def unknown_arm(names: Sequence[str]) -> str | None:
+    """The first name that is none of `known_arms`."""
+    return next((name for name in names if name not in known_arms()), None)
+
+
+def _arms(evaluate: ConfigDict, block_size: int, tokenizer: Tokenizer) -> tuple[Arm, ...]:
+    unknown = unknown_arm(evaluate.arms)
+    if unknown or "autoregressive" not in evaluate.arms:
+        got = unknown or tuple(evaluate.arms)
+        raise UserError(f"evaluate.arms: got {got!r}, may be 'autoregressive' and any of {sorted(known_arms())}")
+    chosen = {name: evaluate[name] for name in ("beta", "draft_temperature")}
+    try:
+        return make_arms(
+            evaluate.arms, evaluate.temperatures, block_size=block_size, stop_tokens=tokenizer.eos_ids, **chosen
+        )
+    except UserError as error:
+        raise UserError(f"evaluate: {error}") from error
+
+
+def _budget(value: Any, block_size: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= block_size:
+        raise UserError(f"evaluate.anchor_budget: got {value!r}, may be 0 (all anchors) .. block_size ({block_size})")
+    return value if value < block_size else 0
