@@ -16,8 +16,7 @@ setup(
     long_description=(Path(__file__).parent / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=find_packages(include=["zaya_jax*", "experiments*", "configs*"]),
-    package_data={"configs.chats": ["*.jsonl"]},
+    packages=find_packages(include=["zaya_jax*"]),  # experiments and configs run from the clone
     python_requires=">=3.11",
     install_requires=[
         f"jax>={JAX}",

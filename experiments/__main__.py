@@ -8,12 +8,13 @@ from zaya_jax.command_line.terminal import quiet_without_reader
 
 def commands() -> dict[str, str]:
     """The first line of each command's docstring, by the command's name; nothing is imported."""
-    found = {}
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    here, found = Path(__file__).parent, {}
+    for path in [*sorted(here.glob("*.py")), *sorted(here.glob("bench/*.py"))]:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         runs = any(isinstance(node, ast.If) and "__main__" in ast.unparse(node.test) for node in tree.body)
         if runs and path != Path(__file__):
-            found[path.stem] = (ast.get_docstring(tree) or "").partition("\n")[0]
+            name = ".".join(path.relative_to(here).with_suffix("").parts)
+            found[name] = (ast.get_docstring(tree) or "").partition("\n")[0]
     return found
 
 

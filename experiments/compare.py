@@ -3,7 +3,7 @@
     python -m experiments.compare --checkpoint=ZAYA1-8B --other=my_model --text='The capital of France is'
     python -m experiments.compare --checkpoint=before --other=after --tokens='2 9259 236888 2088'
 
-Any two kinds of checkpoint (see experiments.inspect_checkpoint). Without --text or --tokens both read random tokens. Both
+Any two kinds of checkpoint (see inspect_checkpoint). Without --text or --tokens the models read random tokens. Both
 compute in float32, one behind the other, so memory holds one model at a time. Printed: the largest difference of the
 logits, also over the standard deviation of the first's; the KL divergence of the other's predictions from the first's,
 in nats a position; how often both rank the same token first; and the arrays whose values differ.

@@ -9,8 +9,8 @@ import zaya_jax
 
 ROOT = Path(__file__).parents[1]
 # Files beside the packages, which every one of them may import; each imports only those before it.
-BASICS = ("errors", "checks", "files", "timing", "compilation_cache")
-ORDER = tuple(re.findall(r"^\* (\w+): ", zaya_jax.__doc__ or "", re.MULTILINE))[::-1]
+BASICS = ("errors", "checks", "paths", "writing", "timing", "compilation_cache")
+ORDER = tuple(re.findall(r"^\* (\w+): ", zaya_jax.__doc__ or "", re.MULTILINE))[::-1]  # from the bottom
 
 
 def test_the_list_is_the_folder():

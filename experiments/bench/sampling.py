@@ -47,7 +47,7 @@ from zaya_jax.text.tokenizers import ByteTokenizer
 from zaya_jax.timing import medians
 from zaya_jax.training.state import init_variables
 
-TRAINED = Path(__file__).parent.parent / "results" / "samplers" / "model"
+TRAINED = Path(__file__).parents[2] / "results" / "samplers" / "model"
 TASK = "addition"
 _CHECKPOINT = flags.DEFINE_string("checkpoint", str(TRAINED), "A converted model, trained on bytes and `addition`.")
 _BLOCK_SIZE = flags.DEFINE_integer("block_size", 16, "The block size it was converted with.", lower_bound=2)

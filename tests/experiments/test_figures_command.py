@@ -86,6 +86,6 @@ def test_help_lists_every_figure_and_what_it_needs():
 
 
 def test_other_doors_still_take_flags_only():
-    command = [sys.executable, "-m", "experiments.bench.ratios", "roofline"]
+    command = [sys.executable, "-m", "experiments.bench.step_cost", "roofline"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 2 and "'roofline': unexpected, may be flags only" in done.stderr

@@ -1,4 +1,4 @@
-"""The ZAYA1 model and the Layout it reads. Imports nothing of ours above it."""
+"""The ZAYA1 model and the Layout it reads. Imports no other package."""
 
 from zaya_jax.architecture.cache import Cache, init_cache
 from zaya_jax.architecture.config import PRESETS, ZayaConfig, preset

@@ -1,1 +1,4 @@
-"""Data: text corpora, tokenizers, verifiable task families, and the pipelines that pack them."""
+"""Text corpora and chats, prepared once, tokenised, packed and mixed into batches.
+
+Imports text; tasks are one more kind of source (`pipeline.Source`).
+"""

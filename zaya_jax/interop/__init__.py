@@ -1,4 +1,7 @@
-"""Hugging Face checkpoints in and out. Needs safetensors, not torch and not transformers."""
+"""Hugging Face checkpoints in and out. Needs safetensors, not torch and not transformers.
+
+Imports architecture and parallel.
+"""
 
 from zaya_jax.interop.families.table import abstract_tensors, config_from_huggingface, config_to_huggingface
 from zaya_jax.interop.formats.huggingface import load_huggingface, save_huggingface

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict, config_flags
 from zaya_jax.errors import UserError
 from zaya_jax.runs import environment, settings
 
-CLONE = Path(__file__).parents[1]
+CLONE = Path(__file__).parents[2]
 FAILED = "failed.txt"  # in a job's folder: why it failed, until it is started again
 
 

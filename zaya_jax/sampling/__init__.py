@@ -1,4 +1,7 @@
-"""Sampling: autoregressive and self-speculative (draft and verify), lossless or mixed; baselines; the cost model."""
+"""Sampling: autoregressive and self-speculative (draft and verify), lossless or mixed; baselines; the cost model.
+
+Imports architecture and, for stop strings, text.
+"""
 
 from zaya_jax.sampling.config import SamplerConfig
 from zaya_jax.sampling.core.targets import Target, all_targets, find_target, register_target

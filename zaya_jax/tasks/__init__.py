@@ -1,6 +1,7 @@
 """Verifiable task families: problems whose answers a program can check.
 
 A task of your own is a subclass of `Task` and `register_task`, in this package or in a config file (docs/extending.md).
+Imports sandbox, data and text; no model.
 """
 
 import re

@@ -300,7 +300,7 @@ def _anchors_caption(rows: list[dict], flat: dict[float, dict[int, float]]) -> s
         told = ", ".join(f"K = {k} {tokens[k]:.2f}" for k in (1, 3, 5, FLAT_BLOCK))
         lines.append(f"Expected at flat acceptance {rate:g}, block {FLAT_BLOCK}, best K anchors: {told}.")
     lines.append(
-        "Expected: a Markov chain over how late a block is (sampling.planning.branch_points). The two rates are those whose "
+        "Expected: a Markov chain over how late a block is (branch_points.py). The two rates are those whose "
         f"T with all anchors meets the published 4.6 and 7.7 (diamonds): {published.ZYPHRA}; {published.ZYPHRA_NOTE}. "
         "Real acceptance is not flat: it belongs to the text, as the measured curves show."
     )
