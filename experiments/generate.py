@@ -46,6 +46,7 @@ from zaya_jax.paths import absolute
 from zaya_jax.runs.tokens import INSTEAD, checkpoint_of, choose_template, choose_tokenizer, never_drafted
 from zaya_jax.sampling import (
     Generation,
+    Request,
     SamplerConfig,
     Session,
     Streamer,
@@ -189,7 +190,11 @@ class Engine:
     def check(self, prompts: Sequence[Sequence[int]]) -> None:
         """Raises UserError for what `generate` would refuse."""
         sampler = sampling_flags.provisional(self.asked)
-        check(self.model, prompts, prompts, sampler, self.max_new_tokens, self.samples, None, self.tokenizer)
+        check(self.model.config, self.request(prompts), sampler)
+
+    def request(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int] = (0,)) -> Request:
+        """What is to be continued, with this engine's options."""
+        return Request(prompts, self.max_new_tokens, seeds, self.samples, tokenizer=self.tokenizer)
 
     def settle(self, probes: Sequence[Sequence[int]], first: Sequence[Sequence[int]], seeds: Sequence[int]) -> None:
         """Measures what is left to measurement: the anchors of a budget on `probes`, mode auto on the first batch."""
@@ -197,9 +202,7 @@ class Engine:
             self.sampler = self._with_budget(probes[:PROBES], seeds[0])
         elif self.asked["mode"] == "auto":
             asked = SamplerConfig(**self.asked)
-            choice = choose_sampler(
-                self.model, self.variables, first, asked, self.max_new_tokens, seeds, self.samples, self.tokenizer
-            )
+            choice = choose_sampler(self.model, self.variables, self.request(first, seeds), asked)
             print(f"auto: {choice.reason}", file=sys.stderr)
             self.sampler = choice.sampler
         else:

@@ -11,8 +11,8 @@ from jax import export
 from tests.helpers import random_tokens, random_variables, small_config
 from zaya_jax.architecture import Zaya
 from zaya_jax.sampling import SamplerConfig
-from zaya_jax.sampling.decoding import knobs_of, plan_of
-from zaya_jax.sampling.loop import run, start
+from zaya_jax.sampling.loop import Prompts, Sizes, run, start
+from zaya_jax.sampling.options import knobs_of, plan_of
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
 from zaya_jax.training.state import init_state, make_train_step
@@ -56,8 +56,8 @@ def test_generation():
 
     def generation(variables, tokens, count, seen, data, limit, knobs):
         keys = jax.random.wrap_key_data(data)
-        sizes = dict(plan=plan, buffer=32, samples=2, capacity=64)
-        state = start(model, variables, tokens, count, None, seen, keys, limit, knobs, **sizes)
+        prompts, sizes = Prompts(tokens, count, seen), Sizes(buffer=32, samples=2, capacity=64)
+        state = start(model, variables, prompts, keys, limit, knobs, plan=plan, sizes=sizes)
         state = run(model, variables, state, keys, limit, jnp.int32(100), knobs, plan=plan)
         return state.tokens, state.accepted, state.progress.count
 

@@ -37,7 +37,7 @@ from zaya_jax.errors import UserError
 from zaya_jax.evaluation.forward_parts import forward_parts, gemm_cost, ratios, row_plans
 from zaya_jax.evaluation.task_accuracy import Arm, Trial, run_arm
 from zaya_jax.runs import environment
-from zaya_jax.sampling import acceptance_curve, choose_sampler
+from zaya_jax.sampling import Request, acceptance_curve, choose_sampler
 from zaya_jax.sampling.planning.auto import candidates
 from zaya_jax.sampling.planning.cost import AUTOREGRESSIVE, forward_cost
 from zaya_jax.sampling.strategies.base import Plan
@@ -283,9 +283,8 @@ def auto_section(bench: Bench) -> list[dict]:
             for temperature in (0.0, 1.0):
                 fresh = prompts[: batch * max(1, min(len(prompts) // 8, 16) // batch)]
                 asked = bench.sampler("auto", temperature)
-                choice = choose_sampler(
-                    bench.model, bench.variables, prompts[-batch:], asked, bench.new_tokens, repeats=bench.repeats
-                )
+                request = Request(prompts[-batch:], bench.new_tokens)
+                choice = choose_sampler(bench.model, bench.variables, request, asked, bench.repeats)
                 plain = dataclasses.replace(choice.sampler, mode="autoregressive", anchors="all")
                 sides = {"AR": plain, "auto": choice.sampler}
                 times = race(bench, sides, fresh, batch)

@@ -242,8 +242,8 @@ def test_a_budget_of_anchors_is_measured_first(checkpoint, files, capsys):
 def test_auto_chooses_once_and_a_resumed_job_keeps_the_choice(checkpoint, files, monkeypatch, capsys):
     calls = []
 
-    def choose(model, variables, prompts, sampler, max_new_tokens, seed, samples, tokenizer) -> Choice:
-        calls.append((len(prompts), samples))
+    def choose(model, variables, request, sampler) -> Choice:
+        calls.append((len(request.prompts), request.samples))
         chosen = dataclasses.replace(sampler, mode="single_pass", block_size=3)
         return Choice(chosen, "because", (), (), {})
 

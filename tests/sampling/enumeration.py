@@ -17,8 +17,8 @@ from zaya_jax.architecture import Layout, Zaya
 from zaya_jax.sampling import SamplerConfig
 from zaya_jax.sampling.core.distributions import at_token
 from zaya_jax.sampling.core.random_streams import Purpose
-from zaya_jax.sampling.decoding import knobs_of, plan_of
-from zaya_jax.sampling.loop import State, advance, begin
+from zaya_jax.sampling.loop import Prompts, Sizes, State, advance, begin
+from zaya_jax.sampling.options import knobs_of, plan_of
 from zaya_jax.sampling.strategies.base import Plan, Setup
 
 VOCAB, SIZE, NEW = 3, 3, 4
@@ -88,7 +88,7 @@ def _compiled(plan: Plan):
         noise = Forced(*outcomes)
         setup = Setup(model, variables, plan, knobs, noise)
         capacity = tokens.shape[1] + NEW + 3 * SIZE
-        return begin(setup, tokens, count, None, seen, jnp.int32(NEW), NEW, 1, capacity), noise.log_weight
+        return begin(setup, Prompts(tokens, count, seen), jnp.int32(NEW), Sizes(NEW, 1, capacity)), noise.log_weight
 
     @jax.jit
     def go(state, knobs, outcomes):

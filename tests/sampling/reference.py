@@ -11,7 +11,7 @@ from zaya_jax.sampling import SamplerConfig
 from zaya_jax.sampling.core import distributions
 from zaya_jax.sampling.core.distributions import mix
 from zaya_jax.sampling.core.random_streams import KeyedNoise, Purpose
-from zaya_jax.sampling.decoding import knobs_of, plan_of
+from zaya_jax.sampling.options import knobs_of, plan_of
 
 WIDTH = 64  # texts are right-padded to this, so that one program serves all
 log_law, log_residual = jax.jit(distributions.log_law), jax.jit(distributions.log_residual)

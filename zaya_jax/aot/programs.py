@@ -18,8 +18,9 @@ from zaya_jax.costs.roofline import forward_traffic
 from zaya_jax.errors import UserError
 from zaya_jax.parallel import Placement
 from zaya_jax.sampling import SamplerConfig
-from zaya_jax.sampling.decoding import bucket, knobs_of, plan_of
-from zaya_jax.sampling.loop import run, start
+from zaya_jax.sampling.decoding import bucket
+from zaya_jax.sampling.loop import Prompts, Sizes, run, start
+from zaya_jax.sampling.options import knobs_of, plan_of
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
 from zaya_jax.training.state import init_state, init_variables, make_train_step
@@ -101,19 +102,22 @@ def decode_programs(
     variables = whole(jax.eval_shape(lambda: init_variables(model, 0)))
     integer = jax.ShapeDtypeStruct((), jnp.int32)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
-    prompts = (jax.ShapeDtypeStruct((batch, width), jnp.int32), jax.ShapeDtypeStruct((batch,), jnp.int32))
-    seen = jax.ShapeDtypeStruct((batch, config.vocab_size), jnp.bool_)
+    prompts = Prompts(
+        tokens=jax.ShapeDtypeStruct((batch, width), jnp.int32),
+        count=jax.ShapeDtypeStruct((batch,), jnp.int32),
+        seen=jax.ShapeDtypeStruct((batch, config.vocab_size), jnp.bool_),
+    )
     out = {}
     for name, sampler in samplers.items():
         plan = plan_of(sampler)
         knobs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype), knobs_of(sampler))
-        sizes = dict(plan=plan, buffer=buffer, samples=1, capacity=context)
-        reading = (model, variables, *whole((*prompts, None, seen, keys, integer, knobs)))
+        static = dict(plan=plan, sizes=Sizes(buffer, samples=1, capacity=context))
+        reading = (model, variables, *whole((prompts, keys, integer, knobs)))
         if name == "autoregressive":
             flops = forward_flops(config, batch * width, context, head_rows=batch).total
-            out["prefill"] = Program(start, reading, sizes, flops, _traffic(config, width, batch, 0, 1))
+            out["prefill"] = Program(start, reading, static, flops, _traffic(config, width, batch, 0, 1))
         state = jax.eval_shape(
-            lambda variables, *rest, sizes=sizes: start(model, variables, *rest, **sizes), *reading[1:]
+            lambda variables, *rest, static=static: start(model, variables, *rest, **static), *reading[1:]
         )
         rows = 1 if name == "autoregressive" else int(sampler.rows_per_forward)
         heads = 1 if name == "autoregressive" else 2 * block_size - 1

@@ -5,12 +5,12 @@ Imports architecture and, for stop strings, text.
 
 from zaya_jax.sampling.config import SamplerConfig
 from zaya_jax.sampling.core.targets import Target, all_targets, find_target, register_target
-from zaya_jax.sampling.decoding import Generation, Session, Streamer
 from zaya_jax.sampling.generate import generate
 from zaya_jax.sampling.planning.auto import choose_sampler
 from zaya_jax.sampling.planning.branch_points import acceptance_curve, best_anchors, evidence, expected_tokens
+from zaya_jax.sampling.types import Generation, Request, Session, Streamer
 
 __all__ = [
-    "Generation", "SamplerConfig", "Session", "Streamer", "Target", "acceptance_curve", "all_targets", "best_anchors",
-    "choose_sampler", "evidence", "expected_tokens", "find_target", "generate", "register_target",
+    "Generation", "Request", "SamplerConfig", "Session", "Streamer", "Target", "acceptance_curve", "all_targets",
+    "best_anchors", "choose_sampler", "evidence", "expected_tokens", "find_target", "generate", "register_target",
 ]  # fmt: skip

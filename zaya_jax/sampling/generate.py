@@ -6,8 +6,10 @@ from typing import Any
 
 from zaya_jax.architecture import Zaya
 from zaya_jax.sampling.config import SamplerConfig
-from zaya_jax.sampling.decoding import Decoder, Generation, Session, Streamer, decode
+from zaya_jax.sampling.decoding import decode
 from zaya_jax.sampling.planning.auto import choose_sampler
+from zaya_jax.sampling.stopping import Decoder
+from zaya_jax.sampling.types import Generation, Request, Session, Streamer
 
 
 def generate(
@@ -43,11 +45,8 @@ def generate(
         anything is compiled.
       Diverged: the model gave NaN logits.
     """
+    request = Request(prompts, max_new_tokens, seed, samples, session, tokenizer, streamer)
     if sampler.mode != "auto":
-        return decode(model, variables, prompts, sampler, max_new_tokens, seed, samples, session, tokenizer, streamer)
-    whole = list(prompts) if session is None else [t + list(p) for t, p in zip(session.texts, prompts, strict=True)]
-    choice = choose_sampler(model, variables, whole, sampler, max_new_tokens, seed, samples, tokenizer)
-    done = decode(
-        model, variables, prompts, choice.sampler, max_new_tokens, seed, samples, session, tokenizer, streamer
-    )
-    return dataclasses.replace(done, reason=choice.reason)
+        return decode(model, variables, request, sampler)
+    choice = choose_sampler(model, variables, request, sampler)
+    return dataclasses.replace(decode(model, variables, request, choice.sampler), reason=choice.reason)

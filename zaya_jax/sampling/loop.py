@@ -1,7 +1,7 @@
 """The jitted loop around a method: reads prompts, steps until every row has ended, keeps the books."""
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,21 +37,32 @@ class State(struct.PyTreeNode):
     healthy: Array  # bool [rows]: False once the model gave NaN logits
 
 
-def begin(
-    setup: Setup, tokens: Array, count: Array, cache: Cache | None, seen: Array, limit: Array, buffer: int,
-    samples: int, capacity: int,
-) -> State:  # fmt: skip
+class Prompts(struct.PyTreeNode):
+    """What is read before the first token."""
+
+    tokens: Any  # int32 [prompts, width]: right-padded
+    count: Any  # int32 [prompts]: their lengths
+    seen: Any  # bool [prompts, vocab]: tokens in each row's text so far, the prompt included
+    cache: Cache | None = None  # what is committed before the prompts, if anything
+
+
+class Sizes(NamedTuple):
+    """What a generation makes room for; static."""
+
+    buffer: int  # new tokens of a row
+    samples: int  # rows for each prompt; they share its forward and start from copies of its cache
+    capacity: int  # slots the cache gets: for everything to come and two blocks of slack
+
+
+def begin(setup: Setup, prompts: Prompts, limit: Array, sizes: Sizes) -> State:
     """Reads the prompts, once each, and decides every row's first token.
 
     Args:
       setup: its noise is for prompts * samples rows.
-      tokens, count: right-padded prompts int32 [prompts, width] and their lengths.
-      cache: what is committed before the prompts, if anything.
-      seen: bool [prompts, vocab], tokens in each row's text so far, the prompt included.
-      limit: int32 [], tokens after which a row ends; at most `buffer`.
-      samples: rows for each prompt; they share its forward and start from copies of its cache.
-      capacity: slots the cache gets: for everything to come and two blocks of slack.
+      limit: int32 [], tokens after which a row ends; at most the buffer.
     """
+    buffer, samples, capacity = sizes
+    tokens, count, seen, cache = prompts.tokens, prompts.count, prompts.seen, prompts.cache
     cache = init_cache(setup.model.config, tokens.shape[0], capacity) if cache is None else cache.grow(capacity)
     plan, method = setup.plan, METHODS[setup.plan.mode]
     readout, cache = method.read(setup, tokens, count, cache)
@@ -86,14 +97,12 @@ def advance(setup: Setup, state: State, limit: Array) -> State:
     return state.replace(carry=carry, cache=cache)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "plan", "buffer", "samples", "capacity"))
+@functools.partial(jax.jit, static_argnames=("model", "plan", "sizes"))
 def start(
-    model: Zaya, variables, tokens: Array, count: Array, cache: Cache | None, seen: Array, keys: Array, limit: Array,
-    knobs: Knobs, *, plan: Plan, buffer: int, samples: int, capacity: int,
-) -> State:  # fmt: skip
+    model: Zaya, variables, prompts: Prompts, keys: Array, limit: Array, knobs: Knobs, *, plan: Plan, sizes: Sizes
+) -> State:
     """`begin`, compiled; keys [prompts * samples]."""
-    setup = Setup(model, variables, plan, knobs, KeyedNoise(keys))
-    return begin(setup, tokens, count, cache, seen, limit, buffer, samples, capacity)
+    return begin(Setup(model, variables, plan, knobs, KeyedNoise(keys)), prompts, limit, sizes)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "plan"), donate_argnames=("state",))

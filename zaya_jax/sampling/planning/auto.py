@@ -6,13 +6,13 @@ against its rows (`cost.py`). What the model predicts is then raced against auto
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from zaya_jax.architecture import Zaya
 from zaya_jax.errors import UserError
 from zaya_jax.sampling.config import SamplerConfig
-from zaya_jax.sampling.decoding import Decoder, Generation, decode
+from zaya_jax.sampling.decoding import decode
 from zaya_jax.sampling.planning.branch_points import (
     Acceptance,
     acceptance_curve,
@@ -22,6 +22,7 @@ from zaya_jax.sampling.planning.branch_points import (
 )
 from zaya_jax.sampling.planning.cost import AUTOREGRESSIVE, cost_at, forward_cost, rows_of
 from zaya_jax.sampling.strategies.base import Plan
+from zaya_jax.sampling.types import Generation, Request
 from zaya_jax.timing import medians
 
 MARGIN = 1.05  # drafting must be predicted, and then measured, to be this much faster than autoregression
@@ -83,27 +84,18 @@ def candidates(acceptance: Acceptance, cost: Mapping[int, float], block_size: in
     return tuple(sorted(out, key=lambda c: -c.speedup))
 
 
-def choose_sampler(
-    model: Zaya,
-    variables: Any,
-    prompts: Sequence[Sequence[int]],
-    sampler: SamplerConfig,
-    max_new_tokens: int,
-    seed: int | Sequence[int] = 0,
-    samples: int = 1,
-    tokenizer: Decoder | None = None,
-    repeats: int = 3,
-) -> Choice:
-    """Settles mode="auto" for these prompts on this machine: measures acceptance and cost, predicts, races.
+def choose_sampler(model: Zaya, variables: Any, request: Request, sampler: SamplerConfig, repeats: int = 3) -> Choice:
+    """Settles mode="auto" for a request's prompts on this machine: measures acceptance and cost, predicts, races.
 
     Takes about as long as compiling seven small programs and generating a few times PROBE_TOKENS tokens; use the
     choice's sampler for every later batch of the same size.
 
     Args:
-      prompts, seed, samples, tokenizer: as `generate` will get them; the batch size matters to the cost.
+      request: as it will be generated; the batch size matters to the cost. A session's texts are read anew.
       sampler: mode "auto"; its other fields hold for whatever is chosen.
     """
-    size, new = sampler.block_size, min(max_new_tokens, PROBE_TOKENS)
+    size, new = sampler.block_size, min(request.max_new_tokens, PROBE_TOKENS)
+    probe = request.replace(prompts=request.texts, max_new_tokens=new, session=None, streamer=None)
     fewest = min(sampler.min_new_tokens, new)
     plain = dataclasses.replace(sampler, mode="autoregressive", target="autoregressive", min_new_tokens=fewest)
 
@@ -111,21 +103,22 @@ def choose_sampler(
         return dataclasses.replace(plain, mode="single_pass", block_size=size, anchors=anchors, target=sampler.target)
 
     def run(one: SamplerConfig) -> Generation:
-        return decode(model, variables, prompts, one, new, seed, samples, tokenizer=tokenizer)
+        return decode(model, variables, probe, one)
 
     def choice(chosen: SamplerConfig, reason: str, *found: Any) -> Choice:
         settled = dataclasses.replace(chosen, min_new_tokens=sampler.min_new_tokens)
         return Choice(settled, reason, *found)
 
     if size == 1 or new < 4:
-        return choice(plain, f"autoregressive: nothing to draft with block size {size} and {max_new_tokens} new tokens")
+        reason = f"nothing to draft with block size {size} and {request.max_new_tokens} new tokens"
+        return choice(plain, f"autoregressive: {reason}")
     accepted = run(single_pass(size, "all")).accepted
     if all(len(row) <= 2 for row in accepted):
         return choice(plain, "autoregressive: no row is long enough to measure acceptance")
     acceptance = evidence(accepted, size)
     plans = [AUTOREGRESSIVE, *_probes(acceptance, size)]
-    rows = len(prompts) * samples
-    times = forward_cost(model, variables, plans, rows, max(map(len, prompts)), repeats=repeats, label="auto: cost")
+    longest = max(map(len, probe.prompts))
+    times = forward_cost(model, variables, plans, probe.rows, longest, repeats=repeats, label="auto: cost")
     cost = {rows_of(plan): ms for plan, ms in times.items()}
     ranked = candidates(acceptance, cost, size)
     found, best = (ranked, acceptance_curve(accepted, size), cost), ranked[0]

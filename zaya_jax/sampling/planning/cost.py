@@ -11,7 +11,7 @@ import numpy as np
 from zaya_jax.architecture import Zaya, init_cache
 from zaya_jax.sampling.config import SamplerConfig
 from zaya_jax.sampling.core.random_streams import KeyedNoise, row_keys
-from zaya_jax.sampling.decoding import knobs_of
+from zaya_jax.sampling.options import knobs_of
 from zaya_jax.sampling.strategies.base import Drafted, Plan, Progress, Setup
 from zaya_jax.sampling.strategies.single_pass import Proposal, step
 from zaya_jax.timing import medians
