@@ -27,6 +27,7 @@ setup(
         "absl-py>=2.1",
         "numpy>=2.0",
         "safetensors>=0.6",
+        "scipy>=1.15",  # rng= in scipy.stats
         "tokenizers>=0.22",
         "tensorflow-datasets>=4.9.9",  # imports without TensorFlow since 4.9
         "array_record>=0.8.1",

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy.stats
 
 from zaya_jax.errors import UserError
 
-RESAMPLES = 10_000
+RESAMPLES, BATCH = 10_000, 500  # and how many of them exist at once
 
 
 class Interval(NamedTuple):
@@ -49,8 +50,12 @@ def mean_interval(values: Sequence[float] | np.ndarray, seed: int = 0) -> Interv
     values = np.asarray(values, float)
     if values.ndim != 1 or not len(values):
         raise UserError(f"values: got shape {values.shape}, may be one number for each of one or more problems")
-    means = _resampled_means(values, seed)
-    return Interval(float(values.mean()), *(float(x) for x in np.quantile(means, (0.025, 0.975))))
+    if len(values) == 1:  # nothing to resample
+        return Interval(*[float(values[0])] * 3)
+    found = scipy.stats.bootstrap(
+        (values,), np.mean, n_resamples=RESAMPLES, batch=BATCH, method="percentile", rng=np.random.default_rng(seed)
+    )
+    return Interval(float(values.mean()), *(float(x) for x in found.confidence_interval))
 
 
 def paired_difference(
@@ -72,14 +77,8 @@ def permutation_p_value(arm: Sequence[float] | np.ndarray, other: Sequence[float
     Under the hypothesis that both arms sample one law, each problem's two outcomes may be exchanged.
     """
     difference = np.asarray(arm, float) - np.asarray(other, float)
-    rng = np.random.default_rng(seed)
-    signs = rng.integers(0, 2, (RESAMPLES, len(difference)), dtype=np.int8) * 2 - 1
-    by_chance = np.abs(signs @ difference)
-    # the arrangement that was seen is one of them, so the value is never 0
-    return float((1 + (by_chance >= abs(difference.sum()) - 1e-12).sum()) / (1 + RESAMPLES))
-
-
-def _resampled_means(values: np.ndarray, seed: int) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    weights = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), size=RESAMPLES)
-    return weights @ values / len(values)
+    found = scipy.stats.permutation_test(
+        (difference,), np.mean, permutation_type="samples", vectorized=True, n_resamples=RESAMPLES, batch=BATCH,
+        rng=np.random.default_rng(seed),
+    )  # fmt: skip
+    return float(found.pvalue)

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import scipy.stats
+
 from zaya_jax.architecture import ZayaConfig, preset
 from zaya_jax.errors import UserError
 from zaya_jax.training.logging.metrics import read_metrics
@@ -278,19 +280,16 @@ def _read_table(path: Path, columns: Sequence[str], needed: Sequence[str]) -> tu
     return header, table[1:]
 
 
-def wilson(successes: int, total: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval of a share (95% by default): (low, high) in [0, 1].
+def wilson(successes: int, total: int) -> tuple[float, float]:
+    """Wilson's 95% score interval of a share: (low, high) in [0, 1].
 
     Raises:
       UserError: total < 1, or successes outside 0 .. total.
     """
     if total < 1 or not 0 <= successes <= total:
         raise UserError(f"successes, total: got {successes}, {total}, may be 0 <= successes <= total, total >= 1")
-    share = successes / total
-    centre = share + z * z / (2 * total)
-    spread = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    scale = 1 + z * z / total
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+    interval = scipy.stats.binomtest(successes, total).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def _check_columns(columns: Iterable[str], where: str, known: Sequence[str]) -> None:
