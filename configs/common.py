@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from zaya_jax.architecture import ZayaConfig, preset
+from zaya_jax.architecture import Execution, ZayaConfig, preset
 from zaya_jax.errors import UserError
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
@@ -86,6 +86,11 @@ def mesh(rules: dict[str, tuple[str, ...]] | None = None, **sizes: int) -> Confi
       sizes: of the axes data (0: as many devices as divide the batch), fsdp, expert and context.
     """
     return ConfigDict({"data": 0, "fsdp": 1, "expert": 1, "context": 1, "rules": ConfigDict(rules or {}), **sizes})
+
+
+def execution(**fields: Any) -> ConfigDict:
+    """How models are computed on this machine: see `zaya_jax.architecture.Execution`."""
+    return ConfigDict(dataclasses.asdict(Execution(**fields)))
 
 
 def phase(steps: int, objective: Objective, optimizer: OptimizerConfig, **rest: Any) -> ConfigDict:

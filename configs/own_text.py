@@ -14,7 +14,7 @@ the report has tokens per forward, rows, wall-clock, whether greedy tokens are A
 
 from ml_collections import ConfigDict
 
-from configs.common import data, evaluation, mesh, model, parse_arg, phase
+from configs.common import data, evaluation, execution, mesh, model, parse_arg, phase
 from zaya_jax.errors import UserError
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
@@ -31,6 +31,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.seed = 0
     c.cpu_devices = 1
     c.mesh = mesh()
+    c.execution = execution()
     if chosen.tokenizer not in ("bytes", "bpe"):
         raise UserError(f"config argument tokenizer: got {chosen.tokenizer!r}, may be bytes or bpe")
     bpe = chosen.tokenizer == "bpe"

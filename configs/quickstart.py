@@ -12,7 +12,7 @@ conversion costs is measured against it.
 
 from ml_collections import ConfigDict
 
-from configs.common import data, evaluation, mesh, model, parse_arg, phase
+from configs.common import data, evaluation, execution, mesh, model, parse_arg, phase
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
 
@@ -24,6 +24,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.seed = 0
     c.cpu_devices = 1  # devices the CPU is split into; batches are laid over them
     c.mesh = mesh()
+    c.execution = execution()
     c.tokenizer = "bytes"  # or the path of a trained tokenizer.json
     c.model = model(chosen.preset)
 

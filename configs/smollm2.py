@@ -29,7 +29,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from configs.common import data, evaluation, mesh, model, parse_arg, phase
+from configs.common import data, evaluation, execution, mesh, model, parse_arg, phase
 from zaya_jax.errors import UserError
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
@@ -48,8 +48,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.mesh = mesh()
     c.tokenizer = chosen.start
     adapters = ADAPTERS | {"lora_rows": "drafts" if chosen.drafts else "all"} if chosen.lora or chosen.drafts else {}
-    compute = dict(dtype="float32") if chosen.smoke else dict(dtype="bfloat16", remat="full", query_chunk=2048)
-    c.model = model("smollm2_135m", **adapters, **compute)
+    c.model = model("smollm2_135m", **adapters, dtype="float32" if chosen.smoke else "bfloat16")
+    c.execution = execution() if chosen.smoke else execution(remat="full", query_chunk=2048)
 
     text = chosen.text if chosen.text == "stdlib" else (chosen.text,)
     c.data = data(

@@ -9,7 +9,7 @@ Time and result: see results/sweeps/ (each made by the sweep of its name).
 
 from ml_collections import ConfigDict
 
-from configs.common import data, evaluation, mesh, model, parse_arg, phase
+from configs.common import data, evaluation, execution, mesh, model, parse_arg, phase
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
 
@@ -21,6 +21,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.seed = 0
     c.cpu_devices = 1
     c.mesh = mesh()
+    c.execution = execution()
     c.tokenizer = "bytes"
     c.model = model(chosen.preset)
 

@@ -37,7 +37,7 @@ import math
 from ml_collections import ConfigDict
 
 from configs.chats import FILE as CHATS
-from configs.common import data, evaluation, mesh, model, parse_arg, phase
+from configs.common import data, evaluation, execution, mesh, model, parse_arg, phase
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
 
@@ -77,7 +77,7 @@ TWIN = Size((64, 128, 256), 1024, (6 * 1024, 6 * 1024, 4 * 1024, 4 * 1024), (3e-
 
 
 # A GPU wants large tiles of attention: 4096 x 4096 where all is visible.
-REAL_MODEL = dict(remat="full", query_chunk=8192)
+REAL_EXECUTION = dict(remat="full", query_chunk=8192)
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -92,7 +92,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.cpu_devices = 1
     c.mesh = mesh()  # the phases have their own
     c.tokenizer = "bytes" if chosen.twin else chosen.tokenizer
-    c.model = model("tiny") if chosen.twin else model("zaya1_8b", param_dtype="float32", **REAL_MODEL)
+    c.model = model("tiny") if chosen.twin else model("zaya1_8b", param_dtype="float32")
+    c.execution = execution(**({} if chosen.twin else REAL_EXECUTION))
 
     sources = _twin_sources() if chosen.twin else _sources(chosen.data)
     c.data = data(size.contexts[1], *sources["midtrain"], task_documents=10_000_000)

@@ -129,11 +129,12 @@ def make_program(setup: settings.Settings, name: str, devices: list[jax.Device])
     objective, optimizer = stage.phase.objective, stage.phase.optimizer
     if name == "train":
         return train_program(
-            stage.model, objective, optimizer, stage.batch_size, stage.row_length, devices[0], stage.placement(devices)
-        )
+            stage.model, objective, optimizer, stage.batch_size, stage.row_length, devices[0],
+            stage.placement(devices), stage.execution,
+        )  # fmt: skip
     size = objective.block_size
     anchors = setup.anchor_budget or size
-    return decode_programs(stage.model, size, anchors, _BATCH.value, _CONTEXT.value, devices[0])[name]
+    return decode_programs(stage.model, size, anchors, _BATCH.value, _CONTEXT.value, devices[0], stage.execution)[name]
 
 
 def describe(setup: settings.Settings, name: str) -> str:
@@ -160,10 +161,7 @@ def mesh_words(stage: Stage) -> str:
 
 def model_name(model: ZayaConfig) -> str:
     """The preset that a model is, whatever computes it; else its number of parameters."""
-    how = (
-        "dtype", "param_dtype", "expert_backend", "attention_backend", "query_chunk", "remat", "unroll_layers",
-        "qkv_backend", "rope_theta",
-    )  # fmt: skip
+    how = ("dtype", "param_dtype", "rope_theta")
     for name in PRESETS:
         if preset(name, **{field: getattr(model, field) for field in how}) == model:
             return name
@@ -181,6 +179,7 @@ def _header(target: targets.Target, setup: settings.Settings) -> dict[str, Any]:
         "phase": chosen_stage(setup).phase.name,
         "mesh": dataclasses.asdict(chosen_stage(setup).mesh),
         "model": dataclasses.asdict(chosen_stage(setup).model),
+        "execution": dataclasses.asdict(chosen_stage(setup).execution),
         "target": target.name,
         "architecture": target.architecture,
         "versions": f"jax {jax.__version__}, {plugin} {importlib.metadata.version(plugin)}",

@@ -40,7 +40,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from zaya_jax.architecture import Zaya, ZayaConfig
+from zaya_jax.architecture import Zaya
 from zaya_jax.command_line import cli
 from zaya_jax.costs.flops import Split, describe, training_flops
 from zaya_jax.costs.roofline import peak_flops
@@ -158,7 +158,7 @@ def train_stages(
         optimizer = stage.phase.optimizer
         sizes = describe(
             stage.model, stage.batch_size, stage.row_length, tidar, block_size, optimizer.name,
-            optimizer.ema_decay > 0, split_of(placements[name]),
+            optimizer.ema_decay > 0, split_of(placements[name]), stage.execution,
         )  # fmt: skip
         print(f"{name}\n{sizes}", flush=True)
     with environment.timed(workdir, "data"):
@@ -212,7 +212,7 @@ def run_phase(
 ) -> None:
     """One training stage, unless it is finished."""
     stage = setup.stages[name]
-    model = Zaya(stage.model)
+    model = Zaya(stage.model, stage.execution)
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(folders[name]))
         if checkpoints.latest == stage.phase.steps:
@@ -228,7 +228,7 @@ def run_phase(
         batches = make_train_iterator(
             mixture, setup.tokenizer, stage.row_length, stage.batch_size, stage.data_seed, packing=stage.packing
         )
-        eval_step = shared_eval_step(stage.model, stage.phase.objective, placement)
+        eval_step = shared_eval_step(model, stage.phase.objective, placement)  # pyrefly: ignore[bad-argument-type]
         own = {source.name: held_out_batches(setup, stage, held_out[source.name]) for source in stage.mixture}
         with environment.timed(workdir, name):
             train(
@@ -257,8 +257,8 @@ def peak_of(placement: Placement | None) -> float | None:
 def step_flops(stage: Stage) -> float:
     """FLOPs of a step of a stage. What a policy computes again is no use, so it is not counted."""
     objective = stage.phase.objective
-    model, tidar = stage.model.replace(remat="none"), objective.kind == "tidar"
-    return training_flops(model, stage.batch_size, stage.row_length, tidar, objective.block_size)
+    tidar = objective.kind == "tidar"
+    return training_flops(stage.model, stage.batch_size, stage.row_length, tidar, objective.block_size)
 
 
 def count_chats(setup: settings.Settings, writer: MetricWriter, stage: Stage, train_data: dict[str, Source]) -> None:
@@ -307,7 +307,8 @@ def evaluate(setup: settings.Settings, workdir: Path, folders: dict[str, Path], 
     hardware = environment.hardware()
     rows: list[Row] = likelihood_rows(setup, folders, held_out, hardware)
     stage = setup.stages[setup.sampled]
-    model, variables = Zaya(stage.model), load_native(folders[setup.sampled], stage.phase.evaluate_ema)[1]
+    model = Zaya(stage.model, stage.execution)
+    variables = load_native(folders[setup.sampled], stage.phase.evaluate_ema)[1]
     samples = []
     for task in [*setup.tasks, *continuations(setup, workdir)]:
         outcomes = run_task(
@@ -346,7 +347,7 @@ def likelihood_rows(
     batches = {name: held_out_batches(setup, sampled, documents) for name, documents in held_out.items()}
     rows: list[Row] = []
     for name, stage in setup.stages.items():
-        eval_step = shared_eval_step(stage.model, sampled.phase.objective)
+        eval_step = shared_eval_step(Zaya(stage.model, stage.execution), sampled.phase.objective)  # pyrefly: ignore[bad-argument-type]
         measured = validate(setup, batches, eval_step, load_native(folders[name], stage.phase.evaluate_ema)[1])
         kept = ["ar_loss", "bits_per_byte"]
         kept += ["draft_loss", "draft_accuracy_by_slot"] * (stage.phase.objective.kind == "tidar")
@@ -358,9 +359,9 @@ def likelihood_rows(
 
 
 @functools.lru_cache(maxsize=8)
-def shared_eval_step(model: ZayaConfig, objective: Objective, placement: Placement | None = None):
+def shared_eval_step(model: Zaya, objective: Objective, placement: Placement | None = None):
     """`make_eval_step`, one for all that measure the same, so that it is compiled once."""
-    return make_eval_step(Zaya(model), objective, placement=placement)
+    return make_eval_step(model, objective, placement=placement)
 
 
 def cost_rows(model: Zaya, variables: dict, name: str, hardware: str) -> list[dict]:

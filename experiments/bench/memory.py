@@ -16,7 +16,7 @@ import numpy as np
 from absl import flags
 
 from zaya_jax import Zaya, ZayaConfig, preset
-from zaya_jax.architecture import Layout
+from zaya_jax.architecture import Execution, Layout
 from zaya_jax.architecture.attention.direct import count_pairs
 from zaya_jax.command_line import cli
 from zaya_jax.errors import Diverged, UserError
@@ -31,6 +31,7 @@ _BLOCK = flags.DEFINE_integer("block", 16, "Slots a draft block.", lower_bound=1
 _LENGTHS = flags.DEFINE_list("lengths", ["4096", "8192", "16384", "32768"], "Clean tokens of the rows, ascending.")
 _STEPS = flags.DEFINE_integer("steps", 1, "Steps to time at the longest row and the packed one.", lower_bound=0)
 _PACKED = flags.DEFINE_integer("packed_length", 131_072, "Clean tokens of the packed row; 0: none.", lower_bound=0)
+EXECUTION = Execution(remat="full")
 PACKED_UP_TO = 4096  # tokens of a document in that row
 
 
@@ -38,9 +39,9 @@ def main() -> None:
     """Runs all of it and prints it."""
     cli.check_output(_OUTPUT.value)
     lengths = _lengths(_LENGTHS.value)
-    config = preset(_PRESET.value, remat=True)
+    config = preset(_PRESET.value)
     numbers: dict = {"hardware": environment.hardware(), "environment": environment.describe()}
-    numbers["pairs"] = pairs(16_384, _BLOCK.value, config.query_chunk)
+    numbers["pairs"] = pairs(16_384, _BLOCK.value, EXECUTION.query_chunk)
     for name, row in numbers["pairs"]["rows"].items():
         print(
             f"attention, 16,384 clean tokens, {name}: {row['ratio']:.3f} x the visible pairs (goal <= 1.15)", flush=True
@@ -105,7 +106,7 @@ def packed(length: int, draw) -> np.ndarray:
 
 def compiled_step(config: ZayaConfig, document: np.ndarray, block_size: int):
     """(compiled TiDAR train step, its state, its batch of one row with these document ids [1, length])."""
-    model, optimizer = Zaya(config), OptimizerConfig()
+    model, optimizer = Zaya(config, EXECUTION), OptimizerConfig()
     step = make_train_step(model, Objective("tidar", block_size), optimizer)  # pyrefly: ignore[bad-argument-type]
     state = init_state(init_variables(model, 0), optimizer, 0)
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, document.shape).astype(np.int32)

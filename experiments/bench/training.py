@@ -42,6 +42,7 @@ from experiments.bench.transformers_reference import (
     use,
 )
 from zaya_jax import Zaya, ZayaConfig
+from zaya_jax.architecture import Execution
 from zaya_jax.command_line import cli
 from zaya_jax.errors import UserError
 from zaya_jax.parallel import MeshConfig, make_placement
@@ -63,7 +64,11 @@ SAME_LOSS = 1e-3  # at most, relative: float32 sums in different orders
 HOW: dict[str, dict[str, Any]] = {
     "default": {},
     "tiles": dict(
-        attention_backend="tiles", query_chunk=512, expert_backend="looped", unroll_layers=True, qkv_backend="products"
+        attention_backend="tiled",
+        query_chunk=512,
+        expert_backend="sequential_vjp",
+        unroll_layers=True,
+        qkv_backend="fused",
     ),
 }
 
@@ -155,11 +160,11 @@ def our_step(
     config: ZayaConfig, variables: dict, objective: Objective, tokens: np.ndarray, ours: Ours, losses: dict[str, float]
 ) -> Callable[[], object]:
     """A call that trains `STEPS` on; the first step's AR loss goes to `losses` under the objective's kind."""
-    optimizer, config = OptimizerConfig(), config.replace(**HOW[ours.how])
+    optimizer, how = OptimizerConfig(), Execution(**HOW[ours.how])
     batch_size, row = tokens.shape
-    placement = make_placement(MeshConfig(data=ours.devices), config, batch_size, row, BLOCK_SIZE)
+    placement = make_placement(MeshConfig(data=ours.devices), config, batch_size, row, BLOCK_SIZE, execution=how)
     # flax modules are hashable; its dataclass_transform (eq without frozen) does not say so
-    step = make_train_step(Zaya(config), objective, optimizer, placement)  # pyrefly: ignore[bad-argument-type]
+    step = make_train_step(Zaya(config, how), objective, optimizer, placement)  # pyrefly: ignore[bad-argument-type]
     state = jax.tree.map(jnp.copy, init_state(variables, optimizer, 0))
     batch = {"tokens": tokens, "document": np.zeros_like(tokens)}
     state, batch = (placement.put(state), placement.put_batch(batch)) if placement else jax.device_put((state, batch))

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from jax import export
 
 from tests.helpers import random_tokens, small_config
-from zaya_jax.architecture import PADDING, Layout, Zaya, preset
+from zaya_jax.architecture import PADDING, Execution, Layout, Zaya, preset
 from zaya_jax.architecture.attention.direct import LEAST_TO_SPLIT, attend, attend_dense, count_pairs, is_small
 from zaya_jax.architecture.attention.tiled import Visibility, attend_tiles, table, worklist
 from zaya_jax.architecture.cache import cached_keys
+from zaya_jax.architecture.execution import DEFAULT
 from zaya_jax.architecture.layout import Keys, visible
 from zaya_jax.parallel import MeshConfig, make_placement
 from zaya_jax.training.objective import Objective
@@ -250,16 +251,16 @@ def test_executed_pairs_are_the_visible_ones(mean):
     lengths = [size] if mean is None else np.random.default_rng(0).integers(1, 2 * mean, 40)
     document = np.repeat(np.arange(len(lengths)), lengths)[None, :size]
     layout = Layout.tidar(np.zeros((1, size), np.int32), block, 5, document=document)
-    counted = count_pairs(layout, None, preset("zaya1_300k").query_chunk)
+    counted = count_pairs(layout, None, Execution().query_chunk)
     real = np.asarray(layout.document != PADDING)
     assert counted["visible"] == (np.asarray(layout.horizon) * real).sum() + block * real[:, size:].sum()
     assert counted["visible"] <= counted["executed"] <= 1.15 * counted["visible"]
 
 
-def train_step_of(config, length: int, batch: int = 1, placement=None):
+def train_step_of(config, length: int, batch: int = 1, placement=None, execution=DEFAULT):
     """(jitted TiDAR step, its arguments) on packed documents."""
     optimizer = OptimizerConfig()
-    step = make_train_step(Zaya(config), Objective("tidar", 4), optimizer, placement)
+    step = make_train_step(Zaya(config, execution), Objective("tidar", 4), optimizer, placement)
     document = np.searchsorted([length // 3, length // 2], np.arange(length), side="right")
     data = {"tokens": random_tokens(config, batch, length), "document": np.tile(document.astype(np.int32), (batch, 1))}
     return step, (init_state(init_variables(Zaya(config), 0), optimizer, 0), data, jnp.float32(1.0))
@@ -268,32 +269,33 @@ def train_step_of(config, length: int, batch: int = 1, placement=None):
 def test_a_whole_train_step_by_tiles():
     """Inside the scan over layers, remat and shard_map, with sliding layers; and it exports for every platform."""
     config = small_config(layer_types=("hybrid", "hybrid_sliding"), sliding_window=5)
-    tiled = config.replace(query_chunk=8, remat=True)
+    tiled = Execution(query_chunk=8, remat="full")
     assert not is_small(48, 24, tiled.query_chunk)
     step, args = train_step_of(config, 24, batch=2)
     state, metrics = step(*args)
-    step, args = train_step_of(tiled, 24, batch=2, placement=make_placement(MeshConfig(), tiled, 2, 24))
+    placement = make_placement(MeshConfig(), config, 2, 24, execution=tiled)
+    step, args = train_step_of(config, 24, 2, placement, tiled)
     assert export.export(step, platforms=("cpu", "cuda", "rocm"))(*args).mlir_module()
     tiled_state, tiled_metrics = step(*args)
     np.testing.assert_allclose(metrics["grad_norm"], tiled_metrics["grad_norm"], rtol=1e-5)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=2e-5), state.params, tiled_state.params)
 
 
-def temporary_bytes(config, length: int) -> int:
-    step, args = train_step_of(config, length)
+def temporary_bytes(config, length: int, execution) -> int:
+    step, args = train_step_of(config, length, execution=execution)
     return step.lower(*args).compile().memory_analysis().temp_size_in_bytes
 
 
 @pytest.mark.slow
 def test_a_short_train_step_grows_linearly():
-    config = small_config(remat=True, query_chunk=32)
-    sizes = [temporary_bytes(config, length) for length in (128, 256, 512)]
+    how = Execution(remat="full", query_chunk=32)
+    sizes = [temporary_bytes(small_config(), length, how) for length in (128, 256, 512)]
     assert sizes[1] <= 2.1 * sizes[0]
     assert sizes[2] <= 2.1 * sizes[1]
 
 
 @pytest.mark.slow
 def test_a_long_train_step_grows_linearly():
-    config = preset("zaya1_300k", remat=True)
-    sizes = [temporary_bytes(config, length) for length in (4096, 8192, 16_384, 32_768)]
+    config, how = preset("zaya1_300k"), Execution(remat="full")
+    sizes = [temporary_bytes(config, length, how) for length in (4096, 8192, 16_384, 32_768)]
     assert max(b / a for a, b in itertools.pairwise(sizes)) <= 2.1

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import random_tokens, random_variables, small_config
-from zaya_jax.architecture import Layout, Zaya, init_cache
+from zaya_jax.architecture import Execution, Layout, Zaya, init_cache
 from zaya_jax.architecture.attention.direct import attend, attend_dense
 from zaya_jax.architecture.attention.tiled import Visibility, attend_tiles
 from zaya_jax.architecture.precision import lookup, product, rounded_once
@@ -153,21 +153,21 @@ def test_attention_backends_agree_in_a_whole_model():
     model, variables, _, _ = pair("zaya")
     layout = Layout.tidar(random_tokens(model.config, 2, 16), 4, 1)
     outs = []
-    for backend in ("dense", "tiles", "structured"):
-        other = Zaya(small_config(**BF16, attention_backend=backend))
+    for backend in ("dense", "tiled", "structured"):
+        other = Zaya(small_config(**BF16), Execution(attention_backend=backend))
         outs.append(np.asarray(jax.jit(other.apply)(variables, layout).logits))
     for out in outs[1:]:
         assert np.sqrt(np.mean((out - outs[0]) ** 2)) / outs[0].std() <= 2 * U
 
 
-@pytest.mark.parametrize("backend", ["structured", "tiles"])
+@pytest.mark.parametrize("backend", ["structured", "tiled"])
 def test_gradients_are_finite_and_near_those_of_the_same_weights_in_float32(backend):
     """A dense model, whose experts no rounding can change.
 
     The forward pass and the backward pass round about 20 times a layer each, and independent roundings add as a root:
     sqrt(80) U for two layers; 16 U leaves as much again for the few values that a small model's gradients are sums of.
     """
-    kind = dict(attention="cca", feed_forward="dense", attention_backend=backend)
+    kind, how = dict(attention="cca", feed_forward="dense"), Execution(attention_backend=backend)
     config = small_config(**kind, **BF16)
     variables = dict(random_variables(config))
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), variables["params"])
@@ -181,8 +181,8 @@ def test_gradients_are_finite_and_near_those_of_the_same_weights_in_float32(back
 
         return jax.jit(jax.grad(loss))(params)
 
-    got = gradient(Zaya(config), params)
-    wanted = gradient(Zaya(small_config(**kind)), jax.tree.map(lambda x: x.astype(jnp.float32), params))
+    got = gradient(Zaya(config, how), params)
+    wanted = gradient(Zaya(small_config(**kind), how), jax.tree.map(lambda x: x.astype(jnp.float32), params))
     for (path, one), other in zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(wanted), strict=True):
         one, other = (np.asarray(x.astype(jnp.float32)).ravel() for x in (one, other))
         assert np.isfinite(one).all(), path

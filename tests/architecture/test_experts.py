@@ -16,9 +16,9 @@ from zaya_jax.architecture.moe.experts import (  # fmt: skip
     dispatch,
     dispatch_cached,
     gather,
-    in_turn,
-    looped,
     ragged_dot,
+    sequential,
+    sequential_vjp,
 )
 
 
@@ -39,8 +39,8 @@ def inputs(tokens, experts, seed=0, hidden=6, inner=5):
     return x, choice, rng.standard_normal((experts, hidden, 2 * inner)), rng.standard_normal((experts, inner, hidden))
 
 
-def turn(x, choice, gate_up, down, f=in_turn):
-    """`in_turn` on a stack whose other layer is poison."""
+def turn(x, choice, gate_up, down, f=sequential):
+    """`sequential` on a stack whose other layer is poison."""
     stacks = (jnp.stack([jnp.full_like(w, jnp.nan), w]) for w in (gate_up, down))
     return f(x, choice, *stacks, jnp.int32(1))
 
@@ -50,7 +50,7 @@ def test_every_backend_is_the_loop(tokens, experts, seed):
     with jax.enable_x64(True):
         args = inputs(tokens, experts, seed)
         expected = loop(*args)
-        for f in (dense, block_padded, looped, ragged_dot, gather, turn):
+        for f in (dense, block_padded, sequential_vjp, ragged_dot, gather, turn):
             np.testing.assert_allclose(jax.jit(f)(*args), expected, rtol=0, atol=1e-11)
 
 
@@ -59,7 +59,7 @@ def test_any_imbalance_is_dropless(collapse, x64):
     """All tokens on one expert, the last expert, or skip."""
     x, choice, gate_up, down = inputs(200, 4)
     choice[:] = collapse
-    for f in (block_padded, looped, ragged_dot, turn):
+    for f in (block_padded, sequential_vjp, ragged_dot, turn):
         np.testing.assert_allclose(f(x, jnp.asarray(choice), gate_up, down), loop(x, choice, gate_up, down), atol=1e-11)
 
 
@@ -73,7 +73,7 @@ def test_gradients_agree(x64):
         return jax.grad(loss, argnums=(0, 1, 2))(args[0], args[2], args[3])
 
     expected = gradient(dense)
-    for f in (block_padded, looped, ragged_dot, gather):
+    for f in (block_padded, sequential_vjp, ragged_dot, gather):
         for got, want in zip(gradient(f), expected, strict=True):
             np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-9)
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from zaya_jax.architecture import PRESETS, Layout, Zaya, preset
+from zaya_jax.architecture import PRESETS, Execution, Layout, Zaya, preset
 from zaya_jax.costs.flops import (
     Split,
     activations,
@@ -53,6 +53,9 @@ def test_parameter_count_is_what_init_makes(name, changes):
     assert parameter_count(config).total == sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
 
 
+DENSE = Execution("dense", "dense")  # every expert and every pair of tokens
+
+
 def test_zaya1_8b():
     count = parameter_count(preset("zaya1_8b"))
     assert count.total == 8_840_488_784
@@ -80,9 +83,9 @@ def test_sliding_layers_see_no_more_than_their_window():
 
 def test_forward_flops_agree_with_xla_on_one_layer():
     """One layer, so that a scan's body counts once; every expert computed, so XLA's count is E times ours there."""
-    config = preset("tiny", num_hidden_layers=1, expert_backend="dense", attention_backend="dense")
+    config = preset("tiny", num_hidden_layers=1)
     rows = 32
-    model, layout = Zaya(config), Layout.causal(jnp.zeros((1, rows), jnp.int32))
+    model, layout = Zaya(config, DENSE), Layout.causal(jnp.zeros((1, rows), jnp.int32))
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), layout))
     analysis = jax.jit(lambda v: model.apply(v, layout).logits).lower(variables).cost_analysis()
     ours = forward_flops(config, rows, context=rows)
@@ -101,9 +104,9 @@ def test_visible_pairs_are_those_of_the_layout(row, block, window):
 
 def test_training_flops_agree_with_xla_on_one_layer():
     """Forward and backward of one layer, every pair and every expert computed, which ours then counts too."""
-    config = preset("tiny", num_hidden_layers=1, expert_backend="dense", attention_backend="dense")
+    config = preset("tiny", num_hidden_layers=1)
     rows = 64
-    model, layout = Zaya(config), Layout.causal(jnp.zeros((1, rows), jnp.int32))
+    model, layout = Zaya(config, DENSE), Layout.causal(jnp.zeros((1, rows), jnp.int32))
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), layout))
     loss = jax.grad(lambda v: model.apply(v, layout).logits.sum())
     got = jax.jit(loss).lower(variables).cost_analysis()["flops"]
@@ -120,7 +123,7 @@ def test_training_counts():
     attention = forward_flops(config, 16 * 128, 129 / 2).attention  # a token sees 64.5 on average
     assert plain == 3 * (forward_flops(config, 16 * 128, 0).total + attention)
     assert 2 < tidar / plain < 2.1
-    assert training_flops(config.replace(remat="full"), 16, 128) < 4 / 3 * plain
+    assert training_flops(config, 16, 128, remat="full") < 4 / 3 * plain
     assert training_memory(preset("zaya1_8b"), 64, 4096).logits <= 2 * 4 * 2**26  # the head runs in chunks
 
 
@@ -137,36 +140,42 @@ def test_memory_of_the_state_is_that_of_the_real_state(name, model):
 
 
 def test_memory_is_divided():
-    config = preset("zaya1_8b", remat=True)
-    one, many = (training_memory(config, 8, 4096, True, 16, "muon", True, split) for split in (None, Split(8, 1, 8)))
+    config, full = preset("zaya1_8b"), Execution(remat="full")
+    one, many = (
+        training_memory(config, 8, 4096, True, 16, "muon", True, split, full) for split in (None, Split(8, 1, 8))
+    )
     assert one.parameters == one.average == 17_680_977_568
     for name in ("parameters", "gradients", "optimizer", "average"):
         assert abs(getattr(one, name) / 8 - getattr(many, name)) <= 8
-    by_expert = training_memory(config, 8, 4096, True, 16, split=Split(experts=16))
+    by_expert = training_memory(config, 8, 4096, True, 16, split=Split(experts=16), execution=full)
     assert by_expert.parameters == 2 * (parameter_count(config).total - 15 * 8_053_063_680 // 16)
-    assert training_memory(config, 8, 4096, split=Split(batch=8)).activations < one.activations / 3
-    grouped = config.replace(expert_backend="ragged_dot")  # no copies of experts for every block
-    whole, half = (training_memory(grouped, 8, 4096, split=split).activations for split in (None, Split(sequence=2)))
-    assert 0.45 < half / whole < 0.55 and whole < training_memory(config, 8, 4096).activations
+    assert training_memory(config, 8, 4096, split=Split(batch=8), execution=full).activations < one.activations / 3
+    grouped = Execution("ragged_dot", remat="full")  # no copies of experts for every block
+    whole, half = (
+        training_memory(config, 8, 4096, split=split, execution=grouped).activations
+        for split in (None, Split(sequence=2))
+    )
+    assert 0.45 < half / whole < 0.55 and whole < training_memory(config, 8, 4096, execution=full).activations
 
 
 def test_activations_grow_linearly_with_the_row_and_less_with_remat():
-    config = preset("zaya1_8b", remat=True)
-    sizes = [activations(config, 2 * row, row) for row in (2**15, 2**16, 2**17)]
+    config, full = preset("zaya1_8b"), Execution(remat="full")
+    sizes = [activations(config, 2 * row, row, execution=full) for row in (2**15, 2**16, 2**17)]
     assert all(1.8 < b / a < 2.0 for a, b in itertools.pairwise(sizes))
-    assert activations(config.replace(remat=False), 2**16, 2**15) > 5 * sizes[0]
+    assert activations(config, 2**16, 2**15) > 5 * sizes[0]
 
 
 @pytest.mark.slow  # compiles a train step
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_activations_are_what_xla_allocates_within_a_factor_of_two(remat):
-    config = preset("zaya1_25m", num_hidden_layers=6, remat=remat, vocab_size=260)
+    config = preset("zaya1_25m", num_hidden_layers=6, vocab_size=260)
+    execution = Execution(remat=remat)
     optimizer = OptimizerConfig()
-    step = make_train_step(Zaya(config), Objective("tidar", 8), optimizer)
+    step = make_train_step(Zaya(config, execution), Objective("tidar", 8), optimizer)
     state = jax.eval_shape(lambda: init_state(init_variables(Zaya(config), 0), optimizer, 0))
     rows = jax.ShapeDtypeStruct((4, 512), jnp.int32)
     stats = step.lower(state, {"tokens": rows, "document": rows}, jnp.float32(1)).compile().memory_analysis()
-    memory = training_memory(config, 4, 512, True, 8)
+    memory = training_memory(config, 4, 512, True, 8, execution=execution)
     ours = memory.gradients + memory.logits + memory.activations
     assert 0.5 < stats.temp_size_in_bytes / ours < 2
 

@@ -12,7 +12,7 @@ from zaya_jax.command_line import terminal
 DOOR = """
 import os
 from absl import flags
-from experiments import cli
+from zaya_jax.command_line import cli
 NAME = flags.DEFINE_string("name", None, "")
 cli.run(lambda: print(NAME.value, os.environ.get("GLIBC_TUNABLES")), keep_memory=True)
 """
@@ -37,7 +37,7 @@ def test_a_door_that_keeps_memory_starts_itself_anew_once_and_leaves_a_users_set
 BREAKS = """
 import sys
 import jax.numpy as jnp
-from experiments import cli
+from zaya_jax.command_line import cli
 from zaya_jax.errors import Diverged, UserError
 
 def main():

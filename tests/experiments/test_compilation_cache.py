@@ -13,14 +13,15 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import sys
 import jax, jax.numpy as jnp
-from experiments import compilation_cache
+from zaya_jax import compilation_cache
 compilation_cache.start(sys.argv[1] if len(sys.argv) > 1 else None)
 print(float(jax.jit(lambda x: (jnp.tanh(x) * 2).sum())(jnp.ones(64))), compilation_cache.loaded())
 print(jax.config.jax_compilation_cache_dir)
 """
 COMMAND = """
 import jax, jax.numpy as jnp
-from experiments import cli, compilation_cache
+from zaya_jax import compilation_cache
+from zaya_jax.command_line import cli
 def main():
     jax.jit(lambda x: x + 1)(jnp.ones(3))
     print(compilation_cache.loaded(), jax.config.jax_compilation_cache_dir, jax.config.jax_enable_compilation_cache)

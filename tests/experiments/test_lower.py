@@ -49,7 +49,7 @@ def test_real_code_for_a_gpu_that_is_not_here(name, tmp_path):
         plugin_library(TARGETS[name])
     except FileNotFoundError as error:
         pytest.skip(str(error))
-    model = ["--config.model.dtype=bfloat16", "--config.model.expert_backend=ragged_dot"]
+    model = ["--config.model.dtype=bfloat16", "--config.execution.expert_backend=ragged_dot"]
     done = door(
         "lower", "--config=configs/quickstart.py:preset=tiny", *model, f"--target={name}", "--what=train",
         "--devices=8", f"--output={tmp_path / 'found.json'}",

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zaya_jax.architecture import PRESETS, ZayaConfig, preset
-from zaya_jax.architecture.config import REMATS
+from zaya_jax.architecture import PRESETS, Execution, ZayaConfig, preset
 from zaya_jax.interop import config_from_huggingface, config_to_huggingface
 
 KINDS = ("hybrid", "hybrid_sliding")
@@ -37,8 +36,7 @@ def configs(draw):
         tie_word_embeddings=draw(st.booleans()), attention_bias=draw(st.booleans()), lm_head_bias=draw(st.booleans()),
         eos_token_id=draw(st.none() | st.integers(0, 3)), mask_token_id=draw(st.integers(0, vocab - 1)),
         skip_expert=draw(st.sampled_from(["zero", "identity"])), dtype=draw(st.sampled_from(["float32", "bfloat16"])),
-        param_dtype=draw(st.sampled_from(["float32", "bfloat16"])), remat=draw(st.sampled_from(REMATS)),
-        expert_backend=draw(st.sampled_from(["auto", "gather", "dense"])), query_chunk=draw(st.integers(1, 4096)),
+        param_dtype=draw(st.sampled_from(["float32", "bfloat16"])),
     )  # fmt: skip
 
 
@@ -130,12 +128,10 @@ def test_float64_parameters_are_not_exported():
         config_to_huggingface(preset("tiny", param_dtype="float64"))
 
 
-def test_remat_of_older_files_is_read():
-    """It was True or False before it had names."""
-    assert ZayaConfig(remat=False).remat == "none"
-    assert ZayaConfig(remat=True).remat == "full"
+def test_files_from_before_execution_was_the_users_own_are_read():
     stored = json.loads((Path(__file__).parents[2] / "results/quickstart/model/config.json").read_text())
-    assert stored["zaya_jax"]["remat"] is False
-    assert config_from_huggingface(stored).remat == "none"
-    with pytest.raises(ValueError, match=r"ZayaConfig.remat: got 'some', may be one of \('none', 'full', 'dots'\)"):
-        ZayaConfig(remat="some")
+    assert stored["zaya_jax"]["remat"] is False and "expert_backend" in stored["zaya_jax"]
+    config = config_from_huggingface(stored)
+    assert not {"remat", "expert_backend"} & set(config_to_huggingface(config)["zaya_jax"])
+    with pytest.raises(ValueError, match=r"Execution.remat: got 'some', may be one of \('none', 'full', 'dots'\)"):
+        Execution(remat="some")

@@ -80,7 +80,7 @@ def configs(draw) -> ZayaConfig:
         tie_word_embeddings=draw(st.booleans()), initializer_range=draw(st.floats(0, 1)),
         bos_token_id=draw(st.none() | st.integers(0, 3)), pad_token_id=draw(st.none() | st.integers(0, 3)),
         eos_token_id=draw(st.none() | st.integers(0, 3) | st.tuples(st.integers(0, 3), st.integers(0, 3))),
-        param_dtype=draw(st.sampled_from(["float32", "bfloat16"])), remat=draw(st.sampled_from(["none", "full"])),
+        param_dtype=draw(st.sampled_from(["float32", "bfloat16"])),
         rope_scaling=(scaling := draw(st.sampled_from(["none", "linear", "llama3"]))),
     )  # fmt: skip
     if scaling != "none":

@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from tests.helpers import random_variables, small_config
-from zaya_jax.architecture import Zaya
+from zaya_jax.architecture import Execution, Zaya
 from zaya_jax.architecture.moe.router import BALANCING
 from zaya_jax.architecture.sharding import logical_axes
 from zaya_jax.parallel import MeshConfig, make_placement
@@ -114,17 +114,19 @@ def test_every_matrix_has_logical_axes():
         ({"data": 3}, {}, "mesh: got .*3 devices, may be at most the 2"),
         ({"expert": 2}, {"num_experts": 3}, "model.num_experts: got 3, may be a multiple of 2"),
         ({"expert": 2}, {"feed_forward": "dense"}, "mesh.expert: may be 1"),
-        ({"expert": 2}, {"expert_backend": "ragged_dot"}, "model.expert_backend: got 'ragged_dot', may be"),
+        ({"expert": 2}, {"execution": Execution("ragged_dot")}, "execution.expert_backend: got 'ragged_dot', may be"),
         ({"context": 2}, {"succession": "row"}, "mesh.context: may be 1"),
-        ({"context": 2}, {"attention_backend": "dense"}, "mesh.context: may be 1"),
+        ({"context": 2}, {"execution": Execution(attention_backend="dense")}, "mesh.context: may be 1"),
         ({"rules": (("embd", ("fsdp",)),)}, {}, "rules: got 'embd', may be one of"),
         ({"rules": (("embed", ("fdsp",)),)}, {}, "rules.embed: got 'fdsp', may be some of"),
         ({"rules": (("batch", ("data",)),)}, {}, "rules: batch and sequence got"),
     ],
 )
 def test_meshes_that_cannot_be_are_one_line(mesh, changes, line):
+    changes = dict(changes)
+    execution = changes.pop("execution", Execution())
     with pytest.raises(ValueError, match=line) as error:
-        make_placement(MeshConfig(**mesh), small_config(**changes), ROWS, LENGTH, BLOCK)
+        make_placement(MeshConfig(**mesh), small_config(**changes), ROWS, LENGTH, BLOCK, execution=execution)
     assert "\n" not in str(error.value)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 
 from tests.helpers import small_config
-from zaya_jax.architecture import Zaya
+from zaya_jax.architecture import Execution, Zaya
 from zaya_jax.data.pipeline import make_train_iterator
 from zaya_jax.interop.formats.native import write_model_file
 from zaya_jax.parallel import MeshConfig, is_first, make_placement, start_processes, use_cpu_devices
@@ -55,15 +55,15 @@ def main(
 ) -> None:  # fmt: skip
     use_cpu_devices(devices)
     start_processes(coordinator, processes, process)
-    config = small_config(vocab_size=260, remat=True)
-    placement = make_placement(MeshConfig(**(mesh or {})), config, BATCH, ROW, BLOCK)
+    config, execution = small_config(vocab_size=260), Execution(remat="full")
+    placement = make_placement(MeshConfig(**(mesh or {})), config, BATCH, ROW, BLOCK, execution=execution)
     assert (1 if placement is None else placement.mesh.size) == jax.device_count()
     optimizer = OptimizerConfig(name="muon", learning_rate=1e-3)
     phase = Phase("convert", Objective("tidar", BLOCK), optimizer, steps=steps, log_every=1, save_every=save_every)
     folder = Path(workdir)
     if is_first():
         write_model_file(folder / "steps", config)
-    model = Zaya(config)
+    model = Zaya(config, execution)
     with Checkpoints(folder / "steps") as checkpoints:
         writer = MetricWriter(folder / "metrics.jsonl")
         train(model, init_variables(model, 0), phase, Batches(limit), checkpoints, writer, placement=placement)

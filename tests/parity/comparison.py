@@ -7,22 +7,25 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from zaya_jax.architecture import Layout, Zaya, ZayaConfig, init_cache
+from zaya_jax.architecture import Execution, Layout, Zaya, ZayaConfig, init_cache
+from zaya_jax.architecture.execution import DEFAULT
 
 TOLERANCE = 2e-4  # of the logits' std: the contract (docs/testing.md#what-is-proven-and-where)
 
 
 @functools.lru_cache(maxsize=4)
-def compiled(config: ZayaConfig):
+def compiled(config: ZayaConfig, execution: Execution = DEFAULT):
     """A jitted forward pass (variables, layout, cache) -> ZayaOutput; one per config, shared by its tests."""
-    return jax.jit(Zaya(config).apply)
+    return jax.jit(Zaya(config, execution).apply)
 
 
-def logits(config: ZayaConfig, variables, tokens: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
+def logits(
+    config: ZayaConfig, variables, tokens: np.ndarray, valid: np.ndarray | None = None, execution: Execution = DEFAULT
+) -> np.ndarray:
     """One pass over whole rows, float32 [batch, row, vocab]."""
     with jax.default_matmul_precision("highest"):
         layout = Layout.causal(jnp.asarray(tokens), None if valid is None else jnp.asarray(valid))
-        return np.asarray(compiled(config)(variables, layout).logits)
+        return np.asarray(compiled(config, execution)(variables, layout).logits)
 
 
 def cached_logits(config: ZayaConfig, variables, tokens: np.ndarray, chunks: tuple[int, ...]) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from comparison import TOLERANCE, assert_hangs_on_every_parameter, cached_logits, compiled, deviation, logits
 
-from zaya_jax.architecture import Layout
+from zaya_jax.architecture import Execution, Layout
 from zaya_jax.interop import load_huggingface
 
 CASES = make_fixtures.CASES
@@ -55,14 +55,14 @@ def test_token_by_token_decoding_gives_the_same_logits():
 @pytest.mark.parametrize("backends", [("dense", "dense"), ("gather", "structured")])
 def test_every_backend_has_parity(backends):
     config, variables, expected = fixture("skip")
-    config = config.replace(expert_backend=backends[0], attention_backend=backends[1])
-    got = logits(config, variables, expected["tokens"])
+    execution = Execution(expert_backend=backends[0], attention_backend=backends[1])
+    got = logits(config, variables, expected["tokens"], execution=execution)
     assert deviation(got, expected["logits"], expected["valid"]) <= TOLERANCE
 
 
 def test_a_small_query_chunk_has_parity():
     config, variables, expected = fixture("sliding")
-    got = logits(config.replace(query_chunk=8), variables, expected["tokens"])
+    got = logits(config, variables, expected["tokens"], execution=Execution(query_chunk=8))
     assert deviation(got, expected["logits"], expected["valid"]) <= TOLERANCE
 
 

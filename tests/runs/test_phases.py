@@ -204,7 +204,7 @@ def test_the_recipe_has_the_published_numbers(tmp_path):
     assert {(o.kind, o.block_size, o.masking) for o in drafting} == {("tidar", 16, "full")}
     assert [o.loss_on for o in drafting] == ["all", "all", "answers"]
     assert {s.phase.optimizer.name for s in setup.stages.values()} == {"muon"} and setup.sampled == "sft"
-    assert (setup.model.dtype, setup.model.remat) == ("bfloat16", "full")
+    assert (setup.model.dtype, setup.stages["sft"].execution.remat) == ("bfloat16", "full")
 
     based = read(config=zaya1_8b.get_config(f"start={tmp_path / 'base'},{where}"))
     assert list(based.stages) == ["midtrain", "extend", "sft"]

@@ -61,7 +61,7 @@ def lowered_table(runs: Iterable[dict[str, Any]]) -> str:
     rows = [head + "grouped, other library products | spilled VGPRs | seconds to compile |", "|" + "---|" * 10]
     for run in runs:
         for found in run["programs"].values():
-            backend = run["model"]["expert_backend"]
+            backend = run.get("execution", run["model"])["expert_backend"]  # in the model before 0.2
             model = run["name"] if backend == "auto" else f"{run['name']}, {backend}"
             start = f"| {run['target']} ({run['architecture']}) | {model} | {found['program']} | "
             if not found["compiles"]:

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding, SingleDeviceSharding
 
-from zaya_jax.architecture import Zaya, ZayaConfig
+from zaya_jax.architecture import Execution, Zaya, ZayaConfig
+from zaya_jax.architecture.execution import DEFAULT
 from zaya_jax.costs.flops import forward_flops, training_flops
 from zaya_jax.costs.roofline import forward_traffic
 from zaya_jax.errors import UserError
@@ -43,7 +44,7 @@ class Program:
 
 def train_program(
     config: ZayaConfig, objective: Objective, optimizer: OptimizerConfig, batch: int, row: int,
-    device: jax.Device, placement: Placement | None,
+    device: jax.Device, placement: Placement | None, execution: Execution = DEFAULT,
 ) -> Program:  # fmt: skip
     """One training step over int32 [batch, row] tokens.
 
@@ -51,7 +52,7 @@ def train_program(
       device: where it runs if there is no placement.
       placement: as `make_train_step` takes it.
     """
-    model = Zaya(config)
+    model = Zaya(config, execution)
     state = jax.eval_shape(lambda: init_state(init_variables(model, 0), optimizer, 0))
     if placement is None:
         whole = split = SingleDeviceSharding(device)
@@ -70,14 +71,15 @@ def train_program(
         jitted=make_train_step(model, objective, optimizer, placement),  # pyrefly: ignore[bad-argument-type]
         arguments=arguments,
         static={},
-        flops=training_flops(config, batch, row, tidar, objective.block_size),
+        flops=training_flops(config, batch, row, tidar, objective.block_size, execution.remat),
         traffic=None,
     )
 
 
 def decode_programs(
-    config: ZayaConfig, block_size: int, anchors: int, batch: int, context: int, device: jax.Device
-) -> dict[str, Program]:
+    config: ZayaConfig, block_size: int, anchors: int, batch: int, context: int, device: jax.Device,
+    execution: Execution = DEFAULT,
+) -> dict[str, Program]:  # fmt: skip
     """Reading prompts, and the loops of one-token and of verify-and-draft steps, on one device.
 
     A cache for `context` tokens a sequence; the prompt takes all of it but 32 new tokens' room and two blocks of slack.
@@ -89,7 +91,7 @@ def decode_programs(
     Returns:
       {"prefill", "autoregressive", "single_pass"}.
     """
-    model, place = Zaya(config), SingleDeviceSharding(device)
+    model, place = Zaya(config, execution), SingleDeviceSharding(device)
     samplers = {
         "autoregressive": SamplerConfig("autoregressive"),
         "single_pass": SamplerConfig("single_pass", block_size=block_size, anchors=tuple(range(1, anchors + 1))),

@@ -2,10 +2,11 @@
 
 from zaya_jax.architecture.cache import Cache, init_cache
 from zaya_jax.architecture.config import PRESETS, ZayaConfig, preset
+from zaya_jax.architecture.execution import Execution
 from zaya_jax.architecture.layout import CONTEXT, MASK, PADDING, START, Layout, visible
 from zaya_jax.architecture.model import Zaya, ZayaOutput
 
 __all__ = [
-    "CONTEXT", "MASK", "PADDING", "PRESETS", "START", "Cache", "Layout", "Zaya", "ZayaConfig", "ZayaOutput",
-    "init_cache", "preset", "visible",
+    "CONTEXT", "MASK", "PADDING", "PRESETS", "START", "Cache", "Execution", "Layout", "Zaya", "ZayaConfig",
+    "ZayaOutput", "init_cache", "preset", "visible",
 ]  # fmt: skip

@@ -23,9 +23,6 @@ PARTS = (
 QK_NORMS = ("unit", "rms", "none")
 LORA_ROWS = ("all", "drafts")
 
-# What a training step recomputes of each layer instead of keeping it: nothing; all but the layer's input; all but the
-# input and the outputs of plain matrix products (the projections and the router's, not the experts' nor attention's).
-REMATS = ("none", "full", "dots")
 DTYPES = ("float32", "bfloat16", "float64")
 
 WIDTH = Integer(1, 2**24)
@@ -79,18 +76,12 @@ RULES: dict[str, Rule] = {
     "lora_rows": Choice(LORA_ROWS),
     "dtype": Choice(DTYPES),
     "param_dtype": Choice(DTYPES),
-    "expert_backend": Choice(("auto", "block_padded", "looped", "ragged_dot", "gather", "dense")),
-    "attention_backend": Choice(("structured", "tiles", "dense")),
-    "query_chunk": COUNT,
-    "remat": Choice(REMATS),
-    "unroll_layers": SWITCH,
-    "qkv_backend": Choice(("batched", "products")),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class ZayaConfig:
-    """Everything that fixes a ZAYA1 model's parameters and its forward pass.
+    """Everything that fixes a ZAYA1 model's parameters and what its forward pass computes (how: `Execution`).
 
     Raises UserError, naming the field, on any combination the model cannot run.
     """
@@ -153,22 +144,10 @@ class ZayaConfig:
     lora_alpha: float = 16.0  # additions are scaled by lora_alpha / lora_rank
     lora_rows: str = "all"  # or "drafts": draft slots alone, so that clean rows stay the model's without adapters
 
-    # How the forward pass is computed; none of these changes the parameters.
     dtype: str = "float32"  # of activations and matrix products; parameters stay as they are stored
     param_dtype: str = "float32"
-    expert_backend: str = "auto"  # "auto", "block_padded", "looped", "ragged_dot", "gather" or "dense" (the slow twin)
-    # or "tiles": tile by tile for short rows, too; or "dense": the slow twin, which builds the row x row mask
-    attention_backend: str = "structured"
-    query_chunk: int = 1024  # queries whose scores exist at once; bounds attention's memory
-    remat: str = "none"  # or "full", "dots": what of a layer the backward pass recomputes (REMATS)
-    unroll_layers: bool = False  # compile every layer apart: slow to compile, no copies into stacks of all layers
-    # or "products": one matrix product for all of attention's projections, one a head for the grouped convolution and
-    # one for the rotation, where XLA's CPU would otherwise copy channels into another order
-    qkv_backend: str = "batched"
 
     def __post_init__(self) -> None:
-        if isinstance(self.remat, bool):  # as stored configurations have it that knew no third choice
-            object.__setattr__(self, "remat", "full" if self.remat else "none")
         if isinstance(self.eos_token_id, list):  # as JSON has them
             object.__setattr__(self, "eos_token_id", tuple(self.eos_token_id))
         if self.qk_norm is None:

@@ -9,6 +9,7 @@ from flax import struct
 from zaya_jax.architecture.attention.cca import Attention
 from zaya_jax.architecture.cache import Cache
 from zaya_jax.architecture.config import FULL_ATTENTION, NO_MASK, SLIDING_ATTENTION, ZayaConfig
+from zaya_jax.architecture.execution import Execution
 from zaya_jax.architecture.layers import (
     Linear,
     ResidualScaling,
@@ -68,6 +69,7 @@ class DecoderLayer(nn.Module):
     """Attention and feed-forward, each on the normed stream and added back through learned scales."""
 
     config: ZayaConfig
+    execution: Execution = Execution()
     shards: Shards = Shards()
 
     @nn.compact
@@ -89,7 +91,7 @@ class DecoderLayer(nn.Module):
 
         angle = jax.tree.map(lambda x: x[0] if per_layer["kind"] is None else x[per_layer["kind"]], angles)
         x = RMSNorm(cfg.rms_norm_eps, dtype, param_dtype, name="input_layernorm")(stream)
-        branch, past = Attention(cfg, name="self_attn")(x, layout, per_layer["window"], angle, past)
+        branch, past = Attention(cfg, self.execution, name="self_attn")(x, layout, per_layer["window"], angle, past)
         stream = self._add("post_attention_residual_scale", branch, stream)
 
         x = RMSNorm(cfg.rms_norm_eps, dtype, param_dtype, name="post_attention_layernorm")(stream)
@@ -100,7 +102,7 @@ class DecoderLayer(nn.Module):
             )
         else:
             stack = None if experts is None else ExpertStack(experts[0], experts[1], per_layer["layer"])
-            branch, state, load = MixtureOfExperts(cfg, self.shards, name="mlp")(
+            branch, state, load = MixtureOfExperts(cfg, self.execution, self.shards, name="mlp")(
                 x, layout, state, per_layer["router_states_scale"], stack
             )
         stream = self._add("post_mlp_residual_scale", branch, stream)
@@ -117,16 +119,19 @@ class DecoderLayer(nn.Module):
 
 
 class Zaya(nn.Module):
-    """`Zaya(config).apply(variables, layout)` -> ZayaOutput.
+    """`Zaya(config, execution).apply(variables, layout)` -> ZayaOutput.
 
     Variables: "params" (layers stacked along a leading axis) and "balancing" (the router's balancing biases).
 
     Attributes:
+      config: what it computes.
+      execution: how.
       shards: inside `jax.shard_map`, how its devices share the weights. Each layer's are gathered when it is computed;
         the caller gathers the few that stand outside the layers (`Shards.gather`).
     """
 
     config: ZayaConfig
+    execution: Execution = Execution()
     shards: Shards = Shards()
 
     def setup(self) -> None:
@@ -147,8 +152,9 @@ class Zaya(nn.Module):
         layer = DecoderLayer
         if self.shards.rules:
             layer = nn.map_variables(layer, "params", self.shards.gather_layer)
-        if cfg.remat != "none":
-            keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if cfg.remat == "dots" else None
+        if self.execution.remat != "none":
+            dots = self.execution.remat == "dots"
+            keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if dots else None
             layer = nn.remat(layer, prevent_cse=False, policy=keep)
         self.layers = nn.scan(
             layer,
@@ -156,8 +162,8 @@ class Zaya(nn.Module):
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=cfg.num_hidden_layers,
-            unroll=cfg.num_hidden_layers if cfg.unroll_layers else 1,
-        )(cfg, self.shards)
+            unroll=cfg.num_hidden_layers if self.execution.unroll_layers else 1,
+        )(cfg, self.execution, self.shards)
         self.norm = RMSNorm(cfg.rms_norm_eps, dtype, param_dtype)
         if not cfg.tie_word_embeddings:
             self.lm_head = Linear(cfg.vocab_size, False, cfg.initializer_range, dtype, param_dtype, wide=True)

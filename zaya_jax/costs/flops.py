@@ -9,7 +9,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from zaya_jax.architecture import ZayaConfig
+from zaya_jax.architecture import Execution, ZayaConfig
 from zaya_jax.architecture.attention.direct import PIECES, is_small
 from zaya_jax.architecture.attention.tiled import tile_sizes
 from zaya_jax.architecture.moe.experts import blocks_of
@@ -145,7 +145,9 @@ def forward_flops(config: ZayaConfig, rows: int, context: float, head_rows: int 
     )
 
 
-def training_flops(config: ZayaConfig, batch: int, row_length: int, tidar: bool = False, block_size: int = 8) -> int:
+def training_flops(
+    config: ZayaConfig, batch: int, row_length: int, tidar: bool = False, block_size: int = 8, remat: str = "none"
+) -> int:  # fmt: skip
     """One training step: forward, and a backward of twice that; with remat "full" the layers' forward runs twice.
 
     Attention counts the pairs that see each other in a row of one document (`visible_pairs`): what the step needs, as
@@ -157,7 +159,7 @@ def training_flops(config: ZayaConfig, batch: int, row_length: int, tidar: bool 
     layer = ((visible_pairs(row_length, tidar, block_size, window), layers) for window, layers in windows.items())
     pairs = batch * sum(pairs * layers for pairs, layers in layer)
     layers = products.total - products.head + 2 * pairs * 2 * config.num_attention_heads * config.head_dim
-    return 3 * (layers + products.head) + layers * (config.remat == "full")
+    return 3 * (layers + products.head) + layers * (remat == "full")
 
 
 def visible_pairs(row_length: int, tidar: bool = False, block_size: int = 8, window: int | None = None) -> int:
@@ -179,7 +181,7 @@ def visible_pairs(row_length: int, tidar: bool = False, block_size: int = 8, win
 
 def training_memory(
     config: ZayaConfig, batch: int, row_length: int, tidar: bool = False, block_size: int = 8,
-    optimizer: str = "adamw", average: bool = False, split: Split | None = None,
+    optimizer: str = "adamw", average: bool = False, split: Split | None = None, execution: Execution | None = None,
 ) -> TrainingMemory:  # fmt: skip
     """Bytes on each device.
 
@@ -187,6 +189,7 @@ def training_memory(
       optimizer: "adamw" or "muon", as `OptimizerConfig.name`.
       average: whether a moving average of the parameters is kept.
       split: how parameters and tokens are laid over devices; None for one device.
+      execution: how it computes; None for the defaults.
     """
     split = split or Split()
     width, count = jnp.dtype(config.param_dtype).itemsize, parameter_count(config)
@@ -206,7 +209,7 @@ def training_memory(
         gradients=state,
         optimizer=state + second,
         average=state * average,
-        activations=activations(config, rows + drafts, row_length // split.sequence, split.experts),
+        activations=activations(config, rows + drafts, row_length // split.sequence, split.experts, execution),
         logits=2 * logits,
     )
 
@@ -216,42 +219,46 @@ def matrix_count(config: ZayaConfig) -> int:
     return config.num_hidden_layers * _projections(config) + parameter_count(config).experts
 
 
-def activations(config: ZayaConfig, rows: int, keys: int, expert_ways: int = 1) -> int:
+def activations(
+    config: ZayaConfig, rows: int, keys: int, expert_ways: int = 1, execution: Execution | None = None
+) -> int:
     """Bytes that a training step keeps between its forward and its backward pass, estimated.
 
     With remat "full": what goes from layer to layer, and all of one layer while it is computed again; else: all of
     every layer. Linear in `rows`; scores exist for a tile at a time, or for short rows (`is_small`) for a quarter of
     the row. The experts' blocks each have a copy of their weights (`block_padded`).
     """
+    how = execution or Execution()
     c, width, stream = config, jnp.dtype(config.dtype).itemsize, jnp.dtype(config.stream_dtype).itemsize
     queries, values = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
     carried = rows * (stream * c.hidden_size + width * c.state_size)
     attention = 4 * (queries + values) + 2 * values + queries + 2 * c.hidden_size
     routed = 3 * c.hidden_size + 3 * c.moe_intermediate_size + 5 * c.router_hidden_size * (c.router_classes > 0)
     layer = rows * (3 * stream * c.hidden_size + width * (attention + routed))
-    direct = c.attention_backend != "tiles" and is_small(2 * keys, keys, c.query_chunk)
-    at_once = rows * keys // PIECES if direct else tile_sizes(c.query_chunk)[0] ** 2
+    direct = how.attention_backend != "tiled" and is_small(2 * keys, keys, how.query_chunk)
+    at_once = rows * keys // PIECES if direct else tile_sizes(how.query_chunk)[0] ** 2
     scores = 3 * 4 * c.num_attention_heads * at_once  # scaled and masked ones, and weights
     copies = 0
-    if c.router_classes and c.expert_backend in ("auto", "block_padded"):
+    if c.router_classes and how.expert_backend in ("auto", "block_padded"):
         copies = 3 * c.hidden_size * c.moe_intermediate_size * width * blocks_of(rows, c.num_experts // expert_ways)
     working = 2 * (layer + scores + copies)  # with the gradients
     return (
         c.num_hidden_layers * carried + working
-        if c.remat == "full"
+        if how.remat == "full"
         else c.num_hidden_layers * (layer + copies) + working
     )
 
 
 def describe(
     config: ZayaConfig, batch_size: int, row_length: int, tidar: bool, block_size: int = 8, optimizer: str = "adamw",
-    average: bool = False, split: Split | None = None,
+    average: bool = False, split: Split | None = None, execution: Execution | None = None,
 ) -> str:  # fmt: skip
     """What a run is about to compile, in four lines: parameters, FLOPs a step and a token, bytes a device."""
+    how = execution or Execution()
     count = parameter_count(config)
     drafts = _drafts(row_length, tidar, block_size)
-    flops = training_flops(config, batch_size, row_length, tidar, block_size)
-    memory = training_memory(config, batch_size, row_length, tidar, block_size, optimizer, average, split)
+    flops = training_flops(config, batch_size, row_length, tidar, block_size, how.remat)
+    memory = training_memory(config, batch_size, row_length, tidar, block_size, optimizer, average, split, how)
     halves = f"{row_length} clean" + (f" + {drafts} draft slots (block size {block_size})" if tidar else " tokens")
     ways = f" ({_ways(split)})" if split and split != Split() else ""
     return (
@@ -265,7 +272,7 @@ def describe(
         f"{binary(memory.gradients)}, {optimizer} {binary(memory.optimizer)}"
         + (f", moving average {binary(memory.average)}" if average else "")
         + f", logits {binary(memory.logits)}, activations {binary(memory.activations)} (estimated, "
-        + f"remat {config.remat})"
+        + f"remat {how.remat})"
     )
 
 

@@ -22,7 +22,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from zaya_jax.architecture import ZayaConfig
+from zaya_jax.architecture import Execution, ZayaConfig
+from zaya_jax.architecture.execution import DEFAULT
 from zaya_jax.architecture.sharding import ACTIVATION_AXES, WEIGHT_AXES, Shards
 from zaya_jax.errors import UserError
 
@@ -133,7 +134,7 @@ def _put(value: Any, sharding: NamedSharding) -> jax.Array:
 
 def make_placement(
     config: MeshConfig, model: ZayaConfig, batch_size: int, row_length: int, block_size: int = 1,
-    devices: list | None = None,
+    devices: list | None = None, execution: Execution = DEFAULT,
 ) -> Placement | None:  # fmt: skip
     """The placement that a config asks for; None on a single device.
 
@@ -141,6 +142,7 @@ def make_placement(
       batch_size, row_length: of the global batch.
       block_size: of the draft blocks, 1 without drafts.
       devices: jax.devices() by default; described devices of a target to compile for.
+      execution: some ways to compute cannot be split.
 
     Raises:
       UserError: one line: sizes that do not go together, or more devices than there are.
@@ -167,17 +169,19 @@ def make_placement(
         mesh = Mesh(np.array(devices[:count]).reshape(shape), AXES, axis_types=kinds)
     used = {axis: tuple(n for n in names if sizes[n] > 1) for axis, names in config.all_rules.items()}
     placement = Placement(mesh, Shards(tuple((axis, names) for axis, names in used.items() if names)))
-    _check(placement, model, batch_size, row_length, block_size)
+    _check(placement, model, execution, batch_size, row_length, block_size)
     return placement
 
 
-def _check(placement: Placement, model: ZayaConfig, batch_size: int, row_length: int, block_size: int) -> None:
+def _check(
+    placement: Placement, model: ZayaConfig, execution: Execution, batch_size: int, row_length: int, block_size: int
+) -> None:
     if placement.names("sequence"):
         if row_length % block_size:
             may_be = f"a multiple of block_size ({block_size}) where mesh.context splits it"
             raise UserError(f"row_length: got {row_length}, may be {may_be}")
-        if model.succession != "text" or model.attention_backend == "dense":
-            raise UserError("mesh.context: may be 1 with model.succession 'row' or model.attention_backend 'dense'")
+        if model.succession != "text" or execution.attention_backend == "dense":
+            raise UserError("mesh.context: may be 1 with model.succession 'row' or execution.attention_backend 'dense'")
     lengths = {
         "embed": ("model.hidden_size", model.hidden_size),
         "vocab": ("model.vocab_size", model.vocab_size),
@@ -196,6 +200,6 @@ def _check(placement: Placement, model: ZayaConfig, batch_size: int, row_length:
     if placement.names("expert"):
         if model.feed_forward != "moe":
             raise UserError("mesh.expert: may be 1 with model.feed_forward 'dense'")
-        if model.expert_backend not in ("auto", "looped"):
-            got = f"got {model.expert_backend!r}, may be 'auto' or 'looped'"
-            raise UserError(f"model.expert_backend: {got} where mesh.expert splits experts (`experts.across`)")
+        if execution.expert_backend not in ("auto", "sequential_vjp"):
+            got = f"got {execution.expert_backend!r}, may be 'auto' or 'sequential_vjp'"
+            raise UserError(f"execution.expert_backend: {got} where mesh.expert splits experts (`experts.across`)")

@@ -11,6 +11,7 @@ from typing import Any
 import scipy.stats
 
 from zaya_jax.architecture import ZayaConfig, preset
+from zaya_jax.architecture.execution import without_execution
 from zaya_jax.errors import UserError
 from zaya_jax.training.logging.metrics import read_metrics
 from zaya_jax.writing import replacing
@@ -71,7 +72,7 @@ class Run:
         fields = self.config.get("model")
         if not fields:
             return None
-        fields = dict(fields)
+        fields = without_execution(dict(fields))
         if fields.get("layer_types") is not None:
             fields["layer_types"] = tuple(fields["layer_types"])
         try:

@@ -17,7 +17,7 @@ import jax
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from zaya_jax.architecture import ZayaConfig
+from zaya_jax.architecture import Execution, ZayaConfig
 from zaya_jax.architecture.config import NO_MASK, THETA
 from zaya_jax.checks import Integer, check
 from zaya_jax.data.pipeline import PACKINGS
@@ -46,6 +46,7 @@ class Stage:
 
     phase: Phase
     model: ZayaConfig  # with this phase's rotary base
+    execution: Execution
     row_length: int
     batch_size: int
     mixture: tuple[MixtureSource, ...]
@@ -61,7 +62,7 @@ class Stage:
         block_size = objective.block_size if objective.kind == "tidar" else 1
         rows = self.batch_size // self.phase.optimizer.accumulate
         try:
-            return make_placement(self.mesh, self.model, rows, self.row_length, block_size, devices)
+            return make_placement(self.mesh, self.model, rows, self.row_length, block_size, devices, self.execution)
         except UserError as error:
             raise UserError(f"{self.phase.name}: {error}") from error
 
@@ -82,7 +83,7 @@ def phase_names(config: ConfigDict) -> tuple[str, ...]:
     return names
 
 
-def read_stages(config: ConfigDict, model: ZayaConfig, mixtures: Mixtures) -> dict[str, Stage]:
+def read_stages(config: ConfigDict, model: ZayaConfig, execution: Execution, mixtures: Mixtures) -> dict[str, Stage]:
     """The stages of a run by name, in order; those of no steps are left out.
 
     Raises:
@@ -94,7 +95,7 @@ def read_stages(config: ConfigDict, model: ZayaConfig, mixtures: Mixtures) -> di
     for i, name in enumerate(names):
         starts[name] = _start(name, config[name], names[:i], starts, stages)
         if config[name].steps != 0:
-            stages[name] = _stage(name, config, model, mixtures, starts[name], stages)
+            stages[name] = _stage(name, config, model, execution, mixtures, starts[name], stages)
     if not stages:
         raise UserError(f"phases: got {names}, may be some of which at least one has steps above 0")
     return stages
@@ -124,6 +125,7 @@ def _stage(
     name: str,
     config: ConfigDict,
     model: ZayaConfig,
+    execution: Execution,
     mixtures: Mixtures,
     start: str | Path | None,
     stages: dict[str, Stage],
@@ -156,6 +158,7 @@ def _stage(
     return Stage(
         phase=phase,
         model=model,
+        execution=execution,
         row_length=row_length,
         batch_size=batch_size,
         mixture=mixtures.read(items, where),

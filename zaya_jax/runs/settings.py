@@ -9,7 +9,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from zaya_jax.architecture import ZayaConfig
+from zaya_jax.architecture import Execution, ZayaConfig
+from zaya_jax.architecture.execution import FIELDS as EXECUTION
 from zaya_jax.checks import SEED, Integer, Rule, check, folder_name
 from zaya_jax.data.chat import THINKING
 from zaya_jax.data.contents import Digests, of_tokenizer
@@ -30,6 +31,7 @@ SECTIONS = {
     "cpu_devices",
     "tokenizer",
     "model",
+    "execution",
     "mesh",
     "data",
     "phases",
@@ -81,7 +83,7 @@ def read(config: ConfigDict, trained: Tokenizer | None = None) -> Settings:
         "config field ",
         set(config) - {name for name in config if is_phase(config[name])},
         SECTIONS,
-        SECTIONS - {"mesh"},
+        SECTIONS - {"execution", "mesh"},
     )
     _known("data.", set(config.data), DATA, DATA - {"packing", "chat_template", "thinking"})
     phase_names(config)
@@ -94,7 +96,8 @@ def read(config: ConfigDict, trained: Tokenizer | None = None) -> Settings:
         fields.positive(f"data.{name}", config.data[name])
     template = _template(config, tokenizer)
     mixtures = Mixtures(template, _thinking(config.data.get("thinking", THINKING)))
-    stages = read_stages(config, model, mixtures)
+    execution = fields.build(Execution, config.get("execution", {}), "execution")
+    stages = read_stages(config, model, execution, mixtures)
     for name, rule in EVALUATE.items():
         check(f"evaluate.{name}", config.evaluate[name], rule)
     if not config.evaluate.temperatures:
@@ -178,6 +181,8 @@ def _known(where: str, names: set[str], may_be: set[str], needed: set[str]) -> N
 
 
 def _model(config: ConfigDict, tokenizer: Tokenizer) -> ZayaConfig:
+    if moved := [name for name in EXECUTION if name in config.model]:
+        raise UserError(f"model.{moved[0]}: how a model is computed stands in execution.{moved[0]}")
     model = fields.build(ZayaConfig, config.model, "model")
     if tokenizer.vocab_size > model.vocab_size:
         raise UserError(

@@ -118,7 +118,7 @@ def _micro_gradients(model: Zaya, objective: Objective, placement: Placement | N
 def _local_sums(model: Zaya, objective: Objective, placement: Placement):
     """One device's share of the sums, inside the map."""
     shards = placement.shards
-    mapped_model = Zaya(model.config, shards)
+    mapped_model = Zaya(model.config, model.execution, shards)
 
     def sums(params, balancing, batch, drawn) -> Sums:
         outside = shards.gather({name: leaf for name, leaf in params.items() if name != "layers"})

@@ -12,6 +12,7 @@ from flax import linen as nn
 from zaya_jax.architecture.attention.direct import attend, attend_dense
 from zaya_jax.architecture.cache import cached_keys
 from zaya_jax.architecture.config import ZayaConfig
+from zaya_jax.architecture.execution import Execution
 from zaya_jax.architecture.layers import Linear, RMSNorm, project, rotate, rotate_by_product
 from zaya_jax.architecture.layout import CONTEXT, START, Layout
 from zaya_jax.architecture.precision import product, rounded_once, wide_dtype
@@ -111,6 +112,7 @@ class Attention(nn.Module):
     """
 
     config: ZayaConfig
+    execution: Execution = Execution()
 
     @nn.compact
     def __call__(self, x: Array, layout: Layout, window: Array | None, angle: tuple[Array, Array], past):
@@ -118,14 +120,14 @@ class Attention(nn.Module):
 
         `angle` is the `rotation` of the row's positions, `past` None (the row is all there is) or a `LayerPast`.
         """
-        cfg = self.config
+        cfg, how = self.config, self.execution
         conv_past, delayed_past = (None, None) if past is None else (past.conv, past.delayed)
         raw, value = self._project(x, layout, past is None)
         query, key, pending_conv = self._queries_and_keys(raw, layout, conv_past)
         value, pending_delayed = self._values(value, layout, delayed_past)
         if cfg.qk_norm != "none":
             query, key = self._normalise(query, key) if cfg.qk_norm == "unit" else self._rms_norm(query, key)
-        turn = rotate_by_product if cfg.qkv_backend == "products" else rotate
+        turn = rotate_by_product if how.qkv_backend == "fused" else rotate
         query, key = turn(query, angle), turn(key, angle)
 
         clean = layout.clean_size
@@ -135,11 +137,11 @@ class Attention(nn.Module):
         else:
             past = past.write(key[:, :clean], value[:, :clean]).replace(conv=pending_conv, delayed=pending_delayed)
             context, context_keys = past.read(), cached_keys(past.capacity, past.length + clean)
-        if cfg.attention_backend == "dense" and past is None:
+        if how.attention_backend == "dense" and past is None:
             mixed = attend_dense(query, key, value, layout, window)
         else:
-            tiles = cfg.attention_backend == "tiles" and past is None
-            mixed = attend(query, layout, context, context_keys, own, window, cfg.query_chunk, tiles)
+            tiles = how.attention_backend == "tiled" and past is None
+            mixed = attend(query, layout, context, context_keys, own, window, how.query_chunk, tiles)
         out = self._linear("o_proj", cfg.hidden_size)
         return out(mixed.reshape(*mixed.shape[:2], -1), cfg.adapted_from(clean)), past
 
@@ -169,7 +171,7 @@ class Attention(nn.Module):
         else:
             features["v_proj"] = kv_dim
         linears = [self._linear(name, size) for name, size in features.items()]
-        if cfg.qkv_backend == "products" and whole:
+        if self.execution.qkv_backend == "fused" and whole:
             query, key, *value = project(x, linears, first)
         else:
             query, key, *value = (linear(x, first) for linear in linears)
@@ -227,7 +229,8 @@ class Attention(nn.Module):
             kernel = self.param(f"{name}_kernel", nn.initializers.normal(cfg.initializer_range), shape, dtype)
             bias = self.param(f"{name}_bias", nn.initializers.zeros, (cfg.conv_channels,), dtype)
             params.append((kernel.astype(columns.dtype), bias.astype(columns.dtype)))
-        return convolve_along_text(columns, before, row, *params, heads=heads, unroll=cfg.qkv_backend == "products")
+        unroll = self.execution.qkv_backend == "fused"
+        return convolve_along_text(columns, before, row, *params, heads=heads, unroll=unroll)
 
     def _values(self, projected: list[Array], layout: Layout, past: Array | None):
         """[own half | predecessor's half] reshaped to heads: [batch, row, kv_head, head_dim], and pending columns.

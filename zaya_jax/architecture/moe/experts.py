@@ -4,15 +4,14 @@ Each takes x [token, hidden], choice int32 [token] in 0 .. num_experts (num_expe
 [expert, hidden, 2 * intermediate] (gate first) and down [expert, intermediate, hidden], and returns each token's expert
 output [token, hidden], zero for skip. None drops a token or lets one token's result depend on another's.
 
-`dense` is the slow twin: every expert on every token. `block_padded` sorts tokens into blocks of one expert each,
-padded to a static count, and is 5 times faster on CPU at 1024 tokens (results/bench/cpu.json;
-`jax.lax.ragged_dot` is dense there). `gather` copies each token's expert: best for a handful of rows, where a block
-would be mostly padding. `in_turn` makes the same blocks but visits them one after the other; it cannot be
-differentiated and serves forwards with a cache (`dispatch_cached`). `looped` does so with a backward pass, for experts
-that are spread over devices (`across`). `ragged_dot` sorts tokens by expert and leaves the
-rest to `jax.lax.ragged_dot`: on gfx942 in bfloat16 or float16 one grouped product of hipBLASLt, without padding; on
-gfx950 in bfloat16, on CUDA and on CPU XLA computes every expert for every token
-(docs/hardware.md#compiling-ahead-of-time).
+`dense` is the reference implementation: every expert on every token. `block_padded` sorts tokens into blocks of one
+expert each, padded to a static count, and is 5 times faster on CPU at 1024 tokens (results/bench/cpu.json;
+`jax.lax.ragged_dot` is dense there). `gather` copies each token's expert: best for a handful of tokens, where a block
+would be mostly padding. `sequential` makes the same blocks but visits them one after the other; it cannot be
+differentiated and serves forwards with a cache (`dispatch_cached`). `sequential_vjp` does so with a backward pass, for
+experts that are spread over devices (`across`). `ragged_dot` sorts tokens by expert and leaves the rest to
+`jax.lax.ragged_dot`: on gfx942 in bfloat16 or float16 one grouped product of hipBLASLt, without padding; on gfx950 in
+bfloat16, on CUDA and on CPU XLA computes every expert for every token (docs/hardware.md#compiling-ahead-of-time).
 """
 
 import functools
@@ -24,7 +23,7 @@ from zaya_jax.architecture.precision import rounded_once, wide_dtype
 
 Array = jax.Array
 
-CACHED_GATHER_LIMIT, CACHED_GATHER_BYTES = 8, 8 * 2**20  # tokens and copied bytes up to which it beats `in_turn`
+CACHED_GATHER_LIMIT, CACHED_GATHER_BYTES = 8, 8 * 2**20  # tokens and copied bytes up to which it beats `sequential`
 GATHER_LIMIT = 16  # tokens up to which `gather` beats `block_padded` (docs/hardware.md#experts-on-a-cpu)
 
 
@@ -50,7 +49,7 @@ def dense(x: Array, choice: Array, gate_up: Array, down: Array) -> Array:
 
 
 def gather(x: Array, choice: Array, gate_up: Array, down: Array, layer: Array | None = None) -> Array:
-    """Each token against a copy of its own expert's weights (out of all layers' if `layer` is given: `in_turn`)."""
+    """Each token against a copy of its own expert's weights (out of all layers' if `layer` is given: `sequential`)."""
     num_experts = gate_up.shape[-3]
     mine = jnp.minimum(choice, num_experts - 1)
     gate_up, down = (weights[mine if layer is None else (layer, mine)].astype(x.dtype) for weights in (gate_up, down))
@@ -129,7 +128,7 @@ def _block_slots(choice: Array, experts: int, size: int, num_blocks: int) -> tup
     return slot, jnp.minimum(block_expert, experts - 1).astype(jnp.int32)
 
 
-def in_turn(x: Array, choice: Array, gate_up: Array, down: Array, layer: Array | int) -> Array:
+def sequential(x: Array, choice: Array, gate_up: Array, down: Array, layer: Array | int) -> Array:
     """`block_padded` as a loop over the blocks that exist, each reading its expert out of all layers' weights.
 
     Where few tokens meet many experts, reading weights is all the time there is. Here one expert at a time is copied
@@ -155,7 +154,7 @@ def in_turn(x: Array, choice: Array, gate_up: Array, down: Array, layer: Array |
 
 
 def _turn_rows(tokens: int, experts: int) -> int:
-    """Rows a block of `in_turn`: an expert's fair share or more, for a second block reads its weights again."""
+    """Rows a block of `sequential`: an expert's fair share or more, for a second block reads its weights again."""
     size = 4
     while size < 64 and 2 * size * experts < 3 * tokens:
         size *= 2
@@ -177,7 +176,7 @@ def ragged_dot(x: Array, choice: Array, gate_up: Array, down: Array) -> Array:
     return jnp.where((choice < experts)[:, None], out, 0)
 
 
-def looped(x: Array, choice: Array, gate_up: Array, down: Array, everywhere: int | None = None) -> Array:
+def sequential_vjp(x: Array, choice: Array, gate_up: Array, down: Array, everywhere: int | None = None) -> Array:
     """`block_padded` as a loop over the blocks that exist, in the backward pass too.
 
     The work follows the tokens that are here, whatever the static worst case: where experts are spread over devices
@@ -187,15 +186,15 @@ def looped(x: Array, choice: Array, gate_up: Array, down: Array, everywhere: int
       everywhere: experts on all devices, which share the tokens out; None: these are all.
     """
     x, choice, gate_up, down = map(jnp.asarray, (x, choice, gate_up, down))
-    return _looped_blocks(x, choice, gate_up, down, _block_rows(x.shape[0], everywhere or gate_up.shape[0]))
+    return _sequential_blocks(x, choice, gate_up, down, _block_rows(x.shape[0], everywhere or gate_up.shape[0]))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _looped_blocks(x: Array, choice: Array, gate_up: Array, down: Array, size: int) -> Array:
-    return _looped(x, choice, gate_up, down, size)[0]
+def _sequential_blocks(x: Array, choice: Array, gate_up: Array, down: Array, size: int) -> Array:
+    return _sequential_vjp(x, choice, gate_up, down, size)[0]
 
 
-def _looped(x: Array, choice: Array, gate_up: Array, down: Array, size: int):
+def _sequential_vjp(x: Array, choice: Array, gate_up: Array, down: Array, size: int):
     tokens, experts = x.shape[0], gate_up.shape[0]
     num_blocks = _blocks(tokens, experts, size)
     slot, block_expert = _block_slots(choice, experts, size, num_blocks)
@@ -212,7 +211,7 @@ def _looped(x: Array, choice: Array, gate_up: Array, down: Array, size: int):
     return out, (x, gate_up, down, source, block_expert, used)
 
 
-def _looped_backward(size: int, kept, gradient: Array):
+def _sequential_backward(size: int, kept, gradient: Array):
     del size  # the blocks have it
     x, gate_up, down, source, block_expert, used = kept
 
@@ -230,7 +229,7 @@ def _looped_backward(size: int, kept, gradient: Array):
     return of_x, None, *(total.astype(w.dtype) for total, w in zip(of_weights, (gate_up, down), strict=True))
 
 
-_looped_blocks.defvjp(_looped, _looped_backward)
+_sequential_blocks.defvjp(_sequential_vjp, _sequential_backward)
 
 
 def across(axis: tuple[str, ...], x: Array, choice: Array, gate_up: Array, down: Array) -> Array:
@@ -248,10 +247,18 @@ def across(axis: tuple[str, ...], x: Array, choice: Array, gate_up: Array, down:
     x, choice = (jax.lax.all_gather(z, axis, tiled=True) for z in (x, choice))
     mine = choice - jax.lax.axis_index(axis) * held
     mine = jnp.where((mine >= 0) & (mine < held), mine, held)
-    return jax.lax.psum_scatter(looped(x, mine, gate_up, down, held * jax.lax.axis_size(axis)), axis, tiled=True)
+    return jax.lax.psum_scatter(
+        sequential_vjp(x, mine, gate_up, down, held * jax.lax.axis_size(axis)), axis, tiled=True
+    )
 
 
-BACKENDS = {"dense": dense, "gather": gather, "block_padded": block_padded, "looped": looped, "ragged_dot": ragged_dot}
+BACKENDS = {
+    "dense": dense,
+    "gather": gather,
+    "block_padded": block_padded,
+    "sequential_vjp": sequential_vjp,
+    "ragged_dot": ragged_dot,
+}
 
 
 def dispatch(backend: str, x: Array, choice: Array, gate_up: Array, down: Array) -> Array:
@@ -262,7 +269,7 @@ def dispatch(backend: str, x: Array, choice: Array, gate_up: Array, down: Array)
 
 
 def dispatch_cached(x: Array, choice: Array, gate_up: Array, down: Array, layer: Array) -> Array:
-    """ "auto" for a forward with a cache, which nobody differentiates; weights as `in_turn` takes them.
+    """ "auto" for a forward with a cache, which nobody differentiates; weights as `sequential` takes them.
 
     A GPU keeps the batched forms: it has the bandwidth for their copies, while a loop of unknown length would make its
     host wait for every block. So does a CPU for as few tokens as keep their copies in its cache.
@@ -277,4 +284,4 @@ def dispatch_cached(x: Array, choice: Array, gate_up: Array, down: Array, layer:
     copies = x.shape[0] * expert * x.dtype.itemsize
     if x.shape[0] == 1 or (x.shape[0] <= CACHED_GATHER_LIMIT and copies <= CACHED_GATHER_BYTES):
         return gather(x, choice, gate_up, down, layer)
-    return jax.lax.platform_dependent(x, choice, gate_up, down, layer, cpu=in_turn, default=batched)
+    return jax.lax.platform_dependent(x, choice, gate_up, down, layer, cpu=sequential, default=batched)

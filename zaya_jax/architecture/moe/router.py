@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from zaya_jax.architecture.config import ZayaConfig
+from zaya_jax.architecture.execution import Execution
 from zaya_jax.architecture.layers import Linear, LowRank, RMSNorm, adapt
 from zaya_jax.architecture.layout import PADDING, Layout
 from zaya_jax.architecture.moe.experts import across, dispatch, dispatch_cached, gated, swiglu
@@ -57,7 +58,7 @@ def _gelu(x: Array) -> Array:
 
 
 class ExpertStack(NamedTuple):
-    """The same experts as `MixtureOfExperts` holds, but read in place out of all layers' weights (`in_turn`)."""
+    """The same experts as `MixtureOfExperts` holds, but read in place out of all layers' weights (`sequential`)."""
 
     gate_up: Array  # [layer, expert, hidden, 2 * intermediate]
     down: Array  # [layer, expert, intermediate, hidden]
@@ -68,6 +69,7 @@ class MixtureOfExperts(nn.Module):
     """Router, experts and the skip expert."""
 
     config: ZayaConfig
+    execution: Execution = Execution()
     shards: Shards = Shards()
 
     @nn.compact
@@ -93,10 +95,10 @@ class MixtureOfExperts(nn.Module):
         down = weights("down_proj", held, inner, hidden)
         if axis:
             out = across(axis, x, choice, gate_up, down)
-        elif stack is not None and cfg.expert_backend == "auto":
+        elif stack is not None and self.execution.expert_backend == "auto":
             out = dispatch_cached(x, choice, *stack)
         else:
-            out = dispatch(cfg.expert_backend, x, choice, gate_up, down)
+            out = dispatch(self.execution.expert_backend, x, choice, gate_up, down)
         if cfg.skip_expert == "identity":
             out = jnp.where((choice == cfg.num_experts)[:, None], x, out)
         out = rounded_once(jnp.multiply, out, probability[:, None])

@@ -9,6 +9,7 @@ from typing import Any
 
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.architecture.config import FULL_ATTENTION, PARTS, SLIDING_ATTENTION
+from zaya_jax.architecture.execution import without_execution
 from zaya_jax.errors import UserError
 
 OURS = "zaya_jax"  # the key our own fields stand under; transformers keeps it and makes nothing of it
@@ -61,8 +62,7 @@ TORCH_DTYPES = {
 }  # fmt: skip
 # What transformers has no word for.
 EXTRA = (
-    "mask_token_id", "skip_expert", "dtype", "param_dtype", "expert_backend", "attention_backend", "query_chunk",
-    "remat", "unroll_layers", "qkv_backend",
+    "mask_token_id", "skip_expert", "dtype", "param_dtype",
 )  # fmt: skip
 _ROPE_DEFAULTS = {FULL_ATTENTION: 5_000_000.0, SLIDING_ATTENTION: 10_000.0}
 
@@ -99,7 +99,7 @@ def config_to_huggingface(config: ZayaConfig) -> dict[str, Any]:
     """The `config.json` transformers 5.23.0 loads; `config_from_huggingface` of it is `config` again.
 
     transformers computes a skipped token's expert output as zero: a config with skip_expert="identity" loads there but
-    computes something else. That field, the mask token and how we compute stand under "zaya_jax".
+    computes something else. That field, the mask token and dtypes stand under "zaya_jax".
 
     Raises:
       UserError: a param_dtype that no checkpoint of ours stores; an ablation, which transformers' ZAYA cannot be.
@@ -243,6 +243,7 @@ def read_extra(values: dict[str, Any], names: Sequence[str] = EXTRA) -> dict[str
     """Our own fields of a file."""
     ours = values.get(OURS, {})
     require(isinstance(ours, dict), OURS, ours, "an object")
+    ours = without_execution(ours)  # of files from before it was the user's own
     for name in ours:
         require(name in names, OURS, name, f"an object with the keys {tuple(names)}")
     return ours

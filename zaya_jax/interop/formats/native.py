@@ -15,6 +15,7 @@ from flax import traverse_util
 from orbax.checkpoint import v1 as ocp
 
 from zaya_jax.architecture import ZayaConfig
+from zaya_jax.architecture.execution import without_execution
 from zaya_jax.architecture.moe.router import BALANCING
 from zaya_jax.errors import UserError
 from zaya_jax.interop.formats.names import Path as Variable
@@ -72,7 +73,7 @@ def load_native(
 def read_model_file(directory: Path) -> ZayaConfig:
     """The configuration beside the steps; raises CheckpointError."""
     try:
-        return ZayaConfig(**read_object(directory / MODEL_FILE))
+        return ZayaConfig(**without_execution(read_object(directory / MODEL_FILE)))
     except (OSError, TypeError, ValueError) as error:
         raise CheckpointError(f"checkpoint {directory / MODEL_FILE}: cannot be read: {one_line(error)}") from error
 
