@@ -20,6 +20,7 @@ from absl import flags
 from tqdm import tqdm
 
 from zaya_jax.command_line import cli
+from zaya_jax.command_line.closing import closing, generate_with
 from zaya_jax.errors import UserError
 from zaya_jax.interop.conversion.conversion import FORMATS, convert
 from zaya_jax.paths import absolute
@@ -58,6 +59,12 @@ def main() -> None:
     for line in [*report.lines(), *notes]:
         print(line)
     print(f"done: {output} ({report.tensors} tensors, {report.bytes / 1e9:.2f} GB, {report.config.param_dtype})")
+    print(
+        closing(
+            {},
+            [f"python -m experiments.inspect_checkpoint --checkpoint={output}", generate_with(output, report.config)],
+        )
+    )
 
 
 def _folder(flag: flags.FlagHolder[str | None]) -> str:

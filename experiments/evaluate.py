@@ -16,6 +16,7 @@ from absl import flags
 
 from zaya_jax import Zaya, load_pretrained
 from zaya_jax.command_line import cli
+from zaya_jax.command_line.closing import aligned, closing
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.task_accuracy import Arm, Trial, run_task, task_rows
 from zaya_jax.paths import absolute
@@ -83,10 +84,11 @@ def main() -> None:
         mine = [common | row for row in task_rows(outcomes, trial)]
         rows += mine
         write_results(folder / "results.csv", rows)
-        print(f"{task.name}\n{sampling_table(mine)}", flush=True)
+        print(f"{task.name}\n{aligned(sampling_table(mine))}", flush=True)
         for outcome in outcomes:
             if warning := outcome.drafted.warning(INSTEAD, never_drafted(checkpoint)):
                 print(f"warning: {outcome.arm.name}: {warning}", file=sys.stderr)
+    print(closing({"table": folder / "results.csv", "answers": folder / "answers"}))
 
 
 def read_arms(stop_tokens: tuple[int, ...]) -> tuple[Arm, ...]:

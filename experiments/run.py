@@ -42,6 +42,7 @@ from ml_collections import ConfigDict, config_flags
 
 from zaya_jax.architecture import Zaya
 from zaya_jax.command_line import cli
+from zaya_jax.command_line.closing import closing, run_summary
 from zaya_jax.costs.flops import Split, describe, training_flops
 from zaya_jax.costs.roofline import peak_flops
 from zaya_jax.data.chat import ChatSource, survey
@@ -196,8 +197,20 @@ def finish(setup: settings.Settings, workdir: Path, folders: dict[str, Path], he
     with environment.timed(workdir, "figures"):
         run = load_run(workdir)
         figures = draw_figures(run, workdir / "figures")
-    write_report(load_run(workdir), figures, workdir / "report.html")
-    print(f"done: {workdir / 'report.html'}")
+    run = load_run(workdir)
+    write_report(run, figures, workdir / "report.html")
+    checkpoint = folders[setup.sampled]
+    drafts = "" if setup.stages[setup.sampled].phase.objective.kind == "tidar" else " --mode=autoregressive"
+    files = {
+        "report": workdir / "report.html", "figures": workdir / "figures", "table": workdir / "results.csv",
+        "checkpoint": checkpoint,
+    }  # fmt: skip
+    then = [
+        f"python -m experiments.generate --checkpoint={checkpoint}{drafts} --prompt=...",
+        f"python -m experiments.convert --checkpoint={checkpoint} --output=...  (a Hugging Face folder)",
+        "the same command with other --config.evaluate.FIELD=VALUE: evaluates again, without training",
+    ]
+    print(f"\n{run_summary(run)}\n{closing(files, then)}")
 
 
 def run_phase(

@@ -12,6 +12,7 @@ chat template. Nothing is left at --output unless all of it was written.
 from absl import flags
 
 from zaya_jax.command_line import cli
+from zaya_jax.command_line.closing import closing
 from zaya_jax.errors import UserError
 from zaya_jax.interop.families.smollm2 import NAME, write_smollm2
 from zaya_jax.paths import absolute
@@ -24,6 +25,9 @@ def main() -> None:
         raise UserError("--output: missing, may be a new or an empty folder")
     write_smollm2(absolute(_OUTPUT.value))
     print(f"done: {NAME} in {_OUTPUT.value}")
+    print(
+        closing({}, [f"python -m experiments.generate --checkpoint={_OUTPUT.value} --mode=autoregressive --prompt=..."])
+    )
 
 
 if __name__ == "__main__":

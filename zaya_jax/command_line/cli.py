@@ -121,6 +121,7 @@ def write_numbers(path: Path | str | None, numbers: dict[str, Any]) -> None:
     """A benchmark's results as JSON; None writes nothing."""
     if path:
         write_text(absolute(path), json.dumps(numbers, indent=2) + "\n")
+        print(f"written: {absolute(path)}")
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

@@ -10,10 +10,10 @@ from typing import Any
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.architecture.config import PARTS
 from zaya_jax.reporting.html.page import facts, folded, page, table
+from zaya_jax.reporting.html.verdict import hardware, relative_loss, verdict
 from zaya_jax.reporting.plots import style
 from zaya_jax.reporting.plots.plots import DESCRIPTIONS, caption
 from zaya_jax.reporting.results import ENVIRONMENT, METRICS, RESULTS, SAMPLES, Row, Run
-from zaya_jax.reporting.verdict import hardware, relative_loss, verdict
 from zaya_jax.sampling import all_targets
 from zaya_jax.writing import write_text
 

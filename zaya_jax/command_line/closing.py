@@ -1,0 +1,52 @@
+"""What a command says at its end: tables, where the files are, what to try next."""
+
+import itertools
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from zaya_jax.architecture import ZayaConfig
+from zaya_jax.architecture.config import NO_MASK
+from zaya_jax.reporting.html.verdict import verdict
+from zaya_jax.reporting.results import Run
+from zaya_jax.reporting.tables import likelihood_table, sampling_table
+
+
+def aligned(markdown: str) -> str:
+    """A Markdown table in columns for a terminal: numbers to the right, words to the left."""
+    lines = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in markdown.strip().splitlines()]
+    head, *body = lines[:1] + lines[2:]  # the second line is Markdown's rule
+    columns = list(itertools.zip_longest(head, *body, fillvalue=""))
+    right = [all(cell[:1].isdigit() or cell[:1] in "+-" for cell in column[1:] if cell) for column in columns]
+    widths = [max(map(len, column)) for column in columns]
+
+    def shown(line: list[str]) -> str:
+        cells = zip(line, widths, right, strict=True)
+        return "  ".join(cell.rjust(width) if number else cell.ljust(width) for cell, width, number in cells).rstrip()
+
+    return "\n".join([shown(head), "  ".join("-" * width for width in widths), *map(shown, body)])
+
+
+def closing(files: Mapping[str, Path | str], then: Iterable[str] = ()) -> str:
+    """Lines that say what was written, and commands to try next."""
+    width = max(map(len, files), default=0)
+    lines = [f"{what + ':':{width + 1}} {where}" for what, where in files.items()]
+    commands = list(then)
+    return "\n".join([*lines, *(["try next:"] if commands else []), *(f"  {command}" for command in commands)])
+
+
+def generate_with(checkpoint: Path | str, config: ZayaConfig) -> str:
+    """The command that samples from a checkpoint."""
+    mode = " --mode=autoregressive" if config.mask_token_id == NO_MASK else ""
+    return f"python -m experiments.generate --checkpoint={checkpoint}{mode} --prompt=..."
+
+
+def run_summary(run: Run) -> str:
+    """What a finished run measured: held-out loss, every sampler on every source, and what that says about speed."""
+    parts = []
+    if run.rows("likelihood"):
+        parts += ["Held-out loss in nats a token:", aligned(likelihood_table(run.rows("likelihood")))]
+    for source in dict.fromkeys(row["source"] for row in run.rows("sampling")):
+        rows = run.rows("sampling", source=source)
+        asked = f"{rows[0]['prompts']:g} prompts" if rows[0]["prompts"] else "prompts"
+        parts += [f"Sampling, {source} ({asked}):", aligned(sampling_table(rows))]
+    return "\n".join([*parts, *verdict(run)[:2]])
