@@ -14,9 +14,9 @@ from absl import app, flags, logging
 
 from experiments import compilation_cache, terminal
 from zaya_jax.errors import Diverged, UserError
+from zaya_jax.files import write_text
 from zaya_jax.paths import absolute
 from zaya_jax.training.interrupt import Interrupted
-from zaya_jax.writing import write_text
 
 _THREADS = flags.DEFINE_integer(
     "threads", None, "CPU threads to compute with; default: one for each core. Decoding with a model whose active "

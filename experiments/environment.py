@@ -18,9 +18,8 @@ from ml_collections import ConfigDict
 
 from experiments import compilation_cache
 from zaya_jax.errors import UserError
+from zaya_jax.files import read_object, refused_in_one_line, write_text
 from zaya_jax.parallel import is_first
-from zaya_jax.paths import read_object
-from zaya_jax.writing import refused_in_one_line, write_text
 
 EVALUATION = ("results.csv", "samples.jsonl", "answers", "figures", "report.html")  # what `keep_evaluation` moves
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")

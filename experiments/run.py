@@ -62,6 +62,7 @@ from zaya_jax.errors import UserError
 from zaya_jax.evaluation.continuations import Continuations, log_probability
 from zaya_jax.evaluation.likelihood import likelihood
 from zaya_jax.evaluation.task_accuracy import Outcome, run_task, task_rows
+from zaya_jax.files import write_text
 from zaya_jax.interop.native import load_native, write_model_file
 from zaya_jax.parallel import Placement, is_first, start_processes, use_cpu_devices, wait_for_all
 from zaya_jax.paths import absolute
@@ -73,7 +74,6 @@ from zaya_jax.training.metrics import MetricWriter, read_metrics
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.sinks import Sink, check_sinks, open_sinks
 from zaya_jax.training.state import init_variables, make_eval_step
-from zaya_jax.writing import write_text
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with an optional :argument.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; default: runs/<the config's name>.")

@@ -37,8 +37,8 @@ from experiments.jobs import FAILED, Job, check_jobs, find_base, read_jobs, to_r
 from zaya_jax.analysis import sweep_summary
 from zaya_jax.analysis.results import Row, read_results, write_sweep
 from zaya_jax.errors import UserError
-from zaya_jax.paths import absolute, read_object
-from zaya_jax.writing import write_text
+from zaya_jax.files import read_object, write_text
+from zaya_jax.paths import absolute
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Sweep file, such as configs/sweeps/study.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the sweep lives; default: runs/sweeps/<its name>.")

@@ -61,7 +61,7 @@ def test_a_named_figure_that_cannot_be_drawn_fails_and_the_others_are_drawn(benc
 def test_damaged_results_are_one_line(bench_only, tmp_path):
     (bench_only / "bench" / "samplers.json").write_text("{")
     done = door("anchors", f"--results={bench_only}", f"--output={tmp_path}")
-    assert done.returncode == 2 and "samplers.json: not JSON" in done.stderr
+    assert done.returncode == 2 and "samplers.json: not valid JSON" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 

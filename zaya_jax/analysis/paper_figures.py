@@ -4,7 +4,6 @@ Everything is drawn from committed result files: nothing is measured here.
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,17 +16,7 @@ from zaya_jax.analysis.roofline_plots import roofline
 from zaya_jax.analysis.sampler_figures import beta, pass_at_16, speedup
 from zaya_jax.analysis.sweep_rows import MissingData
 from zaya_jax.errors import UserError
-from zaya_jax.writing import replacing, write_text
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({error}), should be one JSON object") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: got {value!r:.60}, should be one JSON object")
-    return value
+from zaya_jax.files import read_object, remedy, replacing, write_text
 
 
 def _read_sweep(path: Path) -> list[results.Row]:
@@ -36,7 +25,7 @@ def _read_sweep(path: Path) -> list[results.Row]:
     counted: dict[str, int | None] = {}
     for name in {row["run"] for row in rows}:
         config = path.parent / "runs" / name / "config.json"
-        run = results.Run(config.parent, _read_json(config) if config.exists() else {}, {}, [], [], [])
+        run = results.Run(config.parent, read_object(config) if config.exists() else {}, {}, [], [], [])
         counted[name] = style.parameters(run)
     return [{**row, "parameters": counted[row["run"]]} for row in rows]
 
@@ -64,7 +53,8 @@ class Input:
         """
         path = results_folder / self.path
         if path.exists():
-            return _read_sweep(path) if path.suffix == ".csv" else _read_json(path)
+            with remedy(f"is made by `{self.command}`"):
+                return _read_sweep(path) if path.suffix == ".csv" else read_object(path)
         if self.optional:
             return []
         raise FileNotFoundError(f"{path}: no such file, is made by `{self.command}`")

@@ -14,8 +14,8 @@ from zaya_jax.analysis.results import ENVIRONMENT, METRICS, RESULTS, SAMPLES, Ro
 from zaya_jax.analysis.verdict import hardware, relative_loss, verdict
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.architecture.config import PARTS
+from zaya_jax.files import write_text
 from zaya_jax.sampling import all_targets
-from zaya_jax.writing import write_text
 
 GLOSSARY = {
     "T (tokens per forward)": (

@@ -26,7 +26,7 @@ from zaya_jax.data.chat import check_messages
 from zaya_jax.data.prepared import digest, prepare, read_manifest
 from zaya_jax.data.splits import SPLITS, divide, require_split, split_of
 from zaya_jax.errors import UserError
-from zaya_jax.paths import decode, read_bytes
+from zaya_jax.files import decode, parse_json, read_bytes
 
 SPLIT_PERCENTS = (96, 2, 2)  # of documents
 PART_PERCENTS = (90, 5, 5)  # of each document's characters
@@ -393,9 +393,9 @@ def _jsonl_records(path: Path, data: bytes) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(_decode(path, data).split("\n"), start=1):
         if line.strip():
             try:
-                yield f"{path}:{number}", json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}:{number}: not JSON: {error.msg} at column {error.colno}") from error
+                yield f"{path}:{number}", parse_json(line)
+            except UserError as error:
+                raise UserError(f"{path}:{number}: not JSON: {error}") from None
 
 
 def _encodable(text: str, where: str) -> str:

@@ -13,9 +13,10 @@ from typing import Any
 
 import tokenizers
 
-from zaya_jax import paths
+from zaya_jax import files
 from zaya_jax.errors import UserError
-from zaya_jax.paths import one_line, read_text
+from zaya_jax.files import read_text
+from zaya_jax.paths import one_line
 
 TOKENIZER_FILE = "tokenizer.json"
 # Who says which ids begin, end and fill a text: by number, the model's files; by spelling, the tokenizer's own.
@@ -272,7 +273,7 @@ def read_object(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        return paths.read_object(path)
+        return files.read_object(path)
     except (OSError, ValueError) as error:
         raise UserError(f"tokenizer: {one_line(error)}") from None
 

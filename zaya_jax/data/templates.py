@@ -23,7 +23,8 @@ from zaya_jax.data.jinja_world import compiled, parsed, rendered
 from zaya_jax.data.published import SPELLED, read_object
 from zaya_jax.data.tokenizers import Tokenizer
 from zaya_jax.errors import UserError
-from zaya_jax.paths import absolute, one_line, read_text
+from zaya_jax.files import read_text
+from zaya_jax.paths import absolute, one_line
 
 Messages = Sequence[Mapping[str, Any]]  # see `chat.check_messages`
 TEMPLATE_FILE = "chat_template.jinja"

@@ -14,8 +14,8 @@ import tokenizers
 
 from zaya_jax.data.published import TOKENIZER_FILE, PublishedTokenizer, read_description, require_unicode
 from zaya_jax.errors import UserError
+from zaya_jax.files import write_text
 from zaya_jax.paths import absolute
-from zaya_jax.writing import write_text
 
 NUM_SPECIALS = 4  # BOS, EOS, PAD, MASK, in this order, behind the ordinary tokens.
 NUM_BYTES = 256

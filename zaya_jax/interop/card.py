@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from zaya_jax.architecture import ZayaConfig
-from zaya_jax.paths import read_object
+from zaya_jax.files import read_object
 
 CARD_FILE = "README.md"
 

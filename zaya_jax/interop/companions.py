@@ -9,11 +9,11 @@ from typing import Any
 
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.errors import UserError
+from zaya_jax.files import read_json, write_text
 from zaya_jax.interop.card import CARD_FILE
 from zaya_jax.interop.folder import CONFIG_FILE
 from zaya_jax.interop.native import MODEL_FILE
-from zaya_jax.interop.tensorfile import read_json, within
-from zaya_jax.writing import write_text
+from zaya_jax.interop.tensorfile import within
 
 GENERATION_FILE = "generation_config.json"
 COMPANIONS = (
@@ -75,7 +75,7 @@ def _left_behind(checkpoint: Path, copied: list[str]) -> list[str]:
 
 
 def _copy_tokenizer_config(path: Path, copy: Path) -> list[str]:
-    values = read_json(path)
+    values = read_json(path, strict=True)
     if isinstance(values, dict) and "auto_map" in values:
         del values["auto_map"]
         copy.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
@@ -91,7 +91,7 @@ def ids_of(folder: Path) -> dict[str, Any]:
     """What a folder's generation_config.json says: any of bos, eos (a list) and pad; {} where it is missing or odd."""
     if not (folder / GENERATION_FILE).is_file():
         return {}
-    values = read_json(within(folder, GENERATION_FILE))
+    values = read_json(within(folder, GENERATION_FILE), strict=True)
     values = values if isinstance(values, dict) else {}
     found = {role: _naturals(values.get(f"{role}_token_id")) for role in ROLES}
     return {role: ids if role == "eos" else ids[0] for role, ids in found.items() if ids}
@@ -109,7 +109,7 @@ def with_ids(config: ZayaConfig, ids: dict[str, Any]) -> ZayaConfig:
 def write_ids(folder: Path, ids: dict[str, Any]) -> None:
     """Puts ids (bos, eos, pad, any of them) into a folder's generation_config.json, which may hold more."""
     path = folder / GENERATION_FILE
-    values = read_json(path) if path.is_file() else {}
+    values = read_json(path, strict=True) if path.is_file() else {}
     values = values if isinstance(values, dict) else {}
     for role, given in ids.items():
         new = _naturals(given)

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from zaya_jax.errors import UserError
+from zaya_jax.files import read_object
 from zaya_jax.interop.folder import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, refuse_adapters
 from zaya_jax.interop.native import MODEL_FILE
-from zaya_jax.paths import absolute, read_object
+from zaya_jax.paths import absolute
 
 STAGES = "checkpoints"  # of a run's workdir: a folder for each stage
 HUB_ID = re.compile(r"(?:https?://)?(?:(?:www\.)?(?:huggingface\.co|hf\.co)/)?([\w-][\w.-]*/[\w.-]+)/?")

@@ -17,11 +17,11 @@ from orbax.checkpoint import v1 as ocp
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.architecture.moe import BALANCING
 from zaya_jax.errors import UserError
+from zaya_jax.files import read_object, write_text
 from zaya_jax.interop.names import Path as Variable
 from zaya_jax.interop.names import abstract_variables
 from zaya_jax.parallel import Placement
-from zaya_jax.paths import absolute, one_line, read_object
-from zaya_jax.writing import write_text
+from zaya_jax.paths import absolute, one_line
 
 MODEL_FILE = "zaya_config.json"  # beside the numbered steps: what a reader needs to know of the model
 
