@@ -8,7 +8,7 @@ from typing import Any
 from experiments import cli
 from experiments.environment import first_difference
 from zaya_jax.errors import UserError
-from zaya_jax.files import append_lines, lines_of, parse_json, read_lines, read_text
+from zaya_jax.files import append_lines, lines_of, parse_json, read_lines, read_text, remedy
 
 FIRST_KEY = '{"prompt": '  # how every line of ours begins
 REMEDY = "remove this line (its row is then made again), or choose another file"
@@ -80,7 +80,9 @@ class Completions:
             self._read()
 
     def _read(self) -> None:
-        for number, row in enumerate(read_lines(self.path, REMEDY, FIRST_KEY), 1):
+        with remedy(REMEDY):
+            rows = read_lines(self.path, FIRST_KEY)
+        for number, row in enumerate(rows, 1):
             self._take(row, f"--output {self.path} line {number}:")
 
     def _take(self, row: dict[str, Any], where: str) -> None:

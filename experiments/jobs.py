@@ -13,6 +13,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from experiments import environment, settings
+from zaya_jax.analysis.results import Row, read_environment, read_results
 from zaya_jax.errors import UserError
 
 CLONE = Path(__file__).parents[1]
@@ -44,6 +45,24 @@ class Job:
     @property
     def failed(self) -> bool:
         return (self.folder / FAILED).exists()
+
+    def outcome(self) -> tuple[list[Row], float]:
+        """A finished job's rows, and the seconds that its stages took here.
+
+        Raises:
+          FileNotFoundError, UserError: a file is missing or damaged.
+        """
+        seconds = read_environment(self.folder / "environment.json")["seconds"]
+        return read_results(self.folder / "results.csv"), sum(seconds.values())
+
+    def damage(self) -> str:
+        """Why the run in its folder cannot be read, in one line; "" if it can, or if there is none."""
+        try:
+            if self.difference is None and self.finished:
+                self.outcome()
+        except (UserError, OSError) as error:
+            return str(error)
+        return ""
 
     def overrides(self) -> list[str]:
         """As flags of `experiments.run`."""

@@ -9,8 +9,9 @@ with a log.txt; stages that several jobs share (a common pretraining) are traine
 results.csv holds the rows of every finished job, each with the job's name and what it changed.
 
 All configs are checked before the first job starts. Interrupt it at any moment: the same command skips what is finished
-and resumes the rest. A job that fails does not stop the others; each failure is a line at once, and the status is 1. A
-job whose folder holds a run of another config is refused; --redo=JOB deletes that folder and runs the job anew.
+and resumes the rest; a second one at the same time is refused. A job that fails does not stop the others; each failure
+is a line at once, and the status is 1. A job whose folder holds a damaged run or another config's is refused;
+--redo=JOB deletes that folder and runs the job anew.
 """
 
 import ast
@@ -23,7 +24,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,9 @@ from tqdm import tqdm
 from experiments import cli, compilation_cache, environment
 from experiments.jobs import FAILED, Job, check_jobs, find_base, read_jobs, to_redo
 from zaya_jax.analysis import sweep_summary
-from zaya_jax.analysis.results import Row, read_results, write_sweep
+from zaya_jax.analysis.results import read_results, write_sweep
 from zaya_jax.errors import UserError
-from zaya_jax.files import read_object, write_text
+from zaya_jax.files import read_object, remedy, write_text
 from zaya_jax.paths import absolute
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Sweep file, such as configs/sweeps/study.py.")
@@ -71,25 +72,31 @@ def main() -> None:
             print(shlex.join(command(base, job, workdir)))
         return
     redone = to_redo(_REDO.value, chosen)
-    refuse(
-        [
-            f"job {name}: {job.folder} holds a run whose config differs in {job.difference}; --redo={name} deletes it "
-            "and runs the job anew (--redo=all: every job), or choose another --workdir"
-            for name, job in chosen.items()
-            if job not in redone and job.difference
-        ]
-    )
-    claim(workdir, config)
-    for job in redone:
-        job.remove()
-    jobs |= {job.name: dataclasses.replace(job) for job in redone}  # forgets what was read from the folder
-    missing = [jobs[name] for name in chosen if not jobs[name].finished]
-    if before := len(chosen) - len(missing):
-        print(f"finished before: {before} of {len(chosen)} jobs", flush=True)
-    failed = run_jobs({job.name: command(base, job, workdir) for job in missing}, workdir, jobs)
-    report(workdir, jobs, failed)
+    with environment.locked(workdir / ".lock"):
+        refuse(list(unusable({name: job for name, job in jobs.items() if job not in redone}, chosen)))
+        claim(workdir, config)
+        for job in redone:
+            job.remove()
+        jobs |= {job.name: dataclasses.replace(job) for job in redone}  # forgets what was read from the folder
+        missing = [jobs[name] for name in chosen if not jobs[name].finished]
+        if before := len(chosen) - len(missing):
+            print(f"finished before: {before} of {len(chosen)} jobs", flush=True)
+        failed = run_jobs({job.name: command(base, job, workdir) for job in missing}, workdir, jobs)
+        report(workdir, jobs, failed)
     if failed:
         raise SystemExit(1)
+
+
+def unusable(jobs: Mapping[str, Job], chosen: Container[str]) -> Iterator[str]:
+    """A line for each job whose folder holds a damaged run, or, of those chosen, another config's."""
+    for name, job in jobs.items():
+        if damage := job.damage():
+            yield f"job {name}: {damage}; --redo={name} deletes its folder and runs the job anew"
+        elif name in chosen and job.difference:
+            yield (
+                f"job {name}: {job.folder} holds a run whose config differs in {job.difference}; --redo={name} deletes "
+                "it and runs the job anew (--redo=all: every job), or choose another --workdir"
+            )
 
 
 def sweep_file() -> Path:
@@ -129,7 +136,8 @@ def claim(workdir: Path, config: Any) -> None:
     path = workdir / "sweep.json"
     mine = {"name": config.name, "config": config.config}
     if path.exists():
-        theirs = read_object(path)
+        with remedy("delete the file if the folder is this sweep's: the same command writes it anew"):
+            theirs = read_object(path)
         if difference := environment.first_difference({key: theirs.get(key) for key in mine}, mine):
             raise UserError(f"--workdir {workdir}: holds another sweep: {difference}; choose another")
     (workdir / "runs").mkdir(parents=True, exist_ok=True)
@@ -152,7 +160,7 @@ def run_jobs(commands: dict[str, list[str]], workdir: Path, jobs: dict[str, Job]
                     bar.set_postfix(failed=len(failed))
                     told = f"{name}: failed: {reason} (log: {jobs[name].folder / 'log.txt'})"
                 else:
-                    told = sweep_summary.line(name, *outcome(jobs[name]))
+                    told = sweep_summary.line(name, *jobs[name].outcome())
                 bar.write(told)
                 sys.stdout.flush()
                 gather(workdir, jobs)
@@ -230,12 +238,6 @@ def slurm_parameters(items: list[str]) -> dict[str, Any]:
     return parameters
 
 
-def outcome(job: Job) -> tuple[list[Row], float]:
-    """A finished job's rows, and the seconds that its stages took here."""
-    seconds = read_object(job.folder / "environment.json")["seconds"]
-    return read_results(job.folder / "results.csv"), sum(seconds.values())
-
-
 def gather(workdir: Path, jobs: dict[str, Job]) -> None:
     """Writes results.csv from every finished job. Each field that one of the jobs changes gets a column."""
     fields = list(dict.fromkeys(field for job in jobs.values() for field in job.changes))
@@ -252,7 +254,7 @@ def report(workdir: Path, jobs: dict[str, Job], failed: dict[str, str]) -> None:
     gather(workdir, jobs)
     done = [job for job in jobs.values() if job.finished]
     if done:
-        print(sweep_summary.table({job.name: outcome(job) for job in done}))
+        print(sweep_summary.table({job.name: job.outcome() for job in done}))
     for name, job in jobs.items():
         if job.difference:
             print(f"left out: {name}: its run has another config: {job.difference}")

@@ -178,26 +178,23 @@ def _is_deep(value: Any) -> bool:
 # --- lines of JSON ----------------------------------------------------------------------------------------------------
 
 
-def read_lines(
-    path: str | os.PathLike[str], remedy: str, begins: str = '{"', grows: bool = True
-) -> list[dict[str, Any]]:
+def read_lines(path: str | os.PathLike[str], begins: str = '{"', grows: bool = True) -> list[dict[str, Any]]:
     """The objects of a file of JSON lines; the file is left as it is.
 
     A last line without its end, which a killed process or a full disk left unfinished, does not count. Nothing of ours
     leaves a damaged line anywhere else, so what it held is not guessed.
 
     Args:
-      remedy: what to do about a damaged line.
       begins: how every line begins; without it a last line without its end is damaged, not unfinished.
       grows: by `append_lines`; otherwise the file was written whole, and its last line may lack its end.
 
     Raises:
-      FileNotFoundError, UserError: as `read_bytes`; a line that is no JSON object: file, line and remedy.
+      FileNotFoundError, UserError: as `read_bytes`; a line that is no JSON object, named with its number.
     """
     *lines, rest = read_bytes(path, MAX_LINES).removeprefix(UTF_8).split(b"\n")
     if rest and not (grows and _is_unfinished(rest, begins.encode())):
         lines.append(rest)
-    return [_object_of(line, f"{path} line {number}", remedy) for number, line in enumerate(lines, start=1)]
+    return [_object_of(line, f"{path} line {number}") for number, line in enumerate(lines, start=1)]
 
 
 def append_lines(path: Path | str, lines: Iterable[Mapping[str, Any]], sync: bool = False) -> None:
@@ -261,13 +258,13 @@ def _is_unfinished(rest: bytes, begins: bytes) -> bool:
     return begun.startswith(begins) or begins.startswith(begun)
 
 
-def _object_of(line: bytes, where: str, remedy: str) -> dict[str, Any]:
+def _object_of(line: bytes, where: str) -> dict[str, Any]:
     try:
         value = parse_json(line)
     except UserError as error:
-        raise UserError(f"{where}: not JSON: {error}; {remedy}") from None
+        raise UserError(f"{where}: not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise UserError(f"{where}: got {str(value)[:60]!r}, may be a JSON object; {remedy}")
+        raise UserError(f"{where}: got {str(value)[:60]!r}, may be a JSON object")
     return value
 
 

@@ -50,6 +50,7 @@ REMEDIES = {  # for a damaged file of a run's
     ENVIRONMENT: "delete the file: the same command writes it anew, without the seconds of what ran before",
     RESULTS: "delete the file: the same command writes it anew, from the answers in answers/",
     SAMPLES: "delete the file and results.csv: the same command writes them anew, from the answers in answers/",
+    METRICS: METRICS_REMEDY,
 }
 
 
@@ -177,12 +178,16 @@ def load_run(directory: Path | str) -> Run:
     config = read_object(directory / "config.json")
     _check_config(config, str(directory / "config.json"))
     readers: dict[str, Callable[[Path], Any]] = {
-        ENVIRONMENT: _read_environment,
+        ENVIRONMENT: read_environment,
         METRICS: _read_metrics,
-        RESULTS: _read_own_results,
+        RESULTS: read_results,
         SAMPLES: _read_samples,
     }
-    read = {name: reader(directory / name) for name, reader in readers.items() if (directory / name).exists()}
+    read = {}
+    for name, reader in readers.items():
+        if (directory / name).exists():
+            with remedy(REMEDIES[name]):
+                read[name] = reader(directory / name)
     return Run(
         directory=directory,
         config=config,
@@ -261,9 +266,14 @@ def read_results(path: Path | str) -> list[Row]:
     ]
 
 
-def _read_own_results(path: Path) -> list[Row]:
-    with remedy(REMEDIES[RESULTS]):
-        return read_results(path)
+def read_environment(path: Path | str) -> dict[str, Any]:
+    """Reads environment.json. UserError unless it is an object whose `seconds` by stage, if it has any, are numbers."""
+    values = read_object(path)
+    for field in ("seconds", "programs_from_cache"):
+        counts = values.setdefault(field, {})
+        _expect(counts, dict, f"{path}: {field}")
+        _require(counts, dict.fromkeys(counts, (int, float)), f"{path}: {field}")
+    return values
 
 
 def _write_table(path: Path, header: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
@@ -354,7 +364,8 @@ def _number(text: str, column: str, where: str) -> float:
 
 
 def _phase_names(config: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(config.get("phases", STAGES))
+    names = config.get("phases", STAGES)
+    return (names,) if isinstance(names, str) else tuple(names or ())
 
 
 def _check_config(config: Mapping[str, Any], where: str) -> None:
@@ -363,8 +374,8 @@ def _check_config(config: Mapping[str, Any], where: str) -> None:
     def have(section: Mapping[str, Any], kinds: Mapping[str, Any], at: str) -> None:
         _require(section, {field: kind for field, kind in kinds.items() if section.get(field) is not None}, at)
 
-    have(config, {"phases": list}, where)
-    for number, name in enumerate(config.get("phases") or ()):
+    have(config, {"phases": (list, str)}, where)
+    for number, name in enumerate(_phase_names(config)):
         _expect(name, str, f"{where}: phases[{number}]")
     sections = [name for name in (*SECTIONS, *_phase_names(config)) if name in config]
     _require(config, dict.fromkeys(sections, dict), where)
@@ -375,21 +386,6 @@ def _check_config(config: Mapping[str, Any], where: str) -> None:
         for number, source in enumerate(section.get("mixture") or ()):
             _expect(source, dict, f"{at}.mixture[{number}]")
             have(source, {"weight": (int, float)}, f"{at}.mixture[{number}]")
-
-
-def _read_environment(path: Path) -> dict[str, Any]:
-    with remedy(REMEDIES[ENVIRONMENT]):
-        values = read_object(path)
-        check_environment(values, str(path))
-    return values
-
-
-def check_environment(values: Mapping[str, Any], where: str) -> None:
-    """Raises UserError unless each stage's `seconds` and `programs_from_cache`, where they stand, are numbers."""
-    for field in ("seconds", "programs_from_cache"):
-        if field in values:
-            _expect(values[field], dict, f"{where}: {field}")
-            _require(values[field], dict.fromkeys(values[field], (int, float)), f"{where}: {field}")
 
 
 def _read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -403,7 +399,7 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
             known = shapes.setdefault((line["stage"], key), shape)
             if shape is None or shape != known:
                 may_be = "numbers" if shape is None or known is None else f"numbers of shape {list(known)} as before"
-                raise UserError(f"{path} line {number}: {key}: got {shown(value)}, may be {may_be}; {METRICS_REMEDY}")
+                raise UserError(f"{path} line {number}: {key}: got {shown(value)}, may be {may_be}")
     return lines
 
 
@@ -420,17 +416,15 @@ def _shape(value: Any) -> tuple[int, ...] | None:
 
 def _read_samples(path: Path) -> list[dict[str, Any]]:
     fields = {"arm": str, "temperature": (int, float), "prompt": str, "pieces": list, "accepted": list}
-    words = REMEDIES[SAMPLES]
-    samples = read_lines(path, words, grows=False)
-    with remedy(words):
-        for number, sample in enumerate(samples, start=1):
-            where = f"{path} line {number}"
-            _require(sample, fields, where)
-            pieces, accepted = sample["pieces"], sample["accepted"]
-            if not all(isinstance(piece, str) for piece in pieces):
-                raise UserError(f"{where}: pieces: should be a list of texts")
-            if not all(type(n) is int and n >= 0 for n in accepted) or sum(accepted) != len(pieces):
-                raise UserError(f"{where}: accepted: should be integers that sum to len(pieces) = {len(pieces)}")
+    samples = read_lines(path, grows=False)
+    for number, sample in enumerate(samples, start=1):
+        where = f"{path} line {number}"
+        _require(sample, fields, where)
+        pieces, accepted = sample["pieces"], sample["accepted"]
+        if not all(isinstance(piece, str) for piece in pieces):
+            raise UserError(f"{where}: pieces: should be a list of texts")
+        if not all(type(n) is int and n >= 0 for n in accepted) or sum(accepted) != len(pieces):
+            raise UserError(f"{where}: accepted: should be integers that sum to len(pieces) = {len(pieces)}")
     return samples
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from zaya_jax.checks import INT32, shown
 from zaya_jax.errors import UserError
-from zaya_jax.files import append_lines, read_lines
+from zaya_jax.files import append_lines, read_lines, remedy
 
 REMEDY = "remove this line and those after it (their problems are answered again), or the whole file"
 
@@ -37,7 +37,8 @@ class Answers:
             self._read(path)
 
     def _read(self, path: Path) -> None:
-        found = read_lines(path, REMEDY)
+        with remedy(REMEDY):
+            found = read_lines(path)
         if not found:
             return  # killed while it wrote the first line
         first, *lines = found

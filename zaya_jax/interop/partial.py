@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from zaya_jax.errors import UserError
-from zaya_jax.files import append_lines, read_lines
+from zaya_jax.files import append_lines, read_lines, remedy
 
 JOURNAL = "journal.jsonl"
 REMEDY = "delete the folder to begin anew"
@@ -76,7 +76,8 @@ class Partial:
         shutil.rmtree(self.path, ignore_errors=True)
 
     def _read(self) -> None:
-        lines = read_lines(self.path / JOURNAL, REMEDY)
+        with remedy(REMEDY):
+            lines = read_lines(self.path / JOURNAL)
         found = lines[0].get("conversion", ()) if lines else None
         for number, line in enumerate(lines[1:], start=2):
             if set(line) != {"piece", "is"} or not isinstance(line["piece"], str):

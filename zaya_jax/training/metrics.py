@@ -8,10 +8,11 @@ import numpy as np
 
 from zaya_jax.checks import shown
 from zaya_jax.errors import Diverged, UserError
-from zaya_jax.files import append_lines, read_lines, write_lines
+from zaya_jax.files import append_lines, read_lines, remedy, write_lines
 from zaya_jax.parallel import is_first
 from zaya_jax.training.sinks import Sink
 
+BAD_STEPS = "bad_steps.jsonl"
 # Training resumes from its checkpoint, so nothing but curves is lost.
 REMEDY = "mend or remove this line (the curves then lack it), and the same command resumes"
 
@@ -24,7 +25,7 @@ class MetricWriter:
 
     def __init__(self, path: Path | str, sinks: Sequence[Sink] = ()):
         self.path = Path(path)
-        self.bad_steps_path = self.path.with_name("bad_steps.jsonl")
+        self.bad_steps_path = self.path.with_name(BAD_STEPS)
         self._first = is_first()
         self._sinks = sinks
 
@@ -55,7 +56,7 @@ class MetricWriter:
         steps twice (with equal numbers, as a resumed run repeats them exactly).
 
         Raises:
-          UserError: a damaged file, which stays as it is; see `read_metrics`.
+          UserError: a damaged file, which stays as it is: which line, and what to do.
         """
         if self._first:
             for path in (self.bad_steps_path, self.path):
@@ -69,17 +70,18 @@ def read_metrics(path: Path | str) -> list[dict[str, Any]]:
 
     Raises:
       FileNotFoundError: no such file.
-      UserError: a line that is damaged, or that names no stage and step; says file, line and remedy.
+      UserError: a line that is damaged, or that names no stage and step.
     """
-    lines = read_lines(path, REMEDY)
+    lines = read_lines(path)
     for number, line in enumerate(lines, start=1):
         for field, kind, words in (("stage", str, "text"), ("step", int, "an integer")):
             if type(value := line.get(field)) is not kind:
-                raise UserError(f"{path} line {number}: {field}: got {shown(value)}, may be {words}; {REMEDY}")
+                raise UserError(f"{path} line {number}: {field}: got {shown(value)}, may be {words}")
     return lines
 
 
 def _rewind(path: Path, stage: str, step: int) -> None:
     if path.exists():
-        lines = read_metrics(path)
+        with remedy(REMEDY):
+            lines = read_metrics(path)
         write_lines(path, [line for line in lines if line["stage"].split("/")[0] != stage or line["step"] <= step])
