@@ -8,7 +8,9 @@ with the file's name, and nothing half-written: a full disk or a killed process 
 import contextlib
 import json
 import os
+import shutil
 import stat
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -313,6 +315,31 @@ def write_text(path: Path | str, text: str, shared: bool = False) -> None:
     """A text file in UTF-8, line ends as they are; see `replacing`."""
     with replacing(path, shared) as partial:
         partial.write_bytes(text.encode("utf-8"))
+
+
+@contextlib.contextmanager
+def new_folder(directory: Path) -> Iterator[Path]:
+    """A folder beside `directory` to fill; at the end it takes the name, and on any error nothing of it stays.
+
+    Raises:
+      UserError: `directory` is a file, or holds files.
+    """
+    check_new(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    partial = directory.with_name(f".{directory.name}.partial-{uuid.uuid4().hex}")
+    partial.mkdir()
+    try:
+        yield partial
+        os.replace(partial, directory)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def check_new(directory: Path) -> None:
+    """Raises UserError unless a folder can be put there."""
+    if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
+        raise UserError(f"{directory}: got a path that is taken, may be a new or an empty directory")
 
 
 def flush(path: Path) -> None:

@@ -15,13 +15,13 @@ import numpy as np
 
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.errors import UserError
+from zaya_jax.files import check_new
 from zaya_jax.interop import native_arrays
 from zaya_jax.interop.card import write_card
 from zaya_jax.interop.companions import ROLES, copy_companions, ids_of, with_ids, write_ids
 from zaya_jax.interop.configuration import DTYPES
 from zaya_jax.interop.families import LEGACY, Family, family_of
 from zaya_jax.interop.folder import CONFIG_FILE, Folder
-from zaya_jax.interop.huggingface import check_new
 from zaya_jax.interop.locate import STAGES, find_checkpoint
 from zaya_jax.interop.names import abstract_variables
 from zaya_jax.interop.native import MODEL_FILE, write_model_file

@@ -21,7 +21,7 @@ import ml_dtypes
 import numpy as np
 
 from zaya_jax.errors import UserError
-from zaya_jax.files import parse_json
+from zaya_jax.files import parse_json, replacing
 from zaya_jax.paths import one_line
 
 Spec = tuple[tuple[int, ...], np.dtype]  # a tensor's shape and dtype
@@ -231,9 +231,8 @@ def write_file(
       (bytes, sha256) of the file.
 
     Raises:
-      OSError: the disk refuses; what was written of the file is removed.
+      WriteError: the disk refuses; what was written of the file is removed.
     """
-    part = path.with_name(path.name + ".part")
     digest, size = hashlib.sha256(), 0
 
     def put(file: BinaryIO, data: Any) -> None:
@@ -242,17 +241,10 @@ def write_file(
         digest.update(data)
         size += len(data)
 
-    try:
-        with open(part, "wb") as file:
-            put(file, make_header(specs))
-            for name, spec in specs.items():
-                _write_tensor(file, put, name, spec, fetch(name), see)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    with replacing(path) as partial, open(partial, "wb") as file:
+        put(file, make_header(specs))
+        for name, spec in specs.items():
+            _write_tensor(file, put, name, spec, fetch(name), see)
     return size, digest.hexdigest()
 
 
