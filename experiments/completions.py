@@ -10,6 +10,7 @@ from experiments.environment import first_difference
 from zaya_jax.errors import UserError
 from zaya_jax.files import append_lines, lines_of, parse_json, read_lines, read_text, remedy
 
+SETTLED = ("mode", "block_size", "anchors", "target")  # fields of a sampler that measuring may settle
 FIRST_KEY = '{"prompt": '  # how every line of ours begins
 REMEDY = "remove this line (its row is then made again), or choose another file"
 
@@ -90,13 +91,16 @@ class Completions:
             index, sample, settings, ran = row["index"], row["sample"], row["settings"], row["ran"]
             known = row["prompt"] == self._prompts[index] if 0 <= index < len(self._prompts) else False
             known = known and 0 <= sample < self._samples
-            self.done.add((index, sample))
+            ours = isinstance(ran, dict) and set(ran) <= set(SETTLED)
         except (KeyError, TypeError):
-            raise UserError(f"{where} not written by this command; {REMEDY}") from None
+            ours = False
+        if not ours:
+            raise UserError(f"{where} not written by this command; {REMEDY}")
         if difference := first_difference(settings, self._settings):
             raise UserError(f"{where} made with other settings: {difference}; choose another")
         if not known:
             raise UserError(f"{where} continues another prompt than this command's prompt {index}; choose another")
+        self.done.add((index, sample))
         self.ran = self.ran or ran
 
     def missing(self, prompts: range) -> list[tuple[int, int]]:

@@ -38,7 +38,7 @@ from absl import flags
 from tqdm import tqdm
 
 from experiments import cli, dial
-from experiments.completions import Completions, checked_prompt, read_prompts
+from experiments.completions import SETTLED, Completions, checked_prompt, read_prompts
 from experiments.meter import Meter
 from experiments.tokens import INSTEAD, checkpoint_of, choose_template, choose_tokenizer, never_drafted
 from zaya_jax import Zaya, load_pretrained
@@ -64,7 +64,6 @@ from zaya_jax.sampling.streaming import QUIET, RESET, TerminalStreamer, escape, 
 BATCH = 16  # prompts of a file side by side
 PROBES, PROBE_TOKENS = 16, 64  # rows and new tokens that measure the acceptance curve
 PATIENCE = 30.0  # seconds: what took longer is not done again to have its time without compilation
-SETTLED = ("mode", "block_size", "anchors", "target")  # fields that measuring may settle
 
 
 def define_flags(values: flags.FlagValues) -> None:
