@@ -17,11 +17,12 @@ import jax
 from ml_collections import ConfigDict
 
 from experiments import compilation_cache
-from zaya_jax.analysis.results import ENVIRONMENT, REMEDIES, read_environment
+from zaya_jax.analysis.results import ENVIRONMENT, METRICS, REMEDIES, load_run, read_environment
 from zaya_jax.checks import shown
 from zaya_jax.errors import UserError
 from zaya_jax.files import read_object, read_text, refused_in_one_line, remedy, write_text
 from zaya_jax.parallel import is_first
+from zaya_jax.training.metrics import BAD_STEPS, read_metrics
 
 EVALUATION = ("results.csv", "samples.jsonl", "answers", "figures", "report.html")  # what `keep_evaluation` moves
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
@@ -90,6 +91,14 @@ def _have_environment(path: Path) -> None:
             read_environment(path)
     else:
         write_text(path, json.dumps(describe(), indent=2) + "\n")
+
+
+def check_files(workdir: Path) -> None:
+    """Raises UserError for what an earlier attempt left here and is damaged, before anything is computed."""
+    load_run(workdir)
+    if (bad_steps := workdir / BAD_STEPS).exists():
+        with remedy(REMEDIES[METRICS]):
+            read_metrics(bad_steps)
 
 
 def keep_evaluation(workdir: Path) -> None:

@@ -62,7 +62,7 @@ from zaya_jax.errors import UserError
 from zaya_jax.evaluation.continuations import Continuations, log_probability
 from zaya_jax.evaluation.likelihood import likelihood
 from zaya_jax.evaluation.task_accuracy import Outcome, run_task, task_rows
-from zaya_jax.files import remedy, write_lines
+from zaya_jax.files import write_lines
 from zaya_jax.interop.native import load_native, write_model_file
 from zaya_jax.parallel import Placement, is_first, start_processes, use_cpu_devices, wait_for_all
 from zaya_jax.paths import absolute
@@ -70,7 +70,7 @@ from zaya_jax.sampling.cost import AUTOREGRESSIVE, forward_cost, rows_of
 from zaya_jax.sampling.method import Plan
 from zaya_jax.training.checkpoints import Checkpoints
 from zaya_jax.training.loop import train
-from zaya_jax.training.metrics import BAD_STEPS, REMEDY, MetricWriter, read_metrics
+from zaya_jax.training.metrics import MetricWriter, read_metrics
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.sinks import Sink, check_sinks, open_sinks
 from zaya_jax.training.state import init_variables, make_eval_step
@@ -100,7 +100,7 @@ def main() -> None:
         if is_first():
             stack.enter_context(environment.locked(workdir / ".lock"))
             environment.claim_workdir(workdir, config)
-            check_files(workdir)
+            environment.check_files(workdir)
             sinks = open_sinks(_SINKS.value, workdir, setup.name, json.loads(config.to_json_best_effort()))
             for sink in sinks:
                 stack.callback(sink.close)
@@ -113,14 +113,6 @@ def main() -> None:
             print("trained; to evaluate, run the same command as one process", flush=True)
             return
         finish(setup, workdir, folders, held_out)
-
-
-def check_files(workdir: Path) -> None:
-    """Raises UserError for what an earlier attempt left and is damaged, before anything is computed."""
-    load_run(workdir)
-    if (bad_steps := workdir / BAD_STEPS).exists():
-        with remedy(REMEDY):
-            read_metrics(bad_steps)
 
 
 def own_tokenizer(setup: settings.Settings, workdir: Path) -> BPETokenizer:

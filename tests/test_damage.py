@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 
 import configs.common
-from experiments import environment, jobs, run, sweep
+from experiments import environment, jobs, sweep
 from experiments.completions import Completions
 from tests.analysis.made_up_run import build_run, result_rows
-from tests.fuzz.harness import command
 from zaya_jax.analysis.paper_figures import Input
 from zaya_jax.analysis.results import load_run, write_results, write_sweep
 from zaya_jax.data import prepared
@@ -134,7 +133,7 @@ def test_a_damaged_line_of_metrics_is_named_and_kept(tmp_path, name, damage):
         write_lines(path, lines)
     says = damage_line(path, 3, damage)
     writer = MetricWriter(folder / "metrics.jsonl")
-    refused(path, lambda: run.check_files(folder), lambda: writer.rewind("convert", 4), says=says)
+    refused(path, lambda: environment.check_files(folder), lambda: writer.rewind("convert", 4), says=says)
     refused(path, lambda: writer.rewind("convert", 4), says="mend or remove this line")
     refused(path, lambda: read_metrics(path), says=says)
     if name == "metrics.jsonl":
@@ -303,7 +302,7 @@ TABLES = {
 def test_a_table_of_results(tmp_path, damage):
     path = build_run(tmp_path / "run") / "results.csv"
     path.write_bytes(damage(path.read_bytes()))
-    refused(path, lambda: run.check_files(path.parent), says="delete the file: the same command writes it anew")
+    refused(path, lambda: environment.check_files(path.parent), says="delete the file: the same command writes it anew")
     (tmp_path / "results").mkdir()
     path = tmp_path / "results" / "results.csv"
     write_sweep(path, {"a": ({}, result_rows())})
@@ -348,15 +347,6 @@ def test_a_damaged_job_is_named_before_any_starts(tmp_path):
             "; --redo=b deletes its folder and runs the job anew"
         )  # fmt: skip
         path.write_bytes(whole)
-
-
-def test_a_second_sweep_in_a_folder_is_refused_in_one_line(tmp_path):
-    workdir = tmp_path / "sweep"
-    config = f"--config={ROOT / 'tests' / 'experiments' / 'tiny_sweep.py'}"
-    with environment.locked(workdir / ".lock"):
-        ended = command("sweep", config, f"--workdir={workdir}", "--only=alpha=0.5")
-    assert ended.status == 2 and f"error: {workdir}: another process is running there" in ended.errors
-    assert [path.name for path in workdir.iterdir()] == [".lock"]
 
 
 def test_the_damage_is_told_where_the_file_is_a_folder_or_gone(tmp_path):

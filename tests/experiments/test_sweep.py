@@ -296,6 +296,13 @@ def test_a_folder_with_another_sweep_is_refused(tmp_path):
     assert output.strip().endswith("holds another sweep: name ('other' there, 'tiny' now); choose another")
 
 
+def test_a_second_sweep_in_a_folder_is_refused_in_one_line(tmp_path):
+    with environment.locked(tmp_path / ".lock"):
+        status, output = run(tmp_path, "--only=alpha=0.5")
+    assert status == 2 and [path.name for path in tmp_path.iterdir()] == [".lock"]
+    assert output.strip() == f"error: {tmp_path}: another process is running there; choose another folder"
+
+
 def test_a_list_is_commands_that_can_be_typed(tmp_path):
     status, output = run(tmp_path / "w", "--list", "--only=alpha=0.5")
     assert status == 0 and not (tmp_path / "w").exists()

@@ -343,7 +343,7 @@ def _cell(row: Mapping[str, Any], column: str, where: str) -> str:
 
 def _parse(text: str, column: str, where: str) -> str | float | list[float] | None:
     if column == "kind" and text not in KINDS:
-        raise UserError(f"{where}: kind: got {text!r}, should be one of {KINDS}")
+        raise UserError(f"{where}: kind: got {shown(text)}, should be one of {KINDS}")
     if text == "":
         return None
     if column in TEXT_COLUMNS:
@@ -359,7 +359,7 @@ def _number(text: str, column: str, where: str) -> float:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise UserError(f"{where}: {column}: got {text!r}, should be a finite number or blank")
+        raise UserError(f"{where}: {column}: got {shown(text)}, should be a finite number or blank")
     return number
 
 

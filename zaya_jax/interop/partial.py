@@ -78,12 +78,12 @@ class Partial:
     def _read(self) -> None:
         with remedy(REMEDY):
             lines = read_lines(self.path / JOURNAL)
-        found = lines[0].get("conversion", ()) if lines else None
+        found = lines[0].get("conversion") if lines else None
         for number, line in enumerate(lines[1:], start=2):
             if set(line) != {"piece", "is"} or not isinstance(line["piece"], str):
                 raise UserError(f"{self.path / JOURNAL} line {number}: not a piece of a conversion; {REMEDY}")
             self._done[line["piece"]] = line["is"]
-        if found is not None and not isinstance(found, dict):
+        if lines and not isinstance(found, dict):
             raise UserError(f"{self.path / JOURNAL}: not a journal of ours; {REMEDY}")
         if found is None and any(path.name != JOURNAL for path in self.path.iterdir()):
             raise UserError(f"{self.path}: holds files but no journal; delete it to begin anew")
