@@ -279,11 +279,11 @@ def test_what_is_frozen_counts_neither_gradients_nor_moments():
 
 def test_more_samples_than_memory_holds_are_refused_before_anything_is_made():
     sampler = SamplerConfig("autoregressive")
-    with mock.patch("jax.random.split", side_effect=AssertionError("made before it was checked")):
-        with pytest.raises(
-            UserError, match=r"^generate: needs at least .* \(keys and values of 2147483647 x 8 tokens\)"
-        ):
-            sample(MODEL, VARIABLES, [[1, 2]], sampler, 6, samples=2**31 - 1)
+    with (
+        mock.patch("jax.random.split", side_effect=AssertionError("made before it was checked")),
+        pytest.raises(UserError, match=r"^generate: needs at least .* \(keys and values of 2147483647 x 8 tokens\)"),
+    ):
+        sample(MODEL, VARIABLES, [[1, 2]], sampler, 6, samples=2**31 - 1)
 
 
 FOLDER = Path(__file__).parent / "parity" / "fixtures" / "plain"
