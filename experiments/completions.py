@@ -91,11 +91,10 @@ class Completions:
             index, sample, settings, ran = row["index"], row["sample"], row["settings"], row["ran"]
             known = row["prompt"] == self._prompts[index] if 0 <= index < len(self._prompts) else False
             known = known and 0 <= sample < self._samples
-            ours = isinstance(ran, dict) and set(ran) <= set(SETTLED)
+            if not isinstance(ran, dict) or not set(ran) <= set(SETTLED):
+                raise TypeError("ran")
         except (KeyError, TypeError):
-            ours = False
-        if not ours:
-            raise UserError(f"{where} not written by this command; {REMEDY}")
+            raise UserError(f"{where} not written by this command; {REMEDY}") from None
         if difference := first_difference(settings, self._settings):
             raise UserError(f"{where} made with other settings: {difference}; choose another")
         if not known:

@@ -406,10 +406,9 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
 def _shape(value: Any) -> tuple[int, ...] | None:
     """Of a number or a nested list of numbers (or of None, where a step had none); None for anything else."""
     if isinstance(value, list):
-        inner = {_shape(each) for each in value}
-        if len(inner) > 1 or None in inner:
-            return None
-        return (len(value), *(inner.pop() if inner else ()))
+        shapes = {_shape(each) for each in value} or {()}
+        inner = shapes.pop()
+        return None if shapes or inner is None else (len(value), *inner)
     fits = value is None or isinstance(value, float) or (isinstance(value, int) and abs(value) < LARGE)
     return () if fits else None
 
