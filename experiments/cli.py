@@ -20,7 +20,7 @@ from zaya_jax.writing import write_text
 
 _THREADS = flags.DEFINE_integer(
     "threads", None, "CPU threads to compute with; default: one for each core. Decoding with a model whose active "
-    "weights fit the processor's cache is faster with 1 (README, \"Measured\").", lower_bound=1,
+    "weights fit the processor's cache is faster with 1 (README, \"Measured\").", lower_bound=1, upper_bound=1024,
 )  # fmt: skip
 _CACHE = flags.DEFINE_string(
     "compilation_cache", None, "Folder where compiled programs are kept for the next time; empty: nowhere. Default: "

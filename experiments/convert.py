@@ -22,6 +22,7 @@ from tqdm import tqdm
 from experiments import cli
 from experiments.environment import made_by
 from experiments.tokens import checkpoint_of, companions_of
+from zaya_jax.checks import Number, check
 from zaya_jax.errors import UserError
 from zaya_jax.interop.conversion import FORMATS, convert
 from zaya_jax.paths import absolute
@@ -32,7 +33,9 @@ _CHECKPOINT = flags.DEFINE_string(
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write; must be new or empty.")
 _FORMAT = flags.DEFINE_enum("format", "huggingface", FORMATS, "Layout to write.")
 _DTYPE = flags.DEFINE_enum("dtype", None, ("float32", "bfloat16"), "Of the parameters. Default: as they are stored.")
-_SHARD = flags.DEFINE_float("max_shard_gb", 5.0, "A safetensors file holds at most so many GB.")
+_SHARD = flags.DEFINE_float(
+    "max_shard_gb", 5.0, "A safetensors file holds at most so many GB.", lower_bound=1e-9, upper_bound=1e9
+)
 _EMA = flags.DEFINE_bool("ema", False, "Of one of our checkpoints, the average that training kept of the parameters.")
 
 
@@ -45,7 +48,7 @@ def main() -> None:
             bars.append(tqdm(total=total, unit="B", unit_scale=True, desc="converting", mininterval=1.0))
         bars[0].update(done - bars[0].n)
 
-    size = round(_SHARD.value * 1e9)
+    size = round(check("--max_shard_gb", _SHARD.value, Number(0, 1e9, above=True)) * 1e9)  # NaN passes absl's bounds
     try:
         with companions_of(checkpoint) as (companions, notes):
             report = convert(

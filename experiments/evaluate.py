@@ -20,6 +20,7 @@ from experiments.tokens import checkpoint_of, choose_template, choose_tokenizer,
 from zaya_jax import Zaya, load_pretrained
 from zaya_jax.analysis.results import write_results
 from zaya_jax.analysis.tables import sampling_table
+from zaya_jax.checks import FLOAT32
 from zaya_jax.data.tasks import BENCHMARKS, TASKS, ChatTask, Task, make_task
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.task_accuracy import Arm, Trial, run_task, task_rows
@@ -36,17 +37,23 @@ _TEMPLATE = flags.DEFINE_string("chat_template", None, "With --chat, as of exper
 _TASKS = flags.DEFINE_list("tasks", None, f"Of {', '.join([*TASKS, *BENCHMARKS])}; options are their defaults.")
 _ARMS = flags.DEFINE_list("arms", ["autoregressive", "lossless", "mix_stale"], f"Of {', '.join(known_arms())}.")
 _TEMPERATURES = flags.DEFINE_list("temperatures", ["0", "1"], "Of the target; greedy arms draw one sample.")
-_PROMPTS = flags.DEFINE_integer("prompts", 512, "Test problems of each task.", lower_bound=1)
-_SAMPLES = flags.DEFINE_integer("samples", 16, "Of each problem.", lower_bound=1)
-_BATCH = flags.DEFINE_integer("batch", 64, "Rows at once: prompts x samples.", lower_bound=1)
-_NEW = flags.DEFINE_integer("max_new_tokens", 256, "Tokens after which a row ends without a stop.", lower_bound=1)
-_BLOCK = flags.DEFINE_integer("block_size", 8, "Slots of a drafted block.", lower_bound=1)
-_BUDGET = flags.DEFINE_integer(
-    "anchor_budget", 0, "Blocks drafted a forward; 0: behind every accept length.", lower_bound=0
+_PROMPTS = flags.DEFINE_integer("prompts", 512, "Test problems of each task.", lower_bound=1, upper_bound=1_000_000)
+_SAMPLES = flags.DEFINE_integer("samples", 16, "Of each problem.", lower_bound=1, upper_bound=65_536)
+_BATCH = flags.DEFINE_integer("batch", 64, "Rows at once: prompts x samples.", lower_bound=1, upper_bound=1_000_000)
+_NEW = flags.DEFINE_integer(
+    "max_new_tokens", 256, "Tokens after which a row ends without a stop.", lower_bound=1, upper_bound=2**24
 )
-_BETA = flags.DEFINE_float("beta", 0.5, "Weight of the draft in mixing arms.")
-_DRAFT = flags.DEFINE_float("draft_temperature", None, "Of the drafts; default: the target's.")
-_SEED = flags.DEFINE_integer("seed", 1_000, "Of the problems and of the first row.", lower_bound=0)
+_BLOCK = flags.DEFINE_integer("block_size", 8, "Slots of a drafted block.", lower_bound=1, upper_bound=1024)
+_BUDGET = flags.DEFINE_integer(
+    "anchor_budget", 0, "Blocks drafted a forward; 0: behind every accept length.", lower_bound=0, upper_bound=1024
+)
+_BETA = flags.DEFINE_float("beta", 0.5, "Weight of the draft in mixing arms.", lower_bound=0.0, upper_bound=1.0)
+_DRAFT = flags.DEFINE_float(
+    "draft_temperature", None, "Of the drafts; default: the target's.", lower_bound=0.0, upper_bound=FLOAT32
+)
+_SEED = flags.DEFINE_integer(
+    "seed", 1_000, "Of the problems and of the first row.", lower_bound=0, upper_bound=2**31 - 1
+)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of answers/ and results.csv.")
 
 

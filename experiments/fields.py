@@ -20,13 +20,6 @@ def build(kind: type, values: Any, where: str) -> Any:
         raise UserError(f"{where}: {error}") from error
 
 
-def positive(field: str, value: Any) -> int:
-    """`value`. UserError unless it is an integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f"{field}: got {value!r}, may be an integer of at least 1")
-    return value
-
-
 def choice(field: str, value: Any, choices: Any) -> str:
     """`value`. UserError unless it is one of `choices`."""
     if value not in choices:

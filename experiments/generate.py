@@ -73,8 +73,8 @@ def define_flags(values: flags.FlagValues) -> None:
     def text(name: str, words: str) -> None:
         flags.DEFINE_string(name, None, words, flag_values=values)
 
-    def count(name: str, default: int | None, words: str, low: int = 1) -> None:
-        flags.DEFINE_integer(name, default, words, lower_bound=low, upper_bound=2**31 - 1, flag_values=values)
+    def count(name: str, default: int | None, words: str, low: int = 1, high: int = 2**24) -> None:
+        flags.DEFINE_integer(name, default, words, lower_bound=low, upper_bound=high, flag_values=values)
 
     text(
         "checkpoint", "Folder of a model: a Hugging Face one, WORKDIR/checkpoints/STAGE, or WORKDIR: its sampled stage."
@@ -84,9 +84,9 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_boolean("chat", False, "Talk: a turn a line from stdin.", flag_values=values)
     text("chat_template", "plain, a Jinja file, a Jinja text, or none. Default: the folder's, else none.")
     count("max_new_tokens", 128, "Tokens after which a row (an answer) ends without a stop.")
-    count("seed", 0, "Of the first row; row r has seed + r.", low=0)
-    count("samples", 1, "Continuations of each prompt; they share its first forward.")
-    count("batch", None, f"Prompts side by side, with --prompts-file; default: {BATCH}.")
+    count("seed", 0, "Of the first row; row r has seed + r.", low=0, high=2**31 - 1)
+    count("samples", 1, "Continuations of each prompt; they share its first forward.", high=65_536)
+    count("batch", None, f"Prompts side by side, with --prompts-file; default: {BATCH}.", high=1_000_000)
     text("output", "FILE.jsonl for the rows, which are then not shown.")
     text("tokenizer", "bytes, or a tokenizer json. Default: the folder's tokenizer.json, its run's, or \"bytes\".")
     flags.DEFINE_boolean(

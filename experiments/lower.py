@@ -44,9 +44,11 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with an 
 _TARGET = flags.DEFINE_string("target", None, f"The GPU: {', '.join(targets.TARGETS)}.")
 _PHASE = flags.DEFINE_string("phase", None, "Training phase whose step is compiled; default: the one that is sampled.")
 _WHAT = flags.DEFINE_enum("what", "both", ["train", "decode", "both"], "Which programs.")
-_DEVICES = flags.DEFINE_integer("devices", 1, "Devices the train step is laid over.", lower_bound=1)
-_CONTEXT = flags.DEFINE_integer("context", 4096, "Decoding: tokens a sequence that the cache holds.", lower_bound=1)
-_BATCH = flags.DEFINE_integer("batch", 1, "Decoding: sequences.", lower_bound=1)
+_DEVICES = flags.DEFINE_integer("devices", 1, "Devices the train step is laid over.", lower_bound=1, upper_bound=65_536)
+_CONTEXT = flags.DEFINE_integer(
+    "context", 4096, "Decoding: tokens a sequence that the cache holds.", lower_bound=1, upper_bound=2**24
+)
+_BATCH = flags.DEFINE_integer("batch", 1, "Decoding: sequences.", lower_bound=1, upper_bound=1_000_000)
 _OUTPUT = flags.DEFINE_string("output", None, "Where to write the numbers as JSON; nowhere by default.")
 _CACHE = flags.DEFINE_string("cache", "~/.cache/zaya_jax", "Where stand-ins for missing ROCm libraries are kept.")
 _CHILD = flags.DEFINE_string("child", None, "Internal: PROGRAM,FILE of a process that compiles one of them.")

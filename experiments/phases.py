@@ -21,7 +21,7 @@ from experiments import fields
 from experiments.mixture import Mixtures, MixtureSource
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.architecture.config import NO_MASK, THETA
-from zaya_jax.checks import Integer, check
+from zaya_jax.checks import ROWS, Integer, check
 from zaya_jax.data.pipeline import PACKINGS
 from zaya_jax.errors import UserError
 from zaya_jax.interop.adapters import fresh_adapters
@@ -36,6 +36,7 @@ from zaya_jax.training.optimizer import OptimizerConfig, frozen_parameters
 from zaya_jax.training.state import init_state
 
 SCRATCH = "scratch"
+ROW_LENGTH = Integer(2)  # a next token takes two
 # Fields of a section that are not `Phase`'s own.
 OURS = ("batch_size", "start", "optimizer_state", "row_length", "rope_theta", "mixture", "packing", "mesh")
 
@@ -140,7 +141,7 @@ def _stage(
         mine = section.get(field)
         return (f"data.{field}", config.data[field]) if mine is None else (f"{name}.{field}", mine)
 
-    row_length = check(*own("row_length"), Integer(2))  # a next token takes two
+    row_length = check(*own("row_length"), ROW_LENGTH)
     if row_length > model.max_position_embeddings:
         raise UserError(
             f"{own('row_length')[0]}: got {row_length}, may be at most model.max_position_embeddings "
@@ -151,7 +152,7 @@ def _stage(
         got = f"got {objective.block_size}, may be at most {own('row_length')[0]} ({row_length})"
         raise UserError(f"{name}.objective.block_size: {got}")
     where, items = own("mixture")
-    batch_size = fields.positive(f"{name}.batch_size", section.batch_size)
+    batch_size = check(f"{name}.batch_size", section.batch_size, ROWS)
     _check_optimizer(name, phase.optimizer, model, batch_size)
     return Stage(
         phase=phase,

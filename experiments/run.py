@@ -32,7 +32,6 @@ import contextlib
 import functools
 import itertools
 import json
-import math
 from pathlib import Path
 
 import jax
@@ -40,11 +39,11 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments import cli, environment, settings
+from experiments import cli, environment, settings, sizes
 from experiments.mixture import MixtureSource
 from experiments.phases import Stage, load_start
 from experiments.tokens import run_template
-from zaya_jax.analysis.flops import Split, describe, training_flops
+from zaya_jax.analysis.flops import describe, training_flops
 from zaya_jax.analysis.plots import draw_figures
 from zaya_jax.analysis.report import write_report
 from zaya_jax.analysis.results import Row, load_run, write_results
@@ -80,8 +79,12 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; default: r
 _SINKS = flags.DEFINE_list("sinks", [], "Where metrics go besides metrics.jsonl: tensorboard, wandb.")
 _PROFILE = flags.DEFINE_string("profile", None, "Folder for a profiler trace of a few steps of every training stage.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "Many processes: HOST:PORT of process 0, or auto.")
-_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are, with HOST:PORT.", lower_bound=1)
-_PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0, with HOST:PORT.", lower_bound=0)
+_PROCESSES = flags.DEFINE_integer(
+    "processes", None, "How many processes there are, with HOST:PORT.", lower_bound=1, upper_bound=65_536
+)
+_PROCESS = flags.DEFINE_integer(
+    "process", None, "Which of them this is, from 0, with HOST:PORT.", lower_bound=0, upper_bound=65_536
+)
 _STAGES = flags.DEFINE_string("stages", None, "Where training stages live; default: WORKDIR/checkpoints.")
 
 
@@ -95,6 +98,7 @@ def main() -> None:
     use_cpu_devices(setup.cpu_devices)
     start_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     placements = {name: stage.placement() for name, stage in setup.stages.items()}
+    sizes.check(setup, placements)
     with contextlib.ExitStack() as stack:
         sinks: list[Sink] = []
         if is_first():
@@ -155,11 +159,11 @@ def train_stages(
         objective = stage.phase.objective
         tidar, block_size = objective.kind == "tidar", objective.block_size
         optimizer = stage.phase.optimizer
-        sizes = describe(
+        described = describe(
             stage.model, stage.batch_size, stage.row_length, tidar, block_size, optimizer.name,
-            optimizer.ema_decay > 0, split_of(placements[name]),
+            optimizer.ema_decay > 0, sizes.split_of(placements[name]),
         )  # fmt: skip
-        print(f"{name}\n{sizes}", flush=True)
+        print(f"{name}\n{described}", flush=True)
     with environment.timed(workdir, "data"):
         train_data, held_out = (
             {name: open_source(setup, workdir, source, split) for name, source in setup.sources.items()}
@@ -236,15 +240,6 @@ def run_phase(
                 placement=placement, flops_per_step=step_flops(stage), peak_flops=peak_of(placement),
                 profile=absolute(_PROFILE.value) / name if _PROFILE.value else None,
             )  # fmt: skip
-
-
-def split_of(placement: Placement | None) -> Split:
-    """How many ways a placement cuts what `training_memory` counts."""
-    if placement is None:
-        return Split()
-    experts = placement.split("expert")
-    along = math.prod(placement.mesh.shape[n] for n in placement.names("embed") if n not in placement.names("expert"))
-    return Split(along, experts, placement.split("batch"), placement.split("sequence"))
 
 
 def peak_of(placement: Placement | None) -> float | None:

@@ -11,17 +11,19 @@ from ml_collections import ConfigDict
 
 from experiments import fields
 from experiments.mixture import Mixtures, MixtureSource
-from experiments.phases import Stage, is_phase, phase_names, read_stages
+from experiments.phases import ROW_LENGTH, Stage, is_phase, phase_names, read_stages
 from experiments.tokens import BESIDE_TOKENIZER, beside_tokenizer
 from zaya_jax.architecture import ZayaConfig
-from zaya_jax.checks import SEED, Integer, Rule, check, folder_name
+from zaya_jax.checks import COUNT, SEED, Integer, Rule, check, check_all, folder_name, shown
 from zaya_jax.data.chat import THINKING
 from zaya_jax.data.contents import Digests, of_tokenizer
 from zaya_jax.data.tasks import BENCHMARKS, ChatTask, Task, make_task
 from zaya_jax.data.templates import ChatTemplate, load_template
 from zaya_jax.data.tokenizers import Tokenizer, for_model, load_tokenizer, may_be_mask
 from zaya_jax.errors import UserError
+from zaya_jax.evaluation.task_accuracy import RULES as TRIAL_RULES
 from zaya_jax.evaluation.task_accuracy import Arm, Trial
+from zaya_jax.parallel.devices import CPU_DEVICES
 from zaya_jax.sampling import SamplerConfig, all_targets
 
 SECTIONS = {
@@ -36,13 +38,10 @@ SECTIONS = {
     "evaluate",
 }  # and a section a phase
 DATA = {"row_length", "mixture", "packing", "chat_template", "thinking", "task_documents", "validation_batches"}
-# The numbers of `evaluate`; a run of more is not an evaluation but a mistake.
-EVALUATE: dict[str, Rule] = {
-    "prompts": Integer(1, 1_000_000),
-    "samples": Integer(1, 65_536),
-    "batch": Integer(1, 1_000_000),
-    "max_new_tokens": Integer(1, 2**24),
-    "seed": SEED,
+DATA_RULES: dict[str, Rule] = {  # of the numbers of `data`; each phase checks its own row_length
+    "row_length": ROW_LENGTH,
+    "task_documents": COUNT,
+    "validation_batches": Integer(1, 100_000),
 }
 
 
@@ -87,16 +86,17 @@ def read(config: ConfigDict, trained: Tokenizer | None = None) -> Settings:
     phase_names(config)
     folder_name("name", config.name)
     check("seed", config.seed, SEED)
-    check("cpu_devices", config.cpu_devices, Integer(1, 4096))
+    check("cpu_devices", config.cpu_devices, CPU_DEVICES)
     tokenizer = trained or load_tokenizer(config.tokenizer)
     model = _model(config, tokenizer)
-    for name in ("row_length", "task_documents", "validation_batches"):
-        fields.positive(f"data.{name}", config.data[name])
+    check_all("data", config.data, DATA_RULES)
     template = _template(config, tokenizer)
     mixtures = Mixtures(template, _thinking(config.data.get("thinking", THINKING)))
     stages = read_stages(config, model, mixtures)
-    for name, rule in EVALUATE.items():
-        check(f"evaluate.{name}", config.evaluate[name], rule)
+    check_all("evaluate", config.evaluate, TRIAL_RULES)
+    if config.evaluate.max_new_tokens >= model.max_position_embeddings:
+        got, most = config.evaluate.max_new_tokens, model.max_position_embeddings
+        raise UserError(f"evaluate.max_new_tokens: got {got}, may be below model.max_position_embeddings ({most})")
     if not config.evaluate.temperatures:
         raise UserError("evaluate.temperatures: got (), may be one or more numbers of at least 0")
     sampled = _sampled(config.evaluate.get("phase"), stages)
@@ -296,6 +296,7 @@ def _arms(evaluate: ConfigDict, block_size: int, tokenizer: Tokenizer) -> tuple[
 
 
 def _budget(value: Any, block_size: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= block_size:
-        raise UserError(f"evaluate.anchor_budget: got {value!r}, may be 0 (all anchors) .. block_size ({block_size})")
+    if not Integer(0, block_size).allows(value):
+        got = shown(value)
+        raise UserError(f"evaluate.anchor_budget: got {got}, may be 0 (all anchors) .. block_size ({block_size})")
     return value if value < block_size else 0

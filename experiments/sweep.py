@@ -43,7 +43,7 @@ from zaya_jax.writing import write_text
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Sweep file, such as configs/sweeps/study.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the sweep lives; default: runs/sweeps/<its name>.")
 _STAGES = flags.DEFINE_string("stages", None, "Where shared training stages live; default: WORKDIR/stages.")
-_WORKERS = flags.DEFINE_integer("workers", None, "Jobs at once; default: one a core.", lower_bound=1)
+_WORKERS = flags.DEFINE_integer("workers", None, "Jobs at once; default: one a core.", lower_bound=1, upper_bound=1024)
 _EXECUTOR = flags.DEFINE_enum("executor", "local", ["local", "slurm"], "slurm: through submitit (the `slurm` extra).")
 _SLURM = flags.DEFINE_list("slurm", [], "Slurm's parameters as submitit names them: partition=gpu,timeout_min=600.")
 _ONLY = flags.DEFINE_string("only", None, "Jobs whose name has this in it.")

@@ -10,9 +10,12 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
+
 from zaya_jax.errors import UserError
 
 INT32 = 2**31 - 1  # the largest token id, position, seed and size: what arrays of int32 hold
+FLOAT32 = float(np.finfo(np.float32).max)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]{0,99}")
 NEAR = 3  # names that an unknown one is told, at most
 
@@ -59,6 +62,8 @@ class Number:
         low = f"{'above' if self.above else 'of at least'} {self.least:g}"
         if math.isinf(self.most):
             return f"a finite number {low}"
+        if self.most == FLOAT32:
+            return f"a finite number {low} that float32 holds"
         return f"a number {low} and {'below' if self.below else 'at most'} {self.most:g}"
 
     def allows(self, value: Any) -> bool:
@@ -105,6 +110,8 @@ class Unset:
 SWITCH = Choice((True, False))
 COUNT = Integer(1)
 SEED = Integer(0)
+KEY = Integer(0, 2**32 - 1)  # what a random key is made of: a seed and what is added to it
+ROWS = Integer(1, 1_000_000)  # of a batch, and problems of an evaluation: more is not a choice but a mistake
 
 
 def check(field: str, value: T, rule: Rule) -> T:

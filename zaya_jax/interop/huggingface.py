@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from zaya_jax import memory
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.errors import UserError
 from zaya_jax.interop.families import family_of
@@ -57,6 +58,7 @@ def load_huggingface(directory: Directory, placement: Placement | None = None) -
         places: dict[Path, Any] = dict.fromkeys(abstract, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
     else:
         places = cast(dict, traverse_util.flatten_dict(placement.shardings(traverse_util.unflatten_dict(abstract))))
+    memory.require_arrays(str(folder.directory), abstract.values(), (places[path] for path in abstract))
     flat = {path: _place(folder, path, struct, places[path]) for path, struct in abstract.items()}
     return folder.config, traverse_util.unflatten_dict(flat)
 

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zaya_jax.architecture import Cache, Zaya
+from zaya_jax import checks, memory
+from zaya_jax.architecture import Cache, Zaya, ZayaConfig
 from zaya_jax.errors import Diverged, UserError
 from zaya_jax.sampling.config import SamplerConfig
 from zaya_jax.sampling.drafting import Yield, require_mask
@@ -17,7 +18,7 @@ from zaya_jax.sampling.loop import METHODS, State, run, start
 from zaya_jax.sampling.method import Knobs, Plan
 from zaya_jax.sampling.noise import row_keys
 from zaya_jax.sampling.stopping import Decoder, StopStrings
-from zaya_jax.sampling.values import is_integer, plain, plain_tuple
+from zaya_jax.sampling.values import plain, plain_tuple
 
 WATCHED_STEPS = 16  # steps between two looks for stop strings
 
@@ -102,6 +103,10 @@ def decode(
     texts, unread = _texts(prompts, session)
     max_new_tokens, samples = plain(max_new_tokens), plain(samples)
     check(model, unread, texts, sampler, max_new_tokens, samples, session, tokenizer)
+    change = "samples, max_new_tokens or the prompts given at once may be fewer"
+    require_cache(
+        model.config, len(texts) * samples, max(map(len, texts)) + max_new_tokens, "generate", change, variables
+    )
     plan, knobs = plan_of(sampler), knobs_of(sampler)
     keys = row_keys(seed, len(prompts) * samples)
     buffer, limit = bucket(max_new_tokens), np.int32(max_new_tokens)
@@ -241,6 +246,24 @@ def _result(state: State, texts: list[list[int]], cut: dict[int, int], sampler: 
     )
 
 
+def require_cache(
+    config: ZayaConfig, rows: int, tokens: int, what: str, change: str, variables: Any = None
+) -> None:  # fmt: skip
+    """UserError where keys and values of so many rows of so many tokens are more than there is memory for.
+
+    Args:
+      variables: of the model, by whose devices it is judged; None for the first device.
+      what, change: see `memory.require`.
+    """
+    values = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    needed = rows * tokens * values * jnp.dtype(config.dtype).itemsize
+    leaf = next((leaf for leaf in jax.tree.leaves(variables) if isinstance(leaf, jax.Array)), None)
+    devices = [None] if leaf is None else list(leaf.sharding.device_set)
+    there = memory.device_memory(devices[0], len(devices))
+    parts = f"keys and values of {rows} x {tokens} tokens"
+    memory.require(what, needed, there and there * len(devices), change, parts)
+
+
 def _until(accepted: list[int], tokens: int) -> list[int]:
     """The forwards that yielded the first `tokens` tokens; the last one's share is cut to fit."""
     out, left = [], tokens
@@ -258,7 +281,7 @@ def _texts(prompts: Sequence[Sequence[int]], session: Session | None) -> tuple[l
     if not isinstance(given, tuple):
         raise UserError(f"prompts: got {given!r:.60}, may be a list of one or more token lists")
     for i, prompt in enumerate(given):
-        if not isinstance(prompt, tuple) or not all(is_integer(token) for token in prompt):
+        if not isinstance(prompt, tuple) or not all(checks.SEED.allows(token) for token in prompt):
             raise UserError(f"prompts[{i}]: got {prompt!r:.60}, may be a list of token ids")
     new = [list(prompt) for prompt in given]
     if session is None:
@@ -280,8 +303,7 @@ def check(
     if sampler.drafts:
         require_mask(config)
     for name, value in (("max_new_tokens", max_new_tokens), ("samples", samples)):
-        if not is_integer(value) or value < 1:
-            raise UserError(f"{name}: got {value!r}, may be an integer of at least 1")
+        checks.check(name, value, checks.COUNT)
     if not len(prompts):
         raise UserError("prompts: got none, may be a list of one or more token lists")
     if session is not None and samples != 1:
