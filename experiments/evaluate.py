@@ -20,8 +20,8 @@ from experiments.tokens import checkpoint_of, choose_template, choose_tokenizer,
 from zaya_jax import Zaya, load_pretrained
 from zaya_jax.analysis.results import write_results
 from zaya_jax.analysis.tables import sampling_table
-from zaya_jax.data.tasks import BENCHMARKS, TASKS, ChatTask, Task, make_task
 from zaya_jax.checks import no_such
+from zaya_jax.data.tasks import BENCHMARKS, TASKS, ChatTask, Task, make_task
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.task_accuracy import Arm, Trial, run_task, task_rows
 from zaya_jax.paths import absolute

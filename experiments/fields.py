@@ -52,7 +52,7 @@ def names_of(kind: type) -> list[str]:
 
 
 def named(error: UserError, kind: type, where: str) -> str:
-    """A dataclass's mistake with its field in the config's words: "OptimizerConfig.b1: ..." as "convert.optimizer.b1"."""
+    """A dataclass's mistake in the config's words: "OptimizerConfig.b1: ..." as "convert.optimizer.b1: ..."."""
     text = str(error)
     if text.startswith(f"{where}."):
         return text

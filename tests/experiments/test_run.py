@@ -167,7 +167,7 @@ def test_a_finished_run_is_skipped_and_another_config_is_refused(whole):
 @pytest.mark.parametrize(
     ("args", "line"),
     [
-        (["--config.convert.stepz=4"], "error: --config: .*stepz"),
+        (["--config.convert.stepz=4"], "error: --config.convert.stepz: unknown, did you mean steps"),
         (["--config.convert.steps=many"], "error: .*steps.*many"),
         (["--config.convert.objective.block_size=0"], "error: convert.objective.block_size: got 0"),
         (

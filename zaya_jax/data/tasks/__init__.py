@@ -7,6 +7,7 @@ import re
 from dataclasses import fields
 from typing import Any
 
+from zaya_jax.checks import no_such, unknown
 from zaya_jax.data.tasks.addition import Addition
 from zaya_jax.data.tasks.base import Problem, Task, TaskSource
 from zaya_jax.data.tasks.chat_task import ChatTask
@@ -14,7 +15,6 @@ from zaya_jax.data.tasks.countdown import Countdown
 from zaya_jax.data.tasks.gsm_symbolic import GsmSymbolic
 from zaya_jax.data.tasks.human_eval import HumanEval
 from zaya_jax.data.tasks.list_programs import ListPrograms
-from zaya_jax.checks import no_such, unknown
 from zaya_jax.errors import UserError
 
 # Families whose problems are drawn, so that they can be trained on; and given sets of problems.
