@@ -292,7 +292,8 @@ def _arms(evaluate: ConfigDict, block_size: int, tokenizer: Tokenizer) -> tuple[
     except UserError as error:
         text = fields.named(error, SamplerConfig, "evaluate")
         text = text.replace("evaluate.temperature:", "evaluate.temperatures:", 1)
-        raise UserError(text.replace("evaluate.block_size:", "objective.block_size of the sampled phase:", 1)) from error
+        where = "objective.block_size of the sampled phase:"
+        raise UserError(text.replace("evaluate.block_size:", where, 1)) from error
 
 
 def _budget(value: Any, block_size: int) -> int:
