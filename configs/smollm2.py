@@ -81,7 +81,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if chosen.smoke:
         c.data.update(task_documents=2000, validation_batches=1)
         c.convert.update(log_every=1, evaluate_every=25, save_every=50)
-        # a sampler runs at all: one problem and a few tokens, of one block a forward in place of 16 (272 query tokens)
-        c.evaluate.update(tasks=("addition",), prompts=1, batch=1, max_new_tokens=4, cost=False, anchor_budget=1)
+        # that samplers run at all; a budget of branch points would be measured first, with all of them
+        c.evaluate.update(tasks=("addition",), prompts=1, batch=1, max_new_tokens=4, cost=False)
         c.evaluate.update(arms=("autoregressive", "lossless"), temperatures=(0.0,))
     return c

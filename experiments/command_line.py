@@ -66,7 +66,9 @@ def read_config(file: str, overrides: Sequence[str]) -> ConfigDict:
     values, argv = flags.FlagValues(), ["", f"--{CONFIG}={file}", *overrides]
     _define("", values, argv)
     _parse(values, argv)
-    return values[CONFIG].value
+    config = values[CONFIG].value
+    assert isinstance(config, ConfigDict)  # `load` returns nothing else
+    return config
 
 
 def load(spec: str) -> ConfigDict:

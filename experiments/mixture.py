@@ -113,6 +113,6 @@ def _task(item: ConfigDict, where: str) -> Task:
     if not isinstance(options, (dict, ConfigDict)):
         raise UserError(f"{where}.options: got {shown(options)}, may be a dict of the task's options")
     try:
-        return make_task(name, **options)
+        return make_task(name, **dict(options))
     except UserError as error:
         raise UserError(f"{where}: {error}") from error

@@ -177,8 +177,9 @@ def _phase(name: str, section: ConfigDict, seed: int) -> Phase:
     values: dict[str, Any] = {key: value for key, value in section.items() if key not in OURS}
     values["objective"] = fields.build(Objective, section.objective, f"{name}.objective")
     values["optimizer"] = fields.build(OptimizerConfig, section.optimizer, f"{name}.optimizer")
+    values = {"name": name, "seed": seed, **values}
     try:
-        return Phase(**{"name": name, "seed": seed, **values})
+        return Phase(**values)
     except UserError as error:
         raise UserError(fields.named(error, Phase, name)) from error
 
