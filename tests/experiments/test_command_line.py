@@ -155,7 +155,7 @@ def deleted(field: str):
 
 
 def replaced(section: str):
-    return lambda config: config.update({section: 3})
+    return lambda config: config.__setitem__(section, 3)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def replaced(section: str):
         (lambda c: c.data.update(packing=[]), "data.packing: got [], may be one of"),
         (lambda c: c.data.mixture[0].update(task="adition"), "data.mixture[0]: task: got 'adition', did you mean add"),
         (lambda c: c.data.mixture[0].update(task=[1]), "data.mixture[0].task: got [1], may be a text"),
-        (lambda c: c.data.mixture[0].update(options=3), "data.mixture[0].options: got 3, may be a dict"),
+        (lambda c: c.data.mixture[0].__setitem__("options", 3), "data.mixture[0].options: got 3, may be a dict"),
         (lambda c: c.data.mixture[0].options.update(digit=3), "data.mixture[0]: task addition: option digit: unknown"),
         (lambda c: c.data.mixture[0].update(as_chat=3), "data.mixture[0].as_chat: got 3, may be True or False"),
         (lambda c: c.evaluate.update(arm=("lossless",)), "evaluate.arm: unknown, did you mean arms?"),
@@ -189,12 +189,12 @@ def replaced(section: str):
         (lambda c: c.evaluate.update(cost="yes"), "evaluate.cost: got 'yes', may be True or False"),
         (lambda c: c.evaluate.update(phase=[]), "evaluate.phase: got [], may be a text, or None"),
         (lambda c: c.pretrain.update(batchsize=3), "pretrain.batchsize: unknown, did you mean batch_size?"),
-        (lambda c: c.pretrain.update(objective=3), "pretrain.objective: got 3, may be a section"),
+        (lambda c: c.pretrain.__setitem__("objective", 3), "pretrain.objective: got 3, may be a section"),
         (lambda c: c.pretrain.update(start=[3]), "pretrain.start: got [3], may be a text, or None"),
         (lambda c: c.pretrain.optimizer.update(learning_rte=3), "pretrain.optimizer.learning_rte: unknown, did"),
         (lambda c: c.mesh.update(fsdp=0), "mesh.fsdp: got 0, may be an integer of at least 1"),
         (lambda c: c.mesh.rules.update(embed=3), "mesh.rules.embed: got 3, may be a tuple"),
-        (lambda c: c.mesh.update(rules=3), "mesh.rules: got 3, may be a section"),
+        (lambda c: c.mesh.__setitem__("rules", 3), "mesh.rules: got 3, may be a section"),
     ],
 )  # fmt: skip
 def test_configs_of_another_shape(change, line):

@@ -126,7 +126,7 @@ def test_whose_model_is_sampled():
         (lambda c: c.update(phases=("convert", "convert")), "phases: got 'convert' twice, may be"),
         (lambda c: c.update(phases=("pretrain", "data")), "phases: got 'data', may be"),
         (lambda c: [c[n].update(steps=0) for n in c.phases], "phases: got .*, may be some of which at least one has"),
-        (lambda c: c.update(extra=ConfigDict()), "^extra: unknown, may be one of"),
+        (lambda c: c.update(extra=ConfigDict()), "^extra: unknown, did you mean"),
         (lambda c: c.data.update(rows=3), "^data.rows: unknown, may be one of"),
         (lambda c: c.convert.update(start="control"), r"convert.start: got 'control', may be an earlier phase \(pre"),
         (lambda c: c.convert.update(start="convert"), "convert.start: got 'convert', may be an earlier phase"),
