@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from zaya_jax.architecture import ZayaConfig, preset
+from zaya_jax.checks import shown, unknown
 from zaya_jax.errors import UserError
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
@@ -25,12 +26,13 @@ def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
     for item in filter(None, (arg or "").split(",")):
         name, _, text = item.partition("=")
         if name not in defaults:
-            raise UserError(f"config argument {name!r}: unknown, may be one of {sorted(defaults)}")
+            raise unknown(f"config argument {name!r}", name, defaults)
         kind = type(defaults[name])
         try:
             values[name] = (text or "true").lower() in ("true", "1") if kind is bool else kind(text)
         except ValueError:
-            raise UserError(f"config argument {name}: got {text!r}, may be a {kind.__name__}") from None
+            may_be = {int: "an integer", float: "a number"}[kind]
+            raise UserError(f"config argument {name}: got {shown(text)}, may be {may_be}") from None
     return values
 
 
@@ -155,6 +157,8 @@ def product(*axes: list[Job]) -> list[Job]:
 
 def zipped(*axes: list[Job]) -> list[Job]:
     """The first runs of all axes together, then the second ones, ... UserError if the axes differ in length."""
+    if len(sizes := {len(each) for each in axes}) > 1:
+        raise UserError(f"zipped: got axes of {sorted(sizes)} values, may be of as many each")
     return [sum(combination, ()) for combination in zip(*axes, strict=True)]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from absl import app, flags, logging
 
-from experiments import compilation_cache, terminal
+from experiments import command_line, compilation_cache, terminal
 from zaya_jax.errors import Diverged, UserError
 from zaya_jax.files import write_text
 from zaya_jax.paths import absolute
@@ -128,22 +128,10 @@ def _parse(argv: Sequence[str]) -> list[str]:
         print(flags.FLAGS.main_module_help())
         print(flags.FLAGS.module_help(sys.modules[__name__]))
         raise SystemExit(0)
-    flags.FLAGS.set_gnu_getopt()  # flags may stand behind names
     try:
-        return flags.FLAGS([_underscored(arg) for arg in argv])
-    except flags.Error as error:
-        # ml_collections wraps what a config file raises in its whole traceback; the last line is the reason.
-        text = str(error)
-        fail(f"--config: {text.strip().splitlines()[-1]}" if "Traceback" in text else text)
-    except (AttributeError, KeyError, TypeError, ValueError, OSError, ImportError, SyntaxError) as error:
-        # ml_collections reads the config file and applies overrides here; it raises these for unknown keys and types.
-        fail(f"--config: {error}")
+        return command_line.parse(argv)
+    except UserError as error:
+        if "--traceback" in argv:  # which may not have been read yet
+            traceback.print_exc()
+        fail(str(error))
     return []
-
-
-def _underscored(arg: str) -> str:
-    """--prompts-file=a-b as absl wants it: --prompts_file=a-b; and --config=~/a.py as Python opens it."""
-    name, equals, value = arg.partition("=")
-    if name.lstrip("-") == "config":
-        value = os.path.expanduser(value)
-    return name[:2] + name[2:].replace("-", "_") + equals + value if name.startswith("--") else arg

@@ -15,18 +15,23 @@ from typing import Any
 from absl import flags
 
 from experiments import cli, environment
-from experiments.settings import known_arms, make_arms, unknown_arm
+from experiments.settings import check_arms, known_arms, make_arms
 from experiments.tokens import checkpoint_of, choose_template, choose_tokenizer, never_drafted
 from zaya_jax import Zaya, load_pretrained
 from zaya_jax.analysis.results import write_results
 from zaya_jax.analysis.tables import sampling_table
-from zaya_jax.checks import FLOAT32
+from zaya_jax.checks import FLOAT32, no_such
 from zaya_jax.data.tasks import BENCHMARKS, TASKS, ChatTask, Task, make_task
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.task_accuracy import Arm, Trial, run_task, task_rows
 from zaya_jax.paths import absolute
 
 INSTEAD = "--arms=autoregressive"  # for a model that cannot draft
+MISSING = {  # what a flag that is needed may be
+    "checkpoint": "a folder of a model",
+    "tasks": f"any of {', '.join([*TASKS, *BENCHMARKS])}, with commas",
+    "output": "a folder for answers/ and results.csv",
+}
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Folder of a model: WORKDIR/checkpoints/STAGE or a Hugging Face one."
@@ -61,10 +66,16 @@ def main() -> None:
     given, names, output = _CHECKPOINT.value, _TASKS.value, _OUTPUT.value
     for name, value in (("checkpoint", given), ("tasks", names), ("output", output)):
         if not value:
-            raise UserError(f"--{name}: missing, see --help")
+            raise UserError(f"--{name}: missing, may be {MISSING[name]}")
     assert given and names and output
     checkpoint = checkpoint_of(given)
+    for name in names:
+        if name not in TASKS | BENCHMARKS:
+            raise no_such("--tasks", name, TASKS | BENCHMARKS)
     tasks: list[Task] = [make_task(name) for name in names]
+    if _TEMPLATE.value is not None and not _CHAT.value:
+        raise UserError("--chat_template: only with --chat")
+    read_arms(())  # a mistake in a flag is said before the weights are read
     config, variables = load_pretrained(checkpoint)
     _, tokenizer = choose_tokenizer(
         _TOKENIZER.value, checkpoint, config, drafts=_ARMS.value != ["autoregressive"], instead=INSTEAD
@@ -100,16 +111,19 @@ def read_arms(stop_tokens: tuple[int, ...]) -> tuple[Arm, ...]:
     names = ["autoregressive", *(name for name in _ARMS.value if name != "autoregressive")]
     if _BUDGET.value > _BLOCK.value:
         raise UserError(f"--anchor_budget: got {_BUDGET.value}, may be 0 (all) .. --block_size ({_BLOCK.value})")
-    if unknown := unknown_arm(names):
-        raise UserError(f"--arms: got {unknown!r}, may be any of {', '.join(known_arms())}")
+    check_arms("--arms", names)
     try:
         temperatures = [float(text) for text in _TEMPERATURES.value]
     except ValueError:
         raise UserError(f"--temperatures: got {','.join(_TEMPERATURES.value)}, may be numbers with commas") from None
-    return make_arms(
-        names, temperatures, block_size=_BLOCK.value, stop_tokens=stop_tokens, beta=_BETA.value,
-        draft_temperature=_DRAFT.value,
-    )  # fmt: skip
+    try:
+        return make_arms(
+            names, temperatures, block_size=_BLOCK.value, stop_tokens=stop_tokens, beta=_BETA.value,
+            draft_temperature=_DRAFT.value,
+        )  # fmt: skip
+    except UserError as error:
+        text = str(error).replace("SamplerConfig.temperature:", "--temperatures:", 1)
+        raise UserError(text.replace("SamplerConfig.", "--", 1)) from error
 
 
 if __name__ == "__main__":

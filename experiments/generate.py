@@ -125,6 +125,8 @@ def main(values: flags.FlagValues) -> None:
                 )
             else:
                 complete(values, engine, texts, settings_of(values, name, asked))
+    except UserError as error:
+        raise UserError(dial.in_flags(str(error))) from error
     except KeyboardInterrupt:
         print(flush=True)
         cli.fail("interrupted" + ("; the same command goes on from the last whole batch" if values.output else ""), 130)
@@ -405,7 +407,7 @@ def chat(engine: Engine, talk: Conversation, screen: Screen, seed: int, stream: 
             streamer = screen.streamer(engine.tokenizer) if stream else None
             generation = engine.run([prompt], [seed], session, streamer)
         except UserError as error:  # a turn too long, say: what was said before still stands
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {dial.in_flags(str(error))}", file=sys.stderr)
             continue
         talk.add(line, generation.tokens[0], generation.session)
         shown = "" if stream else render(engine.tokenizer, generation.tokens[0], generation.accepted[0], screen.colour)

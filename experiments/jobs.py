@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from experiments import environment, settings
+from experiments.command_line import read_config
 from zaya_jax.analysis.results import Row, read_environment, read_results
 from zaya_jax.errors import UserError
 
@@ -129,23 +129,6 @@ def check_jobs(base: str, changes: Mapping[str, dict[str, Any]], workdir: Path) 
         except (UserError, OSError) as error:
             jobs[name] = dataclasses.replace(job, mistake=str(error))
     return jobs
-
-
-def read_config(file: str, overrides: list[str]) -> ConfigDict:
-    """A config file under overrides, read by the flags that `experiments.run` reads it with.
-
-    Raises:
-      UserError: no such file or field, or a value of another type.
-    """
-    argv, values = ["sweep", f"--config={file}", *overrides], flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "", values, lock_config=True, sys_argv=argv)
-    try:
-        values(argv)
-        config = values["config"].value
-    except (AttributeError, KeyError, TypeError, ValueError, OSError, ImportError, SyntaxError, flags.Error) as error:
-        raise UserError(f"--config: {str(error).strip().splitlines()[-1]}") from error
-    assert isinstance(config, ConfigDict)
-    return config
 
 
 def to_redo(asked: Iterable[str], jobs: Mapping[str, Job]) -> list[Job]:

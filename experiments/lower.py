@@ -26,9 +26,8 @@ from typing import Any
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 
-from experiments import cli, environment, settings
+from experiments import cli, command_line, environment, settings
 from experiments.phases import Stage
 from zaya_jax.analysis import compiled
 from zaya_jax.analysis.flops import parameter_count, si
@@ -40,7 +39,7 @@ from zaya_jax.parallel import targets
 from zaya_jax.parallel.placement import AXES
 from zaya_jax.paths import absolute
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with an optional :argument.", lock_config=True)
+_CONFIG = command_line.define_config("Config file, with an optional :argument.")
 _TARGET = flags.DEFINE_string("target", None, f"The GPU: {', '.join(targets.TARGETS)}.")
 _PHASE = flags.DEFINE_string("phase", None, "Training phase whose step is compiled; default: the one that is sampled.")
 _WHAT = flags.DEFINE_enum("what", "both", ["train", "decode", "both"], "Which programs.")

@@ -2,6 +2,7 @@
 
     python -m experiments.run --config=configs/quickstart.py --workdir=runs/quickstart
     python -m experiments.run --config=configs/quickstart.py:fast,block_size=4 --config.convert.objective.alpha=0.5
+    python -m experiments.run --config=configs/quickstart.py --print_config
 
 What follows the colon changes several fields at once (see the config file); --config.FIELD=VALUE changes one. The
 workdir then holds config.json, environment.json, metrics.jsonl, checkpoints/, results.csv, samples.jsonl, figures/ and
@@ -37,9 +38,9 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from experiments import cli, environment, settings, sizes
+from experiments import cli, command_line, environment, listing, settings, sizes
 from experiments.mixture import MixtureSource
 from experiments.phases import Stage, load_start
 from experiments.tokens import run_template
@@ -74,7 +75,10 @@ from zaya_jax.training.objective import Objective
 from zaya_jax.training.sinks import Sink, check_sinks, open_sinks
 from zaya_jax.training.state import init_variables, make_eval_step
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with an optional :argument.", lock_config=True)
+_CONFIG = command_line.define_config("Config file, with an optional :argument.")
+_PRINT = flags.DEFINE_boolean(
+    "print_config", False, "Print all fields of the config with their values and run nothing."
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; default: runs/<the config's name>.")
 _SINKS = flags.DEFINE_list("sinks", [], "Where metrics go besides metrics.jsonl: tensorboard, wandb.")
 _PROFILE = flags.DEFINE_string("profile", None, "Folder for a profiler trace of a few steps of every training stage.")
@@ -92,7 +96,11 @@ def main() -> None:
     config = _CONFIG.value
     if config is None:
         raise UserError("--config: missing, may be a config file such as configs/quickstart.py")
-    setup = settings.read(config)
+    if _PRINT.value:
+        print("\n".join(listing.lines_of(config)), flush=True)
+    setup = settings.read(config)  # after the listing, which helps to mend what this refuses
+    if _PRINT.value:
+        return
     check_sinks(_SINKS.value)
     workdir = absolute(_WORKDIR.value or f"runs/{setup.name}")
     use_cpu_devices(setup.cpu_devices)

@@ -14,7 +14,22 @@ from experiments.mixture import Mixtures, MixtureSource
 from experiments.phases import ROW_LENGTH, Stage, is_phase, phase_names, read_stages
 from experiments.tokens import BESIDE_TOKENIZER, beside_tokenizer
 from zaya_jax.architecture import ZayaConfig
-from zaya_jax.checks import COUNT, SEED, Integer, Rule, check, check_all, folder_name, shown
+from zaya_jax.checks import (
+    COUNT,
+    SEED,
+    SWITCH,
+    Integer,
+    Items,
+    Number,
+    Rule,
+    Text,
+    Unset,
+    check,
+    check_all,
+    folder_name,
+    no_such,
+    shown,
+)
 from zaya_jax.data.chat import THINKING
 from zaya_jax.data.contents import Digests, of_tokenizer
 from zaya_jax.data.tasks import BENCHMARKS, ChatTask, Task, make_task
@@ -42,6 +57,14 @@ DATA_RULES: dict[str, Rule] = {  # of the numbers of `data`; each phase checks i
     "row_length": ROW_LENGTH,
     "task_documents": COUNT,
     "validation_batches": Integer(1, 100_000),
+}
+# Of `evaluate`; SamplerConfig checks the rest. A run of larger numbers is not an evaluation but a mistake.
+EVALUATE: dict[str, Rule] = {
+    "tasks": Items(Text()),
+    "arms": Items(Text()),
+    "temperatures": Items(Number(0), least=1),
+    "cost": SWITCH,
+    **TRIAL_RULES,
 }
 
 
@@ -76,15 +99,15 @@ def read(config: ConfigDict, trained: Tokenizer | None = None) -> Settings:
     Raises:
       UserError, FileNotFoundError: one line that names the field, what it got and what it may be.
     """
-    _known(
-        "config field ",
-        set(config) - {name for name in config if is_phase(config[name])},
-        SECTIONS,
-        SECTIONS - {"mesh"},
-    )
-    _known("data.", set(config.data), DATA, DATA - {"packing", "chat_template", "thinking"})
+    phases = {name for name in config if is_phase(config[name])}
+    fields.section("", config, SECTIONS | phases, needed=sorted(SECTIONS - {"mesh"}))
+    fields.section("data", config.data, DATA, needed=sorted(DATA - {"chat_template", "thinking"}))
+    sampled_by = {"beta", "draft_temperature", "anchor_budget"}
+    needed = {*EVALUATE, *sampled_by}
+    fields.section("evaluate", config.evaluate, needed | {"phase", "chat"}, sorted(needed))
     phase_names(config)
     folder_name("name", config.name)
+    check("tokenizer", config.tokenizer, Text())
     check("seed", config.seed, SEED)
     check("cpu_devices", config.cpu_devices, CPU_DEVICES)
     tokenizer = trained or load_tokenizer(config.tokenizer)
@@ -93,12 +116,12 @@ def read(config: ConfigDict, trained: Tokenizer | None = None) -> Settings:
     template = _template(config, tokenizer)
     mixtures = Mixtures(template, _thinking(config.data.get("thinking", THINKING)))
     stages = read_stages(config, model, mixtures)
-    check_all("evaluate", config.evaluate, TRIAL_RULES)
+    check_all("evaluate", config.evaluate, EVALUATE)
+    check("evaluate.phase", config.evaluate.get("phase"), Unset(Text()))
+    check("evaluate.chat", config.evaluate.get("chat", False), SWITCH)
     if config.evaluate.max_new_tokens >= model.max_position_embeddings:
         got, most = config.evaluate.max_new_tokens, model.max_position_embeddings
         raise UserError(f"evaluate.max_new_tokens: got {got}, may be below model.max_position_embeddings ({most})")
-    if not config.evaluate.temperatures:
-        raise UserError("evaluate.temperatures: got (), may be one or more numbers of at least 0")
     sampled = _sampled(config.evaluate.get("phase"), stages)
     drafts = stages[sampled].phase.objective.kind == "tidar"
     block_size = stages[sampled].phase.objective.block_size
@@ -169,14 +192,6 @@ def _contents(mixture: Any, digests: Digests) -> list[dict[str, Any]]:
     return found
 
 
-def _known(where: str, names: set[str], may_be: set[str], needed: set[str]) -> None:
-    """UserError for the first name that may not be, or that is missing."""
-    unknown, missing = sorted(names - may_be), sorted(needed - names)
-    if unknown or missing:
-        what = f"{unknown[0]!r}: unknown" if unknown else f"{missing[0]!r}: missing"
-        raise UserError(f"{where}{what}, may be one of {sorted(may_be)}")
-
-
 def _model(config: ConfigDict, tokenizer: Tokenizer) -> ZayaConfig:
     model = fields.build(ZayaConfig, config.model, "model")
     if tokenizer.vocab_size > model.vocab_size:
@@ -195,7 +210,7 @@ def _model(config: ConfigDict, tokenizer: Tokenizer) -> ZayaConfig:
 
 def _template(config: ConfigDict, tokenizer: Tokenizer) -> ChatTemplate:
     """data.chat_template; "tokenizer": what lies in the folder that `tokenizer` names."""
-    spec = config.data.get("chat_template", "plain")
+    spec = check("data.chat_template", config.data.get("chat_template", "plain"), Text())
     if spec != BESIDE_TOKENIZER:
         return load_template(spec, tokenizer)
     template = beside_tokenizer(config.tokenizer, tokenizer)
@@ -205,8 +220,10 @@ def _template(config: ConfigDict, tokenizer: Tokenizer) -> ChatTemplate:
 
 
 def _thinking(value: Any) -> tuple[str, str]:
-    if isinstance(value, str) or len(value) != 2 or not all(isinstance(mark, str) and mark for mark in value):
-        raise UserError(f"data.thinking: got {value!r}, may be what opens and what closes a thinking block: {THINKING}")
+    if not isinstance(value, (tuple, list)) or len(value) != 2 or not all(map(Text().allows, value)):
+        raise UserError(
+            f"data.thinking: got {shown(value)}, may be what opens and what closes a thinking block: {THINKING}"
+        )
     return value[0], value[1]
 
 
@@ -220,7 +237,7 @@ def _sampled(name: str | None, stages: dict[str, Stage]) -> str:
         return fields.choice("evaluate.phase", name or list(stages)[-1], stages)
     name = name or ("convert" if "convert" in drafting else drafting[-1])
     if name not in drafting:
-        raise UserError(f"evaluate.phase: got {name!r}, may be a phase that drafts: {', '.join(drafting)}")
+        raise UserError(f"evaluate.phase: got {shown(name)}, may be a phase that drafts: {', '.join(drafting)}")
     return name
 
 
@@ -228,7 +245,7 @@ def _tasks(evaluate: ConfigDict, sources: dict[str, MixtureSource], template: Ch
     """What to evaluate on: tasks as they are trained on, asked in chats if so chosen."""
     trained = {source.task.name: source.task for source in reversed(sources.values()) if source.task is not None}
     texts = _texts(evaluate, sources)
-    tasks = [_task(name, trained) for name in evaluate.tasks if name not in texts]
+    tasks = [_task(name, trained, texts) for name in evaluate.tasks if name not in texts]
     if not evaluate.get("chat", False):
         return tuple(tasks)
     return tuple(ChatTask(task, template) for task in tasks)
@@ -240,10 +257,9 @@ def _texts(evaluate: ConfigDict, sources: dict[str, MixtureSource]) -> tuple[str
     return tuple(name for name in texts if not evaluate.tasks or name in evaluate.tasks)
 
 
-def _task(name: str, trained: dict[str, Task]) -> Task:
+def _task(name: str, trained: dict[str, Task], texts: Sequence[str]) -> Task:
     if name not in trained and name not in BENCHMARKS:
-        may_be = f"of the tasks of data.mixture or a benchmark: {sorted(set(trained) | set(BENCHMARKS))}"
-        raise UserError(f"evaluate.tasks: got {name!r}, may be {may_be}")
+        raise no_such("evaluate.tasks", name, {*trained, *texts, *BENCHMARKS})  # what data.mixture has, or a benchmark
     return trained.get(name) or make_task(name)
 
 
@@ -276,23 +292,27 @@ def make_arms(names: Sequence[str], temperatures: Sequence[float], **common: Any
     )
 
 
-def unknown_arm(names: Sequence[str]) -> str | None:
-    """The first name that is none of `known_arms`."""
-    return next((name for name in names if name not in known_arms()), None)
+def check_arms(field: str, names: Sequence[str]) -> None:
+    """UserError for a name that is none of `known_arms`."""
+    for name in names:
+        if name not in known_arms():
+            raise no_such(field, name, known_arms())
 
 
 def _arms(evaluate: ConfigDict, block_size: int, tokenizer: Tokenizer) -> tuple[Arm, ...]:
-    unknown = unknown_arm(evaluate.arms)
-    if unknown or "autoregressive" not in evaluate.arms:
-        got = unknown or tuple(evaluate.arms)
-        raise UserError(f"evaluate.arms: got {got!r}, may be 'autoregressive' and any of {sorted(known_arms())}")
+    check_arms("evaluate.arms", evaluate.arms)
+    if "autoregressive" not in evaluate.arms:
+        raise UserError(f"evaluate.arms: got {shown(tuple(evaluate.arms))}, may be 'autoregressive' and any others")
     chosen = {name: evaluate[name] for name in ("beta", "draft_temperature")}
     try:
         return make_arms(
             evaluate.arms, evaluate.temperatures, block_size=block_size, stop_tokens=tokenizer.eos_ids, **chosen
         )
     except UserError as error:
-        raise UserError(f"evaluate: {error}") from error
+        text = fields.named(error, SamplerConfig, "evaluate")
+        text = text.replace("evaluate.temperature:", "evaluate.temperatures:", 1)
+        where = "objective.block_size of the sampled phase:"
+        raise UserError(text.replace("evaluate.block_size:", where, 1)) from error
 
 
 def _budget(value: Any, block_size: int) -> int:

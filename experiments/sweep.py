@@ -33,7 +33,7 @@ from absl import flags
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from experiments import cli, compilation_cache, environment
+from experiments import cli, command_line, compilation_cache, environment, listing
 from experiments.jobs import FAILED, Job, check_jobs, find_base, read_jobs, to_redo
 from zaya_jax.analysis import sweep_summary
 from zaya_jax.analysis.results import read_results, write_sweep
@@ -41,7 +41,7 @@ from zaya_jax.errors import UserError
 from zaya_jax.files import read_object, remedy, write_text
 from zaya_jax.paths import absolute
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Sweep file, such as configs/sweeps/study.py.")
+_CONFIG = command_line.define_config("Sweep file, such as configs/sweeps/study.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the sweep lives; default: runs/sweeps/<its name>.")
 _STAGES = flags.DEFINE_string("stages", None, "Where shared training stages live; default: WORKDIR/stages.")
 _WORKERS = flags.DEFINE_integer("workers", None, "Jobs at once; default: one a core.", lower_bound=1, upper_bound=1024)
@@ -49,6 +49,9 @@ _EXECUTOR = flags.DEFINE_enum("executor", "local", ["local", "slurm"], "slurm: t
 _SLURM = flags.DEFINE_list("slurm", [], "Slurm's parameters as submitit names them: partition=gpu,timeout_min=600.")
 _ONLY = flags.DEFINE_string("only", None, "Jobs whose name has this in it.")
 _LIST = flags.DEFINE_boolean("list", False, "Print the jobs' commands and run nothing.")
+_PRINT = flags.DEFINE_boolean(
+    "print_config", False, "Print the base config's fields and, for each job, those that differ, and run nothing."
+)
 _REDO = flags.DEFINE_multi_string(
     "redo", [], "Delete this job's folder and run it anew; all: of all jobs (of --only), failed: of those that failed. "
     "May be given several times.",
@@ -66,7 +69,11 @@ def main() -> None:
     chosen = {name: job for name, job in jobs.items() if _ONLY.value is None or _ONLY.value in name}
     if not chosen:
         raise UserError(f"--only: got {_ONLY.value!r}, may be part of one of {', '.join(jobs)}")
+    if _PRINT.value:
+        print_configs(base, chosen)
     refuse([f"job {name}: {job.mistake}" for name, job in chosen.items() if job.mistake])
+    if _PRINT.value:
+        return
     if _LIST.value:
         for job in chosen.values():
             print(shlex.join(command(base, job, workdir)))
@@ -96,6 +103,17 @@ def unusable(jobs: Mapping[str, Job], chosen: Container[str]) -> Iterator[str]:
             yield (
                 f"job {name}: {job.folder} holds a run whose config differs in {job.difference}; --redo={name} deletes "
                 "it and runs the job anew (--redo=all: every job), or choose another --workdir"
+            )
+
+
+def print_configs(base: str, jobs: dict[str, Job]) -> None:
+    """The base config whole, and of each job the fields that differ from it."""
+    common = listing.lines_of(command_line.read_config(base, []))
+    print("\n".join([f"# {base}", *common]))
+    for name, job in jobs.items():
+        if job.config is not None:
+            print(
+                "\n".join([f"\n# job {name}", *listing.differences(common, listing.lines_of(job.config))]), flush=True
             )
 
 

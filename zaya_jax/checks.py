@@ -107,6 +107,31 @@ class Unset:
         return value is None or self.rule.allows(value)
 
 
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """A text that is not empty."""
+
+    words: str = "a text"
+
+    def allows(self, value: Any) -> bool:
+        return isinstance(value, str) and bool(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Items:
+    """A tuple or list, each of whose items a rule allows."""
+
+    of: Rule
+    least: int = 0
+
+    @property
+    def words(self) -> str:
+        return f"a tuple{f' of at least {self.least}' if self.least else ''}, each {self.of.words}"
+
+    def allows(self, value: Any) -> bool:
+        return isinstance(value, (tuple, list)) and len(value) >= self.least and all(map(self.of.allows, value))
+
+
 SWITCH = Choice((True, False))
 COUNT = Integer(1)
 SEED = Integer(0)
@@ -147,10 +172,18 @@ def unknown(field: str, name: str, known: Iterable[str]) -> UserError:
       field: the name as the user knows it, such as "model.hiden_size".
       name: the part of it that is unknown.
     """
+    return UserError(f"{field}: unknown, {_meant(name, known)}")
+
+
+def no_such(field: str, got: Any, known: Iterable[str]) -> UserError:
+    """The mistake of a value that is none of the names `known`: says the nearest ones, or all where none is near."""
+    return UserError(f"{field}: got {shown(got)}, {_meant(str(got), known)}")
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     near = difflib.get_close_matches(name, known, NEAR)
-    meant = f"did you mean {' or '.join(near)}?" if near else f"may be one of {', '.join(known)}"
-    return UserError(f"{field}: unknown, {meant}")
+    return f"did you mean {' or '.join(near)}?" if near else f"may be one of {', '.join(known)}"
 
 
 def shown(value: Any) -> str:

@@ -49,10 +49,10 @@ def test_a_checkpoint_is_evaluated_on_several_tasks_and_goes_on(tmp_path):
     [
         ([], "error: --checkpoint: missing"),
         ([MODEL, "--tasks=addition"], "error: --output: missing"),
-        ([MODEL, "--tasks=poetry", "--output=x"], "error: task: got 'poetry', must be one of addition"),
-        ([MODEL, "--tasks=addition", "--output=x", "--arms=fast"], "error: --arms: got 'fast', may be any of"),
+        ([MODEL, "--tasks=poetry", "--output=x"], "error: --tasks: got 'poetry', may be one of addition"),
+        ([MODEL, "--tasks=addition", "--output=x", "--arms=fast"], "error: --arms: got 'fast', may be one of"),
         ([MODEL, "--tasks=addition", "--output=x", "--temperatures=warm"], "error: --temperatures: got warm, may be"),
-        ([MODEL, "--tasks=addition", "--output=x", "--temperatures=-1"], "error: SamplerConfig.temperature: got -1"),
+        ([MODEL, "--tasks=addition", "--output=x", "--temperatures=-1"], "error: --temperatures: got -1"),
         (
             [MODEL, "--tasks=addition", "--output=x", "--chat"],
             f"error: --chat: {ROOT}/results/quickstart/model has no chat",

@@ -247,7 +247,7 @@ def test_no_job_starts_where_one_has_a_bad_config(tmp_path):
         assert status == 2 and not (tmp_path / "w").exists()
         lines = output.strip().splitlines()
         assert len(lines) == 3 and all(line.startswith("error: job ") for line in lines)
-        assert all("convert.objective: Objective.block_size: got 0" in line for line in lines)
+        assert all("convert.objective.block_size: got 0" in line for line in lines)
 
 
 COMMANDS_OF_SLURM = {

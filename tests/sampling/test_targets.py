@@ -36,7 +36,7 @@ def mix_linear(registry) -> Target:
 
 
 def test_a_new_targets_beta_is_recorded_without_another_edit(mix_linear, tmp_path):
-    assert settings.unknown_arm(["mix_linear"]) is None
+    settings.check_arms("--arms", ["mix_linear"])
     names = ["autoregressive", "lossless", "mix_stale", "mix_linear", "mix_fresh", "threshold"]
     arms = settings.make_arms(names, [1.0], block_size=2, beta=0.25, stop_tokens=TOKENIZER.eos_ids)
     model, variables = setup()

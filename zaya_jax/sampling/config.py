@@ -1,6 +1,7 @@
 """What a user says to the sampler."""
 
 import dataclasses
+import difflib
 from collections.abc import Collection, Sequence
 from typing import cast
 
@@ -215,4 +216,6 @@ def _fail(field: str, got: object, may_be: str) -> None:
 
 def _one_of(field: str, got: object, allowed: tuple[str, ...], may_be: str = "") -> None:
     if not isinstance(got, str) or got not in allowed:
-        _fail(field, got, may_be or f"one of {allowed}")
+        near = difflib.get_close_matches(str(got), allowed, 2)
+        meant = f" (did you mean {' or '.join(near)}?)" if near else ""
+        _fail(field, got, (may_be or f"one of {allowed}") + meant)

@@ -7,6 +7,7 @@ import re
 from dataclasses import fields
 from typing import Any
 
+from zaya_jax.checks import no_such, unknown
 from zaya_jax.data.tasks.addition import Addition
 from zaya_jax.data.tasks.base import Problem, Task, TaskSource
 from zaya_jax.data.tasks.chat_task import ChatTask
@@ -43,9 +44,9 @@ def make_task(name: str, **options: Any) -> Task:
     """The task or benchmark called `name`. UserError for an unknown name or option, or a value out of range."""
     every = TASKS | BENCHMARKS
     if name not in every:
-        raise UserError(f"task: got {name!r}, must be one of {', '.join(every)}")
+        raise no_such("task", name, every)
     known = [field.name for field in fields(every[name])]
-    unknown = [option for option in options if option not in known]
-    if unknown:
-        raise UserError(f"task {name}: got option {unknown[0]!r}, may be {', '.join(known)}")
+    for option in options:
+        if option not in known:
+            raise unknown(f"task {name}: option {option}", option, known)
     return every[name](**options)
