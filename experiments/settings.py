@@ -100,7 +100,7 @@ def read(config: ConfigDict, trained: Tokenizer | None = None) -> Settings:
     if not config.evaluate.temperatures:
         raise UserError("evaluate.temperatures: got (), may be one or more numbers of at least 0")
     sampled = _sampled(config.evaluate.get("phase"), stages)
-    drafts = stages[sampled].phase.objective.kind == "tidar"
+    drafts = stages[sampled].phase.objective.drafts
     block_size = stages[sampled].phase.objective.block_size
     return Settings(
         name=config.name,
@@ -215,7 +215,7 @@ def _sampled(name: str | None, stages: dict[str, Stage]) -> str:
 
     Where none drafts, any may be named, and without a name it is the last one.
     """
-    drafting = [stage for stage, its in stages.items() if its.phase.objective.kind == "tidar"]
+    drafting = [stage for stage, its in stages.items() if its.phase.objective.drafts]
     if not drafting:
         return fields.choice("evaluate.phase", name or list(stages)[-1], stages)
     name = name or ("convert" if "convert" in drafting else drafting[-1])

@@ -293,7 +293,7 @@ def test_arithmetic_agrees_with_python(text):
         (
             "sudoku",
             {},
-            "task: got 'sudoku', must be one of addition, countdown, list_programs, gsm_symbolic, human_eval",
+            "task: got 'sudoku', may be one of addition, countdown, list_programs, gsm_symbolic, human_eval",
         ),
         ("addition", {"digit": 3}, "task addition: got option 'digit', may be digits"),
         ("addition", {"digits": 0}, r"digits: got 0, must be an integer in \[1, 18\]"),

@@ -49,7 +49,7 @@ def test_a_checkpoint_is_evaluated_on_several_tasks_and_goes_on(tmp_path):
     [
         ([], "error: --checkpoint: missing"),
         ([MODEL, "--tasks=addition"], "error: --output: missing"),
-        ([MODEL, "--tasks=poetry", "--output=x"], "error: task: got 'poetry', must be one of addition"),
+        ([MODEL, "--tasks=poetry", "--output=x"], "error: task: got 'poetry', may be one of addition"),
         ([MODEL, "--tasks=addition", "--output=x", "--arms=fast"], "error: --arms: got 'fast', may be any of"),
         ([MODEL, "--tasks=addition", "--output=x", "--temperatures=warm"], "error: --temperatures: got warm, may be"),
         ([MODEL, "--tasks=addition", "--output=x", "--temperatures=-1"], "error: SamplerConfig.temperature: got -1"),

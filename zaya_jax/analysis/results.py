@@ -10,6 +10,7 @@ from typing import Any
 
 from zaya_jax.architecture import ZayaConfig, preset
 from zaya_jax.errors import UserError
+from zaya_jax.registry import kind_drafts
 from zaya_jax.training.metrics import read_metrics
 from zaya_jax.writing import replacing
 
@@ -99,7 +100,7 @@ class Run:
 
     def drafts(self, phase: str) -> bool:
         """Whether a phase trains draft blocks."""
-        return self.config.get(phase, {}).get("objective", {}).get("kind") == "tidar"
+        return kind_drafts(self.config.get(phase, {}).get("objective", {}).get("kind"))
 
     def path_to(self, phase: str) -> tuple[str, ...]:
         """The phases whose weights came to be `phase`'s, itself the last (experiments/phases.py says how)."""
