@@ -91,21 +91,20 @@ show("free_slots", RESULTS)
 
 # %%
 bench, curves, measured, BLOCK = {}, {}, {}, 16  # curves: milliseconds by rows; measured: tokens per forward
-if is_own(RESULTS):
+if is_own(RESULTS):  # of a sweep, the run with the largest block
     rows = read_rows(RESULTS)
     full = [row for row in rows if row["arm"] == "lossless" and row["anchors"] == "all"]
-    BLOCK = int(max((row["block_size"] for row in full), default=BLOCK))
+    largest = max(full, key=lambda row: row["block_size"], default=rows[0])
+    mine, BLOCK = largest["run"], int(largest["block_size"] or BLOCK)
     for row in rows:
-        if row["kind"] == "cost":
-            curves.setdefault(f"{row['run']}, {row['hardware']}", {})[int(row["rows"])] = row["milliseconds"]
+        if row["run"] == mine and row["kind"] == "cost":
+            curves.setdefault(f"{mine}, batch 1, {row['hardware']}", {})[int(row["rows"])] = row["milliseconds"]
     for row in full:
-        name = f"{row['run']}: {row['source']} at temperature {row['temperature']:g}"
-        measured |= {name: row["tokens_per_forward"]} if row["block_size"] == BLOCK else {}
-    print(f"{RESULTS}: {len(curves)} measured cost curve(s), {len(measured)} lossless T at block {BLOCK}, all anchors")
-    table(
-        ["rows", *curves],
-        [[str(n), *(f"{c[n]:.3f} ms" for c in curves.values())] for n in next(iter(curves.values()), {})],
-    )
+        if row["run"] == mine:
+            measured[f"{row['source']} at temperature {row['temperature']:g}"] = row["tokens_per_forward"]
+    print(f"{RESULTS.name}, run {mine}: block {BLOCK}, all anchors; lossless T of {', '.join(measured) or 'nothing'}")
+    for name, cost in curves.items():
+        table(["rows", name], [[str(rows), f"{milliseconds:.3f} ms"] for rows, milliseconds in cost.items()])
 else:
     bench = {name: json.loads((RESULTS / "bench" / f"{name}.json").read_text()) for name in ("few_experts", "samplers")}
     display(Markdown(tables.few_experts_table(bench["few_experts"]["rows"])))

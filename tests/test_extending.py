@@ -194,4 +194,14 @@ def test_commands_without_a_config_file_are_given_it(tmp_path):
     assert done.returncode == 0 and "mix_linear" in (tmp_path / "out" / "results.csv").read_text(), done.stderr
     done = command("generate", model, "--prompt=1+1=", "--target=mix_linear", "--max_new_tokens=4", target)
     assert done.returncode == 0, done.stderr
+    sweep = tmp_path / "sweep.py"
+    sweep.write_text(
+        "from configs.common import axis, sweep\n"
+        "def get_config():\n"
+        "    arms = ('autoregressive', 'lossless', 'mix_linear')\n"
+        "    return sweep('mine', 'configs/quickstart.py:fast', axis('evaluate.arms', arms))\n"
+    )
+    listed = command("sweep", f"--config={sweep}", "--list", target)
+    assert listed.returncode == 0 and target in listed.stdout, listed.stderr  # its jobs know it too
+    assert "got 'mix_linear'" in command("sweep", f"--config={sweep}", "--list").stderr
     assert "got 'mix_linear'" in command("generate", model, "--prompt=1", "--target=mix_linear").stderr

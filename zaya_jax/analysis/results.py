@@ -242,7 +242,7 @@ def results_folder(given: str | None, usual: Path) -> Path:
     """The folder that a notebook reads: `usual`, this project's results, or a user's own.
 
     Args:
-      given: a folder from here or from where `usual` lies; empty or None for `usual`.
+      given: a folder from here or from one of the two above `usual`; empty or None for `usual`.
 
     Raises:
       UserError: `given` is no folder, or neither results nor a sweep's nor a run's; one line that says what it may be.
@@ -250,7 +250,7 @@ def results_folder(given: str | None, usual: Path) -> Path:
     if not given:
         return usual
     here = Path(given).expanduser()
-    folder = next((each for each in (here, usual.parent / here) if each.is_dir()), None)
+    folder = next((each for each in (here, *(place / here for place in usual.parents[:2])) if each.is_dir()), None)
     may_be = (
         f"a sweep's folder (its --workdir, with {RESULTS}), a run's (with config.json and {RESULTS}), or one like "
         "this project's results/ (with bench/ or sweeps/)"
