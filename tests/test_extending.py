@@ -103,7 +103,9 @@ def test_a_target_of_ones_own_is_an_arm(read):
     setup = settings.read(read("my_target.py")["get_config"]("fast"))
     arms = {arm.name: arm.sampler for arm in setup.arms}
     assert arms["mix_linear"].target == "mix_linear" and arms["mix_linear"].mode == "single_pass"
-    found = jax.nn.softmax(targets.find_target("mix_linear").combine(jnp.array([0.0, 9.0]), jnp.array([9.0, 0.0]), 0.5))
+    combine = targets.find_target("mix_linear").combine
+    assert combine is not None
+    found = jax.nn.softmax(combine(jnp.array([0.0, 9.0]), jnp.array([9.0, 0.0]), jnp.array(0.5)))
     np.testing.assert_allclose(found, 0.5, atol=1e-6)
 
 
