@@ -26,7 +26,7 @@ from zaya_jax.writing import write_text
 _FOLDER = flags.DEFINE_string("folder", "notebooks", "Folder of the notebooks.")
 
 SECONDS = 300  # that a cell may take
-COLOURS = 64  # of a figure
+COLOURS = 32  # of a figure
 READERS = ("ZAYA_LIVE", "ZAYA_RESULTS")  # what a reader may have set, and committed outputs must not depend on
 
 
@@ -47,7 +47,11 @@ def executed(path: Path) -> Any:
     jupytext, nbclient = _needs("jupytext"), _needs("nbclient")
     notebook = jupytext.read(path)
     client = nbclient.NotebookClient(
-        notebook, timeout=SECONDS, record_timing=False, resources={"metadata": {"path": str(path.parent)}}
+        notebook,
+        timeout=SECONDS,
+        record_timing=False,
+        coalesce_streams=True,
+        resources={"metadata": {"path": str(path.parent)}},
     )
     with _environment(PYTHONPATH=os.pathsep.join([str(path.parents[1]), os.environ.get("PYTHONPATH", "")])):
         client.execute()

@@ -58,6 +58,7 @@ if asked:  # new test problems of its first task
     texts = [problem.prompt for problem in task.problems("test", 32 if LIVE else 8, 1_000)]
 else:
     texts = list(dict.fromkeys(sample["prompt"] for sample in run.samples))[: 32 if LIVE else 8]
+texts.sort(key=len, reverse=True)  # the first is looked at closely
 prompts = [tokenizer.encode(text) for text in texts]
 # %matplotlib inline
 
