@@ -232,7 +232,7 @@ class Layout(struct.PyTreeNode):
         if isinstance(offset, (int, np.integer)) and not 0 <= offset < block_size:
             raise UserError(f"offset: got {offset}, may be in [0, block_size = {block_size})")
         tokens = _as_row(tokens)
-        first = _grid(*tokens.shape, block_size, offset)[:, ::block_size]
+        first = _grid(tokens.shape[0], tokens.shape[1], block_size, offset)[:, ::block_size]
         return cls.blocks_at(tokens, first, block_size, valid, document, reveal)
 
     @classmethod
