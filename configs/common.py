@@ -109,7 +109,7 @@ def phase(steps: int, objective: Objective, optimizer: OptimizerConfig, **rest: 
             "on_bad_step": "stop",
             "spike_factor": 0.0,
             "evaluate_ema": False,
-            "objective": _settable(Objective, dataclasses.asdict(objective)),
+            "objective": _settable(type(objective), dataclasses.asdict(objective)),
             "optimizer": _settable(OptimizerConfig, dataclasses.asdict(optimizer)),
             **rest,
         }

@@ -16,6 +16,7 @@ from experiments import command_line, compilation_cache, terminal
 from zaya_jax.errors import Diverged, UserError
 from zaya_jax.files import write_text
 from zaya_jax.paths import absolute
+from zaya_jax.registry import load_extension
 from zaya_jax.training.interrupt import Interrupted
 
 _THREADS = flags.DEFINE_integer(
@@ -25,6 +26,10 @@ _THREADS = flags.DEFINE_integer(
 _CACHE = flags.DEFINE_string(
     "compilation_cache", None, "Folder where compiled programs are kept for the next time; empty: nowhere. Default: "
     "$JAX_COMPILATION_CACHE_DIR, else ~/.cache/zaya_jax/xla (a sweep's jobs: WORKDIR/xla).",
+)  # fmt: skip
+_EXTENSION = flags.DEFINE_multi_string(
+    "extension", [], "A .py file that registers tasks, targets, layouts or objectives, such as a run's config file "
+    "(docs/extending.md). May be given several times.",
 )  # fmt: skip
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where a mistake was noticed, not its line alone.")
 
@@ -55,6 +60,8 @@ def run(main: Callable[..., None], names: bool = False, keep_memory: bool = Fals
         else:
             compilation_cache.turn_off()
         try:
+            for file in _EXTENSION.value:
+                load_extension(absolute(file))
             main(*argv[1:])
         except USER_ERRORS as error:
             if isinstance(error, BrokenPipeError) and terminal.nobody_reads():
@@ -96,6 +103,11 @@ def _keep_memory() -> None:
 def chosen_cache() -> str | None:
     """--compilation_cache; None where it was not given."""
     return _CACHE.value
+
+
+def extensions() -> list[str]:
+    """The --extension flags of this command, for one that it starts."""
+    return [f"--extension={absolute(file)}" for file in _EXTENSION.value]
 
 
 def fail(message: str, status: int = 2) -> None:

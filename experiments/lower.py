@@ -143,7 +143,7 @@ def describe(setup: settings.Settings, name: str) -> str:
     objective = stage.phase.objective
     size = objective.block_size
     if name == "train":
-        kind = f"tidar, block {size}" if objective.kind == "tidar" else "autoregressive"
+        kind = f"{objective.kind}, block {size}" if objective.drafts else objective.kind
         pieces = stage.phase.optimizer.accumulate
         rows = f"{stage.batch_size} rows of {stage.row_length}" + (f" in {pieces} pieces" if pieces > 1 else "")
         return f"train: phase {stage.phase.name} ({kind}), {rows} on {_DEVICES.value} devices{mesh_words(stage)}"

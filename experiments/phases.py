@@ -21,6 +21,7 @@ from experiments import fields
 from experiments.mixture import Mixtures, MixtureSource
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.architecture.config import NO_MASK, THETA
+from zaya_jax.architecture.training_layouts import LAYOUTS
 from zaya_jax.checks import ROWS, Integer, Items, Text, Unset, check, shown
 from zaya_jax.data.pipeline import PACKINGS
 from zaya_jax.errors import UserError
@@ -31,7 +32,7 @@ from zaya_jax.interop.pretrained import load_pretrained
 from zaya_jax.parallel import MeshConfig, Placement, make_placement
 from zaya_jax.paths import absolute
 from zaya_jax.training.loop import Phase
-from zaya_jax.training.objective import Objective
+from zaya_jax.training.objective import Objective, objective_type
 from zaya_jax.training.optimizer import OptimizerConfig, frozen_parameters
 from zaya_jax.training.state import init_state
 
@@ -61,7 +62,10 @@ class Stage:
     def placement(self, devices: list | None = None) -> Placement | None:
         """The stage laid over `devices` (jax.devices() by default); `make_placement` says what it raises."""
         objective = self.phase.objective
-        block_size = objective.block_size if objective.kind == "tidar" else 1
+        block_size = objective.block_size if objective.drafts else 1
+        if self.mesh.context > 1 and objective.drafts and not LAYOUTS[objective.row_layout].splits:
+            got = f"got {self.mesh.context}, may be 1 where objective.row_layout is {objective.row_layout!r}"
+            raise UserError(f"{self.phase.name}: mesh.context: {got}, whose rows devices cannot share")
         rows = self.batch_size // self.phase.optimizer.accumulate
         try:
             return make_placement(self.mesh, self.model, rows, self.row_length, block_size, devices)
@@ -154,7 +158,7 @@ def _stage(
             f"({model.max_position_embeddings})"
         )
     objective = phase.objective
-    if objective.kind == "tidar" and objective.block_size > row_length:
+    if objective.drafts and objective.block_size > row_length:
         got = f"got {objective.block_size}, may be at most {own('row_length')[0]} ({row_length})"
         raise UserError(f"{name}.objective.block_size: {got}")
     where, items = own("mixture")
@@ -176,7 +180,8 @@ def _stage(
 
 def _phase(name: str, section: ConfigDict, seed: int) -> Phase:
     values: dict[str, Any] = {key: value for key, value in section.items() if key not in OURS}
-    values["objective"] = fields.build(Objective, section.objective, f"{name}.objective")
+    kind = objective_type(f"{name}.objective.kind", section.objective.get("kind", Objective.kind))
+    values["objective"] = fields.build(kind, section.objective, f"{name}.objective")
     values["optimizer"] = fields.build(OptimizerConfig, section.optimizer, f"{name}.optimizer")
     values = {"name": name, "seed": seed, **values}
     try:

@@ -166,7 +166,7 @@ def train_stages(
     tokenizer, template = config.tokenizer, chat_template(config, setup)
     for name, stage in setup.stages.items():
         objective = stage.phase.objective
-        tidar, block_size = objective.kind == "tidar", objective.block_size
+        tidar, block_size = objective.drafts, objective.block_size
         optimizer = stage.phase.optimizer
         described = describe(
             stage.model, stage.batch_size, stage.row_length, tidar, block_size, optimizer.name,
@@ -260,7 +260,7 @@ def peak_of(placement: Placement | None) -> float | None:
 def step_flops(stage: Stage) -> float:
     """FLOPs of a step of a stage. What a policy computes again is no use, so it is not counted."""
     objective = stage.phase.objective
-    model, tidar = stage.model.replace(remat="none"), objective.kind == "tidar"
+    model, tidar = stage.model.replace(remat="none"), objective.drafts
     return training_flops(model, stage.batch_size, stage.row_length, tidar, objective.block_size)
 
 
@@ -352,7 +352,7 @@ def likelihood_rows(
         eval_step = shared_eval_step(stage.model, sampled.phase.objective)
         measured = validate(setup, batches, eval_step, load_native(folders[name], stage.phase.evaluate_ema)[1])
         kept = ["ar_loss", "bits_per_byte"]
-        kept += ["draft_loss", "draft_accuracy_by_slot"] * (stage.phase.objective.kind == "tidar")
+        kept += ["draft_loss", "draft_accuracy_by_slot"] * stage.phase.objective.drafts
         for source in batches:
             found = {key: measured.get(f"{source}/{key}") for key in kept}
             cells = {key: np.asarray(value).tolist() for key, value in found.items() if value is not None}

@@ -123,7 +123,7 @@ def read(config: ConfigDict, trained: Tokenizer | None = None) -> Settings:
         got, most = config.evaluate.max_new_tokens, model.max_position_embeddings
         raise UserError(f"evaluate.max_new_tokens: got {got}, may be below model.max_position_embeddings ({most})")
     sampled = _sampled(config.evaluate.get("phase"), stages)
-    drafts = stages[sampled].phase.objective.kind == "tidar"
+    drafts = stages[sampled].phase.objective.drafts
     block_size = stages[sampled].phase.objective.block_size
     return Settings(
         name=config.name,
@@ -232,7 +232,7 @@ def _sampled(name: str | None, stages: dict[str, Stage]) -> str:
 
     Where none drafts, any may be named, and without a name it is the last one.
     """
-    drafting = [stage for stage, its in stages.items() if its.phase.objective.kind == "tidar"]
+    drafting = [stage for stage, its in stages.items() if its.phase.objective.drafts]
     if not drafting:
         return fields.choice("evaluate.phase", name or list(stages)[-1], stages)
     name = name or ("convert" if "convert" in drafting else drafting[-1])

@@ -134,7 +134,8 @@ def command(base: str, job: Job, workdir: Path) -> list[str]:
     stages = absolute(_STAGES.value) if _STAGES.value else workdir / "stages"
     threads = ["--threads=1"] if workers() > 1 and _EXECUTOR.value == "local" else []
     folders = [f"--workdir={job.folder}", f"--stages={stages}", *cache(workdir)]
-    return [sys.executable, "-m", "experiments.run", f"--config={base}", *job.overrides(), *folders, *threads]
+    rest = [*folders, *threads, *cli.extensions()]
+    return [sys.executable, "-m", "experiments.run", f"--config={base}", *job.overrides(), *rest]
 
 
 def cache(workdir: Path) -> list[str]:

@@ -25,6 +25,7 @@ from zaya_jax.data.tokenizers import (
 from zaya_jax.errors import UserError
 from zaya_jax.interop.locate import find_checkpoint, run_config
 from zaya_jax.paths import absolute
+from zaya_jax.registry import kind_drafts
 from zaya_jax.sampling.drafting import require_mask
 
 INSTEAD = "--mode=autoregressive"  # of experiments.generate, for a model that cannot draft
@@ -155,7 +156,7 @@ def never_drafted(checkpoint: Path) -> str:
     while name not in passed:
         section = config.get(name)
         objective = section.get("objective") if isinstance(section, dict) else None
-        if not isinstance(objective, dict) or objective.get("kind") != "autoregressive":
+        if not isinstance(objective, dict) or kind_drafts(objective.get("kind", "tidar")):
             return ""
         passed.append(name)
         start = section.get("start") if isinstance(section, dict) else None

@@ -1,6 +1,7 @@
 """The figures door from the outside: what it draws, what it says of the rest, and a user's mistakes."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -33,7 +34,9 @@ def test_everything_is_drawn_that_can_be(bench_only, tmp_path):
     assert can == {"strategies", "free_slots", "roofline", "anchors"}
     assert {path.stem for path in (tmp_path / "out").glob("*.png")} == can
     assert {path.stem for path in (tmp_path / "out").glob("*.txt")} == can
-    assert done.stdout.split() == [str(tmp_path / "out" / f"{name}.png") for name in FIGURES if name in can]
+    drawn = [f"{name}.png" for name in FIGURES if name in can]
+    assert done.stdout.split() == [str(tmp_path / "out" / name) for name in (*drawn, "README.md")]
+    assert re.findall(r"\((\w+\.png)\)", (tmp_path / "out" / "README.md").read_text()) == drawn
     lines = done.stderr.strip().splitlines()
     assert len(lines) == len(FIGURES) - len(can)
     assert all("python -m experiments.sweep --config=configs/sweeps/" in line for line in lines)

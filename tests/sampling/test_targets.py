@@ -1,5 +1,6 @@
 """One registry of targets: a new one is one entry, which configs, steps, results and reports know at once."""
 
+import copy
 import dataclasses
 import json
 
@@ -27,7 +28,7 @@ def average(plain, draft, beta):
 
 @pytest.fixture
 def registry(monkeypatch):
-    monkeypatch.setattr(targets, "_REGISTERED", dict(targets._REGISTERED))
+    monkeypatch.setattr(targets, "_REGISTERED", copy.deepcopy(targets._REGISTERED))
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from zaya_jax.analysis import tables
+from zaya_jax.analysis.api_page import api_tables
 from zaya_jax.analysis.lowering import lowered_table
 from zaya_jax.analysis.results import read_results, read_sweep
 from zaya_jax.errors import UserError
@@ -76,6 +77,7 @@ TABLES: dict[str, Maker] = {
     "trained_rows": _trained_rows,
     "pairs": _bench("long_rows", "pairs", tables.pairs_table),
     "lower": _lower,
+    "api": lambda _: api_tables(),
 }
 
 

@@ -15,6 +15,7 @@ from zaya_jax.analysis.verdict import hardware, relative_loss, verdict
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.architecture.config import PARTS
 from zaya_jax.files import write_text
+from zaya_jax.registry import kind_drafts
 from zaya_jax.sampling import all_targets
 
 GLOSSARY = {
@@ -136,7 +137,7 @@ def _ingredient(item: dict[str, Any]) -> str:
 def _stage(run: Run, stage: str) -> str:
     section = run.config[stage]
     objective = section.get("objective", {})
-    tidar = objective.get("kind") == "tidar"
+    tidar = kind_drafts(objective.get("kind"))
     what = f"next tokens and draft blocks of {objective.get('block_size', '?')}" if tidar else "next tokens"
     alpha = f" (AR weight {objective['alpha']:g})" if tidar and "alpha" in objective else ""
     row_length, theta = section.get("row_length"), section.get("rope_theta")

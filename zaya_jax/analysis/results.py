@@ -13,6 +13,7 @@ from zaya_jax.architecture import ZayaConfig, preset
 from zaya_jax.checks import shown
 from zaya_jax.errors import UserError
 from zaya_jax.files import parse_json, read_lines, read_object, read_text, remedy, replacing
+from zaya_jax.registry import kind_drafts
 from zaya_jax.training.metrics import REMEDY as METRICS_REMEDY
 from zaya_jax.training.metrics import read_metrics
 
@@ -110,7 +111,7 @@ class Run:
 
     def drafts(self, phase: str) -> bool:
         """Whether a phase trains draft blocks."""
-        return self.config.get(phase, {}).get("objective", {}).get("kind") == "tidar"
+        return kind_drafts(self.config.get(phase, {}).get("objective", {}).get("kind"))
 
     def path_to(self, phase: str) -> tuple[str, ...]:
         """The phases whose weights came to be `phase`'s, itself the last (experiments/phases.py says how)."""
@@ -250,6 +251,49 @@ def read_sweep(path: Path | str) -> list[Row]:
             raise UserError(f"{where}: changes: got {texts['changes']!r:.60}, should be a JSON object")
         rows.append({"run": texts["run"], "changes": changes, **_parsed(texts, where)})
     return rows
+
+
+def results_folder(given: str | None, usual: Path) -> Path:
+    """The folder that a notebook reads: `usual`, this project's results, or a user's own.
+
+    Args:
+      given: a folder from here or from one of the two above `usual`; empty or None for `usual`.
+
+    Raises:
+      UserError: `given` is no folder, or neither results nor a sweep's nor a run's; one line that says what it may be.
+    """
+    if not given:
+        return usual
+    here = Path(given).expanduser()
+    folder = next((each for each in (here, *(place / here for place in usual.parents[:2])) if each.is_dir()), None)
+    may_be = (
+        f"a sweep's folder (its --workdir, with {RESULTS}), a run's (with config.json and {RESULTS}), or one like "
+        "this project's results/ (with bench/ or sweeps/)"
+    )
+    if folder is None:
+        raise UserError(f"results: got {given}, which is no folder, may be {may_be}")
+    if not any((folder / name).exists() for name in (RESULTS, "bench", "sweeps")):
+        unfinished = " (a run that is not evaluated yet)" if (folder / "config.json").exists() else ""
+        raise UserError(f"results: got {given}{unfinished}, may be {may_be}")
+    return folder
+
+
+def is_own(folder: Path) -> bool:
+    """Whether a folder that `results_folder` gave is one sweep or run, not a collection of results."""
+    return (folder / RESULTS).exists()
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """The rows of a sweep's or a run's folder, as `read_sweep` gives them: a run is a sweep of a job without changes.
+
+    Raises:
+      FileNotFoundError, UserError: as `read_results`.
+    """
+    path = folder / RESULTS
+    with path.open(encoding="utf-8", errors="replace") as file:
+        if file.readline().startswith(SWEEP_COLUMNS[0] + ","):
+            return read_sweep(path)
+    return [{"run": folder.name, "changes": {}, **row} for row in read_results(path)]
 
 
 def read_results(path: Path | str) -> list[Row]:

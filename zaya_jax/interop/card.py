@@ -5,6 +5,7 @@ from typing import Any
 
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.files import read_object
+from zaya_jax.registry import kind_drafts
 
 CARD_FILE = "README.md"
 
@@ -70,9 +71,9 @@ def _stages(workdir: Path | None) -> tuple[list[str], int | None]:
             continue
         objective = stage["objective"]
         kind, size = objective.get("kind"), objective.get("block_size")
-        drafts = kind != "autoregressive"
-        block_size = size if drafts and isinstance(size, int) else block_size
-        about = f"{kind}, blocks of {size}" if drafts else f"{kind}"
+        drafting = kind_drafts(kind)
+        block_size = size if drafting and isinstance(size, int) else block_size
+        about = f"{kind}, blocks of {size}" if drafting else f"{kind}"
         lines.append(f"- {name}: {about}; {stage.get('steps')} steps of {stage.get('batch_size')} rows")
     return (lines if len(lines) > 2 else []), block_size
 

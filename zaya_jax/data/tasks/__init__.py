@@ -3,7 +3,6 @@
 A task of your own is a subclass of `Task` and `register_task`, in this package or in a config file (docs/extending.md).
 """
 
-import re
 from dataclasses import fields
 from typing import Any
 
@@ -16,27 +15,23 @@ from zaya_jax.data.tasks.gsm_symbolic import GsmSymbolic
 from zaya_jax.data.tasks.human_eval import HumanEval
 from zaya_jax.data.tasks.list_programs import ListPrograms
 from zaya_jax.errors import UserError
+from zaya_jax.registry import Owners, caller, unregistered
 
 # Families whose problems are drawn, so that they can be trained on; and given sets of problems.
 TASKS: dict[str, type[Task]] = {task.name: task for task in (Addition, Countdown, ListPrograms, GsmSymbolic)}
 BENCHMARKS: dict[str, type[Task]] = {task.name: task for task in (HumanEval,)}
+_OWNERS = Owners("task")
 
 __all__ = ["BENCHMARKS", "TASKS", "ChatTask", "Problem", "Task", "TaskSource", "make_task", "register_task"]
 
 
 def register_task(task: type[Task]) -> type[Task]:
-    """Makes a task known by its `name`; a class decorator. Registering it again (a config file read twice) replaces it.
+    """Makes a task known by its `name`; a class decorator. The same file, read again, replaces its task.
 
     Raises:
-      UserError: the name is one of this package's tasks, or none that a config and a file can hold.
+      UserError: the name is one of this package's tasks, of another file's, or none that a config and a file can hold.
     """
-    name = getattr(task, "name", None)
-    if not isinstance(name, str) or not re.fullmatch("[a-z][a-z0-9_]*", name):
-        raise UserError(f"task: got name {name!r}, may be lower-case letters, digits and _")
-    ours = (TASKS | BENCHMARKS).get(name)
-    if ours is not None and ours.__module__.startswith(f"{__name__}."):
-        raise UserError(f"task: got name {name!r}, may be none of {', '.join(TASKS | BENCHMARKS)}")
-    TASKS[name] = task
+    TASKS[_OWNERS.claim(getattr(task, "name", None), caller(), TASKS | BENCHMARKS)] = task
     return task
 
 
