@@ -30,7 +30,7 @@ import numpy as np
 from tqdm import tqdm
 
 from zaya_jax.architecture import Layout, Zaya
-from zaya_jax.data.tokenizers import Tokenizer
+from zaya_jax.data.tokenizers import Tokenizer, ids_in_texts
 from zaya_jax.errors import UserError
 from zaya_jax.sampling import SamplerConfig, generate
 from zaya_jax.sampling.decoding import bucket
@@ -84,8 +84,9 @@ class Adapter:
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"{name}: got {value!r}, may be an integer of at least 1")
         rows = self.model.config.vocab_size
-        if self.tokenizer.vocab_size > rows:  # else the embedding would clamp ids, and say nothing
-            raise UserError(f"tokenizer: got {self.tokenizer.vocab_size} tokens, may be at most the model's {rows}")
+        ids = ids_in_texts(self.tokenizer)
+        if ids > rows:  # else the embedding would clamp ids, and say nothing
+            raise UserError(f"tokenizer: got {ids} tokens, may be at most the model's {rows}")
         if not 0 <= self.before < rows:
             raise UserError(f"prefix: got {self.prefix}, may be in [0, {rows})")
 

@@ -2,7 +2,7 @@
 
 The journal (`journal.jsonl`) begins with what the conversion is and has a line for each finished piece with its size
 and sha256. Who comes back checks every finished piece against its line and keeps it; the folder takes its name, without
-the journal, when all is there. A partial folder of another conversion, or of a source that has changed, is refused.
+the journal, when all is there. A partial folder of another conversion, or of a source that has changed, is refused. A mistake of the user's (a source that turns out damaged) leaves nothing: coming back could not finish it.
 """
 
 import fcntl
@@ -48,7 +48,9 @@ class Partial:
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and issubclass(kind, UserError):  # but not what the disk refuses, nor a kill
+            shutil.rmtree(self.path, ignore_errors=True)
         self._journal.close()
 
     def holds(self, piece: str, check: Callable[[], Any]) -> bool:
@@ -71,18 +73,15 @@ class Partial:
         (self.path / JOURNAL).unlink()
         os.replace(self.path, self.output)
 
-    def discard(self) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
-
     def _read(self) -> None:
         self._journal.seek(0)
         data = self._journal.read()
         end = data.rfind(b"\n") + 1  # a line that a kill cut short has no end
         try:
             lines = [json.loads(line) for line in data[:end].splitlines()]
-            found = lines[0]["conversion"] if lines else None
+            found = dict(lines[0]["conversion"]) if lines else None
             self._done = {line["piece"]: line["is"] for line in lines[1:]}
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(f"{self.path / JOURNAL}: not a journal of ours; delete the folder to begin anew") from None
         if found is None and any(path.name != JOURNAL for path in self.path.iterdir()):
             raise UserError(f"{self.path}: holds files but no journal; delete it to begin anew")
