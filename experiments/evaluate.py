@@ -9,6 +9,7 @@ arm but the first has its paired difference from autoregression and a permutatio
 moment: the same command goes on behind the last answered problem. Generated code (human_eval) runs in a sandbox only.
 """
 
+import datetime
 import sys
 from typing import Any
 

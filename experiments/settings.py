@@ -94,6 +94,7 @@ def read(config: ConfigDict, trained: Tokenizer | None = None) -> Settings:
     check("cpu_devices", config.cpu_devices, Integer(1, 4096))
     tokenizer = trained or load_tokenizer(config.tokenizer)
     model = _model(config, tokenizer)
+    tokenizer = for_model(tokenizer, model.vocab_size)
     for name in ("row_length", "task_documents", "validation_batches"):
         fields.positive(f"data.{name}", config.data[name])
     template = _template(config, tokenizer)
@@ -111,7 +112,7 @@ def read(config: ConfigDict, trained: Tokenizer | None = None) -> Settings:
         name=config.name,
         seed=config.seed,
         cpu_devices=config.cpu_devices,
-        tokenizer=for_model(tokenizer, model.vocab_size),
+        tokenizer=tokenizer,
         model=model,
         task_documents=config.data.task_documents,
         validation_batches=config.data.validation_batches,
@@ -224,8 +225,8 @@ def _check_date(config: ConfigDict, template: ChatTemplate, mixtures: Mixtures) 
     written = any(source.template is not None for source in mixtures.sources.values())
     if (written or config.evaluate.get("chat", False)) and template.asks_date and template.date is None:
         raise UserError(
-            "data.chat_date: got None, may be a date such as '2026-11-28': the chat template writes the day's date, and "
-            "a run that resumes on another day would train on other text"
+            "data.chat_date: got None, may be a date such as '2026-11-28': the chat template writes the day's date, "
+            "and a run that resumes on another day would train on other text"
         )
 
 

@@ -280,7 +280,7 @@ def test_decoded_spaces_are_tidied_where_transformers_tidies_them(kind, forced, 
 
 def test_tidying_is_yes_or_no(tmp_path):
     folder = publish(tmp_path, unigram(), tokenizer_config=SPELLED | {"clean_up_tokenization_spaces": "no"})
-    with pytest.raises(UserError, match=r"tokenizer_config\.json: clean_up_tokenization_spaces: got 'no', must be true"):
+    with pytest.raises(UserError, match=r"tokenizer_config\.json: clean_up_\w+_spaces: got 'no', must be true"):
         load_tokenizer(folder)
 
 

@@ -186,7 +186,7 @@ class LocalChats(LocalText):
                 raise UserError(f"paths: {path} is no .jsonl file of chats")
 
     def documents(self) -> Iterator[Document]:
-        """(path:line, messages as JSON) of each line."""
+        """(path:line, chat as JSON) of each line."""
         for path in self._files:
             for where, record in _jsonl_records(path, _read(path)):
                 record = record if isinstance(record, dict) else {}
@@ -236,7 +236,7 @@ def prepare_text(
 
 
 def prepare_chats(paths: Sequence[str | Path], data_dir: str | Path, split: str) -> TextSource:
-    """As `prepare_text`, of .jsonl files with a chat a line; "text" is the chat's messages as JSON.
+    """As `prepare_text`, of .jsonl files with a chat a line; "text" is the chat as JSON (`chat.chat_text`).
 
     Raises:
       UserError, FileNotFoundError: as `prepare_text`, and for a line that is no chat.

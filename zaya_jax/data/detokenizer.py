@@ -33,8 +33,8 @@ class Detokenizer:
     """Tokens to text, piece by piece.
 
     Text is returned when no token to come can change it. Held back are: bytes that are no character yet, and runs of
-    byte tokens (SentencePiece's byte fallback), which decode as a whole: one wrong byte makes all of a run unknown; and,
-    where decoding tidies spaces, what a later token may still join.
+    byte tokens (SentencePiece's byte fallback), which decode as a whole: one wrong byte makes all of a run unknown;
+    and, where decoding tidies spaces, what a later token may still join.
     What `push` and `flush` return adds up to what `whole` returns, in whatever portions the tokens come.
 
     Attributes:

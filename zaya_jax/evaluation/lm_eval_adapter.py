@@ -30,7 +30,7 @@ import numpy as np
 from tqdm import tqdm
 
 from zaya_jax.architecture import Layout, Zaya
-from zaya_jax.data.tokenizers import Tokenizer, ids_in_texts
+from zaya_jax.data.tokenizers import Tokenizer, for_model, ids_in_texts
 from zaya_jax.errors import UserError
 from zaya_jax.sampling import SamplerConfig, generate
 from zaya_jax.sampling.decoding import bucket
@@ -87,6 +87,7 @@ class Adapter:
         ids = ids_in_texts(self.tokenizer)
         if ids > rows:  # else the embedding would clamp ids, and say nothing
             raise UserError(f"tokenizer: got {ids} tokens, may be at most the model's {rows}")
+        object.__setattr__(self, "tokenizer", for_model(self.tokenizer, rows))
         if not 0 <= self.before < rows:
             raise UserError(f"prefix: got {self.prefix}, may be in [0, {rows})")
 

@@ -2,7 +2,8 @@
 
 The journal (`journal.jsonl`) begins with what the conversion is and has a line for each finished piece with its size
 and sha256. Who comes back checks every finished piece against its line and keeps it; the folder takes its name, without
-the journal, when all is there. A partial folder of another conversion, or of a source that has changed, is refused. A mistake of the user's (a source that turns out damaged) leaves nothing: coming back could not finish it.
+the journal, when all is there. A partial folder of another conversion, or of a source that has changed, is refused. A
+mistake of the user's (a source that turns out damaged) leaves nothing: coming back could not finish it.
 """
 
 import fcntl
