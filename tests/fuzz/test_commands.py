@@ -69,10 +69,11 @@ def published(tmp_path_factory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("published") / "model"
     tokenizer = byte_level()
     size = tokenizer.get_vocab_size()
-    config = preset("tiny", vocab_size=size, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    bos, eos, pad = map(tokenizer.token_to_id, ("<s>", "<|im_end|>", "</s>"))
+    config = preset("tiny", vocab_size=size, bos_token_id=bos, eos_token_id=eos, pad_token_id=pad)
     save_huggingface(folder, config, random_variables(config))
     settings = SPELLED | {"chat_template": TEMPLATE, "additional_special_tokens": ["<unk>"]}
-    more = {"special_tokens_map": {"eos_token": "<|im_end|>"}, "generation_config": {"eos_token_id": [2, 308]}}
+    more = {"special_tokens_map": {"eos_token": "<|im_end|>"}, "generation_config": {"eos_token_id": [eos, pad]}}
     publish(folder, tokenizer, tokenizer_config=settings, **more)
     (folder / "LICENSE").write_text("none")
     return files_of(folder)
@@ -94,6 +95,18 @@ def native(published, tmp_path_factory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("native")
     convert(hostile.write(folder / "published", published), folder / "native", format="native")
     return files_of(folder / "native")
+
+
+def test_what_is_whole_is_read(published, sharded, native):
+    """Else all that follows would try nothing but the first refusal."""
+    with tempfile.TemporaryDirectory() as top:
+        for name, files in (("published", published), ("sharded", sharded), ("native", native)):
+            folder = hostile.write(Path(top) / name, files)
+            for arguments in (["--prompt=the cat"], ["--chat"]):
+                ended = command("generate", f"--checkpoint={folder}", *arguments, *GENERATED, stdin="hello\n")
+                assert ended.status == 0, ended.errors
+            assert command("convert", f"--checkpoint={folder}", f"--output={top}/{name}2").status == 0
+            assert command("inspect", f"--checkpoint={folder}", "--stats").status == 0
 
 
 @pytest.mark.parametrize("name", ["inspect", "convert", "generate", "evaluate"])
