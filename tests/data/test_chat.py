@@ -299,7 +299,7 @@ def test_json_that_python_refuses_is_named(line, tmp_path):
         assert len(str(error.value)) < 500
 
 
-@pytest.mark.parametrize("path", ["a\0b", "~nobody-at-all/x", "", 7], ids=repr)
+@pytest.mark.parametrize("path", ["~nobody-at-all/x", "", 7], ids=repr)
 def test_a_path_that_is_none_is_named(path, tmp_path):
     with pytest.raises(UserError, match=r"^paths: |not a path"):
         prepare_text([path], tmp_path / "d", "train")
