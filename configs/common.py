@@ -73,6 +73,7 @@ def data(row_length: int, *mixture: dict[str, Any], **changes: Any) -> ConfigDic
     c.mixture = tuple(map(ConfigDict, mixture))
     c.packing = "first_fit"  # or "best_fit" (decreasing): fuller rows where documents are long beside a row
     c.chat_template = "plain"  # or "tokenizer" (beside it), a Jinja file, a Jinja text: zaya_jax/data/templates.py
+    c.chat_date = placeholder(str)  # "2026-11-28": what a template is told that asks for the day's date
     c.thinking = ("<think>", "</think>")  # what a chat that is too long is trimmed between
     c.task_documents = 200_000  # an epoch of a task source
     c.validation_batches = 8

@@ -25,7 +25,8 @@ from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 from zaya_jax import checks
 from zaya_jax.checks import shown
 from zaya_jax.errors import UserError
-from zaya_jax.paths import absolute, one_line, read_bytes
+from zaya_jax.files import read_bytes
+from zaya_jax.paths import absolute, one_line
 
 CONFIG = "config"  # the flag of every command that reads a config
 LONGEST = 200  # letters of a value that are repeated

@@ -9,6 +9,7 @@ arm but the first has its paired difference from autoregression and a permutatio
 moment: the same command goes on behind the last answered problem. Generated code (human_eval) runs in a sandbox only.
 """
 
+import datetime
 import sys
 from typing import Any
 
@@ -84,6 +85,8 @@ def main() -> None:
         template = choose_template(_TEMPLATE.value, checkpoint, tokenizer)
         if template is None:
             raise UserError(f"--chat: {checkpoint} has no chat template, may be given with --chat_template")
+        if template.asks_date:  # it stands in the answers' first line: on another day they are not continued
+            template = template.on(datetime.date.today())
         tasks = [ChatTask(task, template) for task in tasks]
     arms = read_arms(tokenizer.eos_ids)
     trial = Trial(_PROMPTS.value, _SAMPLES.value, _BATCH.value, _NEW.value, _SEED.value)

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from zaya_jax.writing import write_text
 
 from experiments import cli
 from zaya_jax.errors import UserError
+from zaya_jax.files import write_text
 from zaya_jax.paths import absolute
 
 _FOLDER = flags.DEFINE_string("folder", "notebooks", "Folder of the notebooks.")

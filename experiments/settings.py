@@ -1,6 +1,7 @@
 """A run's config, checked whole before anything is computed or written."""
 
 import dataclasses
+import datetime
 import hashlib
 import json
 from collections.abc import Sequence
@@ -34,7 +35,7 @@ from zaya_jax.data.chat import THINKING
 from zaya_jax.data.contents import Digests, of_tokenizer
 from zaya_jax.data.tasks import BENCHMARKS, ChatTask, Task, make_task
 from zaya_jax.data.templates import ChatTemplate, load_template
-from zaya_jax.data.tokenizers import Tokenizer, for_model, load_tokenizer, may_be_mask
+from zaya_jax.data.tokenizers import Tokenizer, for_model, ids_in_texts, load_tokenizer, may_be_mask
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.task_accuracy import RULES as TRIAL_RULES
 from zaya_jax.evaluation.task_accuracy import Arm, Trial
@@ -52,7 +53,10 @@ SECTIONS = {
     "phases",
     "evaluate",
 }  # and a section a phase
-DATA = {"row_length", "mixture", "packing", "chat_template", "thinking", "task_documents", "validation_batches"}
+DATA = {
+    "row_length", "mixture", "packing", "chat_template", "chat_date", "thinking", "task_documents",
+    "validation_batches",
+}  # fmt: skip
 DATA_RULES: dict[str, Rule] = {  # of the numbers of `data`; each phase checks its own row_length
     "row_length": ROW_LENGTH,
     "task_documents": COUNT,
@@ -101,7 +105,7 @@ def read(config: ConfigDict, trained: Tokenizer | None = None) -> Settings:
     """
     phases = {name for name in config if is_phase(config[name])}
     fields.section("", config, SECTIONS | phases, needed=sorted(SECTIONS - {"mesh"}))
-    fields.section("data", config.data, DATA, needed=sorted(DATA - {"chat_template", "thinking"}))
+    fields.section("data", config.data, DATA, needed=sorted(DATA - {"chat_template", "chat_date", "thinking"}))
     sampled_by = {"beta", "draft_temperature", "anchor_budget"}
     needed = {*EVALUATE, *sampled_by}
     fields.section("evaluate", config.evaluate, needed | {"phase", "chat"}, sorted(needed))
@@ -112,10 +116,12 @@ def read(config: ConfigDict, trained: Tokenizer | None = None) -> Settings:
     check("cpu_devices", config.cpu_devices, CPU_DEVICES)
     tokenizer = trained or load_tokenizer(config.tokenizer)
     model = _model(config, tokenizer)
+    tokenizer = for_model(tokenizer, model.vocab_size)
     check_all("data", config.data, DATA_RULES)
     template = _template(config, tokenizer)
     mixtures = Mixtures(template, _thinking(config.data.get("thinking", THINKING)))
     stages = read_stages(config, model, mixtures)
+    _check_date(config, template, mixtures)
     check_all("evaluate", config.evaluate, EVALUATE)
     check("evaluate.phase", config.evaluate.get("phase"), Unset(Text()))
     check("evaluate.chat", config.evaluate.get("chat", False), SWITCH)
@@ -129,7 +135,7 @@ def read(config: ConfigDict, trained: Tokenizer | None = None) -> Settings:
         name=config.name,
         seed=config.seed,
         cpu_devices=config.cpu_devices,
-        tokenizer=for_model(tokenizer, model.vocab_size),
+        tokenizer=tokenizer,
         model=model,
         task_documents=config.data.task_documents,
         validation_batches=config.data.validation_batches,
@@ -160,6 +166,8 @@ def stage_keys(config: ConfigDict, setup: Settings, memory: Path | None = None) 
     digests, tokenizer = Digests(memory), load_tokenizer(config.tokenizer)
     data = {k: v for k, v in json.loads(config.data.to_json_best_effort()).items() if k != "validation_batches"}
     data["mixture"] = _contents(config.data.mixture, digests)
+    if data.get("chat_date") is None:  # as of before there was one
+        data.pop("chat_date", None)
     if "chat_template" in data:
         data["chat_template"] = _template(config, tokenizer).source
     shared = {
@@ -194,9 +202,9 @@ def _contents(mixture: Any, digests: Digests) -> list[dict[str, Any]]:
 
 def _model(config: ConfigDict, tokenizer: Tokenizer) -> ZayaConfig:
     model = fields.build(ZayaConfig, config.model, "model")
-    if tokenizer.vocab_size > model.vocab_size:
+    if ids_in_texts(tokenizer) > model.vocab_size:
         raise UserError(
-            f"model.vocab_size: got {model.vocab_size}, may be at least the tokenizer's {tokenizer.vocab_size}"
+            f"model.vocab_size: got {model.vocab_size}, may be at least the tokenizer's {ids_in_texts(tokenizer)}"
         )
     assert model.mask_token_id is not None  # ZayaConfig fills it in
     if not may_be_mask(tokenizer, model.mask_token_id):
@@ -211,12 +219,31 @@ def _model(config: ConfigDict, tokenizer: Tokenizer) -> ZayaConfig:
 def _template(config: ConfigDict, tokenizer: Tokenizer) -> ChatTemplate:
     """data.chat_template; "tokenizer": what lies in the folder that `tokenizer` names."""
     spec = check("data.chat_template", config.data.get("chat_template", "plain"), Text())
+    date = _date(config.data.get("chat_date"))
     if spec != BESIDE_TOKENIZER:
-        return load_template(spec, tokenizer)
+        return load_template(spec, tokenizer).on(date)
     template = beside_tokenizer(config.tokenizer, tokenizer)
     if template is None:
         raise UserError(f"data.chat_template: got {spec!r}, but there is none beside {config.tokenizer}")
-    return template
+    return template.on(date)
+
+
+def _date(value: Any) -> datetime.date | None:
+    """data.chat_date: what templates that ask for today's date are told."""
+    try:
+        return None if value is None else datetime.date.fromisoformat(value)
+    except (TypeError, ValueError):
+        raise UserError(f"data.chat_date: got {shown(value)}, may be a date such as '2026-11-28', or None") from None
+
+
+def _check_date(config: ConfigDict, template: ChatTemplate, mixtures: Mixtures) -> None:
+    """Refuses chats that would be other texts when the run resumes on another day."""
+    written = any(source.template is not None for source in mixtures.sources.values())
+    if (written or config.evaluate.get("chat", False)) and template.asks_date and template.date is None:
+        raise UserError(
+            "data.chat_date: got None, may be a date such as '2026-11-28': the chat template writes the day's date, "
+            "and a run that resumes on another day would train on other text"
+        )
 
 
 def _thinking(value: Any) -> tuple[str, str]:

@@ -81,7 +81,8 @@ class Digests:
 def of_tokenizer(tokenizer: Tokenizer) -> str:
     """Of everything that decides which ids a tokenizer gives."""
     said: list[Any] = [type(tokenizer).__name__, tokenizer.vocab_size]
-    for field in dataclasses.fields(tokenizer) if dataclasses.is_dataclass(tokenizer) else ():
+    fields = dataclasses.fields(tokenizer) if dataclasses.is_dataclass(tokenizer) else ()
+    for field in [field for field in fields if field.compare]:
         value = getattr(tokenizer, field.name)
         said.append(value.to_str() if isinstance(value, tokenizers.Tokenizer) else repr(value))
     return _digest(said)

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from zaya_jax.architecture import Layout, Zaya
 from zaya_jax.checks import COUNT, ROWS, SEED, Rule, Unset, check
-from zaya_jax.data.tokenizers import Tokenizer
+from zaya_jax.data.tokenizers import Tokenizer, for_model, ids_in_texts
 from zaya_jax.errors import UserError
 from zaya_jax.sampling import SamplerConfig, generate
 from zaya_jax.sampling.decoding import bucket
@@ -91,8 +91,10 @@ class Adapter:
         for name, rule in RULES.items():
             check(name, getattr(self, name), rule)
         rows = self.model.config.vocab_size
-        if self.tokenizer.vocab_size > rows:  # else the embedding would clamp ids, and say nothing
-            raise UserError(f"tokenizer: got {self.tokenizer.vocab_size} tokens, may be at most the model's {rows}")
+        ids = ids_in_texts(self.tokenizer)
+        if ids > rows:  # else the embedding would clamp ids, and say nothing
+            raise UserError(f"tokenizer: got {ids} tokens, may be at most the model's {rows}")
+        object.__setattr__(self, "tokenizer", for_model(self.tokenizer, rows))
         if not 0 <= self.before < rows:
             raise UserError(f"prefix: got {self.prefix}, may be in [0, {rows})")
 

@@ -26,7 +26,8 @@ def write_card(
     stages, block_size = _stages(workdir)
     parts = [_front(config, format), _made(config, source, format, made, stages, notes), _mask(config),
              _sample(config, format, block_size), _licence()]  # fmt: skip
-    (folder / CARD_FILE).write_text("\n".join(parts))
+    # paths may hold bytes that are no text, and a run's name what JSON alone can spell
+    (folder / CARD_FILE).write_bytes("\n".join(parts).encode("utf-8", "backslashreplace"))
 
 
 def _front(config: ZayaConfig, format: str) -> str:

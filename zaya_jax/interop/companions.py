@@ -15,9 +15,9 @@ from zaya_jax.interop.folder import CONFIG_FILE
 from zaya_jax.interop.native import MODEL_FILE
 from zaya_jax.interop.tensorfile import within
 
-GENERATION_FILE = "generation_config.json"
+GENERATION_FILE, SETTINGS_FILE = "generation_config.json", "tokenizer_config.json"
 COMPANIONS = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+    "tokenizer.json", SETTINGS_FILE, "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
     "chat_template.json", GENERATION_FILE, "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model*", "spiece.model",
     "sentencepiece*.model", "tekken.json", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*",
 )  # fmt: skip
@@ -35,20 +35,32 @@ def copy_companions(source: Path, folder: Path, taken: Path | None = None) -> li
       taken: the checkpoint whose other files the notes are about; None: no notes.
 
     Raises:
-      UserError, FileNotFoundError: a link out of the folder, a pipe, too large a file; one line.
+      UserError, FileNotFoundError: a link out of the folder, a pipe, too large a file, settings that are no JSON; one
+        line, and nothing was copied.
     """
-    notes = []
-    names = list(_companions(source))
-    for name in names:
-        path = within(source, name)
-        if path.stat().st_size > MAX_COMPANION:
-            raise UserError(f"{path}: got {path.stat().st_size} bytes, may be at most {MAX_COMPANION}")
+    notes, found = [], check_companions(source)
+    for name, path in found.items():
         (folder / name).parent.mkdir(exist_ok=True)
-        if name == "tokenizer_config.json":
+        if name == SETTINGS_FILE:
             notes += _copy_tokenizer_config(path, folder / name)
         else:
             shutil.copyfile(path, folder / name)
-    return notes + (_left_behind(taken, names) if taken is not None else [])
+    return notes + (_left_behind(taken, list(found)) if taken is not None else [])
+
+
+def check_companions(source: Path) -> dict[str, Path]:
+    """The files of `source` that go along, by their names in it.
+
+    Raises:
+      UserError, FileNotFoundError: as `copy_companions`; and for one that is read and is no JSON.
+    """
+    found = {name: within(source, name) for name in _companions(source)}
+    for name, path in found.items():
+        if path.stat().st_size > MAX_COMPANION:
+            raise UserError(f"{path}: got {path.stat().st_size} bytes, may be at most {MAX_COMPANION}")
+        if name in (SETTINGS_FILE, GENERATION_FILE):
+            read_json(path)
+    return found
 
 
 def _companions(source: Path) -> Iterator[str]:
@@ -78,7 +90,7 @@ def _copy_tokenizer_config(path: Path, copy: Path) -> list[str]:
     values = read_json(path, strict=True)
     if isinstance(values, dict) and "auto_map" in values:
         del values["auto_map"]
-        copy.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+        copy.write_text(json.dumps(values, indent=2) + "\n")
         return ["tokenizer_config.json: auto_map (code to run) was left out"]
     shutil.copyfile(path, copy)
     return []

@@ -18,7 +18,7 @@ from zaya_jax.errors import UserError
 from zaya_jax.files import check_new
 from zaya_jax.interop import native_arrays
 from zaya_jax.interop.card import write_card
-from zaya_jax.interop.companions import ROLES, copy_companions, ids_of, with_ids, write_ids
+from zaya_jax.interop.companions import ROLES, check_companions, copy_companions, ids_of, with_ids, write_ids
 from zaya_jax.interop.configuration import DTYPES
 from zaya_jax.interop.families import LEGACY, Family, family_of
 from zaya_jax.interop.folder import CONFIG_FILE, Folder
@@ -136,6 +136,7 @@ def convert(
     checkpoint, output = find_checkpoint(checkpoint), absolute(output)
     companions = checkpoint if companions is None else companions
     check_new(output)
+    check_companions(companions)
     source = open_checkpoint(checkpoint, ema)
     config = _retyped(source.config, dtype)
     if isinstance(source, Native):  # a Hugging Face folder says in its config.json what its texts end with

@@ -2,7 +2,8 @@
 
 The journal (`journal.jsonl`) begins with what the conversion is and has a line for each finished piece with its size
 and sha256. Who comes back checks every finished piece against its line and keeps it; the folder takes its name, without
-the journal, when all is there. A partial folder of another conversion, or of a source that has changed, is refused.
+the journal, when all is there. A partial folder of another conversion, or of a source that has changed, is refused. A
+mistake of the user's (a source that turns out damaged) leaves nothing: coming back could not finish it.
 """
 
 import fcntl
@@ -49,7 +50,9 @@ class Partial:
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and issubclass(kind, UserError):  # but not what the disk refuses, nor a kill
+            shutil.rmtree(self.path, ignore_errors=True)
         self._journal.close()
 
     def holds(self, piece: str, check: Callable[[], Any]) -> bool:
@@ -71,9 +74,6 @@ class Partial:
         """The folder takes its name."""
         (self.path / JOURNAL).unlink()
         os.replace(self.path, self.output)
-
-    def discard(self) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
 
     def _read(self) -> None:
         with remedy(REMEDY):

@@ -14,8 +14,7 @@ from zaya_jax.data.tasks.countdown import Countdown
 from zaya_jax.data.tasks.gsm_symbolic import GsmSymbolic
 from zaya_jax.data.tasks.human_eval import HumanEval
 from zaya_jax.data.tasks.list_programs import ListPrograms
-from zaya_jax.errors import UserError
-from zaya_jax.registry import Owners, caller, unregistered
+from zaya_jax.registry import Owners, caller
 
 # Families whose problems are drawn, so that they can be trained on; and given sets of problems.
 TASKS: dict[str, type[Task]] = {task.name: task for task in (Addition, Countdown, ListPrograms, GsmSymbolic)}
