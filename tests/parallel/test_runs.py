@@ -1,7 +1,6 @@
 """Whole runs on many devices and in many processes, each in processes of its own (tests/parallel/worker.py)."""
 
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -12,24 +11,21 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.commands import Command
 from zaya_jax.training.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
 CUBE = {"data": 1, "fsdp": 2, "expert": 2, "context": 2}
 
 
-def start(**arguments) -> subprocess.Popen:
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
-    }  # the device count is the worker's own
-    command = [sys.executable, "-m", "tests.parallel.worker", json.dumps(arguments)]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )  # fmt: skip
+FLAGS = "--xla_backend_optimization_level=0"  # the device count is the worker's own
 
 
-def finish(*workers: subprocess.Popen, status: int = 0) -> None:
+def start(**arguments) -> Command:
+    return Command("tests.parallel.worker", json.dumps(arguments), together=True, XLA_FLAGS=FLAGS)
+
+
+def finish(*workers: Command, status: int = 0) -> None:
     outputs = [worker.communicate(timeout=600)[0] for worker in workers]
     for worker, output in zip(workers, outputs, strict=True):
         assert worker.returncode == status, output
@@ -98,14 +94,10 @@ def test_launchers_name_the_coordinator(one_device, tmp_path, launcher):
 def test_two_processes_train_through_the_door_and_one_goes_on_to_evaluate(tmp_path):
     """Every phase starts from the checkpoint that both wrote; the numbers are those of one process."""
     short = ["--config.evaluate.temperatures=(0.0,)", "--config.evaluate.cost=False"]
-    door = [sys.executable, "-m", "experiments.run", "--config=tests/experiments/tiny.py", *short]
-    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    door = ["experiments.run", "--config=tests/experiments/tiny.py", *short]
 
-    def run(workdir: Path, *args: str) -> subprocess.Popen:
-        return subprocess.Popen(
-            [*door, f"--workdir={workdir}", *args], cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )  # fmt: skip
+    def run(workdir: Path, *args: str) -> Command:
+        return Command(*door, f"--workdir={workdir}", *args, together=True, XLA_FLAGS=FLAGS)
 
     address = free_address()
     two = [f"--coordinator={address}", "--processes=2", "--config.mesh.fsdp=2"]
