@@ -23,6 +23,8 @@ from zaya_jax.interop.conversion import convert
 from zaya_jax.interop.native import write_model_file
 from zaya_jax.training.checkpoints import Checkpoints
 
+pytestmark = pytest.mark.early
+
 CONFIG = preset("tiny")
 
 

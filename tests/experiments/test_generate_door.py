@@ -25,6 +25,8 @@ from zaya_jax.interop.native import write_model_file
 from zaya_jax.sampling.planning import Choice
 from zaya_jax.sampling.streaming import QUIET, RESET, RUNS, escape, render
 
+pytestmark = pytest.mark.early
+
 ROOT = Path(__file__).parents[2]
 BYTES = ByteTokenizer()
 PROMPTS = ["one", "twö", "three\tand", "4"]

@@ -26,6 +26,8 @@ from zaya_jax.training.checkpoints import Checkpoints
 from zaya_jax.training.metrics import read_metrics
 from zaya_jax.training.state import init_state, init_variables
 
+pytestmark = pytest.mark.early
+
 
 def read(change=lambda c: None, config: ConfigDict | None = None) -> settings.Settings:
     config = tiny.get_config() if config is None else config

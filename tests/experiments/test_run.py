@@ -20,6 +20,8 @@ from zaya_jax.data.tokenizers import ByteTokenizer, load_tokenizer
 from zaya_jax.interop.locate import find_checkpoint
 from zaya_jax.training.metrics import read_metrics
 
+pytestmark = pytest.mark.early
+
 ROOT = Path(__file__).parents[2]
 CONFIG = "--config=tests/experiments/tiny.py"
 

@@ -18,6 +18,8 @@ from zaya_jax.analysis.results import read_results, read_sweep, write_results
 from zaya_jax.errors import UserError
 from zaya_jax.training.metrics import read_metrics
 
+pytestmark = pytest.mark.early
+
 ROOT = Path(__file__).parents[2]
 
 

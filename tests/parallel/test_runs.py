@@ -14,6 +14,8 @@ import pytest
 from tests.commands import Command
 from zaya_jax.training.metrics import read_metrics
 
+pytestmark = pytest.mark.early
+
 ROOT = Path(__file__).parents[2]
 CUBE = {"data": 1, "fsdp": 2, "expert": 2, "context": 2}
 

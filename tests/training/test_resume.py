@@ -30,6 +30,8 @@ from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
 from zaya_jax.training.state import init_state, init_variables
 
+pytestmark = pytest.mark.early
+
 CONFIG = small_config(vocab_size=260)
 PHASE = Phase("convert", Objective("tidar", 4, masking="random"), OptimizerConfig(), steps=7, log_every=1, save_every=2)
 
