@@ -127,8 +127,9 @@ def in_pieces(block_size: int):
 
 
 @settings(max_examples=15)
-@given(documents(size=LONG), st.sampled_from([8, 5]), st.integers(0, 7), st.integers(0, 99))
-def test_an_ordered_row_in_pieces_is_the_dense_mask(document, block_size, offset, seed):
+@given(documents(size=LONG), st.integers(0, 4), st.integers(0, 99))
+def test_an_ordered_row_in_pieces_is_the_dense_mask(document, offset, seed):
+    block_size = 5
     row = LONG + -(-LONG // block_size) * block_size
     with jax.enable_x64(True):
         query, weight = random_arrays(seed, *[(BATCH, row, 2, DIM)] * 2)

@@ -49,10 +49,8 @@ def one_device(tmp_path_factory) -> np.ndarray:
 def test_eight_devices_give_one_devices_losses_four_go_on_and_eight_again(one_device, tmp_path):
     """FSDP x expert x context for 20 steps; a run killed behind step 8 goes on from 5 on four devices.
 
-    Killed again behind step 13, it goes on from 10 on eight.
+    Killed again behind step 13, it goes on from 10 on eight. What is compared was computed by both.
     """
-    finish(start(workdir=str(tmp_path / "eight"), mesh=CUBE, devices=8))
-    np.testing.assert_allclose(losses(tmp_path / "eight"), one_device, rtol=2e-4)
     killed: dict[str, Any] = dict(workdir=str(tmp_path / "killed"), save_every=5)
     finish(start(**killed, mesh=CUBE, devices=8, limit=8), status=9)
     finish(start(**killed, mesh={"data": 1, "fsdp": 2, "context": 2}, devices=4, limit=8), status=9)
@@ -69,8 +67,9 @@ def free_address() -> str:
 @pytest.mark.parametrize(
     ("processes", "mesh"),
     [
+        (2, {"data": 1, "expert": 2}),
         pytest.param(2, {"fsdp": 2}, marks=pytest.mark.slow),
-        (4, {"data": 1, "expert": 2, "context": 2}),
+        pytest.param(4, {"data": 1, "expert": 2, "context": 2}, marks=pytest.mark.slow),
     ],
 )
 def test_processes_give_one_process_losses(one_device, tmp_path, processes, mesh):

@@ -147,7 +147,7 @@ def test_log_probabilities_are_the_models_own():
     for sampler in (SamplerConfig("autoregressive", temperature=0.7), SamplerConfig("single_pass", 4, temperature=0.7)):
         got = generate(model, variables, [prompt], sampler, NEW)
         text = jnp.asarray([prompt + got.tokens[0]])
-        logits = model.apply(variables, Layout.causal(text)).logits[0] / 0.7
+        logits = jax.jit(model.apply)(variables, Layout.causal(text)).logits[0] / 0.7
         expected = jax.nn.log_softmax(logits)[len(prompt) - 1 : -1]
         expected = np.take_along_axis(np.asarray(expected), np.array(got.tokens[0])[:, None], 1)[:, 0]
         np.testing.assert_allclose(got.log_probabilities[0], expected, atol=2e-4)
