@@ -47,7 +47,8 @@ def exactly(layout: Layout, query, key, value) -> tuple[np.ndarray, np.ndarray]:
     """Attention of the same rounded numbers in float64: (output, the same with |value|)."""
     with jax.enable_x64(True):
         wide = [jnp.asarray(np.asarray(x, np.float64)) for x in (query, key, value)]
-        outs = (attend_dense(*wide[:2], v, layout, None) for v in (wide[2], abs(wide[2])))
+        run = jax.jit(functools.partial(attend_dense, layout=layout, window=None))
+        outs = (run(*wide[:2], v) for v in (wide[2], abs(wide[2])))
         return tuple(np.asarray(out) for out in outs)
 
 
@@ -61,14 +62,16 @@ def test_attention_rounds_its_weights_and_its_output_once(backend, temperature):
     """
     layout, query, key, value = attention_case(temperature)
     if backend == "dense":
-        out = attend_dense(query, key, value, layout, None)
+        out = jax.jit(functools.partial(attend_dense, layout=layout, window=None))(query, key, value)
     else:
         context, own = ((key[:, part], value[:, part]) for part in (slice(CLEAN), slice(CLEAN, None)))
         keys = layout.clean_rows().keys
         if backend == "tiles":
-            out = attend_tiles(query, context, own, Visibility(layout, keys, np.iinfo(np.int32).max), (8, 4))
+            seen = Visibility(layout, keys, np.int32(np.iinfo(np.int32).max))
+            out = jax.jit(attend_tiles, static_argnums=4)(query, context, own, seen, (8, 4))
         else:
-            out = attend(query, layout, context, keys, own, None, query_chunk=64)
+            run = jax.jit(functools.partial(attend, window=None, query_chunk=64))
+            out = run(query, layout, context, keys, own)
     assert out.dtype == jnp.bfloat16
     expected, size = exactly(layout, query, key, value)
     bound = 1.01 * U * (size + abs(expected)) + 1e-6
@@ -144,8 +147,10 @@ def test_logits_are_float32_and_near_those_of_the_same_weights_in_float32(kind):
     out = jax.jit(model.apply)(variables, layout).logits
     assert out.dtype == jnp.float32
     hidden = rounded(4, 12, model.config.hidden_size, seed=3)
-    head = model.apply(variables, hidden, method="head")
-    exact = wide_model.apply(wide, hidden.astype(jnp.float32), method="head")
+    head, exact = (
+        jax.jit(functools.partial(m.apply, method="head"))(v, hidden.astype(dtype))
+        for m, v, dtype in ((model, variables, jnp.bfloat16), (wide_model, wide, jnp.float32))
+    )
     np.testing.assert_allclose(head, exact, rtol=0, atol=1e-5)
     expected = np.asarray(jax.jit(wide_model.apply)(wide, layout).logits)
     # two layers of about 20 roundings that one after the other reach the stream: independent ones add as a root
@@ -263,13 +268,14 @@ def test_greedy_drafting_leaves_greedy_ar_text_only_where_two_tokens_are_nearly_
         return generate(model, variables, prompts, sampler, new).tokens
 
     plain, drafted = texts("autoregressive"), texts("single_pass")
-    same = 0
+    same, run = 0, jax.jit(model.apply)
     for prompt, one, other in zip(prompts, plain, drafted, strict=True):
         apart = next((i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b), None)
         same += apart is None
         if apart is not None:
-            seen = jnp.asarray([[*prompt, *one[:apart]]])
-            logits = np.asarray(model.apply(variables, Layout.causal(seen)).logits[0, -1])
+            text = np.zeros((1, 32), np.int32)  # one width: one program
+            text[0, : len(prompt) + apart] = [*prompt, *one[:apart]]
+            logits = np.asarray(run(variables, Layout.causal(text)).logits[0, len(prompt) + apart - 1])
             low, high = sorted((logits[one[apart]], logits[other[apart]]))
             assert high - low <= 4 * U * logits.std()
     assert same >= len(prompts) // 2

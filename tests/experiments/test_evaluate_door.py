@@ -1,12 +1,11 @@
 """The evaluate door from the outside: any checkpoint, any task, and a user's mistakes."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests import commands
 from zaya_jax.analysis.results import read_results
 
 ROOT = Path(__file__).parents[2]
@@ -14,8 +13,7 @@ MODEL = "--checkpoint=results/quickstart/model"
 
 
 def run(*args: str) -> tuple[int, str]:
-    command = [sys.executable, "-m", "experiments.evaluate", *args]
-    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=600)
+    done = commands.run("experiments.evaluate", *args)
     return done.returncode, done.stdout + done.stderr
 
 

@@ -1,23 +1,20 @@
 """The figures door from the outside: what it draws, what it says of the rest, and a user's mistakes."""
 
-import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests import commands
 from zaya_jax.analysis.paper_figures import FIGURES
 
 ROOT = Path(__file__).parents[2]
 
 
 def door(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "experiments.figures", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+    return commands.run("experiments.figures", *arguments)
 
 
 @pytest.fixture
@@ -89,6 +86,5 @@ def test_help_lists_every_figure_and_what_it_needs():
 
 
 def test_other_doors_still_take_flags_only():
-    command = [sys.executable, "-m", "experiments.bench", "roofline"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    done = commands.run("experiments.bench", "roofline")
     assert done.returncode == 2 and "'roofline': unexpected, may be flags only" in done.stderr

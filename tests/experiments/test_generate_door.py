@@ -15,6 +15,7 @@ from absl import flags
 from experiments import dial, tokens
 from experiments import generate as door
 from experiments.completions import read_prompts
+from tests import commands
 from tests.data.published import SPELLED, byte_level, publish
 from tests.helpers import random_variables
 from zaya_jax import SamplerConfig, Zaya, generate, load_pretrained, preset
@@ -23,6 +24,8 @@ from zaya_jax.interop import save_huggingface
 from zaya_jax.interop.native import write_model_file
 from zaya_jax.sampling.planning import Choice
 from zaya_jax.sampling.streaming import QUIET, RESET, RUNS, escape, render
+
+pytestmark = pytest.mark.early
 
 ROOT = Path(__file__).parents[2]
 BYTES = ByteTokenizer()
@@ -460,8 +463,7 @@ def test_a_chat_is_written_down_as_the_folders_template_says(tmp_path, monkeypat
 
 def test_from_the_shell_a_mistake_is_one_line_and_help_helps():
     def finish(*args) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "experiments.generate", *args]
-        return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=600)
+        return commands.run("experiments.generate", *args)
 
     process = finish("--checkpoint=results/quickstart/model", "--prompts-file=no-such-file.txt")
     assert process.returncode == 2 and process.stdout == ""

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from ml_collections import ConfigDict
 from configs import chats, zaya1_8b
 from experiments import settings
 from experiments.phases import Stage, load_start
+from tests.commands import Command
 from tests.experiments import tiny
 from zaya_jax import Zaya, load_pretrained, preset
 from zaya_jax.analysis.results import load_run, read_results
@@ -27,7 +26,7 @@ from zaya_jax.training.checkpoints import Checkpoints
 from zaya_jax.training.metrics import read_metrics
 from zaya_jax.training.state import init_state, init_variables
 
-ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.early
 
 
 def read(change=lambda c: None, config: ConfigDict | None = None) -> settings.Settings:
@@ -236,12 +235,9 @@ def test_the_committed_chats_are_what_their_module_makes():
     assert chats.FILE.read_text() == chats.text()
 
 
-def start(workdir: Path, *args: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "experiments.run", "--config=configs/zaya1_8b.py:twin,block_size=4"]
-    return subprocess.Popen(
-        [*command, f"--workdir={workdir}", *args], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, start_new_session=True,
-    )  # fmt: skip
+def start(workdir: Path, *args: str) -> Command:
+    config = "--config=configs/zaya1_8b.py:twin,block_size=4"
+    return Command("experiments.run", config, f"--workdir={workdir}", *args, together=True, new_session=True)
 
 
 def finish(workdir: Path, *args: str) -> str:

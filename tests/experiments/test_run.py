@@ -4,8 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from unittest import mock
@@ -14,6 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from experiments import cli, environment, settings
+from tests.commands import Command
 from tests.experiments import tiny
 from zaya_jax import load_pretrained
 from zaya_jax.analysis.results import read_results
@@ -21,18 +20,19 @@ from zaya_jax.data.tokenizers import ByteTokenizer, load_tokenizer
 from zaya_jax.interop.locate import find_checkpoint
 from zaya_jax.training.metrics import read_metrics
 
+pytestmark = pytest.mark.early
+
 ROOT = Path(__file__).parents[2]
 CONFIG = "--config=tests/experiments/tiny.py"
 
 
-def start(*args, **options) -> subprocess.Popen:
-    command = [sys.executable, "-m", "experiments.run", *args]
-    return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
+def start(*args, **options) -> Command:
+    return Command("experiments.run", *args, together=True, **options)
 
 
 def finish(*args) -> tuple[int, str]:
     process = start(*args)
-    output, _ = process.communicate(timeout=600)
+    output, _ = process.communicate()
     return process.returncode, output
 
 
@@ -80,7 +80,7 @@ def test_a_run_leaves_what_it_promises(whole):
     assert set(environment["seconds"]) == {"data", "pretrain", "convert", "control", "evaluate", "figures"}
 
 
-def wait_for(process: subprocess.Popen, workdir: Path, stage: str, step: int) -> None:
+def wait_for(process: Command, workdir: Path, stage: str, step: int) -> None:
     """Until a run has written the metrics of a step, or has ended."""
     deadline, path = time.monotonic() + 300, workdir / "metrics.jsonl"
     while time.monotonic() < deadline and process.poll() is None:
@@ -100,7 +100,7 @@ def test_a_run_stopped_and_killed_goes_on_to_the_same_numbers(whole, tmp_path):
     line = r"interrupted: pretrain: asked to stop; saved at step \d of 6; the same command goes on from there"
     assert re.fullmatch(line, output.strip().splitlines()[-1]), output
     assert list((workdir / "tensorboard" / "pretrain").glob("events*"))
-    process = start(CONFIG, f"--workdir={workdir}", start_new_session=True)
+    process = start(CONFIG, f"--workdir={workdir}", new_session=True)
     wait_for(process, workdir, "convert", 3)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()

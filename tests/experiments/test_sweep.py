@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,10 +12,13 @@ from configs.common import axis, product, sweep, together, zipped
 from experiments import environment
 from experiments.jobs import FAILED, Job, check_jobs, find_base, read_jobs, to_redo
 from experiments.sweep import gather, last_error, run_job, slurm_parameters
+from tests import commands
 from zaya_jax.analysis import sweep_summary
 from zaya_jax.analysis.results import read_results, read_sweep, write_results
 from zaya_jax.errors import UserError
 from zaya_jax.training.metrics import read_metrics
+
+pytestmark = pytest.mark.early
 
 ROOT = Path(__file__).parents[2]
 
@@ -182,11 +184,8 @@ def test_a_finished_job_is_a_line_and_all_of_them_a_table():
 
 
 def run(workdir: Path, *args: str, config: str = "", cwd: Path = ROOT) -> tuple[int, str]:
-    command = [sys.executable, "-m", "experiments.sweep", f"--config={config or ROOT / SWEEP}"]
-    environ = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*command, f"--workdir={workdir}", *args], cwd=cwd, text=True, capture_output=True, timeout=900, env=environ
-    )
+    arguments = [f"--config={config or ROOT / SWEEP}", f"--workdir={workdir}", *args]
+    done = commands.run("experiments.sweep", *arguments, folder=cwd, timeout=900, PYTHONPATH=str(ROOT))
     return done.returncode, done.stdout + done.stderr
 
 

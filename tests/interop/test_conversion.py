@@ -18,6 +18,8 @@ from zaya_jax.interop.inventory import take
 from zaya_jax.interop.native import write_model_file
 from zaya_jax.training.checkpoints import Checkpoints
 
+pytestmark = pytest.mark.early
+
 CHAINS = {
     "tied": ("legacy", "native", "huggingface"),
     "everything": ("native", "legacy", "native", "huggingface"),
