@@ -62,7 +62,7 @@ def model(name: str, **changes: Any) -> ConfigDict:
 
 
 def data(row_length: int, *mixture: dict[str, Any], **changes: Any) -> ConfigDict:
-    """What all phases are trained on, but for those that say otherwise: see `experiments.mixture`.
+    """What all phases are trained on, but for those that say otherwise: see `zaya_jax.runs.mixture`.
 
     Args:
       mixture: {"text": "stdlib" or [paths]}, {"task": name, "options": {...}} or {"chat": [paths]}, each with a
@@ -72,7 +72,7 @@ def data(row_length: int, *mixture: dict[str, Any], **changes: Any) -> ConfigDic
     c.row_length = row_length  # tokens
     c.mixture = tuple(map(ConfigDict, mixture))
     c.packing = "first_fit"  # or "best_fit" (decreasing): fuller rows where documents are long beside a row
-    c.chat_template = "plain"  # or "tokenizer" (beside it), a Jinja file, a Jinja text: zaya_jax/data/templates.py
+    c.chat_template = "plain"  # or "tokenizer" (beside it), a Jinja file, a Jinja text: zaya_jax/text/templates.py
     c.chat_date = placeholder(str)  # "2026-11-28": what a template is told that asks for the day's date
     c.thinking = ("<think>", "</think>")  # what a chat that is too long is trimmed between
     c.task_documents = 200_000  # an epoch of a task source
@@ -92,7 +92,7 @@ def mesh(rules: dict[str, tuple[str, ...]] | None = None, **sizes: int) -> Confi
 
 
 def phase(steps: int, objective: Objective, optimizer: OptimizerConfig, **rest: Any) -> ConfigDict:
-    """A training phase: see `experiments.phases` and `zaya_jax.training.loop.Phase`."""
+    """A training phase: see `zaya_jax.runs.phases` and `zaya_jax.training.loop.Phase`."""
     return ConfigDict(
         {
             "steps": steps,

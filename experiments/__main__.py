@@ -3,7 +3,7 @@
 import ast
 from pathlib import Path
 
-from experiments.terminal import quiet_without_reader
+from zaya_jax.command_line.terminal import quiet_without_reader
 
 
 def commands() -> dict[str, str]:

@@ -17,11 +17,11 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from experiments import cli
-from zaya_jax.data.tasks.list_programs import OPERATIONS, ListPrograms, substitute
+from zaya_jax.command_line import cli
 from zaya_jax.evaluation.task_accuracy import most_tokens_per_forward, tokens_per_decoding_forward
 from zaya_jax.sampling import SamplerConfig
-from zaya_jax.sampling.laws import log_acceptance, log_residual, mix
+from zaya_jax.sampling.core.distributions import log_acceptance, log_residual, mix
+from zaya_jax.tasks.list_programs import OPERATIONS, ListPrograms, substitute
 
 _OUTPUT = flags.DEFINE_string("output", None, "Where to write the numbers as JSON; nowhere by default.")
 _PROBLEMS = flags.DEFINE_integer("problems", 256, "Test problems of each kind.", lower_bound=1, upper_bound=1_000_000)
@@ -96,7 +96,7 @@ class Posterior:
 
 
 def sample(laws: Posterior, block_size: int, beta: float, rng: np.random.Generator) -> list[int]:
-    """Tokens that each forward yields, the prefill's first, by the rule of `zaya_jax.sampling.single_pass`."""
+    """Tokens that each forward yields, the prefill's first, by the rule of `sampling.strategies.single_pass`."""
 
     def draw(law: np.ndarray) -> int:
         return int(np.argmax(law + rng.gumbel(size=law.shape)))

@@ -3,7 +3,7 @@
     python -m experiments.compare --checkpoint=ZAYA1-8B --other=my_model --text='The capital of France is'
     python -m experiments.compare --checkpoint=before --other=after --tokens='2 9259 236888 2088'
 
-Any two kinds of checkpoint (see experiments.inspect). Without --text or --tokens the models read random tokens. Both
+Any two kinds of checkpoint (see inspect_checkpoint). Without --text or --tokens the models read random tokens. Both
 compute in float32, one behind the other, so memory holds one model at a time. Printed: the largest difference of the
 logits, also over the standard deviation of the first's; the KL divergence of the other's predictions from the first's,
 in nats a position; how often both rank the same token first; and the arrays whose values differ.
@@ -16,15 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import cli
-from experiments.tokens import checkpoint_of, tokenizer_of
 from zaya_jax import Layout, Zaya, load_pretrained
 from zaya_jax.architecture import ZayaConfig
-from zaya_jax.data.tokenizers import load_tokenizer
+from zaya_jax.command_line import cli
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.agreement import agreement
-from zaya_jax.interop.conversion import open_checkpoint
-from zaya_jax.interop.inventory import differences
+from zaya_jax.interop.conversion.conversion import open_checkpoint
+from zaya_jax.interop.conversion.inventory import differences
+from zaya_jax.runs.tokens import checkpoint_of, tokenizer_of
+from zaya_jax.text.tokenizers import load_tokenizer
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The reference.")
 _OTHER = flags.DEFINE_string("other", None, "What is compared with it.")

@@ -19,13 +19,13 @@ do. What else is left behind is listed.
 from absl import flags
 from tqdm import tqdm
 
-from experiments import cli
-from experiments.environment import made_by
-from experiments.tokens import checkpoint_of, companions_of
 from zaya_jax.checks import Number, check
+from zaya_jax.command_line import cli
 from zaya_jax.errors import UserError
-from zaya_jax.interop.conversion import FORMATS, convert
+from zaya_jax.interop.conversion.conversion import FORMATS, convert
 from zaya_jax.paths import absolute
+from zaya_jax.runs.environment import made_by
+from zaya_jax.runs.tokens import checkpoint_of, companions_of
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Folder to read: a Hugging Face one, WORKDIR/checkpoints/STAGE, or WORKDIR (its sampled stage)."

@@ -15,17 +15,18 @@ from typing import Any
 
 from absl import flags
 
-from experiments import cli, environment
-from experiments.settings import check_arms, known_arms, make_arms
-from experiments.tokens import checkpoint_of, choose_template, choose_tokenizer, never_drafted
 from zaya_jax import Zaya, load_pretrained
-from zaya_jax.analysis.results import write_results
-from zaya_jax.analysis.tables import sampling_table
 from zaya_jax.checks import FLOAT32, no_such
-from zaya_jax.data.tasks import BENCHMARKS, TASKS, ChatTask, Task, make_task
+from zaya_jax.command_line import cli
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.task_accuracy import Arm, Trial, run_task, task_rows
 from zaya_jax.paths import absolute
+from zaya_jax.reporting.results import write_results
+from zaya_jax.reporting.tables import sampling_table
+from zaya_jax.runs import environment
+from zaya_jax.runs.settings import check_arms, known_arms, make_arms
+from zaya_jax.runs.tokens import checkpoint_of, choose_template, choose_tokenizer, never_drafted
+from zaya_jax.tasks import BENCHMARKS, TASKS, ChatTask, Task, make_task
 
 INSTEAD = "--arms=autoregressive"  # for a model that cannot draft
 MISSING = {  # what a flag that is needed may be

@@ -10,11 +10,11 @@ what each is drawn from:
 
 from absl import flags
 
-from experiments import cli
-from zaya_jax.analysis.markdown_pages import rewrite
-from zaya_jax.analysis.paper_figures import FIGURES, draw, write, write_index
+from zaya_jax.command_line import cli
 from zaya_jax.errors import UserError
 from zaya_jax.paths import absolute
+from zaya_jax.reporting.markdown_pages import rewrite
+from zaya_jax.reporting.paper.figures import FIGURES, draw, write, write_index
 
 _WIDTH = max(map(len, FIGURES))
 _NEEDS = {name: ", ".join(each.path for each in chosen.inputs) or "-" for name, chosen in FIGURES.items()}

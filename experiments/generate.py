@@ -37,16 +37,13 @@ from typing import Any
 from absl import flags
 from tqdm import tqdm
 
-from experiments import cli, dial
-from experiments.completions import SETTLED, Completions, checked_prompt, read_prompts
-from experiments.meter import Meter
-from experiments.tokens import INSTEAD, checkpoint_of, choose_template, choose_tokenizer, never_drafted
 from zaya_jax import Zaya, load_pretrained
-from zaya_jax.data.detokenizer import Detokenizer
-from zaya_jax.data.templates import MARK, ChatTemplate, Messages, encode
-from zaya_jax.data.tokenizers import Tokenizer
+from zaya_jax.command_line import cli, sampling_flags
+from zaya_jax.command_line.completions import SETTLED, Completions, checked_prompt, read_prompts
+from zaya_jax.command_line.meter import Meter
 from zaya_jax.errors import UserError
 from zaya_jax.paths import absolute
+from zaya_jax.runs.tokens import INSTEAD, checkpoint_of, choose_template, choose_tokenizer, never_drafted
 from zaya_jax.sampling import (
     Generation,
     SamplerConfig,
@@ -60,6 +57,9 @@ from zaya_jax.sampling import (
 from zaya_jax.sampling.decoding import check
 from zaya_jax.sampling.drafting import Yield
 from zaya_jax.sampling.streaming import QUIET, RESET, TerminalStreamer, escape, render
+from zaya_jax.text.detokenizer import Detokenizer
+from zaya_jax.text.templates import MARK, ChatTemplate, Messages, encode
+from zaya_jax.text.tokenizers import Tokenizer
 
 BATCH = 16  # prompts of a file side by side
 PROBES, PROBE_TOKENS = 16, 64  # rows and new tokens that measure the acceptance curve
@@ -96,15 +96,15 @@ def define_flags(values: flags.FlagValues) -> None:
         "color", "auto", ["auto", "always", "never"], "auto: on a terminal, unless NO_COLOR is set.",
         flag_values=values,
     )  # fmt: skip
-    dial.define(values)
-    flags.adopt_module_key_flags(dial, values)  # --help lists them too
+    sampling_flags.define(values)
+    flags.adopt_module_key_flags(sampling_flags, values)  # --help lists them too
 
 
 def main(values: flags.FlagValues) -> None:
     """Everything behind the parsed flags."""
     try:
         check_flags(values)
-        asked = dial.read(values)
+        asked = sampling_flags.read(values)
         texts = read_texts(values)
         folder, drafts = checkpoint_of(values.checkpoint), asked["mode"] != "autoregressive"
         config, variables = load_pretrained(folder)
@@ -126,7 +126,7 @@ def main(values: flags.FlagValues) -> None:
             else:
                 complete(values, engine, texts, settings_of(values, name, asked))
     except UserError as error:
-        raise UserError(dial.in_flags(str(error))) from error
+        raise UserError(sampling_flags.in_flags(str(error))) from error
     except KeyboardInterrupt:
         print(flush=True)
         cli.fail("interrupted" + ("; the same command goes on from the last whole batch" if values.output else ""), 130)
@@ -189,12 +189,12 @@ class Engine:
 
     def check(self, prompts: Sequence[Sequence[int]]) -> None:
         """Raises UserError for what `generate` would refuse."""
-        sampler = dial.provisional(self.asked)
+        sampler = sampling_flags.provisional(self.asked)
         check(self.model, prompts, prompts, sampler, self.max_new_tokens, self.samples, None, self.tokenizer)
 
     def settle(self, probes: Sequence[Sequence[int]], first: Sequence[Sequence[int]], seeds: Sequence[int]) -> None:
         """Measures what is left to measurement: the anchors of a budget on `probes`, mode auto on the first batch."""
-        if dial.wants_acceptance(self.asked):
+        if sampling_flags.wants_acceptance(self.asked):
             self.sampler = self._with_budget(probes[:PROBES], seeds[0])
         elif self.asked["mode"] == "auto":
             asked = SamplerConfig(**self.asked)
@@ -407,7 +407,7 @@ def chat(engine: Engine, talk: Conversation, screen: Screen, seed: int, stream: 
             streamer = screen.streamer(engine.tokenizer) if stream else None
             generation = engine.run([prompt], [seed], session, streamer)
         except UserError as error:  # a turn too long, say: what was said before still stands
-            print(f"error: {dial.in_flags(str(error))}", file=sys.stderr)
+            print(f"error: {sampling_flags.in_flags(str(error))}", file=sys.stderr)
             continue
         talk.add(line, generation.tokens[0], generation.session)
         shown = "" if stream else render(engine.tokenizer, generation.tokens[0], generation.accepted[0], screen.colour)

@@ -27,19 +27,19 @@ from typing import Any
 import jax
 from absl import flags
 
-from experiments import cli, command_line, environment, settings
-from experiments.phases import Stage
-from zaya_jax.analysis import compiled
-from zaya_jax.analysis.flops import parameter_count, si
-from zaya_jax.analysis.lowering import failure, reason, table
-from zaya_jax.analysis.programs import Program, decode_programs, train_program
+from zaya_jax.aot import compiled, targets
+from zaya_jax.aot.lowering import failure, reason, table
+from zaya_jax.aot.programs import Program, decode_programs, train_program
 from zaya_jax.architecture import PRESETS, ZayaConfig, preset
+from zaya_jax.command_line import cli
+from zaya_jax.costs.flops import parameter_count, si
 from zaya_jax.errors import UserError
-from zaya_jax.parallel import targets
 from zaya_jax.parallel.placement import AXES
 from zaya_jax.paths import absolute
+from zaya_jax.runs import config_files, environment, settings
+from zaya_jax.runs.phases import Stage
 
-_CONFIG = command_line.define_config("Config file, with an optional :argument.")
+_CONFIG = config_files.define_config("Config file, with an optional :argument.")
 _TARGET = flags.DEFINE_string("target", None, f"The GPU: {', '.join(targets.TARGETS)}.")
 _PHASE = flags.DEFINE_string("phase", None, "Training phase whose step is compiled; default: the one that is sampled.")
 _WHAT = flags.DEFINE_enum("what", "both", ["train", "decode", "both"], "Which programs.")

@@ -12,18 +12,18 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import cli
-from experiments.environment import made_by
-from experiments.tokens import checkpoint_of, companions_of
 from zaya_jax import load_pretrained
+from zaya_jax.command_line import cli
 from zaya_jax.errors import UserError
 from zaya_jax.files import check_new
 from zaya_jax.interop import save_huggingface
-from zaya_jax.interop.adapters import merge_adapters
-from zaya_jax.interop.card import write_card
-from zaya_jax.interop.companions import copy_companions, ids_of, with_ids
-from zaya_jax.interop.conversion import workdir_of
+from zaya_jax.interop.conversion.card import write_card
+from zaya_jax.interop.conversion.companions import copy_companions, ids_of, with_ids
+from zaya_jax.interop.conversion.conversion import workdir_of
+from zaya_jax.interop.editing.adapters import merge_adapters
 from zaya_jax.paths import absolute
+from zaya_jax.runs.environment import made_by
+from zaya_jax.runs.tokens import checkpoint_of, companions_of
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder to read: WORKDIR/checkpoints/STAGE.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write; must be new or empty.")

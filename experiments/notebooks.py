@@ -18,7 +18,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import cli
+from zaya_jax.command_line import cli
 from zaya_jax.errors import UserError
 from zaya_jax.files import write_text
 from zaya_jax.paths import absolute

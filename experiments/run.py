@@ -15,7 +15,7 @@ what the earlier evaluation wrote moves to evaluations/N. A run none of whose ph
 --sinks=tensorboard,wandb sends metrics there too; --profile=DIR writes a trace of a few steps of every training stage.
 
 The config's `phases` names its training phases in order, such as ("pretrain", "convert", "control"); a section of that
-name describes each (experiments/phases.py): what it starts from (an earlier phase, a checkpoint's folder, "scratch"),
+name describes each (zaya_jax/runs/phases.py): what it starts from (an earlier phase, a checkpoint's folder, "scratch"),
 its steps, objective and optimizer, and where it differs from the others its row length, rotary base and data. A phase
 of 0 steps is left out. configs/zaya1_8b.py is ZAYA1's own list, from 4k tokens of context to 128k and chats.
 
@@ -40,42 +40,43 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import cli, command_line, environment, listing, settings, sizes
-from experiments.mixture import MixtureSource
-from experiments.phases import Stage, load_start
-from experiments.tokens import run_template
-from zaya_jax.analysis.flops import describe, training_flops
-from zaya_jax.analysis.plots import draw_figures
-from zaya_jax.analysis.report import write_report
-from zaya_jax.analysis.results import Row, load_run, write_results
-from zaya_jax.analysis.roofline import peak_flops
 from zaya_jax.architecture import Zaya, ZayaConfig
-from zaya_jax.data.carried import write_tokenizer
+from zaya_jax.command_line import cli
+from zaya_jax.costs.flops import describe, training_flops
+from zaya_jax.costs.roofline import peak_flops
 from zaya_jax.data.chat import ChatSource, survey
-from zaya_jax.data.detokenizer import Detokenizer
 from zaya_jax.data.pipeline import Source, eval_batches, make_train_iterator
-from zaya_jax.data.published import TOKENIZER_FILE
-from zaya_jax.data.tasks import ChatTask, Task
-from zaya_jax.data.templates import ChatTemplate
-from zaya_jax.data.tokenizers import OWN_BPE, BPETokenizer
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.continuations import Continuations, log_probability
 from zaya_jax.evaluation.likelihood import likelihood
 from zaya_jax.evaluation.task_accuracy import Outcome, run_task, task_rows
 from zaya_jax.files import write_lines
-from zaya_jax.interop.native import load_native, write_model_file
+from zaya_jax.interop.formats.native import load_native, write_model_file
 from zaya_jax.parallel import Placement, is_first, start_processes, use_cpu_devices, wait_for_all
 from zaya_jax.paths import absolute
-from zaya_jax.sampling.cost import AUTOREGRESSIVE, forward_cost, rows_of
-from zaya_jax.sampling.method import Plan
+from zaya_jax.reporting.html.report import write_report
+from zaya_jax.reporting.plots.plots import draw_figures
+from zaya_jax.reporting.results import Row, load_run, write_results
+from zaya_jax.runs import config_files, environment, listing, settings, sizes
+from zaya_jax.runs.carried import write_tokenizer
+from zaya_jax.runs.mixture import MixtureSource
+from zaya_jax.runs.phases import Stage, load_start
+from zaya_jax.runs.tokens import run_template
+from zaya_jax.sampling.planning.cost import AUTOREGRESSIVE, forward_cost, rows_of
+from zaya_jax.sampling.strategies.base import Plan
+from zaya_jax.tasks import ChatTask, Task
+from zaya_jax.text.detokenizer import Detokenizer
+from zaya_jax.text.published import TOKENIZER_FILE
+from zaya_jax.text.templates import ChatTemplate
+from zaya_jax.text.tokenizers import OWN_BPE, BPETokenizer
 from zaya_jax.training.checkpoints import Checkpoints
+from zaya_jax.training.logging.metrics import MetricWriter, read_metrics
+from zaya_jax.training.logging.sinks import Sink, check_sinks, open_sinks
 from zaya_jax.training.loop import train
-from zaya_jax.training.metrics import MetricWriter, read_metrics
 from zaya_jax.training.objective import Objective
-from zaya_jax.training.sinks import Sink, check_sinks, open_sinks
 from zaya_jax.training.state import init_variables, make_eval_step
 
-_CONFIG = command_line.define_config("Config file, with an optional :argument.")
+_CONFIG = config_files.define_config("Config file, with an optional :argument.")
 _PRINT = flags.DEFINE_boolean(
     "print_config", False, "Print all fields of the config with their values and run nothing."
 )

@@ -11,9 +11,9 @@ chat template. Nothing is left at --output unless all of it was written.
 
 from absl import flags
 
-from experiments import cli
+from zaya_jax.command_line import cli
 from zaya_jax.errors import UserError
-from zaya_jax.interop.smollm2 import NAME, write_smollm2
+from zaya_jax.interop.families.smollm2 import NAME, write_smollm2
 from zaya_jax.paths import absolute
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write; must be new or empty.")

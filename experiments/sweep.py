@@ -33,15 +33,17 @@ from absl import flags
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from experiments import cli, command_line, compilation_cache, environment, listing
-from experiments.jobs import FAILED, Job, check_jobs, find_base, read_jobs, to_redo
-from zaya_jax.analysis import sweep_summary
-from zaya_jax.analysis.results import read_results, write_sweep
+from zaya_jax import compilation_cache
+from zaya_jax.command_line import cli
 from zaya_jax.errors import UserError
 from zaya_jax.files import read_object, remedy, write_text
 from zaya_jax.paths import absolute
+from zaya_jax.reporting import sweep_summary
+from zaya_jax.reporting.results import read_results, write_sweep
+from zaya_jax.runs import config_files, environment, listing
+from zaya_jax.runs.jobs import FAILED, Job, check_jobs, find_base, read_jobs, to_redo
 
-_CONFIG = command_line.define_config("Sweep file, such as configs/sweeps/study.py.")
+_CONFIG = config_files.define_config("Sweep file, such as configs/sweeps/study.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the sweep lives; default: runs/sweeps/<its name>.")
 _STAGES = flags.DEFINE_string("stages", None, "Where shared training stages live; default: WORKDIR/stages.")
 _WORKERS = flags.DEFINE_integer("workers", None, "Jobs at once; default: one a core.", lower_bound=1, upper_bound=1024)
@@ -108,7 +110,7 @@ def unusable(jobs: Mapping[str, Job], chosen: Container[str]) -> Iterator[str]:
 
 def print_configs(base: str, jobs: dict[str, Job]) -> None:
     """The base config whole, and of each job the fields that differ from it."""
-    common = listing.lines_of(command_line.read_config(base, []))
+    common = listing.lines_of(config_files.read_config(base, []))
     print("\n".join([f"# {base}", *common]))
     for name, job in jobs.items():
         if job.config is not None:

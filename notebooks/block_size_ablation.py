@@ -30,18 +30,19 @@ import numpy as np
 from IPython.display import Markdown, display
 
 from zaya_jax import SamplerConfig, Zaya, load_pretrained, preset
-from zaya_jax.analysis import published, style
-from zaya_jax.analysis.bench_figures import FLAT
-from zaya_jax.analysis.paper_figures import FIGURES, show
-from zaya_jax.analysis.results import is_own, results_folder
-from zaya_jax.analysis.roofline import HARDWARE, drafting_seconds, forward_seconds
-from zaya_jax.analysis.sweep_rows import anchors_in_words, shared, with_block_size, with_same_anchors
-from zaya_jax.data.tasks import make_task
-from zaya_jax.data.tokenizers import ByteTokenizer
+from zaya_jax.costs.roofline import HARDWARE, drafting_seconds, forward_seconds
 from zaya_jax.evaluation.task_accuracy import Arm, Trial, run_task, task_rows
+from zaya_jax.reporting.paper import published
+from zaya_jax.reporting.paper.benchmarks import FLAT
+from zaya_jax.reporting.paper.figures import FIGURES, show
+from zaya_jax.reporting.paper.sweep_rows import anchors_in_words, shared, with_block_size, with_same_anchors
+from zaya_jax.reporting.plots import style
+from zaya_jax.reporting.results import is_own, results_folder
 from zaya_jax.sampling import expected_tokens
-from zaya_jax.sampling.cost import cost_at
-from zaya_jax.sampling.planning import MARGIN, candidates
+from zaya_jax.sampling.planning.auto import MARGIN, candidates
+from zaya_jax.sampling.planning.cost import cost_at
+from zaya_jax.tasks import make_task
+from zaya_jax.text.tokenizers import ByteTokenizer
 
 FOLDER = ""  # of your own sweep or run (its --workdir), or ZAYA_RESULTS outside; empty: this project's results
 LIVE = bool(os.environ.get("ZAYA_LIVE"))

@@ -28,14 +28,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import HTML, display
 
-from experiments.tokens import checkpoint_of, choose_tokenizer
 from zaya_jax import Layout, SamplerConfig, Zaya, generate, load_pretrained
-from zaya_jax.analysis import style
-from zaya_jax.analysis.layout_plot import draw_visibility, layout_picture
-from zaya_jax.analysis.results import load_run, results_folder
 from zaya_jax.architecture.layout import CONTEXT, START
-from zaya_jax.data.tasks import make_task
 from zaya_jax.errors import UserError
+from zaya_jax.reporting.plots import style
+from zaya_jax.reporting.plots.layout_plot import draw_visibility, layout_picture
+from zaya_jax.reporting.results import load_run, results_folder
+from zaya_jax.runs.tokens import checkpoint_of, choose_tokenizer
+from zaya_jax.tasks import make_task
 
 FOLDER = ""  # of your own run (its --workdir), or ZAYA_RESULTS outside; empty: the quickstart's
 LIVE = bool(os.environ.get("ZAYA_LIVE"))

@@ -26,13 +26,13 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from experiments.environment import hardware
 from zaya_jax import SamplerConfig, Zaya, load_pretrained
-from zaya_jax.analysis.paper_figures import FIGURES, show
-from zaya_jax.analysis.results import results_folder, write_sweep
-from zaya_jax.data.tasks import make_task
-from zaya_jax.data.tokenizers import ByteTokenizer
 from zaya_jax.evaluation.task_accuracy import Arm, Trial, run_task, task_rows
+from zaya_jax.reporting.paper.figures import FIGURES, show
+from zaya_jax.reporting.results import results_folder, write_sweep
+from zaya_jax.runs.environment import hardware
+from zaya_jax.tasks import make_task
+from zaya_jax.text.tokenizers import ByteTokenizer
 
 FOLDER = ""  # of your own sweep or run (its --workdir), or ZAYA_RESULTS outside; empty: this project's results
 LIVE = bool(os.environ.get("ZAYA_LIVE"))

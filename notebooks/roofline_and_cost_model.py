@@ -32,17 +32,19 @@ import numpy as np
 from IPython.display import Markdown, display
 
 from zaya_jax import SamplerConfig, Zaya, generate, load_pretrained, preset
-from zaya_jax.analysis import published, style, tables
-from zaya_jax.analysis.paper_figures import show
-from zaya_jax.analysis.results import is_own, read_rows, results_folder
-from zaya_jax.analysis.roofline import HARDWARE, drafting_seconds, forward_seconds, resident_bytes
-from zaya_jax.analysis.roofline_plots import BATCHES, CONTEXT, NAMES, attention_blocks, model_blocks
-from zaya_jax.data.tasks import make_task
-from zaya_jax.data.tokenizers import ByteTokenizer
+from zaya_jax.costs.roofline import HARDWARE, drafting_seconds, forward_seconds, resident_bytes
+from zaya_jax.reporting import tables
+from zaya_jax.reporting.paper import published
+from zaya_jax.reporting.paper.figures import show
+from zaya_jax.reporting.paper.roofline import BATCHES, CONTEXT, NAMES, attention_blocks, model_blocks
+from zaya_jax.reporting.plots import style
+from zaya_jax.reporting.results import is_own, read_rows, results_folder
 from zaya_jax.sampling import evidence, expected_tokens
-from zaya_jax.sampling.cost import AUTOREGRESSIVE, forward_cost, rows_of
-from zaya_jax.sampling.method import Plan
-from zaya_jax.sampling.planning import MARGIN, Candidate, candidates
+from zaya_jax.sampling.planning.auto import MARGIN, Candidate, candidates
+from zaya_jax.sampling.planning.cost import AUTOREGRESSIVE, forward_cost, rows_of
+from zaya_jax.sampling.strategies.base import Plan
+from zaya_jax.tasks import make_task
+from zaya_jax.text.tokenizers import ByteTokenizer
 
 FOLDER = ""  # of your own sweep or run (its --workdir), or ZAYA_RESULTS outside; empty: this project's results
 LIVE = bool(os.environ.get("ZAYA_LIVE"))

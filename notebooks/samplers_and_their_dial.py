@@ -30,14 +30,15 @@ import numpy as np
 from IPython.display import Markdown, display
 
 from zaya_jax import SamplerConfig, Zaya, generate, load_pretrained
-from zaya_jax.analysis import style, tables
-from zaya_jax.analysis.paper_figures import FIGURES, show
-from zaya_jax.analysis.results import results_folder
-from zaya_jax.analysis.sweep_rows import anchors_in_words
-from zaya_jax.data.tasks import make_task
-from zaya_jax.data.tokenizers import ByteTokenizer
+from zaya_jax.reporting import tables
+from zaya_jax.reporting.paper.figures import FIGURES, show
+from zaya_jax.reporting.paper.sweep_rows import anchors_in_words
+from zaya_jax.reporting.plots import style
+from zaya_jax.reporting.results import results_folder
+from zaya_jax.sampling.core.targets import MODES, targets_of
 from zaya_jax.sampling.loop import run, start
-from zaya_jax.sampling.targets import MODES, targets_of
+from zaya_jax.tasks import make_task
+from zaya_jax.text.tokenizers import ByteTokenizer
 
 FOLDER = ""  # of your own sweep or run (its --workdir), or ZAYA_RESULTS outside; empty: this project's results
 LIVE = bool(os.environ.get("ZAYA_LIVE"))

@@ -42,7 +42,7 @@ class Command:
         together: bool = False, **environment: str | None,
     ) -> None:  # fmt: skip
         """Starts it. `together`: stderr goes where stdout goes. `environment`: changes; None unsets."""
-        # A command that keeps memory starts itself anew unless this is set (experiments/cli.py), imports and all.
+        # A command that keeps memory starts itself anew unless this is set (command_line/cli.py), imports and all.
         changed = os.environ | {"GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", "")} | environment
         request = {
             "module": module, "arguments": list(arguments), "folder": str(folder), "new_session": new_session,

@@ -4,7 +4,7 @@ import gc
 import os
 
 # Before anything starts JAX: two CPU devices, so that data parallelism is tested; and cheap compilation, since these
-# programs are compiled once and run for milliseconds. (Speed is measured by experiments.bench, never here.)
+# programs are compiled once and run for milliseconds. (Speed is measured by experiments.bench.step_cost, never here.)
 FLAGS = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 
@@ -12,7 +12,7 @@ import jax
 import pytest
 from hypothesis import settings
 
-from experiments import compilation_cache
+from zaya_jax import compilation_cache
 
 # Programs are compiled once for all workers, for all commands that tests start, and for the next time. Workers inherit
 # the controller's folder.

@@ -7,17 +7,18 @@ from pathlib import Path
 import pytest
 
 import configs.common
-from experiments import environment, jobs, sweep
-from experiments.completions import Completions
-from tests.analysis.made_up_run import build_run, result_rows
-from zaya_jax.analysis.paper_figures import Input
-from zaya_jax.analysis.results import load_run, write_results, write_sweep
+from experiments import sweep
+from tests.reporting.made_up_run import build_run, result_rows
+from zaya_jax.command_line.completions import Completions
 from zaya_jax.data import prepared
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.answers import Answers
 from zaya_jax.files import write_lines
-from zaya_jax.interop.partial import JOURNAL, Partial
-from zaya_jax.training.metrics import MetricWriter, read_metrics
+from zaya_jax.interop.formats.partial import JOURNAL, Partial
+from zaya_jax.reporting.paper.figures import Input
+from zaya_jax.reporting.results import load_run, write_results, write_sweep
+from zaya_jax.runs import environment, jobs
+from zaya_jax.training.logging.metrics import MetricWriter, read_metrics
 
 ROOT = Path(__file__).parents[1]
 BASE = str(ROOT / "tests" / "experiments" / "tiny.py")

@@ -13,13 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import settings
 from zaya_jax.architecture import Layout
 from zaya_jax.architecture.training_layouts import LAYOUTS, TrainingLayout, register_layout
-from zaya_jax.data.tasks import TASKS, make_task, register_task
 from zaya_jax.errors import UserError
 from zaya_jax.registry import load_extension
-from zaya_jax.sampling import SamplerConfig, Target, register_target, targets
+from zaya_jax.runs import settings
+from zaya_jax.sampling import SamplerConfig, Target, register_target
+from zaya_jax.sampling.core import targets
+from zaya_jax.tasks import TASKS, make_task, register_task
 from zaya_jax.training.objective import OBJECTIVES, Objective, register_objective
 
 ROOT = Path(__file__).parents[1]

@@ -12,8 +12,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 from experiments.notebooks import executed
-from zaya_jax.analysis.results import is_own, read_rows, results_folder
 from zaya_jax.errors import UserError
+from zaya_jax.reporting.results import is_own, read_rows, results_folder
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))

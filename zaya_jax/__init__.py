@@ -12,14 +12,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # the same names as below, for type checkers and editors
     from zaya_jax.architecture import Layout, Zaya, ZayaConfig, preset
     from zaya_jax.architecture.training_layouts import TrainingLayout, register_layout
-    from zaya_jax.data.tasks import Problem, Task, make_task, register_task
-    from zaya_jax.data.templates import ChatTemplate, load_template
-    from zaya_jax.data.tokenizers import BPETokenizer, ByteTokenizer, Tokenizer, load_tokenizer
     from zaya_jax.errors import UserError
     from zaya_jax.evaluation.likelihood import likelihood
     from zaya_jax.evaluation.pass_at_k import pass_at_k
     from zaya_jax.evaluation.task_accuracy import Arm, Outcome, Trial, run_task, task_rows
-    from zaya_jax.interop.huggingface import save_huggingface
+    from zaya_jax.interop.formats.huggingface import save_huggingface
     from zaya_jax.interop.pretrained import load_pretrained
     from zaya_jax.sampling import (
         Generation,
@@ -31,6 +28,9 @@ if TYPE_CHECKING:  # the same names as below, for type checkers and editors
         generate,
         register_target,
     )
+    from zaya_jax.tasks import Problem, Task, make_task, register_task
+    from zaya_jax.text.templates import ChatTemplate, load_template
+    from zaya_jax.text.tokenizers import BPETokenizer, ByteTokenizer, Tokenizer, load_tokenizer
     from zaya_jax.training.objective import Objective, register_objective
     from zaya_jax.training.optimizer import OptimizerConfig
 

@@ -8,7 +8,7 @@ fiftieth all three have, so that the chat cannot fit.
 import json
 from pathlib import Path
 
-from zaya_jax.data.tasks import make_task
+from zaya_jax.tasks import make_task
 
 FILE = Path(__file__).parent / "additions.jsonl"
 SYSTEM = {"role": "system", "content": "Add."}

@@ -13,13 +13,8 @@ from jax import export
 
 from tests.helpers import random_tokens, small_config
 from zaya_jax.architecture import PADDING, Layout, Zaya, preset
-from zaya_jax.architecture.attention import LEAST_TO_SPLIT, attend, attend_dense, count_pairs, is_small
-from zaya_jax.architecture.attention_tiles import (
-    Visibility,
-    attend_tiles,
-    table,
-    worklist,
-)
+from zaya_jax.architecture.attention.direct import LEAST_TO_SPLIT, attend, attend_dense, count_pairs, is_small
+from zaya_jax.architecture.attention.tiled import Visibility, attend_tiles, table, worklist
 from zaya_jax.architecture.cache import cached_keys
 from zaya_jax.architecture.layout import Keys, visible
 from zaya_jax.parallel import MeshConfig, make_placement

@@ -14,8 +14,8 @@ import pytest
 
 from tests.helpers import random_tokens, random_variables, small_config
 from zaya_jax.architecture import Layout, Zaya, init_cache
-from zaya_jax.architecture.attention import attend, attend_dense
-from zaya_jax.architecture.attention_tiles import Visibility, attend_tiles
+from zaya_jax.architecture.attention.direct import attend, attend_dense
+from zaya_jax.architecture.attention.tiled import Visibility, attend_tiles
 from zaya_jax.architecture.precision import lookup, product, rounded_once
 from zaya_jax.sampling import SamplerConfig, generate
 from zaya_jax.training import loop

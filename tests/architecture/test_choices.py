@@ -11,7 +11,7 @@ import pytest
 from tests.helpers import random_tokens, random_variables, small_config
 from zaya_jax.architecture import Layout, Zaya, ZayaConfig
 from zaya_jax.architecture.config import PARTS
-from zaya_jax.interop.configuration import config_to_huggingface
+from zaya_jax.interop.families.configuration import config_to_huggingface
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
 from zaya_jax.training.state import init_state, make_train_step

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zaya_jax.architecture.experts import (
+from zaya_jax.architecture.moe.experts import (  # fmt: skip
     BACKENDS,
     _block_rows,
     block_padded,
@@ -21,7 +21,7 @@ from zaya_jax.architecture.experts import (
     in_turn,
     looped,
     ragged_dot,
-)  # fmt: skip
+)
 
 
 def loop(x, choice, gate_up, down):

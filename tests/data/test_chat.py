@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.data.published import SPELLED, byte_level, publish
+from tests.text.published import SPELLED, byte_level, publish
 from zaya_jax.data.builders import LocalChats, prepare_chats, prepare_text
 from zaya_jax.data.chat import ChatSource, chat_text, check_messages, encode_chat, survey
 from zaya_jax.data.pipeline import eval_batches, make_train_iterator
-from zaya_jax.data.tasks import ChatTask, TaskSource, make_task
-from zaya_jax.data.templates import folder_template, load_template
-from zaya_jax.data.tokenizers import BPETokenizer, ByteTokenizer, load_tokenizer
 from zaya_jax.errors import UserError
+from zaya_jax.tasks import ChatTask, TaskSource, make_task
+from zaya_jax.text.templates import folder_template, load_template
+from zaya_jax.text.tokenizers import BPETokenizer, ByteTokenizer, load_tokenizer
 
 TOKENIZER = ByteTokenizer()
 PLAIN = load_template("plain", TOKENIZER)

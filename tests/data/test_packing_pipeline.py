@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zaya_jax.data.pipeline import PACKINGS, best_fit, eval_batches, make_train_iterator, pack
-from zaya_jax.data.tasks import TaskSource, make_task
-from zaya_jax.data.tokenizers import ByteTokenizer
+from zaya_jax.tasks import TaskSource, make_task
+from zaya_jax.text.tokenizers import ByteTokenizer
 
 TOKENIZER = ByteTokenizer()
 PAD = TOKENIZER.pad_id

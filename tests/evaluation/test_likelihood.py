@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from tests.data.test_detokenizer import make
-from zaya_jax.data.tokenizers import for_model
+from tests.text.test_detokenizer import make
 from zaya_jax.evaluation.likelihood import byte_counter, likelihood
+from zaya_jax.text.tokenizers import for_model
 
 TEXT = "the cat 日本語 é 🎉🎉 sat\n  def a; \ufffd"
 

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from tokenizers import processors
 
-from tests.data.published import SPELLED, byte_level, publish
 from tests.helpers import random_variables, small_config
+from tests.text.published import SPELLED, byte_level, publish
 from zaya_jax.architecture import Layout, Zaya
-from zaya_jax.data.tokenizers import BPETokenizer, ByteTokenizer, load_tokenizer
 from zaya_jax.evaluation import lm_eval_adapter
 from zaya_jax.evaluation.lm_eval_adapter import Adapter, cut, encode_pair, make_lm, rolling_pairs, sampler_for, score
 from zaya_jax.sampling import SamplerConfig, generate
+from zaya_jax.text.tokenizers import BPETokenizer, ByteTokenizer, load_tokenizer
 
 BYTES = ByteTokenizer()
 EOS, BOS = BYTES.eos_id, BYTES.bos_id

@@ -9,8 +9,6 @@ import pytest
 
 from tests.helpers import random_variables
 from zaya_jax.architecture import Zaya, preset
-from zaya_jax.data.tasks import make_task
-from zaya_jax.data.tokenizers import ByteTokenizer
 from zaya_jax.evaluation.answers import Answers, fingerprint
 from zaya_jax.evaluation.pass_at_k import pass_at_k, permutation_p_value
 from zaya_jax.evaluation.task_accuracy import (
@@ -26,6 +24,8 @@ from zaya_jax.evaluation.task_accuracy import (
     tokens_per_decoding_forward,
 )
 from zaya_jax.sampling import SamplerConfig
+from zaya_jax.tasks import make_task
+from zaya_jax.text.tokenizers import ByteTokenizer
 
 TASK, TOKENIZER = make_task("addition", digits=1), ByteTokenizer()
 TRIAL = Trial(prompts=5, samples=2, batch=4, max_new_tokens=4, seed=7)

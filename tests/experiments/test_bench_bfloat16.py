@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.bfloat16_logits import U, compare
+from experiments.bench.bfloat16_logits import U, compare
 from tests.helpers import random_variables
 from zaya_jax import preset
 from zaya_jax.interop import save_huggingface
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(*flags: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "experiments.bench_bfloat16", *flags]
+    command = [sys.executable, "-m", "experiments.bench.bfloat16", *flags]
     return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=600, check=False)
 
 
@@ -41,7 +41,7 @@ def test_a_tiny_model_is_measured(tmp_path):
     # a section alone, without torch: the others stay, and a line says what was left out
     numbers["cost"] = []
     output.write_text(json.dumps(numbers))
-    code = "import runpy, sys; sys.modules['torch'] = None; runpy.run_module('experiments.bench_bfloat16', run_name="
+    code = "import runpy, sys; sys.modules['torch'] = None; runpy.run_module('experiments.bench.bfloat16', run_name="
     flags = [f"--checkpoint={tmp_path / 'model'}", f"--output={output}", "--only=logits", *small]
     again = subprocess.run(
         [sys.executable, "-c", code + "'__main__')", *flags], cwd=ROOT, text=True, capture_output=True, check=False

@@ -10,7 +10,7 @@ import pytest
 from tests import commands
 
 ROOT = Path(__file__).parents[2]
-MODULE = "experiments.bench_transformers"
+MODULE = "experiments.bench.transformers"
 # The door as `python -m` runs it, on a machine where `import torch` fails.
 WITHOUT_TORCH = f"import runpy, sys; sys.modules['torch'] = None; runpy.run_module('{MODULE}', run_name='__main__')"
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from experiments.ceiling import END, SPREAD, Posterior, programs, sample, summary
-from zaya_jax.data.tasks import make_task
-from zaya_jax.data.tasks.list_programs import ListPrograms
+from zaya_jax.tasks import make_task
+from zaya_jax.tasks.list_programs import ListPrograms
 
 
 @pytest.fixture

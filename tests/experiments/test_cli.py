@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from experiments import terminal
+from zaya_jax.command_line import terminal
 
 DOOR = """
 import os
@@ -105,7 +105,7 @@ def test_the_package_lists_its_commands():
 def test_figures_are_imported_under_a_backend_that_is_not_here(tmp_path, backend):
     (tmp_path / "sitecustomize.py").write_text(HIDES)  # as after an installation without extras
     environment = os.environ | {"MPLBACKEND": backend, "PYTHONPATH": f"{tmp_path}:."}
-    draws = "from zaya_jax.analysis import plots; plots.Figure().savefig('/dev/null', format='png')"
+    draws = "from zaya_jax.reporting.plots import plots; plots.Figure().savefig('/dev/null', format='png')"
     subprocess.run([sys.executable, "-c", draws], env=environment, check=True)
 
 

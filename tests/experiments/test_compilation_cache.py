@@ -6,7 +6,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from experiments import compilation_cache
+from zaya_jax import compilation_cache
 
 ROOT = Path(__file__).parents[2]
 # Compiles two programs and prints the sum, how many came out of the cache, and the folder.

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from tests import commands
-from zaya_jax.parallel.targets import TARGETS, plugin_library
+from zaya_jax.aot.targets import TARGETS, plugin_library
 
 
 def door(module: str, *arguments: str) -> subprocess.CompletedProcess:

@@ -11,14 +11,15 @@ from unittest import mock
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import cli, environment, settings
 from tests.commands import Command
 from tests.experiments import tiny
 from zaya_jax import load_pretrained
-from zaya_jax.analysis.results import read_results
-from zaya_jax.data.tokenizers import ByteTokenizer, load_tokenizer
-from zaya_jax.interop.locate import find_checkpoint
-from zaya_jax.training.metrics import read_metrics
+from zaya_jax.command_line import cli
+from zaya_jax.interop.conversion.locate import find_checkpoint
+from zaya_jax.reporting.results import read_results
+from zaya_jax.runs import environment, settings
+from zaya_jax.text.tokenizers import ByteTokenizer, load_tokenizer
+from zaya_jax.training.logging.metrics import read_metrics
 
 pytestmark = pytest.mark.early
 

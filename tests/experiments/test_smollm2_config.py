@@ -6,11 +6,11 @@ import pytest
 from flax import traverse_util
 
 from configs import smollm2
-from experiments import settings
-from tests.data.published import SPELLED, byte_level, publish
-from tests.experiments.test_generate_door import CHATML
-from zaya_jax.data.templates import load_template
-from zaya_jax.interop.names import abstract_variables
+from tests.experiments.test_generate_command import CHATML
+from tests.text.published import SPELLED, byte_level, publish
+from zaya_jax.interop.formats.names import abstract_variables
+from zaya_jax.runs import settings
+from zaya_jax.text.templates import load_template
 from zaya_jax.training.optimizer import frozen_parameters
 
 SMOLLM2 = 134_515_008  # parameters as published

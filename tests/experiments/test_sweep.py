@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from configs.common import axis, product, sweep, together, zipped
-from experiments import environment
-from experiments.jobs import FAILED, Job, check_jobs, find_base, read_jobs, to_redo
 from experiments.sweep import gather, last_error, run_job, slurm_parameters
 from tests import commands
-from zaya_jax.analysis import sweep_summary
-from zaya_jax.analysis.results import read_results, read_sweep, write_results
 from zaya_jax.errors import UserError
-from zaya_jax.training.metrics import read_metrics
+from zaya_jax.reporting import sweep_summary
+from zaya_jax.reporting.results import read_results, read_sweep, write_results
+from zaya_jax.runs import environment
+from zaya_jax.runs.jobs import FAILED, Job, check_jobs, find_base, read_jobs, to_redo
+from zaya_jax.training.logging.metrics import read_metrics
 
 pytestmark = pytest.mark.early
 

@@ -21,8 +21,8 @@ from pathlib import Path
 from absl import flags
 from hypothesis import settings
 
-from experiments import cli
-from zaya_jax.training.interrupt import Interrupted
+from zaya_jax.command_line import cli
+from zaya_jax.training.signals import Interrupted
 
 SECONDS = 60  # of one command; the first of a kind also compiles
 MEMORY = 4 << 30  # bytes of address space that one command may add

@@ -10,25 +10,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.analysis import made_up_sweeps
-from tests.analysis.made_up_run import build_run
-from tests.data.published import SPELLED, byte_level, publish
 from tests.fuzz import harness, hostile
 from tests.fuzz.harness import command, fuzzed, nothing_left, run
 from tests.helpers import random_variables
+from tests.reporting import made_up_sweeps
+from tests.reporting.made_up_run import build_run
+from tests.text.published import SPELLED, byte_level, publish
 from zaya_jax import preset
-from zaya_jax.analysis.plots import draw_figures
-from zaya_jax.analysis.report import write_report
-from zaya_jax.analysis.results import load_run, write_sweep
 from zaya_jax.data.builders import prepare_chats, prepare_text
 from zaya_jax.data.chat import ChatSource, survey
 from zaya_jax.data.pipeline import eval_batches
-from zaya_jax.data.templates import load_template
-from zaya_jax.data.tokenizers import load_tokenizer
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.answers import Answers
 from zaya_jax.interop import save_huggingface
-from zaya_jax.interop.conversion import convert
+from zaya_jax.interop.conversion.conversion import convert
+from zaya_jax.reporting.html.report import write_report
+from zaya_jax.reporting.plots.plots import draw_figures
+from zaya_jax.reporting.results import load_run, write_sweep
+from zaya_jax.text.templates import load_template
+from zaya_jax.text.tokenizers import load_tokenizer
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]

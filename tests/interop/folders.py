@@ -6,7 +6,7 @@ import numpy as np
 from flax import traverse_util
 
 from zaya_jax.architecture import ZayaConfig, preset
-from zaya_jax.interop.names import abstract_variables
+from zaya_jax.interop.formats.names import abstract_variables
 
 SMALL = dict(vocab_size=40, bos_token_id=1, eos_token_id=2, pad_token_id=0)
 CONFIGS = {

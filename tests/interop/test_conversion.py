@@ -12,10 +12,12 @@ from safetensors.numpy import load_file
 from zaya_jax import load_pretrained
 from zaya_jax.architecture import preset
 from zaya_jax.errors import UserError
-from zaya_jax.interop import conversion, native_arrays, save_huggingface, shards
-from zaya_jax.interop.conversion import convert
-from zaya_jax.interop.inventory import take
-from zaya_jax.interop.native import write_model_file
+from zaya_jax.interop import save_huggingface
+from zaya_jax.interop.conversion import conversion
+from zaya_jax.interop.conversion.conversion import convert
+from zaya_jax.interop.conversion.inventory import take
+from zaya_jax.interop.formats import native_arrays, shards
+from zaya_jax.interop.formats.native import write_model_file
 from zaya_jax.training.checkpoints import Checkpoints
 
 pytestmark = pytest.mark.early

@@ -10,8 +10,8 @@ from safetensors.numpy import save_file
 
 from zaya_jax import load_pretrained
 from zaya_jax.errors import UserError
-from zaya_jax.interop.conversion import convert
-from zaya_jax.interop.inventory import take
+from zaya_jax.interop.conversion.conversion import convert
+from zaya_jax.interop.conversion.inventory import take
 
 CONFIG = dict(
     vocab_size=40, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from zaya_jax import load_pretrained
 from zaya_jax.interop import load_huggingface
-from zaya_jax.interop.conversion import convert
-from zaya_jax.interop.inventory import take
+from zaya_jax.interop.conversion.conversion import convert
+from zaya_jax.interop.conversion.inventory import take
 
 NORM = "model.norm.weight"
 

@@ -12,9 +12,10 @@ from folders import CONFIGS, assert_identical, random_variables
 from safetensors.numpy import load_file, save_file
 
 from zaya_jax.architecture import preset
-from zaya_jax.interop import abstract_tensors, huggingface, load_huggingface, save_huggingface, shards
-from zaya_jax.interop.families import family_of
-from zaya_jax.interop.names import abstract_variables
+from zaya_jax.interop import abstract_tensors, load_huggingface, save_huggingface
+from zaya_jax.interop.families.table import family_of
+from zaya_jax.interop.formats import huggingface, shards
+from zaya_jax.interop.formats.names import abstract_variables
 
 NORM = "model.norm.weight"
 

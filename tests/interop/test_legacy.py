@@ -11,9 +11,9 @@ from test_configuration import configs
 
 from zaya_jax.architecture import preset
 from zaya_jax.interop import config_from_huggingface, load_huggingface, save_huggingface
-from zaya_jax.interop.conversion import convert
-from zaya_jax.interop.families import LEGACY, family_of_file
-from zaya_jax.interop.names import abstract_variables
+from zaya_jax.interop.conversion.conversion import convert
+from zaya_jax.interop.families.table import LEGACY, family_of_file
+from zaya_jax.interop.formats.names import abstract_variables
 
 # ZAYA1-8B-legacy's config.json as SGLang's tests quote it, and the same model as Zyphra's code of 2d6c3a2 and 00f929e
 # would write it.

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers import random_variables, small_config
-from zaya_jax.analysis.flops import parameter_count
 from zaya_jax.architecture import Layout, Zaya, ZayaConfig
 from zaya_jax.architecture.config import FULL_ATTENTION, NO_MASK, SLIDING_ATTENTION
+from zaya_jax.costs.flops import parameter_count
 from zaya_jax.interop import abstract_tensors, config_from_huggingface, config_to_huggingface
-from zaya_jax.interop.families import family_of
-from zaya_jax.interop.mask import add_mask_token
+from zaya_jax.interop.editing.mask import add_mask_token
+from zaya_jax.interop.families.table import family_of
 
 PLAIN = dict(attention="gqa", feed_forward="dense", residual_scaling=False, partial_rotary_factor=1.0)
 # The config.json of released models, their fields that matter here, and their sizes as their cards or files have them.

@@ -9,10 +9,10 @@ from folders import CONFIGS, random_variables
 
 from zaya_jax import load_pretrained
 from zaya_jax.errors import UserError
-from zaya_jax.interop.conversion import open_checkpoint
-from zaya_jax.interop.inventory import take
-from zaya_jax.interop.locate import find_checkpoint
-from zaya_jax.interop.native import write_model_file
+from zaya_jax.interop.conversion.conversion import open_checkpoint
+from zaya_jax.interop.conversion.inventory import take
+from zaya_jax.interop.conversion.locate import find_checkpoint
+from zaya_jax.interop.formats.native import write_model_file
 from zaya_jax.training.checkpoints import Checkpoints
 
 CONFIG = CONFIGS["tied"]

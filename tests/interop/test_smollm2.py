@@ -12,9 +12,10 @@ import tokenizers
 from zaya_jax import Layout, SamplerConfig, Zaya, generate
 from zaya_jax.architecture import preset
 from zaya_jax.architecture.layers import inverse_frequencies, rotate, rotation
-from zaya_jax.interop import load_huggingface, smollm2
-from zaya_jax.interop.mask import add_mask_token
-from zaya_jax.interop.names import abstract_variables
+from zaya_jax.interop import load_huggingface
+from zaya_jax.interop.editing.mask import add_mask_token
+from zaya_jax.interop.families import smollm2
+from zaya_jax.interop.formats.names import abstract_variables
 
 
 def test_permuted_rows_score_as_pairs_of_neighbours_do():

@@ -11,7 +11,7 @@ import numpy as np
 from flax import traverse_util
 
 from zaya_jax import load_pretrained
-from zaya_jax.interop import huggingface
+from zaya_jax.interop.formats import huggingface
 from zaya_jax.parallel import MeshConfig, make_placement, use_cpu_devices
 
 

@@ -6,7 +6,7 @@ from tests import commands
 from tests.helpers import random_variables
 from zaya_jax.architecture import preset
 from zaya_jax.interop import save_huggingface
-from zaya_jax.interop.conversion import convert
+from zaya_jax.interop.conversion.conversion import convert
 
 
 @pytest.mark.parametrize("layout", ["huggingface", pytest.param("legacy", marks=pytest.mark.slow)])

@@ -7,8 +7,8 @@ from jax.sharding import PartitionSpec
 
 from tests.helpers import random_variables, small_config
 from zaya_jax.architecture import Zaya
-from zaya_jax.architecture.moe import BALANCING
-from zaya_jax.architecture.shards import logical_axes
+from zaya_jax.architecture.moe.router import BALANCING
+from zaya_jax.architecture.sharding import logical_axes
 from zaya_jax.parallel import MeshConfig, make_placement
 from zaya_jax.training.gradients import make_gradients, make_sums
 from zaya_jax.training.objective import Objective
@@ -63,7 +63,7 @@ def test_a_leak_between_parts_would_show(one_device, x64):
     config, variables, batch, objective, drawn, (gradients, _) = one_device
     placement = make_placement(MeshConfig(context=2), config, ROWS, LENGTH, BLOCK)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("zaya_jax.architecture.cca.from_left", lambda x, axis: 0 * x)
+        patch.setattr("zaya_jax.architecture.attention.cca.from_left", lambda x, axis: 0 * x)
         mapped = jax.jit(make_gradients(Zaya(config), objective, placement))
         theirs, _ = mapped(placement.put(variables["params"]), variables[BALANCING], placement.put_batch(batch), drawn)
     different = [

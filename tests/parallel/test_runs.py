@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.commands import Command
-from zaya_jax.training.metrics import read_metrics
+from zaya_jax.training.logging.metrics import read_metrics
 
 pytestmark = pytest.mark.early
 

@@ -13,7 +13,7 @@ from zaya_jax.interop import (
     load_huggingface,
     save_huggingface,
 )
-from zaya_jax.interop.conversion import convert
+from zaya_jax.interop.conversion.conversion import convert
 
 torch = pytest.importorskip("torch", reason="live parity needs the `parity` extra: torch")
 transformers = pytest.importorskip("transformers", reason="live parity needs the `parity` extra: transformers")

@@ -7,8 +7,8 @@ import pytest
 from comparison import TOLERANCE, deviation, logits
 
 from zaya_jax.interop import config_from_huggingface, config_to_huggingface, load_huggingface, save_huggingface
-from zaya_jax.interop.llama import LLAMA, RELATIVES
-from zaya_jax.interop.mask import add_mask_token
+from zaya_jax.interop.editing.mask import add_mask_token
+from zaya_jax.interop.families.llama import LLAMA, RELATIVES
 
 torch = pytest.importorskip("torch", reason="live parity needs the `parity` extra: torch")
 transformers = pytest.importorskip("transformers", reason="live parity needs the `parity` extra: transformers")

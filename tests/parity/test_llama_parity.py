@@ -19,7 +19,7 @@ from zaya_jax import SamplerConfig, generate
 from zaya_jax.architecture import Layout, Zaya
 from zaya_jax.architecture.config import NO_MASK
 from zaya_jax.interop import load_huggingface, save_huggingface
-from zaya_jax.interop.mask import add_mask_token
+from zaya_jax.interop.editing.mask import add_mask_token
 
 CASES = make_llama_fixtures.CASES
 

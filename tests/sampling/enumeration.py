@@ -15,11 +15,11 @@ import numpy as np
 from tests.helpers import random_variables, small_config
 from zaya_jax.architecture import Layout, Zaya
 from zaya_jax.sampling import SamplerConfig
+from zaya_jax.sampling.core.distributions import at_token
+from zaya_jax.sampling.core.random_streams import Purpose
 from zaya_jax.sampling.decoding import knobs_of, plan_of
-from zaya_jax.sampling.laws import at_token
 from zaya_jax.sampling.loop import State, advance, begin
-from zaya_jax.sampling.method import Plan, Setup
-from zaya_jax.sampling.noise import Purpose
+from zaya_jax.sampling.strategies.base import Plan, Setup
 
 VOCAB, SIZE, NEW = 3, 3, 4
 PROMPTS = ([1, 0, 2, 2], [2])  # two rows of one batch, of different lengths

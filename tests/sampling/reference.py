@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from zaya_jax.architecture import MASK, Layout, Zaya
-from zaya_jax.sampling import SamplerConfig, laws
+from zaya_jax.sampling import SamplerConfig
+from zaya_jax.sampling.core import distributions
+from zaya_jax.sampling.core.distributions import mix
+from zaya_jax.sampling.core.random_streams import KeyedNoise, Purpose
 from zaya_jax.sampling.decoding import knobs_of, plan_of
-from zaya_jax.sampling.laws import mix
-from zaya_jax.sampling.noise import KeyedNoise, Purpose
 
 WIDTH = 64  # texts are right-padded to this, so that one program serves all
-log_law, log_residual = jax.jit(laws.log_law), jax.jit(laws.log_residual)
+log_law, log_residual = jax.jit(distributions.log_law), jax.jit(distributions.log_residual)
 
 
 @functools.cache
@@ -141,9 +142,10 @@ class Reference:
 
     def draft_with(self, logits, first: int, forwards: int) -> list[int]:
         """Drawn with noise of this forward's own."""
-        laws = [log_law(jnp.asarray(row), self.knobs.warp) for row in logits]
+        distributions = [log_law(jnp.asarray(row), self.knobs.warp) for row in logits]
         return [
-            int(_draw_again(self.key, jnp.int32(first + i), law, jnp.int32(forwards))) for i, law in enumerate(laws)
+            int(_draw_again(self.key, jnp.int32(first + i), law, jnp.int32(forwards)))
+            for i, law in enumerate(distributions)
         ]
 
 

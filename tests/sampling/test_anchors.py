@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from tests.sampling.test_generate import model_of, prompts_of
 from zaya_jax.sampling import SamplerConfig, acceptance_curve, best_anchors, evidence, expected_tokens, generate
-from zaya_jax.sampling.cost import cost_at
-from zaya_jax.sampling.planning import candidates
+from zaya_jax.sampling.planning.auto import candidates
+from zaya_jax.sampling.planning.cost import cost_at
 
 RUNS = st.lists(st.lists(st.integers(1, 5), max_size=8).map(lambda run: [1, *run]), min_size=1, max_size=4)
 RATES = st.lists(st.floats(0.05, 0.95), min_size=5, max_size=5)
@@ -66,7 +66,7 @@ def test_best_anchors_are_the_best(rates, budget):
 def test_one_by_one_where_there_are_too_many_lists(monkeypatch):
     flat = [0.85] * 15
     exact = expected_tokens(flat, 16, best_anchors(flat, 16, 4))
-    monkeypatch.setattr("zaya_jax.sampling.anchors.EXACT_LIMIT", 10)
+    monkeypatch.setattr("zaya_jax.sampling.planning.branch_points.EXACT_LIMIT", 10)
     greedy = best_anchors(flat, 16, 4)
     assert greedy[0] == 1 and len(set(greedy)) == 4
     assert exact * 0.99 < expected_tokens(flat, 16, greedy) <= exact
@@ -214,8 +214,8 @@ def test_auto_takes_what_wins_the_race(forward, racer, mode, because, monkeypatc
 
         return medians
 
-    monkeypatch.setattr("zaya_jax.sampling.cost.medians", clock(forward))
-    monkeypatch.setattr("zaya_jax.sampling.planning.medians", clock(racer))
+    monkeypatch.setattr("zaya_jax.sampling.planning.cost.medians", clock(forward))
+    monkeypatch.setattr("zaya_jax.sampling.planning.auto.medians", clock(racer))
     sampler = SamplerConfig("auto", 2, temperature=0.8, top_k=9, stop_tokens=(2,))
     prompts = prompts_of(model)
     got = generate(model, variables, prompts, sampler, 40, seed=1)

@@ -8,15 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import tokens
 from tests.helpers import random_variables, small_config
 from tests.sampling.test_generate import model_of, programs
 from zaya_jax import Zaya, preset
 from zaya_jax.architecture.config import NO_MASK
-from zaya_jax.interop.native import write_model_file
+from zaya_jax.interop.formats.native import write_model_file
+from zaya_jax.runs import tokens
 from zaya_jax.sampling import Generation, SamplerConfig, generate
+from zaya_jax.sampling.core.random_streams import KeyedNoise, Purpose
 from zaya_jax.sampling.drafting import Yield
-from zaya_jax.sampling.noise import KeyedNoise, Purpose
 
 
 def test_a_model_without_a_mask_token_says_what_to_write():

@@ -11,8 +11,8 @@ from tests.helpers import random_tokens, random_variables, small_config
 from tests.sampling.reference import reference_generate
 from zaya_jax.architecture import Layout, Zaya
 from zaya_jax.sampling import SamplerConfig, generate
+from zaya_jax.sampling.core.random_streams import row_keys
 from zaya_jax.sampling.loop import run, start
-from zaya_jax.sampling.noise import row_keys
 
 pytestmark = pytest.mark.early
 

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from tests.data.test_detokenizer import ALL, make
 from tests.sampling.test_generate import model_of, prompts_of
 from tests.sampling.test_turns import MODES, Letters
-from zaya_jax.data.detokenizer import Detokenizer
+from tests.text.test_detokenizer import ALL, make
 from zaya_jax.sampling import SamplerConfig, generate
 from zaya_jax.sampling.stopping import StopStrings
+from zaya_jax.text.detokenizer import Detokenizer
 
 
 def end(tokenizer, tokens, *strings, passed_over=0, stop_tokens=(), before=0) -> int | None:

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from zaya_jax.data.tokenizers import BPETokenizer, ByteTokenizer
 from zaya_jax.sampling.streaming import QUIET, RESET, RUNS, TerminalStreamer, escape, render
+from zaya_jax.text.tokenizers import BPETokenizer, ByteTokenizer
 
 BYTES = ByteTokenizer()
 TEXT = "héllo 日本語 🎉🇨🇭 ∑∞ añb\n\tend"

@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 from absl import flags
 
-from experiments import dial, settings
-from experiments.meter import Meter
 from tests.evaluation.test_task_accuracy import TASK, TOKENIZER, TRIAL, setup
 from tests.sampling.enumeration import SIZE, sampler_law, total_variation
 from tests.sampling.test_lossless import law_of, mix_fresh_law, mix_stale_law
+from zaya_jax.command_line import sampling_flags
+from zaya_jax.command_line.meter import Meter
 from zaya_jax.evaluation.task_accuracy import run_task, task_rows
-from zaya_jax.sampling import SamplerConfig, Target, all_targets, generate, register_target, targets
-from zaya_jax.sampling.laws import mix
+from zaya_jax.runs import settings
+from zaya_jax.sampling import SamplerConfig, Target, all_targets, generate, register_target
+from zaya_jax.sampling.core import targets
+from zaya_jax.sampling.core.distributions import mix
 
 
 def average(plain, draft, beta):
@@ -76,7 +78,7 @@ def test_flags_and_configs_know_every_target(mix_linear):
     with pytest.raises(ValueError, match=r"target: got 'mix_linear', may be one of .'threshold', 'left_to_right'."):
         SamplerConfig("block_diffusion", target="mix_linear")
     values = flags.FlagValues()
-    dial.define(values)
+    sampling_flags.define(values)
     assert "single_pass: autoregressive, mix_stale, mix_fresh, mix_linear" in values["target"].help
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests.sampling.test_generate import model_of, prompts_of
 from zaya_jax.sampling import SamplerConfig, generate
-from zaya_jax.sampling.laws import Warp, log_law, penalise
+from zaya_jax.sampling.core.distributions import Warp, log_law, penalise
 
 pytestmark = pytest.mark.early
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.sampling.test_generate import model_of
 from zaya_jax.sampling import SamplerConfig, generate
-from zaya_jax.sampling.noise import row_keys
+from zaya_jax.sampling.core.random_streams import row_keys
 
 PLAIN = SamplerConfig("single_pass", 8, (1, 3), temperature=0.5, top_k=4, stop_tokens=(2, 5), stop_strings=("a", "b"))
 

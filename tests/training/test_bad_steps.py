@@ -12,11 +12,11 @@ import pytest
 
 from tests.helpers import random_variables, small_config
 from zaya_jax.architecture import Zaya
-from zaya_jax.interop.native import load_native, write_model_file
-from zaya_jax.training import watch
+from zaya_jax.interop.formats.native import load_native, write_model_file
+from zaya_jax.training import bad_steps
 from zaya_jax.training.checkpoints import Checkpoints
+from zaya_jax.training.logging.metrics import MetricWriter, read_metrics
 from zaya_jax.training.loop import Phase, train
-from zaya_jax.training.metrics import MetricWriter, read_metrics
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
 from zaya_jax.training.state import _recent, init_state, make_train_step
@@ -126,8 +126,8 @@ def test_bad_batches_are_written_down_and_found_again(skipped):
         data.set_state(line["data"])
         batch = next(data)
         assert data.done == line["step"]
-        assert watch.row_hashes(batch) == line["rows"]
-    good = watch.row_hashes(next(Scripted()))
+        assert bad_steps.row_hashes(batch) == line["rows"]
+    good = bad_steps.row_hashes(next(Scripted()))
     assert [a == b for a, b in zip(good, lines[0]["rows"], strict=True)] == [True, False, True, True]
 
 
@@ -168,13 +168,13 @@ def told(bad: bool, loss: float, recent: float) -> dict:
     return {name: jnp.asarray(value) for name, value in values.items()}
 
 
-def see(watched: watch.BadSteps, step: int, metrics: dict) -> None:
+def see(watched: bad_steps.BadSteps, step: int, metrics: dict) -> None:
     watched.add(step, {"done": step - 1}, next(Scripted()), metrics)
     watched.look()
 
 
 def test_a_spike_stops_the_run_in_one_line(tmp_path):
-    watched = watch.BadSteps("sft", MetricWriter(tmp_path / "metrics.jsonl"), skip=False, spike_factor=2.0)
+    watched = bad_steps.BadSteps("sft", MetricWriter(tmp_path / "metrics.jsonl"), skip=False, spike_factor=2.0)
     see(watched, 1, told(False, 3.0, math.nan))
     with pytest.raises(FloatingPointError) as error:
         see(watched, 2, told(True, 9.0, 3.0))
@@ -183,18 +183,18 @@ def test_a_spike_stops_the_run_in_one_line(tmp_path):
 
 
 def test_a_verdict_is_late_by_a_few_steps_and_no_batch_is_lost(tmp_path):
-    watched = watch.BadSteps("sft", MetricWriter(tmp_path / "metrics.jsonl"), skip=True, spike_factor=2.0)
+    watched = bad_steps.BadSteps("sft", MetricWriter(tmp_path / "metrics.jsonl"), skip=True, spike_factor=2.0)
     seen = []
-    for step in range(1, watch.LAG + 4):
+    for step in range(1, bad_steps.LAG + 4):
         watched.add(step, {"done": step - 1}, next(Scripted()), told(step == 2, 9.0, 3.0))
         seen.append((tmp_path / "bad_steps.jsonl").exists())
-    assert seen == [False] * (watch.LAG + 1) + [True] * 2
+    assert seen == [False] * (bad_steps.LAG + 1) + [True] * 2
     assert [(line["step"], line["data"]) for line in read_metrics(tmp_path / "bad_steps.jsonl")] == [(2, {"done": 1})]
 
 
 def test_skipping_has_an_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(watch, "MOST_IN_A_ROW", 3)
-    watched = watch.BadSteps("sft", MetricWriter(tmp_path / "metrics.jsonl"), skip=True, spike_factor=2.0)
+    monkeypatch.setattr(bad_steps, "MOST_IN_A_ROW", 3)
+    watched = bad_steps.BadSteps("sft", MetricWriter(tmp_path / "metrics.jsonl"), skip=True, spike_factor=2.0)
     for step, bad in enumerate([True, True, True, False, True, True, True], 1):
         see(watched, step, told(bad, math.inf, 3.0))
     with pytest.raises(FloatingPointError, match="sft step 8: 4 bad steps in a row: loss is inf; lower"):
@@ -208,7 +208,7 @@ def test_a_lasting_change_of_level_is_caught_up_with():
     for _ in range(100):
         seen.append(bool(2 * recent < 8.0))
         recent = _recent(recent, jnp.float32(8.0), 2 * recent)
-    assert seen.index(False) in range(20, watch.MOST_IN_A_ROW) and not any(seen[seen.index(False) :])
+    assert seen.index(False) in range(20, bad_steps.MOST_IN_A_ROW) and not any(seen[seen.index(False) :])
     assert 7 < recent <= 8
     assert float(_recent(recent, jnp.float32(jnp.nan), 2 * recent)) == float(recent)
     assert float(_recent(jnp.float32(jnp.nan), jnp.float32(3.0), jnp.float32(jnp.nan))) == 3

@@ -19,16 +19,16 @@ from tests.helpers import small_config
 from zaya_jax import load_pretrained
 from zaya_jax.architecture import Zaya
 from zaya_jax.data.pipeline import make_train_iterator
-from zaya_jax.data.tasks import TaskSource, make_task
-from zaya_jax.data.tokenizers import ByteTokenizer
-from zaya_jax.interop.native import CheckpointError, load_native, write_model_file
+from zaya_jax.interop.formats.native import CheckpointError, load_native, write_model_file
 from zaya_jax.parallel import MeshConfig, make_placement
+from zaya_jax.tasks import TaskSource, make_task
+from zaya_jax.text.tokenizers import ByteTokenizer
 from zaya_jax.training.checkpoints import Checkpoints
-from zaya_jax.training.interrupt import Interrupted
+from zaya_jax.training.logging.metrics import MetricWriter, read_metrics
 from zaya_jax.training.loop import Phase, train
-from zaya_jax.training.metrics import MetricWriter, read_metrics
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
+from zaya_jax.training.signals import Interrupted
 from zaya_jax.training.state import init_state, init_variables
 
 pytestmark = pytest.mark.early

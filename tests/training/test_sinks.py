@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import pytest
 
 from zaya_jax.training import loop
-from zaya_jax.training.metrics import MetricWriter, read_metrics
-from zaya_jax.training.sinks import PACKAGES, check_sinks, curves, open_sinks
-from zaya_jax.training.trace import TRACED, WARM_UP, StepTrace
+from zaya_jax.training.logging.metrics import MetricWriter, read_metrics
+from zaya_jax.training.logging.sinks import PACKAGES, check_sinks, curves, open_sinks
+from zaya_jax.training.logging.trace import TRACED, WARM_UP, StepTrace
 
 LINE = {"loss": 1.5, "by_slot": [0.5, 0.25], "table": [[1.0], [2.0]], "none": None}
 CURVES = {"loss": 1.5, "by_slot/0": 0.5, "by_slot/1": 0.25}

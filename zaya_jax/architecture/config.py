@@ -125,7 +125,7 @@ class ZayaConfig:
     mask_token_id: int | None = None  # None: the vocabulary's last row; NO_MASK: there is none
 
     # Which parts there are. The defaults are ZAYA1; the others are for ablations and for models of other families
-    # (`zaya_jax.interop.llama`), and take their parameters with them.
+    # (`zaya_jax.interop.families.llama`), and take their parameters with them.
     attention: str = "cca"  # or "gqa": plain projections, whatever the cca_* fields below would add
     cca_depthwise: bool = True  # the depthwise convolution
     cca_grouped: bool = True  # the grouped convolution
@@ -385,7 +385,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         _BYTES, hidden_size=768, num_hidden_layers=12, num_attention_heads=8, num_key_value_heads=2, head_dim=64,
         moe_intermediate_size=448, num_experts=16, router_hidden_size=128,
     ),
-    # SmolLM2-135M with a row for the mask token behind its 49,152 (`zaya_jax.interop.llama`)
+    # SmolLM2-135M with a row for the mask token behind its 49,152 (`zaya_jax.interop.families.llama`)
     "smollm2_135m": dict(
         vocab_size=49_153, hidden_size=576, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
         head_dim=64, attention="gqa", partial_rotary_factor=1.0, rope_theta=100_000.0, sliding_rope_theta=100_000.0,

@@ -6,8 +6,8 @@ import numpy as np
 from flax import linen as nn
 from flax import struct
 
+from zaya_jax.architecture.attention.cca import Attention
 from zaya_jax.architecture.cache import Cache
-from zaya_jax.architecture.cca import Attention
 from zaya_jax.architecture.config import FULL_ATTENTION, NO_MASK, SLIDING_ATTENTION, ZayaConfig
 from zaya_jax.architecture.layers import (
     Linear,
@@ -18,9 +18,9 @@ from zaya_jax.architecture.layers import (
     scale_frequencies,
 )
 from zaya_jax.architecture.layout import MASK, Layout
-from zaya_jax.architecture.moe import BALANCING, ExpertStack, FeedForward, MixtureOfExperts
+from zaya_jax.architecture.moe.router import BALANCING, ExpertStack, FeedForward, MixtureOfExperts
 from zaya_jax.architecture.precision import lookup, product
-from zaya_jax.architecture.shards import Shards
+from zaya_jax.architecture.sharding import Shards
 from zaya_jax.errors import UserError
 
 Array = jax.Array

@@ -17,9 +17,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from zaya_jax.data.templates import MARK, REASONING, ChatTemplate, Messages, Tools, encode, last_special
-from zaya_jax.data.tokenizers import Tokenizer
 from zaya_jax.errors import UserError
+from zaya_jax.text.templates import MARK, REASONING, ChatTemplate, Messages, Tools, encode, last_special
+from zaya_jax.text.tokenizers import Tokenizer
 
 THINKING = ("<think>", "</think>")
 WORDED = ("tool_calls", "function_call", *REASONING)  # what a message without content may say

@@ -12,9 +12,9 @@ from typing import Any
 import tokenizers
 
 from zaya_jax.data import builders
-from zaya_jax.data.tokenizers import Tokenizer
 from zaya_jax.errors import UserError
 from zaya_jax.files import read_object, write_text
+from zaya_jax.text.tokenizers import Tokenizer
 
 REMEMBERED = 8 << 20  # bytes: larger files are not read again while their size and times stay
 

@@ -24,8 +24,8 @@ from grain import experimental as grain_experimental
 
 from zaya_jax.checks import COUNT, KEY, Integer, check
 from zaya_jax.data.chat import ChatSource
-from zaya_jax.data.tokenizers import Tokenizer
 from zaya_jax.errors import UserError
+from zaya_jax.text.tokenizers import Tokenizer
 
 Batch = dict[str, np.ndarray]
 Document = tuple[Sequence[int], Sequence[int]]  # (ids, answer): as long as each other, answer 0 or 1

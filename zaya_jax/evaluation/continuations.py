@@ -10,11 +10,11 @@ import numpy as np
 from zaya_jax.architecture import Zaya
 from zaya_jax.data.pipeline import Source
 from zaya_jax.data.splits import stable_hash
-from zaya_jax.data.tasks.base import Problem, Task
-from zaya_jax.data.tokenizers import Tokenizer
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.lm_eval_adapter import score
 from zaya_jax.evaluation.task_accuracy import Outcome, Trial
+from zaya_jax.tasks.base import Problem, Task
+from zaya_jax.text.tokenizers import Tokenizer
 
 PREFIX = 128  # characters of a prompt
 APART = 1024  # characters from one prompt to the next in a document

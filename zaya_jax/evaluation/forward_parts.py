@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zaya_jax.analysis.flops import parameter_count
-from zaya_jax.analysis.roofline import experts_touched
 from zaya_jax.architecture import MASK, Layout, Zaya, ZayaConfig, init_cache
-from zaya_jax.sampling.cost import AUTOREGRESSIVE, forward_cost, rows_of
-from zaya_jax.sampling.method import Plan
+from zaya_jax.costs.flops import parameter_count
+from zaya_jax.costs.roofline import experts_touched
+from zaya_jax.sampling.planning.cost import AUTOREGRESSIVE, forward_cost, rows_of
+from zaya_jax.sampling.strategies.base import Plan
 from zaya_jax.timing import medians
 
 Array = jax.Array

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import tokenizers
 
-from zaya_jax.data.detokenizer import UNKNOWN, Detokenizer
-from zaya_jax.data.tokenizers import Tokenizer
 from zaya_jax.errors import UserError
+from zaya_jax.text.detokenizer import UNKNOWN, Detokenizer
+from zaya_jax.text.tokenizers import Tokenizer
 from zaya_jax.training.state import summarise
 
 

@@ -31,10 +31,10 @@ from tqdm import tqdm
 
 from zaya_jax.architecture import Layout, Zaya
 from zaya_jax.checks import COUNT, ROWS, SEED, Rule, Unset, check
-from zaya_jax.data.tokenizers import Tokenizer, for_model, ids_in_texts
 from zaya_jax.errors import UserError
 from zaya_jax.sampling import SamplerConfig, generate
 from zaya_jax.sampling.decoding import bucket
+from zaya_jax.text.tokenizers import Tokenizer, for_model, ids_in_texts
 from zaya_jax.training.objective import cross_entropy
 
 Array = jax.Array

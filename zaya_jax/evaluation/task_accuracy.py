@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from zaya_jax.analysis.results import wilson
 from zaya_jax.architecture import Zaya
 from zaya_jax.checks import KEY, ROWS, SEED, Integer, Rule, check_all
-from zaya_jax.data.detokenizer import Detokenizer
-from zaya_jax.data.tasks.base import Problem, Task
-from zaya_jax.data.tokenizers import Tokenizer
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.answers import Answers, fingerprint
 from zaya_jax.evaluation.pass_at_k import mean_interval, paired_difference, pass_at_k, permutation_p_value
+from zaya_jax.reporting.results import wilson
 from zaya_jax.sampling import SamplerConfig, best_anchors, evidence, find_target, generate
 from zaya_jax.sampling.drafting import Yield
 from zaya_jax.sampling.values import plain
+from zaya_jax.tasks.base import Problem, Task
+from zaya_jax.text.detokenizer import Detokenizer
+from zaya_jax.text.tokenizers import Tokenizer
 
 BUDGET_PROBLEMS = 128  # validation problems that choose a budget's anchors
 FEW_BATCHES = 4  # the least from which a clock's interval is taken

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from zaya_jax.architecture import ZayaConfig
-from zaya_jax.interop.huggingface import load_huggingface
-from zaya_jax.interop.locate import find_checkpoint
-from zaya_jax.interop.native import MODEL_FILE, load_native
+from zaya_jax.interop.conversion.locate import find_checkpoint
+from zaya_jax.interop.formats.huggingface import load_huggingface
+from zaya_jax.interop.formats.native import MODEL_FILE, load_native
 from zaya_jax.parallel import Placement
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from zaya_jax.architecture import ZayaConfig
-from zaya_jax.architecture.shards import ACTIVATION_AXES, WEIGHT_AXES, Shards
+from zaya_jax.architecture.sharding import ACTIVATION_AXES, WEIGHT_AXES, Shards
 from zaya_jax.checks import Integer, Rule, check
 from zaya_jax.errors import UserError
 

@@ -7,8 +7,8 @@ from typing import cast
 
 from zaya_jax.checks import FLOAT32, Integer, Number, Rule, Unset, check, check_all
 from zaya_jax.errors import UserError
-from zaya_jax.sampling.anchors import Acceptance, best_anchors
-from zaya_jax.sampling.targets import ALIASES, MODES, find_target, targets_of
+from zaya_jax.sampling.core.targets import ALIASES, MODES, find_target, targets_of
+from zaya_jax.sampling.planning.branch_points import Acceptance, best_anchors
 from zaya_jax.sampling.values import plain_tuple
 
 LARGEST_BLOCK = 1024  # slots; a forward of single_pass with all anchors then has a million query tokens
@@ -51,7 +51,7 @@ class SamplerConfig:
           verifies it; a step counts two forwards.
         "block_diffusion": no verification: a block is unmasked over several forwards (TiDAR's baselines).
         "auto": the fastest of autoregressive and single_pass on this machine, chosen by measurement
-          (`zaya_jax.sampling.planning`); block_size is then an upper bound.
+          (`zaya_jax.sampling.planning.auto`); block_size is then an upper bound.
       block_size: slots a drafted block has (TiDAR's B). single_pass verifies as many tokens a forward, of which the
         first is settled already; two_pass verifies block_size drafts.
       anchors: for single_pass, behind which accept lengths (1 .. block_size) a next block is drafted: "all", a list of

@@ -12,12 +12,12 @@ from zaya_jax import checks, memory
 from zaya_jax.architecture import Cache, Zaya, ZayaConfig
 from zaya_jax.errors import Diverged, UserError
 from zaya_jax.sampling.config import SamplerConfig
+from zaya_jax.sampling.core.distributions import Warp
+from zaya_jax.sampling.core.random_streams import row_keys
 from zaya_jax.sampling.drafting import Yield, require_mask
-from zaya_jax.sampling.laws import Warp
 from zaya_jax.sampling.loop import METHODS, State, run, start
-from zaya_jax.sampling.method import Knobs, Plan
-from zaya_jax.sampling.noise import row_keys
 from zaya_jax.sampling.stopping import Decoder, StopStrings
+from zaya_jax.sampling.strategies.base import Knobs, Plan
 from zaya_jax.sampling.values import plain, plain_tuple
 
 WATCHED_STEPS = 16  # steps between two looks for stop strings

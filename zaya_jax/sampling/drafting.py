@@ -22,7 +22,7 @@ def require_mask(config: ZayaConfig, instead: str = PYTHON) -> None:
     if config.mask_token_id == NO_MASK:
         raise UserError(
             f"the model has no mask token, so it cannot draft: sample with {instead}, or train it to draft, from "
-            "`zaya_jax.interop.mask.add_mask_token` or as a phase that starts from it (configs/smollm2.py)"
+            "`zaya_jax.interop.editing.mask.add_mask_token` or as a phase that starts from it (configs/smollm2.py)"
         )
 
 
@@ -56,7 +56,7 @@ class Yield:
 
         Args:
           instead: what to type for a sampler that does not draft.
-          why: what is known of the model's training that explains it (`experiments.tokens.never_drafted`); believed
+          why: what is known of the model's training that explains it (`zaya_jax.runs.tokens.never_drafted`); believed
             without enough blocks.
         """
         if not self.is_idle and not (why and self.blocks and self.blocks < ENOUGH_BLOCKS):

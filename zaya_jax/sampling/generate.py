@@ -7,7 +7,7 @@ from typing import Any
 from zaya_jax.architecture import Zaya
 from zaya_jax.sampling.config import SamplerConfig
 from zaya_jax.sampling.decoding import Decoder, Generation, Session, Streamer, decode
-from zaya_jax.sampling.planning import choose_sampler
+from zaya_jax.sampling.planning.auto import choose_sampler
 
 
 def generate(

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from flax import struct
 
 from zaya_jax.architecture import Cache, Zaya, init_cache
-from zaya_jax.sampling.block_diffusion import BLOCK_DIFFUSION
-from zaya_jax.sampling.method import Knobs, Method, Outcome, Plan, Progress, Setup
-from zaya_jax.sampling.noise import KeyedNoise
-from zaya_jax.sampling.single_pass import SINGLE_PASS
-from zaya_jax.sampling.two_pass import TWO_PASS
+from zaya_jax.sampling.core.random_streams import KeyedNoise
+from zaya_jax.sampling.strategies.base import Knobs, Method, Outcome, Plan, Progress, Setup
+from zaya_jax.sampling.strategies.block_diffusion import BLOCK_DIFFUSION
+from zaya_jax.sampling.strategies.single_pass import SINGLE_PASS
+from zaya_jax.sampling.strategies.two_pass import TWO_PASS
 
 Array = jax.Array
 METHODS: dict[str, Method] = {

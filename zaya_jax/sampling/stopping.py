@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Protocol, cast
 
-from zaya_jax.data.detokenizer import UNKNOWN, Detokenizer, Pending
-from zaya_jax.data.detokenizer import Decoder as WholeDecoder
+from zaya_jax.text.detokenizer import UNKNOWN, Detokenizer, Pending
+from zaya_jax.text.detokenizer import Decoder as WholeDecoder
 
 
 class Decoder(Protocol):
     """What stop strings need of a tokenizer.
 
-    Where it also has `context` and `joins` (`zaya_jax.data.detokenizer.Decoder`), the space that SentencePiece-like
+    Where it also has `context` and `joins` (`zaya_jax.text.detokenizer.Decoder`), the space that SentencePiece-like
     decoders leave out in front of a text is kept in front of the new one; where it has `special_ids`, a stop string may
     be a special token's spelling.
     """

@@ -4,8 +4,8 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 
-from zaya_jax.data.detokenizer import Decoder, Detokenizer
 from zaya_jax.errors import UserError
+from zaya_jax.text.detokenizer import Decoder, Detokenizer
 
 QUIET, RESET = "\x1b[2m", "\x1b[0m"
 RUNS = ("\x1b[36m", "\x1b[33m")  # of consecutive forwards

@@ -11,7 +11,7 @@ from typing import Any, cast
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from zaya_jax.interop.native import CheckpointError, drop_reads, why
+from zaya_jax.interop.formats.native import CheckpointError, drop_reads, why
 from zaya_jax.paths import absolute, one_line
 
 

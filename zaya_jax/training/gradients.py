@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from zaya_jax.architecture import Zaya
-from zaya_jax.architecture.moe import BALANCING
+from zaya_jax.architecture.moe.router import BALANCING
 from zaya_jax.errors import UserError
 from zaya_jax.parallel import Placement
 from zaya_jax.training.objective import Objective

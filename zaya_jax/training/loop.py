@@ -17,14 +17,14 @@ from zaya_jax.architecture import Zaya
 from zaya_jax.checks import COUNT, SEED, SWITCH, Choice, Number, Rule, check_all, folder_name
 from zaya_jax.errors import UserError
 from zaya_jax.parallel import Placement, is_first
+from zaya_jax.training.bad_steps import BadSteps
 from zaya_jax.training.checkpoints import Checkpoints
-from zaya_jax.training.interrupt import Interrupted, stop_request
-from zaya_jax.training.metrics import MetricWriter
+from zaya_jax.training.logging.metrics import MetricWriter
+from zaya_jax.training.logging.trace import StepTrace
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig, schedule
+from zaya_jax.training.signals import Interrupted, stop_request
 from zaya_jax.training.state import TrainState, init_state, make_train_step
-from zaya_jax.training.trace import StepTrace
-from zaya_jax.training.watch import BadSteps
 
 NO_MASTERS = (
     "trains bfloat16 parameters without float32 masters: an update below about 1/256 of a weight is lost "

@@ -12,7 +12,7 @@ import optax
 from flax import struct
 
 from zaya_jax.architecture import Layout, Zaya
-from zaya_jax.architecture.moe import BALANCING
+from zaya_jax.architecture.moe.router import BALANCING
 from zaya_jax.parallel import Placement
 from zaya_jax.training.gradients import make_gradients, make_sums, widen
 from zaya_jax.training.objective import Objective

@@ -1,0 +1,1 @@
+"""Benchmarks, one for each committed number: `python -m experiments.bench.NAME --help`."""

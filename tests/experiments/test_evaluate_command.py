@@ -1,0 +1,65 @@
+"""The evaluate door from the outside: any checkpoint, any task, and a user's mistakes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests import commands
+from zaya_jax.reporting.results import read_results
+
+ROOT = Path(__file__).parents[2]
+MODEL = "--checkpoint=results/quickstart/model"
+
+
+def run(*args: str) -> tuple[int, str]:
+    done = commands.run("experiments.evaluate", *args)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_a_checkpoint_is_evaluated_on_several_tasks_and_goes_on(tmp_path):
+    args = [
+        MODEL, "--tasks=addition,human_eval", f"--output={tmp_path}", "--prompts=2", "--samples=2", "--batch=2",
+        "--max-new-tokens=8", "--arms=lossless", "--temperatures=1", "--block_size=4", "--anchor_budget=2",
+    ]  # fmt: skip
+    status, output = run(*args)
+    assert status == 0, output
+    rows = read_results(tmp_path / "results.csv")
+    assert [(r["source"], r["arm"], r["temperature"], r["samples"]) for r in rows] == [
+        (task, arm, 1, 2) for task in ("addition", "human_eval") for arm in ("autoregressive", "lossless")
+    ]
+    assert all(r["rows_per_forward"] == (1 if r["arm"] == "autoregressive" else 12) for r in rows)
+    assert rows[0]["p_value"] is None and rows[1]["p_value"] > 0
+    path = tmp_path / "answers" / "human_eval-lossless-temperature-1.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    assert [json.loads(line).get("problem") for line in lines] == [None, 0, 1]
+    # cut short, as a kill would: the same command finishes it, to the same answers
+    path.write_text("".join(lines[:2]) + lines[2][:9])
+    status, output = run(*args)
+    assert status == 0, output
+    again = read_results(tmp_path / "results.csv")
+    kept = ("source", "arm", "temperature", "accuracy", "tokens", "forwards", "p_value")
+    assert [{k: r[k] for k in kept} for r in again] == [{k: r[k] for k in kept} for r in rows]
+
+
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        ([], "error: --checkpoint: missing"),
+        ([MODEL, "--tasks=addition"], "error: --output: missing"),
+        ([MODEL, "--tasks=poetry", "--output=x"], "error: --tasks: got 'poetry', may be one of addition"),
+        ([MODEL, "--tasks=addition", "--output=x", "--arms=fast"], "error: --arms: got 'fast', may be one of"),
+        ([MODEL, "--tasks=addition", "--output=x", "--temperatures=warm"], "error: --temperatures: got warm, may be"),
+        ([MODEL, "--tasks=addition", "--output=x", "--temperatures=-1"], "error: --temperatures: got -1"),
+        (
+            [MODEL, "--tasks=addition", "--output=x", "--chat"],
+            f"error: --chat: {ROOT}/results/quickstart/model has no chat",
+        ),
+        ([MODEL, "--tasks=addition", "--output=x", "--anchor_budget=9"], "error: --anchor_budget: got 9, may be"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(args, line):
+    status, output = run(*args)
+    assert status == 2
+    assert len(output.strip().splitlines()) == 1 and output.startswith(line), output
+    assert not (ROOT / "x").exists()

@@ -1,0 +1,186 @@
+"""Softmax attention of a row's queries over [context ‖ own block], never over the whole row.
+
+`visible` allows a key in a block to its own block alone, so scores between two blocks need not exist. Every query meets
+the clean keys (the cache, or the row's clean slots); draft slots also meet the block_size slots of their own block, and
+both parts share one softmax. For a TiDAR training row of 2N slots that is 2N·N + N·block_size pairs, not (2N)².
+
+Scores and the softmax's sums are in at least float32, whatever the dtype of queries, keys and values; weights are
+rounded to the values' dtype for their product, and the output once (`precision`).
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zaya_jax.architecture.attention.tiled import Visibility, attend_tiles, executed_pairs, tile_sizes, visible_pairs
+from zaya_jax.architecture.layout import Keys, Layout, visible
+from zaya_jax.architecture.precision import product
+
+Array = jax.Array
+
+PIECES, LEAST_TO_SPLIT = 4, 64  # an ordered row is cut so, which saves 3/8 of its scores, unless it is shorter
+
+
+def attend(
+    query: Array,
+    layout: Layout,
+    context: tuple[Array, Array],
+    context_keys: Keys,
+    own: tuple[Array, Array],
+    window: Array | None,
+    query_chunk: int,
+    tiles: bool = False,
+) -> Array:
+    """Attention for all rows of a layout.
+
+    A row whose scores fit what `query_chunk` allows is computed directly (`is_small`); a longer one tile by tile.
+
+    Args:
+      query: [batch, row, head, head_dim].
+      layout: the row's; clean slots first, then whole blocks.
+      context: keys and values every row may meet, [batch, context, kv_head, head_dim] each: the row's own clean slots,
+        or more than those (a cache, or other devices' share of a row).
+      context_keys: their visibility fields [batch, context].
+      own: keys and values of the draft slots, [batch, num_blocks * block_size, kv_head, head_dim] each.
+      window: see `visible`.
+      query_chunk: bounds the memory of scores, see `is_small` and `tile_sizes`.
+      tiles: tile by tile, however short the row. On one CPU thread faster in training: tiles stay in its cache.
+
+    Returns:
+      [batch, row, head, head_dim].
+    """
+    if tiles or not is_small(query.shape[1], context[0].shape[1], query_chunk):
+        seen = Visibility(layout, context_keys, None if window is None else jnp.asarray(window, jnp.int32))
+        return attend_tiles(query, context, own, seen, tile_sizes(query_chunk))
+    clean = layout.clean_size
+    kinds = [(query[:, :clean], layout.clean_rows(), None), (query[:, clean:], layout.draft_rows(), own)]
+    return jnp.concatenate([_direct(*kind, context, context_keys, window) for kind in kinds if kind[0].size], axis=1)
+
+
+def _direct(query, rows, own, context, context_keys, window):
+    """All clean slots (own: None) or all draft slots, their scores computed in a few large products.
+
+    Slots of an ordered layout stand as its clean slots do: a piece of them meets the context up to its own end alone.
+    The backward pass computes the scores again instead of keeping them.
+    """
+    length, unit = query.shape[1], rows.block_size or 1
+    pieces = PIECES if rows.ordered and length >= LEAST_TO_SPLIT else 1
+    side = -(-length // (pieces * unit)) * unit
+
+    def cut(tree, start: int, end: int | None):
+        return jax.tree.map(lambda x: x[:, start:end], tree)
+
+    def piece(start: int) -> Array:
+        met = start + side if rows.ordered else None
+        mine, own_mine = (cut(x, start, start + side) for x in (query, own))
+        part, keys = cut(rows, start, start + side), cut(context_keys, 0, met)
+        if own is None:
+            return jax.checkpoint(_over_context)(mine, part, cut(context, 0, met), keys, window)
+        return jax.checkpoint(_with_own_block)(mine, part, cut(context, 0, met), keys, window, own_mine)
+
+    return jnp.concatenate([piece(start) for start in range(0, length, side)], axis=1)
+
+
+def is_small(row: int, context: int, query_chunk: int) -> bool:
+    """Whether `attend` computes all scores at once: no more of them than a training row of query_chunk clean slots has.
+
+    So does decoding with any usual cache: few rows, and no tables to make for them.
+    """
+    return row * context <= 2 * query_chunk**2
+
+
+def attend_dense(query: Array, key: Array, value: Array, layout: Layout, window: Array | None) -> Array:
+    """The slow twin of `attend` for a row without cache: the row x row mask, spelled out."""
+    heads, dim = query.shape[2:]
+    groups = heads // key.shape[2]
+    key, value = (jnp.repeat(x, groups, axis=2) for x in (key, value))
+    scores = product("bqhd,bkhd->bhqk", query, key) * dim**-0.5
+    scores = jnp.where(layout.visibility(window)[:, None], scores, _lowest(scores))
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    return product("bhqk,bkhd->bqhd", weights, value).astype(query.dtype)
+
+
+def count_pairs(layout: Layout, window: int | None, query_chunk: int, context_keys: Keys | None = None) -> dict:
+    """How many scores of one head `attend` computes for these rows, and how many of them anybody sees.
+
+    Args:
+      layout, window, query_chunk, context_keys: as `attend` takes them; None for context_keys is a row without cache.
+
+    Returns:
+      {"executed", "visible"}: pairs of a query and a key, summed over the batch. Padding sees nothing.
+    """
+    keys = layout.clean_rows().keys if context_keys is None else context_keys
+    seen = Visibility(layout, keys, None if window is None else jnp.int32(window))
+    (batch, row), context = layout.document.shape, keys.document.shape[1]
+    own = batch * layout.num_blocks * layout.block_size**2
+    if is_small(row, context, query_chunk):
+        executed = batch * row * context
+    else:
+        executed = executed_pairs(seen, tile_sizes(query_chunk))
+    return {"executed": executed + own, "visible": visible_pairs(seen)}
+
+
+def _over_context(query, rows, context, context_keys, window):
+    """Queries that see the context alone (clean slots)."""
+    scores = _scores(query, context[0], visible(rows, context_keys, window))
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+    return (_mix(weights, context[1]) / _total(weights)).astype(query.dtype)
+
+
+def _with_own_block(query, rows, context, context_keys, window, own):
+    """Queries that see the context and their own block (draft slots), under one softmax."""
+    size = rows.block_size
+    batch, kv_heads, dim = own[0].shape[0], own[0].shape[2], own[0].shape[3]
+    blocks = rows.blocks()
+
+    def by_block(x):
+        return x.reshape(batch, -1, size, *x.shape[2:])
+
+    own_key, own_value = (by_block(x) for x in own)
+    scores = _scores(query, context[0], visible(rows, context_keys, window))
+    grouped = by_block(query.reshape(*query.shape[:2], kv_heads, -1, dim))
+    own_scores = product("bnqkgd,bnjkd->bkgnqj", grouped, own_key) * dim**-0.5
+    allowed = visible(blocks, blocks.keys, window)[:, None, None]
+    own_scores = jnp.where(allowed, own_scores, _lowest(own_scores)).reshape(*scores.shape[:-1], size)
+    top = jax.lax.stop_gradient(jnp.maximum(scores.max(-1, keepdims=True), own_scores.max(-1, keepdims=True)))
+    weights, own_weights = jnp.exp(scores - top), jnp.exp(own_scores - top)
+    own_mix = product(
+        "bkgnqj,bnjkd->bnqkgd",
+        own_weights.reshape(batch, kv_heads, -1, query.shape[1] // size, size, size).astype(query.dtype),
+        own_value,
+    ).reshape(query.shape)
+    mixed = (_mix(weights, context[1]) + own_mix) / (_total(weights) + _total(own_weights))
+    return mixed.astype(query.dtype)
+
+
+def _scores(query: Array, key: Array, allowed: Array) -> Array:
+    """[batch, kv_head, group, query, key]: scaled, masked, in at least float32.
+
+    The query heads that share a key head are folded into the rows of one matrix product.
+    """
+    batch, rows, heads, dim = query.shape
+    kv_heads = key.shape[2]
+    folded = query.reshape(batch, rows, kv_heads, heads // kv_heads, dim).transpose(0, 2, 3, 1, 4)
+    folded = folded.reshape(batch, kv_heads, -1, dim)
+    scores = product("bkqd,bskd->bkqs", folded, key) * dim**-0.5
+    scores = scores.reshape(batch, kv_heads, heads // kv_heads, rows, -1)
+    return jnp.where(allowed[:, None, None], scores, _lowest(scores))
+
+
+def _mix(weights: Array, value: Array) -> Array:
+    """[batch, kv_head, group, query, key] x [batch, key, kv_head, head_dim] -> [batch, query, head, head_dim], wide."""
+    batch, kv_heads, groups, rows, keys = weights.shape
+    folded = weights.reshape(batch, kv_heads, groups * rows, keys).astype(value.dtype)
+    mixed = product("bkqs,bskd->bkqd", folded, value).reshape(batch, kv_heads, groups, rows, -1)
+    return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, rows, kv_heads * groups, -1)
+
+
+def _total(weights: Array) -> Array:
+    """The softmax's denominator, [batch, query, head, 1]."""
+    batch, kv_heads, groups, rows, _ = weights.shape
+    return weights.sum(-1).transpose(0, 3, 1, 2).reshape(batch, rows, kv_heads * groups, 1)
+
+
+def _lowest(scores: Array) -> np.floating:
+    """Finite, so that a padding row that sees nothing stays finite; exp(lowest - top) is exactly 0."""
+    return jnp.finfo(scores.dtype).min

@@ -1,0 +1,154 @@
+"""ZAYA1's router and mixture of experts, and one dense feed-forward in their place.
+
+docs/architecture.md#forward-pass describes them.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from zaya_jax.architecture.config import ZayaConfig
+from zaya_jax.architecture.layers import Linear, LowRank, RMSNorm, adapt
+from zaya_jax.architecture.layout import PADDING, Layout
+from zaya_jax.architecture.moe.experts import across, dispatch, dispatch_cached, gated, swiglu
+from zaya_jax.architecture.precision import product, rounded_once
+from zaya_jax.architecture.sharding import Shards
+
+Array = jax.Array
+BALANCING = "balancing"  # the variable collection of the balancing biases: state, not parameters
+
+
+class Router(nn.Module):
+    """Top-1 choice over experts + skip, from a state that is carried along depth (never along the text)."""
+
+    config: ZayaConfig
+
+    @nn.compact
+    def __call__(self, x: Array, state: Array, state_scale: Array | None) -> tuple[Array, Array, Array]:
+        """x [token, hidden], the previous layer's state [token, state_size] -> (probability, choice, new state).
+
+        The state keeps its gradient across layers. The balancing biases choose and never weigh: the weight is the
+        chosen class's softmax probability over all classes, not renormalised.
+        """
+        cfg = self.config
+        classes, width = cfg.router_classes, cfg.router_hidden_size
+
+        def linear(name: str, features: int, use_bias: bool, wide: bool = False) -> Linear:
+            dtypes = jnp.dtype(cfg.dtype), jnp.dtype(cfg.param_dtype)
+            return Linear(features, use_bias, cfg.initializer_range, *dtypes, wide=wide, name=name)
+
+        h = linear("down_proj", width, True)(x)
+        if state_scale is not None:
+            state = h = rounded_once(lambda h, state, scale: h + state * scale, h, state, state_scale.astype(h.dtype))
+        h = RMSNorm(cfg.rms_norm_eps, jnp.dtype(cfg.dtype), jnp.dtype(cfg.param_dtype), name="norm")(h)
+        h = rounded_once(_gelu, linear("fc1", width, True)(h))
+        h = rounded_once(_gelu, linear("fc2", width, True)(h))
+        logits = linear("out_proj", classes, False, wide=True)(h)
+        probability = jax.nn.softmax(logits.astype(cfg.stream_dtype), axis=-1)
+        biases = self.variable(BALANCING, "biases", init_balancing_biases, classes)
+        choice = jnp.argmax(jax.lax.stop_gradient(probability) + biases.value, axis=-1).astype(jnp.int32)
+        return jnp.take_along_axis(probability, choice[:, None], axis=1)[:, 0], choice, state
+
+
+def _gelu(x: Array) -> Array:
+    return jax.nn.gelu(x, approximate=False)
+
+
+class ExpertStack(NamedTuple):
+    """The same experts as `MixtureOfExperts` holds, but read in place out of all layers' weights (`in_turn`)."""
+
+    gate_up: Array  # [layer, expert, hidden, 2 * intermediate]
+    down: Array  # [layer, expert, intermediate, hidden]
+    layer: Array  # int32 []
+
+
+class MixtureOfExperts(nn.Module):
+    """Router, experts and the skip expert."""
+
+    config: ZayaConfig
+    shards: Shards = Shards()
+
+    @nn.compact
+    def __call__(
+        self, x: Array, layout: Layout, state: Array, state_scale: Array | None, stack: "ExpertStack | None" = None
+    ) -> tuple[Array, Array, Array]:
+        """x [batch, row, hidden], state [batch, row, state_size] -> (output, new state, load int32 [2, classes]).
+
+        With a `stack` (a forward with a cache) nothing can be differentiated with respect to it in reverse.
+        """
+        cfg = self.config
+        shape = x.shape
+        x = x.reshape(-1, shape[-1])
+        probability, choice, state = Router(cfg, name="gate")(x, state.reshape(x.shape[0], cfg.state_size), state_scale)
+
+        def weights(name: str, *shape: int) -> Array:
+            init = nn.initializers.normal(cfg.initializer_range)
+            return self.param(name, init, shape, jnp.dtype(cfg.param_dtype)).astype(cfg.dtype)
+
+        hidden, inner, axis = shape[-1], cfg.moe_intermediate_size, self.shards.names("expert")
+        held = cfg.num_experts // (jax.lax.axis_size(axis) if axis else 1)
+        gate_up = weights("gate_up_proj", held, hidden, 2 * inner)
+        down = weights("down_proj", held, inner, hidden)
+        if axis:
+            out = across(axis, x, choice, gate_up, down)
+        elif stack is not None and cfg.expert_backend == "auto":
+            out = dispatch_cached(x, choice, *stack)
+        else:
+            out = dispatch(cfg.expert_backend, x, choice, gate_up, down)
+        if cfg.skip_expert == "identity":
+            out = jnp.where((choice == cfg.num_experts)[:, None], x, out)
+        out = rounded_once(jnp.multiply, out, probability[:, None])
+        state = state.reshape(*shape[:2], cfg.state_size)
+        return out.reshape(shape), state, expert_load(choice.reshape(shape[:2]), layout, cfg)
+
+
+class FeedForward(nn.Module):
+    """One SwiGLU that every token goes through: an expert's size, so a token costs what it costs with experts.
+
+    gate_up_proj is [gate | up], [hidden, 2 * moe_intermediate_size].
+    """
+
+    config: ZayaConfig
+
+    @nn.compact
+    def __call__(self, x: Array, clean_size: int) -> Array:
+        """x [batch, row, hidden] -> the same shape; the row's first `clean_size` slots are clean."""
+        cfg = self.config
+        hidden, inner = x.shape[-1], cfg.moe_intermediate_size
+        normal = nn.initializers.normal(cfg.initializer_range)
+
+        def weights(name: str, init, *shape: int) -> Array:
+            return self.param(name, init, shape, jnp.dtype(cfg.param_dtype)).astype(cfg.dtype)
+
+        gate_up = weights("gate_up_proj", normal, hidden, 2 * inner)
+        down = weights("down_proj", normal, inner, hidden)
+        if not (cfg.mlp_bias or cfg.lora_rank):
+            return swiglu(x, gate_up, down)
+
+        def project(name: str, x: Array, kernel: Array) -> Array:
+            y, features = product("@", x, kernel), kernel.shape[-1]
+            if cfg.mlp_bias:
+                y += weights(f"{name}_bias", nn.initializers.zeros, features)
+            if cfg.lora_rank:
+                y = adapt(y, x, LowRank(cfg, features, name=f"{name}_lora"), cfg.adapted_from(clean_size))
+            return y.astype(x.dtype)
+
+        return project("down", gated(project("gate_up", x, gate_up)), down)
+
+
+def init_balancing_biases(classes: int) -> Array:
+    """0 for experts, -1 for skip: p_skip - 1 <= 0, so skip loses as soon as any expert's bias is positive."""
+    return jnp.zeros((classes,), jnp.float32).at[-1].set(-1.0)
+
+
+def expert_load(choice: Array, layout: Layout, config: ZayaConfig) -> Array:
+    """How many tokens chose each class, int32 [2, classes]: clean slots, then draft slots; padding counts nowhere.
+
+    Apart, because all draft slots share one embedding and would hide or be hidden by the clean tokens' balance.
+    """
+    classes = jnp.arange(config.router_classes, dtype=choice.dtype)
+    real = layout.document != PADDING
+    kinds = jnp.stack([real & (layout.block == 0), real & (layout.block != 0)])
+    return jnp.einsum("kbn,bnc->kc", kinds.astype(jnp.int32), (choice[..., None] == classes).astype(jnp.int32))

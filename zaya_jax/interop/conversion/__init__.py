@@ -1,0 +1,4 @@
+"""From any checkpoint to any other, streamed; and what goes along with the weights.
+
+Imports interop.formats and interop.families.
+"""

@@ -1,0 +1,4 @@
+"""The report of a run: one HTML page with inline CSS.
+
+Imports reporting's results and plots.
+"""

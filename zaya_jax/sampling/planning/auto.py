@@ -1,0 +1,166 @@
+"""Which sampler is fastest here: the cost model behind `SamplerConfig(mode="auto")`.
+
+Tokens per second = tokens per forward / seconds per forward. The first follows from measured acceptance rates and the
+anchors (`anchors.py`), the second from the measured (or assumed: `zaya_jax.costs.roofline`) cost of a forward
+against its rows (`cost.py`). What the model predicts is then raced against autoregression, and has to win.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from zaya_jax.architecture import Zaya
+from zaya_jax.errors import UserError
+from zaya_jax.sampling.config import SamplerConfig
+from zaya_jax.sampling.decoding import Decoder, Generation, decode
+from zaya_jax.sampling.planning.branch_points import (
+    Acceptance,
+    acceptance_curve,
+    best_anchors,
+    evidence,
+    expected_tokens,
+)
+from zaya_jax.sampling.planning.cost import AUTOREGRESSIVE, cost_at, forward_cost, rows_of
+from zaya_jax.sampling.strategies.base import Plan
+from zaya_jax.timing import medians
+
+MARGIN = 1.05  # drafting must be predicted, and then measured, to be this much faster than autoregression
+PROBE_TOKENS = 64  # new tokens of each prompt that measure acceptance and the race
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A way to spend a forward, and what is expected of it."""
+
+    block_size: int
+    anchors: tuple[int, ...]  # none: autoregression
+    rows: int  # per forward
+    tokens: float  # per forward
+    cost: float  # of a forward, in the unit of the cost curve
+    speedup: float  # tokens per second over autoregression's
+
+    def __str__(self) -> str:
+        name = (
+            f"single_pass, block {self.block_size}, anchors {list(self.anchors)}" if self.anchors else "autoregressive"
+        )
+        return f"{name}: {self.rows} rows, T {self.tokens:.2f}, {self.speedup:.2f}x"
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What "auto" settled on and why."""
+
+    sampler: SamplerConfig
+    reason: str
+    candidates: tuple[Candidate, ...] = ()  # fastest first, autoregression among them; none where nothing was measured
+    acceptance: tuple[float, ...] = ()
+    cost: dict[int, float] = dataclasses.field(default_factory=dict)  # milliseconds of a forward by rows
+
+
+def candidates(acceptance: Acceptance, cost: Mapping[int, float], block_size: int) -> tuple[Candidate, ...]:
+    """Every block size up to `block_size` (powers of two and itself) with its best anchors for every budget.
+
+    Args:
+      acceptance: runs or rates, as for `best_anchors`. A smaller block's drafts are taken to be as good.
+      cost: of a forward by rows, in any unit; must hold 1 row, the autoregressive forward.
+
+    Returns:
+      By predicted tokens per second, fastest first; autoregression is among them.
+
+    Raises:
+      UserError: no cost for one row.
+    """
+    if 1 not in cost:
+        raise UserError(f"cost: got rows {sorted(cost)}, may be any that include 1 (the autoregressive forward)")
+    out = [Candidate(1, (), 1, 1.0, cost[1], 1.0)]
+    sizes = {2**i for i in range(1, block_size.bit_length()) if 2**i <= block_size} | {block_size}
+    for size in sorted(sizes - {1}):
+        for budget in range(1, size + 1):
+            anchors = best_anchors(acceptance, size, budget)
+            rows, tokens = size * (1 + budget), expected_tokens(acceptance, size, anchors)
+            price = cost_at(cost, rows)
+            out.append(Candidate(size, anchors, rows, tokens, price, tokens / price * cost[1]))
+    return tuple(sorted(out, key=lambda c: -c.speedup))
+
+
+def choose_sampler(
+    model: Zaya,
+    variables: Any,
+    prompts: Sequence[Sequence[int]],
+    sampler: SamplerConfig,
+    max_new_tokens: int,
+    seed: int | Sequence[int] = 0,
+    samples: int = 1,
+    tokenizer: Decoder | None = None,
+    repeats: int = 3,
+) -> Choice:
+    """Settles mode="auto" for these prompts on this machine: measures acceptance and cost, predicts, races.
+
+    Takes about as long as compiling seven small programs and generating a few times PROBE_TOKENS tokens; use the
+    choice's sampler for every later batch of the same size.
+
+    Args:
+      prompts, seed, samples, tokenizer: as `generate` will get them; the batch size matters to the cost.
+      sampler: mode "auto"; its other fields hold for whatever is chosen.
+    """
+    size, new = sampler.block_size, min(max_new_tokens, PROBE_TOKENS)
+    fewest = min(sampler.min_new_tokens, new)
+    plain = dataclasses.replace(sampler, mode="autoregressive", target="autoregressive", min_new_tokens=fewest)
+
+    def single_pass(size: int, anchors: str | tuple[int, ...]) -> SamplerConfig:
+        return dataclasses.replace(plain, mode="single_pass", block_size=size, anchors=anchors, target=sampler.target)
+
+    def run(one: SamplerConfig) -> Generation:
+        return decode(model, variables, prompts, one, new, seed, samples, tokenizer=tokenizer)
+
+    def choice(chosen: SamplerConfig, reason: str, *found: Any) -> Choice:
+        settled = dataclasses.replace(chosen, min_new_tokens=sampler.min_new_tokens)
+        return Choice(settled, reason, *found)
+
+    if size == 1 or new < 4:
+        return choice(plain, f"autoregressive: nothing to draft with block size {size} and {max_new_tokens} new tokens")
+    accepted = run(single_pass(size, "all")).accepted
+    if all(len(row) <= 2 for row in accepted):
+        return choice(plain, "autoregressive: no row is long enough to measure acceptance")
+    acceptance = evidence(accepted, size)
+    plans = [AUTOREGRESSIVE, *_probes(acceptance, size)]
+    rows = len(prompts) * samples
+    times = forward_cost(model, variables, plans, rows, max(map(len, prompts)), repeats=repeats, label="auto: cost")
+    cost = {rows_of(plan): ms for plan, ms in times.items()}
+    ranked = candidates(acceptance, cost, size)
+    found, best = (ranked, acceptance_curve(accepted, size), cost), ranked[0]
+    curve = ", ".join(f"{rows} rows {ms / cost[1]:.2f}x" for rows, ms in cost.items())
+    why = f"(a forward's cost over one row: {curve}; predicted best: {best})"
+    if best.speedup < MARGIN:
+        return choice(plain, f"autoregressive: drafting is not predicted to pay {why}", *found)
+    racer = single_pass(best.block_size, best.anchors)
+    won = _race(lambda: run(plain), lambda: run(racer), repeats)
+    if won < MARGIN:
+        return choice(
+            plain, f"autoregressive: drafting lost the race with {won:.2f}x the tokens per second {why}", *found
+        )
+    return choice(racer, f"{best}: drafting won the race with {won:.2f}x the tokens per second {why}", *found)
+
+
+def _race(plain: Callable[[], Generation], racer: Callable[[], Generation], repeats: int) -> float:
+    """The racer's tokens per second over the plain one's."""
+    produced: dict[str, int] = {}
+
+    def timed(name: str, side: Callable[[], Generation]) -> Callable[[], None]:
+        def call() -> None:
+            produced[name] = sum(map(len, side().tokens))
+
+        return call
+
+    clock = medians({"plain": timed("plain", plain), "racer": timed("racer", racer)}, repeats, "auto: race")
+    return (produced["racer"] / clock["racer"]) / (produced["plain"] / clock["plain"])
+
+
+def _probes(acceptance: Acceptance, size: int) -> list[Plan]:
+    """The forwards whose cost is measured: few rows and many, so that the curve need not be extrapolated."""
+    small = max(2, size // 2)
+    shapes = {(small, 1), (size, 1), (size, min(3, size)), (size, size)}
+    return [
+        Plan("single_pass", block, best_anchors(acceptance, block, budget), "autoregressive")
+        for block, budget in sorted(shapes)
+    ]

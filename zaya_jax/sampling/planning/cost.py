@@ -1,0 +1,85 @@
+"""What one forward of a sampler costs against its rows: the curve that decides whether drafting can pay."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zaya_jax.architecture import Zaya, init_cache
+from zaya_jax.sampling.config import SamplerConfig
+from zaya_jax.sampling.core.random_streams import KeyedNoise, row_keys
+from zaya_jax.sampling.decoding import knobs_of
+from zaya_jax.sampling.strategies.base import Drafted, Plan, Progress, Setup
+from zaya_jax.sampling.strategies.single_pass import Proposal, step
+from zaya_jax.timing import medians
+
+AUTOREGRESSIVE = Plan("autoregressive", 1, (), "autoregressive")
+
+
+def rows_of(plan: Plan) -> int:
+    """Rows a single_pass forward computes for each sequence."""
+    return plan.block_size * (1 + len(plan.anchors))
+
+
+def forward_cost(
+    model: Zaya, variables: Any, plans: Sequence[Plan], batch: int = 1, context: int = 64, steps: int = 32,
+    repeats: int = 5, label: str = "cost of a forward",
+) -> dict[Plan, float]:  # fmt: skip
+    """Median milliseconds of one sampling step (temperature 1) of each plan (autoregressive or single_pass).
+
+    Steps run inside one compiled loop (as in generation: no dispatch is counted) over a context that does not grow. The
+    repeats of all plans are interleaved, so that a busy machine disturbs them alike.
+    """
+    calls = {str(plan): _prepare(model, variables, plan, batch, context, steps) for plan in plans}
+    times = medians(calls, repeats, label)
+    return {plan: times[str(plan)] / steps for plan in plans}
+
+
+def cost_at(cost: Mapping[int, float], rows: float) -> float:
+    """A forward's cost at any number of rows, linear between the measured ones.
+
+    Beyond the largest measured row count the last slope goes on.
+
+    Args:
+      cost: milliseconds (or any unit) by rows; one entry or more.
+    """
+    x = np.array(sorted(cost), float)
+    y = np.array([cost[int(r)] for r in x])
+    if rows > x[-1] and len(x) > 1:
+        return float(y[-1] + (rows - x[-1]) * (y[-1] - y[-2]) / (x[-1] - x[-2]))
+    return float(np.interp(rows, x, y))
+
+
+def _prepare(model: Zaya, variables: Any, plan: Plan, batch: int, context: int, steps: int) -> Callable[[], object]:
+    """A call that runs `steps` sampling steps."""
+    config = model.config
+    cache = init_cache(config, batch, context + 2 * plan.block_size)
+    # The content of the context does not matter for time; routing does. So every step meets other tokens: one that met
+    # the same experts again and again finds their weights in the processor's cache, and would look too cheap.
+    cache = cache.replace(length=jnp.full((batch,), context, jnp.int32))
+    blocks = jax.random.randint(jax.random.key(0), (steps, batch, plan.block_size), 0, config.vocab_size)
+    drafts = (batch, plan.block_size - 1)
+    drafted = Drafted(
+        blocks[0, :, 1:], jnp.zeros((*drafts, config.vocab_size), config.stream_dtype), jnp.ones(drafts, bool)
+    )
+    proposal = Proposal(blocks[0, :, 0], drafted)
+    progress = Progress(jnp.zeros((batch,), jnp.int32), jnp.zeros((batch, config.vocab_size), bool))
+    idle = jnp.zeros((batch,), bool)  # nothing is committed: the context stays as long as it is
+
+    @jax.jit
+    def loop(variables, proposal, cache, keys, knobs):
+        setup = Setup(model, variables, plan, knobs, KeyedNoise(keys))
+
+        def body(i, carry):
+            proposal, cache = carry
+            drafted = proposal.drafted.replace(tokens=blocks[i, :, 1:])
+            proposal = proposal.replace(settled=blocks[i, :, 0], drafted=drafted)
+            outcome, follow = step(setup, proposal, cache, idle, progress)
+            return follow(idle, outcome.amount)
+
+        return jax.lax.fori_loop(0, steps, body, (proposal, cache))
+
+    return functools.partial(loop, variables, proposal, cache, row_keys(0, batch), knobs_of(SamplerConfig()))

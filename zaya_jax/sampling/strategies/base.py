@@ -1,0 +1,211 @@
+"""What the ways of decoding share: their static and run-time settings, the target's law, verification.
+
+A method is four functions (`Method`): `read` runs the prompt, `begin` decides the first token from what was read,
+`step` makes one step, `drafts` shows what is proposed but not verified. The loop around them (`loop.py`) knows nothing
+else of a method.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from zaya_jax.architecture import Cache, Layout, Zaya
+from zaya_jax.sampling.core.distributions import Warp, at_token, log_acceptance, log_law, log_residual, penalise
+from zaya_jax.sampling.core.random_streams import Noise, Purpose
+from zaya_jax.sampling.core.targets import Target, find_target
+
+Array = jax.Array
+
+
+class Plan(NamedTuple):
+    """The static part of a SamplerConfig (hashable: it keys the compilation)."""
+
+    mode: str
+    block_size: int
+    anchors: tuple[int, ...]
+    target: str  # of `zaya_jax.sampling.core.targets`
+
+
+class Knobs(NamedTuple):
+    """The run-time part, scalars; changing them compiles nothing."""
+
+    warp: Warp  # of the target
+    draft_warp: Warp
+    beta: Array
+    repetition_penalty: Array
+    min_new_tokens: Array  # int32
+    threshold: Array
+    reveal: Array  # int32
+    stop: Array  # int32 [stops]: stop tokens, padded with -1
+
+    @property
+    def edits(self) -> Array:
+        """bool []: do logits depend on which tokens the row holds, or how many?"""
+        return (self.repetition_penalty != 1) | (self.min_new_tokens > 0)
+
+
+class Setup(NamedTuple):
+    """Everything a step reads and does not change."""
+
+    model: Zaya
+    variables: Any
+    plan: Plan
+    knobs: Knobs
+    noise: Noise
+
+    @property
+    def target(self) -> Target:
+        return find_target(self.plan.target)
+
+    def forward(self, layout: Layout, cache: Cache) -> tuple[Array, Cache]:
+        """(hidden states [batch, row, hidden_size], pending cache)."""
+        hidden, cache, _ = cast(tuple, self.model.apply(self.variables, layout, cache, method="backbone"))
+        return hidden, cache
+
+    def head(self, hidden: Array) -> Array:
+        """Logits [..., vocab]."""
+        return cast(Array, self.model.apply(self.variables, hidden, method="head"))
+
+
+class Progress(struct.PyTreeNode):
+    """What the target's law may depend on besides the text's hidden states."""
+
+    count: Array  # int32 [batch]: new tokens so far
+    seen: Array  # bool [batch, vocab]: tokens of the prompt and the new ones
+
+
+class Outcome(NamedTuple):
+    """What one step decided for each row."""
+
+    produced: Array  # int32 [batch, n]: the first `amount` are new tokens
+    log_target: Array  # [batch, n]: their log-probabilities under the target
+    amount: Array  # int32 [batch], 0 .. n
+    healthy: Array  # bool [batch]: False if the model gave NaN logits
+
+
+class Drafted(struct.PyTreeNode):
+    """Drafts of the positions behind a settled token."""
+
+    tokens: Array  # int32 [batch, drafts]
+    logits: Array  # [batch, drafts, vocab]: what drew them
+    exists: Array  # bool [batch, drafts]: False where no slot was left to draw from
+
+
+class Verdict(NamedTuple):
+    """What verification found out about a settled token's drafts."""
+
+    accepted: Array  # int32 [batch], 0 .. drafts: drafts that are now text
+    settled: Array  # int32 [batch]: the token behind them
+    outcome: Outcome  # drafts[:accepted], then settled
+
+
+# active [batch] and how many of the produced tokens were kept [batch] -> (carry, cache). Fewer are kept than produced
+# where a row ended; the cache must then hold no token beyond the kept ones.
+Follow = Callable[[Array, Array], tuple[Any, Cache]]
+
+
+class Method(NamedTuple):
+    """A way of decoding. `carry` is the method's own state between steps, a pytree with leading axis batch."""
+
+    read: Callable[..., tuple[Any, Cache]]  # (setup, tokens, count, cache) -> (readout, cache), batch = prompts
+    begin: Callable[..., tuple[Outcome, Any]]  # (setup, readout, cache, progress) -> (outcome, carry), batch = rows
+    step: Callable[..., tuple[Outcome, Follow]]  # (setup, carry, cache, active, progress)
+    drafts: Callable[[Any], tuple[Array, Array]]  # carry -> unverified tokens and whether they exist [batch, n]
+    forwards: int = 1  # in a step
+
+
+def target_law(setup: Setup, logits: Array, following: Array, progress: Progress) -> Array:
+    """The target's law at consecutive positions.
+
+    Args:
+      logits: [batch, n, vocab], of the next new token and the n - 1 after it.
+      following: int32 [batch, n - 1], the tokens assumed at all of these positions but the last.
+      progress: before the first of them.
+
+    Returns:
+      log-probabilities [batch, n, vocab], at least float32.
+    """
+    knobs = setup.knobs
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+    def edit(logits: Array) -> Array:
+        batch, n, vocab = logits.shape
+        added = jnp.cumsum(jax.nn.one_hot(following, vocab, dtype=jnp.int32), axis=1) > 0
+        added = jnp.concatenate([jnp.zeros((batch, 1, vocab), bool), added], axis=1)
+        logits = penalise(logits, progress.seen[:, None] | added, knobs.repetition_penalty)
+        early = progress.count[:, None] + jnp.arange(n) < knobs.min_new_tokens
+        stops = (jnp.arange(vocab)[:, None] == knobs.stop).any(-1)
+        return jnp.where(early[..., None] & stops, -jnp.inf, logits)
+
+    return log_law(jax.lax.cond(knobs.edits, edit, lambda logits: logits, logits), knobs.warp)
+
+
+def draft(setup: Setup, logits: Array, exists: Array, first: Array) -> Drafted:
+    """Draws drafts of the positions first, first + 1, ... from logits [batch, drafts, vocab]; first int32 [batch]."""
+    position = first[:, None] + jnp.arange(logits.shape[1], dtype=jnp.int32)
+    law = log_law(logits, setup.knobs.draft_warp)
+    return Drafted(setup.noise.draw(Purpose.DRAFT, position, law, setup.knobs.draft_warp.warm), logits, exists)
+
+
+def with_tested(setup: Setup, logits: Array, drafted: Drafted) -> Array:
+    """The target's logits [batch, drafts + 1, vocab], of a target that reads the logits of the drafts being tested.
+
+    Where no draft is tested they are the AR ones; so they are everywhere for any other target.
+    """
+    target = setup.target
+    if target.combine is None or target.draft != "tested":
+        return logits
+    tested = target.combine(logits[:, :-1], drafted.logits, setup.knobs.beta)
+    tested = jnp.where(drafted.exists[..., None], tested, logits[:, :-1])
+    return jnp.concatenate([tested, logits[:, -1:].astype(tested.dtype)], axis=1)
+
+
+def with_next(setup: Setup, logits: Array, slots: Array) -> Array:
+    """The target's logits [batch, n, vocab], of a target that reads the block which starts at each position.
+
+    Args:
+      logits: the AR ones.
+      slots: hidden states [batch, m, hidden_size] of draft slots, block by block; the first of each block is read,
+        and there are n blocks. For any other target they are not looked at, and the logits stay as they are.
+    """
+    target = setup.target
+    if target.combine is None or target.draft != "next":
+        return logits
+    return target.combine(logits, setup.head(slots[:, :: setup.plan.block_size]), setup.knobs.beta)
+
+
+def verify(setup: Setup, logits: Array, drafted: Drafted, first: Array, progress: Progress) -> Verdict:
+    """Accepts a run of drafts and settles the token behind it (arXiv 2211.17192, algorithm 1).
+
+    Args:
+      logits: the target's [batch, drafts + 1, vocab], at the drafts' positions and the one behind them.
+      first: int32 [batch], position of the first draft.
+      progress: before the first draft.
+    """
+    batch, n, vocab = logits.shape
+    log_p = target_law(setup, logits, drafted.tokens, progress)
+    log_q = jnp.where(drafted.exists[..., None], log_law(drafted.logits, setup.knobs.draft_warp), -jnp.inf)
+    position = first[:, None] + jnp.arange(n - 1, dtype=jnp.int32)
+    log_accept = jnp.where(drafted.exists, log_acceptance(log_p[:, :-1], log_q, drafted.tokens), -jnp.inf)
+    survives = setup.noise.accept(position, log_accept)
+    accepted = jnp.cumprod(survives, axis=1, dtype=jnp.int32).sum(axis=1, dtype=jnp.int32)
+
+    law = log_p[:, 0]
+    if n > 1:  # behind all drafts nothing was drafted: q = 0 there, and the residual is p itself
+        log_q = jnp.concatenate([log_q, jnp.full((batch, 1, vocab), -jnp.inf, log_q.dtype)], axis=1)
+        law = log_residual(*(jnp.take_along_axis(x, accepted[:, None, None], axis=1)[:, 0] for x in (log_p, log_q)))
+    settled = setup.noise.draw(Purpose.SETTLE, first + accepted, law, setup.knobs.warp.warm)
+
+    last = jnp.arange(n, dtype=jnp.int32) == accepted[:, None]
+    produced = jnp.where(last, settled[:, None], jnp.concatenate([drafted.tokens, settled[:, None]], axis=1))
+    outcome = Outcome(produced, at_token(log_p, produced), accepted + 1, is_healthy(logits))
+    return Verdict(accepted, settled, outcome)
+
+
+def is_healthy(logits: Array) -> Array:
+    """bool [batch]: no NaN and no +inf among logits [batch, ...]."""
+    top = jnp.max(logits, axis=tuple(range(1, logits.ndim)))  # a maximum passes NaN on
+    return top < jnp.inf

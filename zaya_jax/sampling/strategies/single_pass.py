@@ -1,0 +1,126 @@
+"""Verify the block, settle the next token and draft the next block, in one forward (TiDAR; docs/method.md#one-step).
+
+Between steps L tokens are committed in the cache; one more is settled (its law was known a step earlier) and behind it
+stand drafts, drawn from stored logits. A forward reads [settled, drafts ‖ a block behind each anchor]. Autoregressive
+decoding is the same step with a block of one and nothing drafted.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from zaya_jax.architecture import Cache, Layout
+from zaya_jax.sampling.core.distributions import at_token
+from zaya_jax.sampling.core.random_streams import Purpose
+from zaya_jax.sampling.strategies.base import (  # fmt: skip
+    Drafted,
+    Follow,
+    Method,
+    Outcome,
+    Plan,
+    Progress,
+    Setup,
+    draft,
+    is_healthy,
+    target_law,
+    verify,
+    with_next,
+    with_tested,
+)
+
+Array = jax.Array
+
+
+class Proposal(struct.PyTreeNode):
+    """The block a step will verify."""
+
+    settled: Array  # int32 [batch]
+    drafted: Drafted  # block_size - 1 of them
+
+    @property
+    def block(self) -> Array:
+        """int32 [batch, block_size]."""
+        return jnp.concatenate([self.settled[:, None], self.drafted.tokens], axis=1)
+
+
+def read(setup: Setup, tokens: Array, count: Array, cache: Cache) -> tuple[tuple[Array, Array], Cache]:
+    """Reads prompts and drafts behind them.
+
+    Args:
+      tokens: int32 [prompts, width], right-padded.
+      count: int32 [prompts], their lengths (at least 1).
+      cache: empty, or what an earlier turn committed.
+
+    Returns:
+      ((the target's logits behind the prompt [prompts, 1, vocab], the draft slots' hidden states), cache with the
+      prompt committed). A block is drafted behind the prompt whatever the anchors are, unless there are none.
+    """
+    plan = setup.plan
+    anchors = count[:, None] if plan.anchors else None
+    layout = Layout.verify_and_draft(tokens, cache.length, anchors, plan.block_size, count)
+    hidden, cache = setup.forward(layout, cache)
+    logits = setup.head(jnp.take_along_axis(hidden, (count - 1)[:, None, None], axis=1))
+    slots = hidden[:, layout.clean_size :]
+    return (with_next(setup, logits, slots), slots), cache.commit(count)
+
+
+def begin(setup: Setup, readout: tuple[Array, Array], cache: Cache, progress: Progress) -> tuple[Outcome, Proposal]:
+    """Settles the first token and draws its drafts."""
+    logits, slots = readout
+    batch, size = logits.shape[0], setup.plan.block_size
+    outcome, settled = settle_first(setup, logits, cache, progress)
+    exists = jnp.full((batch, size - 1), bool(setup.plan.anchors))
+    slots = slots[:, 1:] if setup.plan.anchors else jnp.zeros((batch, size - 1, slots.shape[-1]), slots.dtype)
+    return outcome, Proposal(settled, draft(setup, setup.head(slots), exists, cache.length + 1))
+
+
+def settle_first(setup: Setup, logits: Array, cache: Cache, progress: Progress) -> tuple[Outcome, Array]:
+    """The first new token from the target's logits behind the prompt [batch, 1, vocab]."""
+    law = target_law(setup, logits, jnp.zeros((logits.shape[0], 0), jnp.int32), progress)[:, 0]
+    settled = setup.noise.draw(Purpose.SETTLE, cache.length, law, setup.knobs.warp.warm)
+    one = jnp.ones_like(settled)
+    return Outcome(settled[:, None], at_token(law, settled)[:, None], one, is_healthy(logits)), settled
+
+
+def step(setup: Setup, proposal: Proposal, cache: Cache, active: Array, progress: Progress) -> tuple[Outcome, Follow]:
+    """Verifies a proposal; `follow` commits what was kept and draws the next one. One forward pass."""
+    plan, size = setup.plan, setup.plan.block_size
+    layout = Layout.verify_and_draft(proposal.block, cache.length, plan.anchors or None, size)
+    hidden, pending = setup.forward(layout, cache)
+    logits = with_tested(setup, setup.head(hidden[:, :size]), proposal.drafted)
+    logits = with_next(setup, logits, hidden[:, size:])  # with all anchors there is a block after each block token
+    verdict = verify(setup, logits, proposal.drafted, cache.length + 1, progress)
+
+    def follow(active: Array, kept: Array) -> tuple[Proposal, Cache]:
+        # The settled token before the block was kept a step ago, the one behind it is not in the forward.
+        committed = pending.commit(jnp.where(active, jnp.minimum(verdict.accepted, kept) + 1, 0))
+        row, exists = _next_slots(verdict.accepted + 1, plan)
+        slots = jnp.take_along_axis(hidden, row[:, :, None], axis=1)
+        return Proposal(verdict.settled, draft(setup, setup.head(slots), exists, committed.length + 1)), committed
+
+    return verdict.outcome, follow
+
+
+def _next_slots(accepted: Array, plan: Plan) -> tuple[Array, Array]:
+    """Rows of the forward that drafted the next block's slots 1 .. block_size - 1, and whether there was such a row.
+
+    `accepted` (1 .. block_size) counts the settled token. Behind an accept length without an anchor of its own, the
+    nearest lower anchor's block already covers the next positions with its later slots; the last ones are then missing.
+    Both int32/bool [batch, block_size - 1].
+    """
+    size = plan.block_size
+    rows = np.zeros((size + 1, size - 1), np.int32)
+    exists = np.zeros((size + 1, size - 1), bool)
+    for k in range(1, size + 1):
+        lower = [i for i, a in enumerate(plan.anchors) if a <= k]
+        if not lower:
+            continue
+        late = k - plan.anchors[lower[-1]]
+        slot = late + np.arange(1, size)
+        exists[k] = slot < size
+        rows[k] = size + lower[-1] * size + np.minimum(slot, size - 1)
+    return jnp.asarray(rows)[accepted], jnp.asarray(exists)[accepted]
+
+
+SINGLE_PASS = Method(read, begin, step, lambda proposal: (proposal.drafted.tokens, proposal.drafted.exists))
