@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from zaya_jax.architecture import Execution, ZayaConfig, preset
+from zaya_jax.checks import shown, unknown
 from zaya_jax.errors import UserError
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
@@ -25,12 +26,13 @@ def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
     for item in filter(None, (arg or "").split(",")):
         name, _, text = item.partition("=")
         if name not in defaults:
-            raise UserError(f"config argument {name!r}: unknown, may be one of {sorted(defaults)}")
+            raise unknown(f"config argument {name!r}", name, defaults)
         kind = type(defaults[name])
         try:
             values[name] = (text or "true").lower() in ("true", "1") if kind is bool else kind(text)
         except ValueError:
-            raise UserError(f"config argument {name}: got {text!r}, may be a {kind.__name__}") from None
+            may_be = {int: "an integer", float: "a number"}[kind]
+            raise UserError(f"config argument {name}: got {shown(text)}, may be {may_be}") from None
     return values
 
 
@@ -71,6 +73,7 @@ def data(row_length: int, *mixture: dict[str, Any], **changes: Any) -> ConfigDic
     c.mixture = tuple(map(ConfigDict, mixture))
     c.packing = "first_fit"  # or "best_fit" (decreasing): fuller rows where documents are long beside a row
     c.chat_template = "plain"  # or "tokenizer" (beside it), a Jinja file, a Jinja text: zaya_jax/text/templates.py
+    c.chat_date = placeholder(str)  # "2026-11-28": what a template is told that asks for the day's date
     c.thinking = ("<think>", "</think>")  # what a chat that is too long is trimmed between
     c.task_documents = 200_000  # an epoch of a task source
     c.validation_batches = 8
@@ -112,7 +115,7 @@ def phase(steps: int, objective: Objective, optimizer: OptimizerConfig, **rest: 
             "on_bad_step": "stop",
             "spike_factor": 0.0,
             "evaluate_ema": False,
-            "objective": _settable(Objective, dataclasses.asdict(objective)),
+            "objective": _settable(type(objective), dataclasses.asdict(objective)),
             "optimizer": _settable(OptimizerConfig, dataclasses.asdict(optimizer)),
             **rest,
         }
@@ -160,6 +163,8 @@ def product(*axes: list[Job]) -> list[Job]:
 
 def zipped(*axes: list[Job]) -> list[Job]:
     """The first runs of all axes together, then the second ones, ... UserError if the axes differ in length."""
+    if len(sizes := {len(each) for each in axes}) > 1:
+        raise UserError(f"zipped: got axes of {sorted(sizes)} values, may be of as many each")
     return [sum(combination, ()) for combination in zip(*axes, strict=True)]
 
 

@@ -79,8 +79,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.convert = phase(steps, objective, optimizer, start=chosen.start, batch_size=rows)
     c.evaluate = evaluation(("gsm_symbolic",), prompts=128, chat=True, max_new_tokens=256, batch=32)
     if chosen.smoke:
-        c.data.update(task_documents=2000, validation_batches=4)
+        c.data.update(task_documents=2000, validation_batches=1)
         c.convert.update(log_every=1, evaluate_every=25, save_every=50)
-        c.evaluate.update(tasks=("addition",), prompts=2, batch=2, max_new_tokens=16, cost=False)
+        # that samplers run at all; a budget of branch points would be measured first, with all of them
+        c.evaluate.update(tasks=("addition",), prompts=1, batch=1, max_new_tokens=4, cost=False)
         c.evaluate.update(arms=("autoregressive", "lossless"), temperatures=(0.0,))
     return c

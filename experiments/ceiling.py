@@ -24,8 +24,8 @@ from zaya_jax.sampling.core.distributions import log_acceptance, log_residual, m
 from zaya_jax.tasks.list_programs import OPERATIONS, ListPrograms, substitute
 
 _OUTPUT = flags.DEFINE_string("output", None, "Where to write the numbers as JSON; nowhere by default.")
-_PROBLEMS = flags.DEFINE_integer("problems", 256, "Test problems of each kind.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 1_000, "Of the problems and the draws.", lower_bound=0)
+_PROBLEMS = flags.DEFINE_integer("problems", 256, "Test problems of each kind.", lower_bound=1, upper_bound=1_000_000)
+_SEED = flags.DEFINE_integer("seed", 1_000, "Of the problems and the draws.", lower_bound=0, upper_bound=2**31 - 1)
 
 END = "$"  # stands for EOS; no program has it
 SPREAD = 1e-4

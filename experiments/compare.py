@@ -33,10 +33,12 @@ _TOKENS = flags.DEFINE_list("tokens", None, "Token ids for both to read, behind 
 _TOKENIZER = flags.DEFINE_string(
     "tokenizer", None, 'For --text: "bytes" or a tokenizer.json. Default: the first folder\'s, or bytes.'
 )
-_ROWS = flags.DEFINE_integer("rows", 4, "Rows of random tokens.", lower_bound=1)
-_LENGTH = flags.DEFINE_integer("length", 64, "Tokens in each.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the random tokens.")
-_LISTED = flags.DEFINE_integer("listed", 20, "How many differing arrays to name, largest first.", lower_bound=0)
+_ROWS = flags.DEFINE_integer("rows", 4, "Rows of random tokens.", lower_bound=1, upper_bound=1_024)
+_LENGTH = flags.DEFINE_integer("length", 64, "Tokens in each.", lower_bound=1, upper_bound=2**17)
+_SEED = flags.DEFINE_integer("seed", 0, "Of the random tokens.", lower_bound=0, upper_bound=2**31 - 1)
+_LISTED = flags.DEFINE_integer(
+    "listed", 20, "How many differing arrays to name, largest first.", lower_bound=0, upper_bound=1_000_000
+)
 
 
 def main() -> None:

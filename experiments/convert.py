@@ -19,6 +19,7 @@ do. What else is left behind is listed.
 from absl import flags
 from tqdm import tqdm
 
+from zaya_jax.checks import Number, check
 from zaya_jax.command_line import cli
 from zaya_jax.command_line.closing import closing, generate_with
 from zaya_jax.errors import UserError
@@ -33,7 +34,9 @@ _CHECKPOINT = flags.DEFINE_string(
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write; must be new or empty.")
 _FORMAT = flags.DEFINE_enum("format", "huggingface", FORMATS, "Layout to write.")
 _DTYPE = flags.DEFINE_enum("dtype", None, ("float32", "bfloat16"), "Of the parameters. Default: as they are stored.")
-_SHARD = flags.DEFINE_float("max_shard_gb", 5.0, "A safetensors file holds at most so many GB.")
+_SHARD = flags.DEFINE_float(
+    "max_shard_gb", 5.0, "A safetensors file holds at most so many GB.", lower_bound=1e-9, upper_bound=1e9
+)
 _EMA = flags.DEFINE_bool("ema", False, "Of one of our checkpoints, the average that training kept of the parameters.")
 
 
@@ -46,7 +49,7 @@ def main() -> None:
             bars.append(tqdm(total=total, unit="B", unit_scale=True, desc="converting", mininterval=1.0))
         bars[0].update(done - bars[0].n)
 
-    size = round(_SHARD.value * 1e9)
+    size = round(check("--max_shard_gb", _SHARD.value, Number(0, 1e9, above=True)) * 1e9)  # NaN passes absl's bounds
     try:
         with companions_of(checkpoint) as (companions, notes):
             report = convert(

@@ -9,12 +9,14 @@ arm but the first has its paired difference from autoregression and a permutatio
 moment: the same command goes on behind the last answered problem. Generated code (human_eval) runs in a sandbox only.
 """
 
+import datetime
 import sys
 from typing import Any
 
 from absl import flags
 
 from zaya_jax import Zaya, load_pretrained
+from zaya_jax.checks import FLOAT32, no_such
 from zaya_jax.command_line import cli
 from zaya_jax.command_line.closing import aligned, closing
 from zaya_jax.errors import UserError
@@ -23,11 +25,16 @@ from zaya_jax.paths import absolute
 from zaya_jax.reporting.results import write_results
 from zaya_jax.reporting.tables import sampling_table
 from zaya_jax.runs import environment
-from zaya_jax.runs.settings import known_arms, make_arms, unknown_arm
+from zaya_jax.runs.settings import check_arms, known_arms, make_arms
 from zaya_jax.runs.tokens import checkpoint_of, choose_template, choose_tokenizer, never_drafted
 from zaya_jax.tasks import BENCHMARKS, TASKS, ChatTask, Task, make_task
 
 INSTEAD = "--arms=autoregressive"  # for a model that cannot draft
+MISSING = {  # what a flag that is needed may be
+    "checkpoint": "a folder of a model",
+    "tasks": f"any of {', '.join([*TASKS, *BENCHMARKS])}, with commas",
+    "output": "a folder for answers/ and results.csv",
+}
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Folder of a model: WORKDIR/checkpoints/STAGE or a Hugging Face one."
@@ -38,17 +45,23 @@ _TEMPLATE = flags.DEFINE_string("chat_template", None, "With --chat, as of exper
 _TASKS = flags.DEFINE_list("tasks", None, f"Of {', '.join([*TASKS, *BENCHMARKS])}; options are their defaults.")
 _ARMS = flags.DEFINE_list("arms", ["autoregressive", "lossless", "mix_stale"], f"Of {', '.join(known_arms())}.")
 _TEMPERATURES = flags.DEFINE_list("temperatures", ["0", "1"], "Of the target; greedy arms draw one sample.")
-_PROMPTS = flags.DEFINE_integer("prompts", 512, "Test problems of each task.", lower_bound=1)
-_SAMPLES = flags.DEFINE_integer("samples", 16, "Of each problem.", lower_bound=1)
-_BATCH = flags.DEFINE_integer("batch", 64, "Rows at once: prompts x samples.", lower_bound=1)
-_NEW = flags.DEFINE_integer("max_new_tokens", 256, "Tokens after which a row ends without a stop.", lower_bound=1)
-_BLOCK = flags.DEFINE_integer("block_size", 8, "Slots of a drafted block.", lower_bound=1)
-_BUDGET = flags.DEFINE_integer(
-    "anchor_budget", 0, "Blocks drafted a forward; 0: behind every accept length.", lower_bound=0
+_PROMPTS = flags.DEFINE_integer("prompts", 512, "Test problems of each task.", lower_bound=1, upper_bound=1_000_000)
+_SAMPLES = flags.DEFINE_integer("samples", 16, "Of each problem.", lower_bound=1, upper_bound=65_536)
+_BATCH = flags.DEFINE_integer("batch", 64, "Rows at once: prompts x samples.", lower_bound=1, upper_bound=1_000_000)
+_NEW = flags.DEFINE_integer(
+    "max_new_tokens", 256, "Tokens after which a row ends without a stop.", lower_bound=1, upper_bound=2**24
 )
-_BETA = flags.DEFINE_float("beta", 0.5, "Weight of the draft in mixing arms.")
-_DRAFT = flags.DEFINE_float("draft_temperature", None, "Of the drafts; default: the target's.")
-_SEED = flags.DEFINE_integer("seed", 1_000, "Of the problems and of the first row.", lower_bound=0)
+_BLOCK = flags.DEFINE_integer("block_size", 8, "Slots of a drafted block.", lower_bound=1, upper_bound=1024)
+_BUDGET = flags.DEFINE_integer(
+    "anchor_budget", 0, "Blocks drafted a forward; 0: behind every accept length.", lower_bound=0, upper_bound=1024
+)
+_BETA = flags.DEFINE_float("beta", 0.5, "Weight of the draft in mixing arms.", lower_bound=0.0, upper_bound=1.0)
+_DRAFT = flags.DEFINE_float(
+    "draft_temperature", None, "Of the drafts; default: the target's.", lower_bound=0.0, upper_bound=FLOAT32
+)
+_SEED = flags.DEFINE_integer(
+    "seed", 1_000, "Of the problems and of the first row.", lower_bound=0, upper_bound=2**31 - 1
+)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of answers/ and results.csv.")
 
 
@@ -56,10 +69,16 @@ def main() -> None:
     given, names, output = _CHECKPOINT.value, _TASKS.value, _OUTPUT.value
     for name, value in (("checkpoint", given), ("tasks", names), ("output", output)):
         if not value:
-            raise UserError(f"--{name}: missing, see --help")
+            raise UserError(f"--{name}: missing, may be {MISSING[name]}")
     assert given and names and output
     checkpoint = checkpoint_of(given)
+    for name in names:
+        if name not in TASKS | BENCHMARKS:
+            raise no_such("--tasks", name, TASKS | BENCHMARKS)
     tasks: list[Task] = [make_task(name) for name in names]
+    if _TEMPLATE.value is not None and not _CHAT.value:
+        raise UserError("--chat_template: only with --chat")
+    read_arms(())  # a mistake in a flag is said before the weights are read
     config, variables = load_pretrained(checkpoint)
     _, tokenizer = choose_tokenizer(
         _TOKENIZER.value, checkpoint, config, drafts=_ARMS.value != ["autoregressive"], instead=INSTEAD
@@ -68,6 +87,8 @@ def main() -> None:
         template = choose_template(_TEMPLATE.value, checkpoint, tokenizer)
         if template is None:
             raise UserError(f"--chat: {checkpoint} has no chat template, may be given with --chat_template")
+        if template.asks_date:  # it stands in the answers' first line: on another day they are not continued
+            template = template.on(datetime.date.today())
         tasks = [ChatTask(task, template) for task in tasks]
     arms = read_arms(tokenizer.eos_ids)
     trial = Trial(_PROMPTS.value, _SAMPLES.value, _BATCH.value, _NEW.value, _SEED.value)
@@ -96,16 +117,19 @@ def read_arms(stop_tokens: tuple[int, ...]) -> tuple[Arm, ...]:
     names = ["autoregressive", *(name for name in _ARMS.value if name != "autoregressive")]
     if _BUDGET.value > _BLOCK.value:
         raise UserError(f"--anchor_budget: got {_BUDGET.value}, may be 0 (all) .. --block_size ({_BLOCK.value})")
-    if unknown := unknown_arm(names):
-        raise UserError(f"--arms: got {unknown!r}, may be any of {', '.join(known_arms())}")
+    check_arms("--arms", names)
     try:
         temperatures = [float(text) for text in _TEMPERATURES.value]
     except ValueError:
         raise UserError(f"--temperatures: got {','.join(_TEMPERATURES.value)}, may be numbers with commas") from None
-    return make_arms(
-        names, temperatures, block_size=_BLOCK.value, stop_tokens=stop_tokens, beta=_BETA.value,
-        draft_temperature=_DRAFT.value,
-    )  # fmt: skip
+    try:
+        return make_arms(
+            names, temperatures, block_size=_BLOCK.value, stop_tokens=stop_tokens, beta=_BETA.value,
+            draft_temperature=_DRAFT.value,
+        )  # fmt: skip
+    except UserError as error:
+        text = str(error).replace("SamplerConfig.temperature:", "--temperatures:", 1)
+        raise UserError(text.replace("SamplerConfig.", "--", 1)) from error
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
     python -m experiments.figures [NAME ...] [--results=results] [--output=results/figures]
 
-Writes NAME.png and its caption NAME.txt. No name, or `all`, draws every figure whose inputs are there and names the
-command that makes the others'. `pages` writes the tables of README.md and docs/ anew, so `all pages` is all that is
-published here. Names, and what each is drawn from:
+Writes NAME.png and its caption NAME.txt, and README.md, a page of all of them. No name, or `all`, draws every figure
+whose inputs are there and names the command that makes the others'. --results may also be the folder of your own sweep
+or run. `pages` writes the tables of README.md and docs/ anew, so `all pages` is all that is published here. Names, and
+what each is drawn from:
 """
 
 from absl import flags
@@ -13,7 +14,7 @@ from zaya_jax.command_line import cli
 from zaya_jax.errors import UserError
 from zaya_jax.paths import absolute
 from zaya_jax.reporting.markdown_pages import rewrite
-from zaya_jax.reporting.paper.figures import FIGURES, draw, write
+from zaya_jax.reporting.paper.figures import FIGURES, draw, write, write_index
 
 _WIDTH = max(map(len, FIGURES))
 _NEEDS = {name: ", ".join(each.path for each in chosen.inputs) or "-" for name, chosen in FIGURES.items()}
@@ -42,6 +43,8 @@ def main(*names: str) -> None:
             print(drawn[-1], flush=True)
         except cli.USER_ERRORS as error:
             lacking.append(str(error))
+    if drawn:
+        print(write_index(absolute(_OUTPUT.value)), flush=True)
     cli.complain(lacking)
     if lacking and not (everything and drawn):
         raise SystemExit(2)

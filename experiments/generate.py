@@ -39,7 +39,7 @@ from tqdm import tqdm
 
 from zaya_jax import Zaya, load_pretrained
 from zaya_jax.command_line import cli, sampling_flags
-from zaya_jax.command_line.completions import Completions, checked_prompt, read_prompts
+from zaya_jax.command_line.completions import SETTLED, Completions, checked_prompt, read_prompts
 from zaya_jax.command_line.meter import Meter
 from zaya_jax.errors import UserError
 from zaya_jax.paths import absolute
@@ -65,7 +65,6 @@ from zaya_jax.text.tokenizers import Tokenizer
 BATCH = 16  # prompts of a file side by side
 PROBES, PROBE_TOKENS = 16, 64  # rows and new tokens that measure the acceptance curve
 PATIENCE = 30.0  # seconds: what took longer is not done again to have its time without compilation
-SETTLED = ("mode", "block_size", "anchors", "target")  # fields that measuring may settle
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -74,8 +73,8 @@ def define_flags(values: flags.FlagValues) -> None:
     def text(name: str, words: str) -> None:
         flags.DEFINE_string(name, None, words, flag_values=values)
 
-    def count(name: str, default: int | None, words: str, low: int = 1) -> None:
-        flags.DEFINE_integer(name, default, words, lower_bound=low, upper_bound=2**31 - 1, flag_values=values)
+    def count(name: str, default: int | None, words: str, low: int = 1, high: int = 2**24) -> None:
+        flags.DEFINE_integer(name, default, words, lower_bound=low, upper_bound=high, flag_values=values)
 
     text(
         "checkpoint", "Folder of a model: a Hugging Face one, WORKDIR/checkpoints/STAGE, or WORKDIR: its sampled stage."
@@ -85,9 +84,9 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_boolean("chat", False, "Talk: a turn a line from stdin.", flag_values=values)
     text("chat_template", "plain, a Jinja file, a Jinja text, or none. Default: the folder's, else none.")
     count("max_new_tokens", 128, "Tokens after which a row (an answer) ends without a stop.")
-    count("seed", 0, "Of the first row; row r has seed + r.", low=0)
-    count("samples", 1, "Continuations of each prompt; they share its first forward.")
-    count("batch", None, f"Prompts side by side, with --prompts-file; default: {BATCH}.")
+    count("seed", 0, "Of the first row; row r has seed + r.", low=0, high=2**31 - 1)
+    count("samples", 1, "Continuations of each prompt; they share its first forward.", high=65_536)
+    count("batch", None, f"Prompts side by side, with --prompts-file; default: {BATCH}.", high=1_000_000)
     text("output", "FILE.jsonl for the rows, which are then not shown.")
     text("tokenizer", "bytes, or a tokenizer json. Default: the folder's tokenizer.json, its run's, or \"bytes\".")
     flags.DEFINE_boolean(
@@ -127,6 +126,8 @@ def main(values: flags.FlagValues) -> None:
                 )
             else:
                 complete(values, engine, texts, settings_of(values, name, asked))
+    except UserError as error:
+        raise UserError(sampling_flags.in_flags(str(error))) from error
     except KeyboardInterrupt:
         print(flush=True)
         cli.fail("interrupted" + ("; the same command goes on from the last whole batch" if values.output else ""), 130)
@@ -409,7 +410,7 @@ def chat(engine: Engine, talk: Conversation, screen: Screen, seed: int, stream: 
             streamer = screen.streamer(engine.tokenizer) if stream else None
             generation = engine.run([prompt], [seed], session, streamer)
         except UserError as error:  # a turn too long, say: what was said before still stands
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {sampling_flags.in_flags(str(error))}", file=sys.stderr)
             continue
         talk.add(line, generation.tokens[0], generation.session)
         shown = "" if stream else render(engine.tokenizer, generation.tokens[0], generation.accepted[0], screen.colour)

@@ -26,7 +26,6 @@ from typing import Any
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 
 from zaya_jax.aot import compiled, targets
 from zaya_jax.aot.lowering import failure, reason, table
@@ -37,16 +36,18 @@ from zaya_jax.costs.flops import parameter_count, si
 from zaya_jax.errors import UserError
 from zaya_jax.parallel.placement import AXES
 from zaya_jax.paths import absolute
-from zaya_jax.runs import environment, settings
+from zaya_jax.runs import config_files, environment, settings
 from zaya_jax.runs.phases import Stage
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with an optional :argument.", lock_config=True)
+_CONFIG = config_files.define_config("Config file, with an optional :argument.")
 _TARGET = flags.DEFINE_string("target", None, f"The GPU: {', '.join(targets.TARGETS)}.")
 _PHASE = flags.DEFINE_string("phase", None, "Training phase whose step is compiled; default: the one that is sampled.")
 _WHAT = flags.DEFINE_enum("what", "both", ["train", "decode", "both"], "Which programs.")
-_DEVICES = flags.DEFINE_integer("devices", 1, "Devices the train step is laid over.", lower_bound=1)
-_CONTEXT = flags.DEFINE_integer("context", 4096, "Decoding: tokens a sequence that the cache holds.", lower_bound=1)
-_BATCH = flags.DEFINE_integer("batch", 1, "Decoding: sequences.", lower_bound=1)
+_DEVICES = flags.DEFINE_integer("devices", 1, "Devices the train step is laid over.", lower_bound=1, upper_bound=65_536)
+_CONTEXT = flags.DEFINE_integer(
+    "context", 4096, "Decoding: tokens a sequence that the cache holds.", lower_bound=1, upper_bound=2**24
+)
+_BATCH = flags.DEFINE_integer("batch", 1, "Decoding: sequences.", lower_bound=1, upper_bound=1_000_000)
 _OUTPUT = flags.DEFINE_string("output", None, "Where to write the numbers as JSON; nowhere by default.")
 _CACHE = flags.DEFINE_string("cache", "~/.cache/zaya_jax", "Where stand-ins for missing ROCm libraries are kept.")
 _CHILD = flags.DEFINE_string("child", None, "Internal: PROGRAM,FILE of a process that compiles one of them.")
@@ -143,7 +144,7 @@ def describe(setup: settings.Settings, name: str) -> str:
     objective = stage.phase.objective
     size = objective.block_size
     if name == "train":
-        kind = f"tidar, block {size}" if objective.kind == "tidar" else "autoregressive"
+        kind = f"{objective.kind}, block {size}" if objective.drafts else objective.kind
         pieces = stage.phase.optimizer.accumulate
         rows = f"{stage.batch_size} rows of {stage.row_length}" + (f" in {pieces} pieces" if pieces > 1 else "")
         return f"train: phase {stage.phase.name} ({kind}), {rows} on {_DEVICES.value} devices{mesh_words(stage)}"

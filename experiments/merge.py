@@ -16,12 +16,12 @@ from zaya_jax import load_pretrained
 from zaya_jax.command_line import cli
 from zaya_jax.command_line.closing import closing, generate_with
 from zaya_jax.errors import UserError
+from zaya_jax.files import check_new
 from zaya_jax.interop import save_huggingface
 from zaya_jax.interop.conversion.card import write_card
 from zaya_jax.interop.conversion.companions import copy_companions, ids_of, with_ids
 from zaya_jax.interop.conversion.conversion import workdir_of
 from zaya_jax.interop.editing.adapters import merge_adapters
-from zaya_jax.interop.formats.huggingface import check_new
 from zaya_jax.paths import absolute
 from zaya_jax.runs.environment import made_by
 from zaya_jax.runs.tokens import checkpoint_of, companions_of

@@ -2,6 +2,7 @@
 
     python -m experiments.run --config=configs/quickstart.py --workdir=runs/quickstart
     python -m experiments.run --config=configs/quickstart.py:fast,block_size=4 --config.convert.objective.alpha=0.5
+    python -m experiments.run --config=configs/quickstart.py --print_config
 
 What follows the colon changes several fields at once (see the config file); --config.FIELD=VALUE changes one. The
 workdir then holds config.json, environment.json, metrics.jsonl, checkpoints/, results.csv, samples.jsonl, figures/ and
@@ -32,18 +33,17 @@ import contextlib
 import functools
 import itertools
 import json
-import math
 from pathlib import Path
 
 import jax
 import numpy as np
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from zaya_jax.architecture import Zaya
 from zaya_jax.command_line import cli
 from zaya_jax.command_line.closing import closing, run_summary
-from zaya_jax.costs.flops import Split, describe, training_flops
+from zaya_jax.costs.flops import describe, training_flops
 from zaya_jax.costs.roofline import peak_flops
 from zaya_jax.data.chat import ChatSource, survey
 from zaya_jax.data.pipeline import Source, eval_batches, make_train_iterator
@@ -51,13 +51,14 @@ from zaya_jax.errors import UserError
 from zaya_jax.evaluation.continuations import Continuations, log_probability
 from zaya_jax.evaluation.likelihood import likelihood
 from zaya_jax.evaluation.task_accuracy import Outcome, run_task, task_rows
+from zaya_jax.files import write_lines
 from zaya_jax.interop.formats.native import load_native, write_model_file
 from zaya_jax.parallel import Placement, is_first, start_processes, use_cpu_devices, wait_for_all
 from zaya_jax.paths import absolute
 from zaya_jax.reporting.html.report import write_report
 from zaya_jax.reporting.plots.plots import draw_figures
 from zaya_jax.reporting.results import Row, load_run, write_results
-from zaya_jax.runs import environment, settings
+from zaya_jax.runs import config_files, environment, listing, settings, sizes
 from zaya_jax.runs.carried import write_tokenizer
 from zaya_jax.runs.mixture import MixtureSource
 from zaya_jax.runs.phases import Stage, load_start
@@ -75,15 +76,21 @@ from zaya_jax.training.logging.sinks import Sink, check_sinks, open_sinks
 from zaya_jax.training.loop import train
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.state import init_variables, make_eval_step
-from zaya_jax.writing import write_text
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with an optional :argument.", lock_config=True)
+_CONFIG = config_files.define_config("Config file, with an optional :argument.")
+_PRINT = flags.DEFINE_boolean(
+    "print_config", False, "Print all fields of the config with their values and run nothing."
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; default: runs/<the config's name>.")
 _SINKS = flags.DEFINE_list("sinks", [], "Where metrics go besides metrics.jsonl: tensorboard, wandb.")
 _PROFILE = flags.DEFINE_string("profile", None, "Folder for a profiler trace of a few steps of every training stage.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "Many processes: HOST:PORT of process 0, or auto.")
-_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are, with HOST:PORT.", lower_bound=1)
-_PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0, with HOST:PORT.", lower_bound=0)
+_PROCESSES = flags.DEFINE_integer(
+    "processes", None, "How many processes there are, with HOST:PORT.", lower_bound=1, upper_bound=65_536
+)
+_PROCESS = flags.DEFINE_integer(
+    "process", None, "Which of them this is, from 0, with HOST:PORT.", lower_bound=0, upper_bound=65_536
+)
 _STAGES = flags.DEFINE_string("stages", None, "Where training stages live; default: WORKDIR/checkpoints.")
 
 
@@ -91,17 +98,23 @@ def main() -> None:
     config = _CONFIG.value
     if config is None:
         raise UserError("--config: missing, may be a config file such as configs/quickstart.py")
-    setup = settings.read(config)
+    if _PRINT.value:
+        print("\n".join(listing.lines_of(config)), flush=True)
+    setup = settings.read(config)  # after the listing, which helps to mend what this refuses
+    if _PRINT.value:
+        return
     check_sinks(_SINKS.value)
     workdir = absolute(_WORKDIR.value or f"runs/{setup.name}")
     use_cpu_devices(setup.cpu_devices)
     start_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     placements = {name: stage.placement() for name, stage in setup.stages.items()}
+    sizes.check(setup, placements)
     with contextlib.ExitStack() as stack:
         sinks: list[Sink] = []
         if is_first():
             stack.enter_context(environment.locked(workdir / ".lock"))
             environment.claim_workdir(workdir, config)
+            environment.check_files(workdir)
             sinks = open_sinks(_SINKS.value, workdir, setup.name, json.loads(config.to_json_best_effort()))
             for sink in sinks:
                 stack.callback(sink.close)
@@ -155,13 +168,13 @@ def train_stages(
     tokenizer, template = config.tokenizer, chat_template(config, setup)
     for name, stage in setup.stages.items():
         objective = stage.phase.objective
-        tidar, block_size = objective.kind == "tidar", objective.block_size
+        tidar, block_size = objective.drafts, objective.block_size
         optimizer = stage.phase.optimizer
-        sizes = describe(
+        described = describe(
             stage.model, stage.batch_size, stage.row_length, tidar, block_size, optimizer.name,
-            optimizer.ema_decay > 0, split_of(placements[name]), stage.execution,
+            optimizer.ema_decay > 0, sizes.split_of(placements[name]), stage.execution,
         )  # fmt: skip
-        print(f"{name}\n{sizes}", flush=True)
+        print(f"{name}\n{described}", flush=True)
     with environment.timed(workdir, "data"):
         train_data, held_out = (
             {name: open_source(setup, workdir, source, split) for name, source in setup.sources.items()}
@@ -252,15 +265,6 @@ def run_phase(
             )  # fmt: skip
 
 
-def split_of(placement: Placement | None) -> Split:
-    """How many ways a placement cuts what `training_memory` counts."""
-    if placement is None:
-        return Split()
-    experts = placement.split("expert")
-    along = math.prod(placement.mesh.shape[n] for n in placement.names("embed") if n not in placement.names("expert"))
-    return Split(along, experts, placement.split("batch"), placement.split("sequence"))
-
-
 def peak_of(placement: Placement | None) -> float | None:
     """bfloat16 FLOPs a second of all devices together; None where their kind's peak is not known."""
     peak = peak_flops(jax.devices()[0].device_kind)
@@ -270,8 +274,7 @@ def peak_of(placement: Placement | None) -> float | None:
 def step_flops(stage: Stage) -> float:
     """FLOPs of a step of a stage. What a policy computes again is no use, so it is not counted."""
     objective = stage.phase.objective
-    tidar = objective.kind == "tidar"
-    return training_flops(stage.model, stage.batch_size, stage.row_length, tidar, objective.block_size)
+    return training_flops(stage.model, stage.batch_size, stage.row_length, objective.drafts, objective.block_size)
 
 
 def count_chats(setup: settings.Settings, writer: MetricWriter, stage: Stage, train_data: dict[str, Source]) -> None:
@@ -338,7 +341,7 @@ def evaluate(setup: settings.Settings, workdir: Path, folders: dict[str, Path], 
         samples += some_samples(setup, task, outcomes)
     if setup.measures_cost:
         rows += cost_rows(model, variables, setup.sampled, hardware)
-    write_text(workdir / "samples.jsonl", "".join(json.dumps(sample) + "\n" for sample in samples))
+    write_lines(workdir / "samples.jsonl", samples)
     write_results(workdir / "results.csv", rows)
 
 
@@ -363,7 +366,7 @@ def likelihood_rows(
         eval_step = shared_eval_step(Zaya(stage.model, stage.execution), sampled.phase.objective)  # pyrefly: ignore[bad-argument-type]
         measured = validate(setup, batches, eval_step, load_native(folders[name], stage.phase.evaluate_ema)[1])
         kept = ["ar_loss", "bits_per_byte"]
-        kept += ["draft_loss", "draft_accuracy_by_slot"] * (stage.phase.objective.kind == "tidar")
+        kept += ["draft_loss", "draft_accuracy_by_slot"] * stage.phase.objective.drafts
         for source in batches:
             found = {key: measured.get(f"{source}/{key}") for key in kept}
             cells = {key: np.asarray(value).tolist() for key, value in found.items() if value is not None}

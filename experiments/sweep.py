@@ -9,8 +9,9 @@ with a log.txt; stages that several jobs share (a common pretraining) are traine
 results.csv holds the rows of every finished job, each with the job's name and what it changed.
 
 All configs are checked before the first job starts. Interrupt it at any moment: the same command skips what is finished
-and resumes the rest. A job that fails does not stop the others; each failure is a line at once, and the status is 1. A
-job whose folder holds a run of another config is refused; --redo=JOB deletes that folder and runs the job anew.
+and resumes the rest; a second one at the same time is refused. A job that fails does not stop the others; each failure
+is a line at once, and the status is 1. A job whose folder holds a damaged run or another config's is refused;
+--redo=JOB deletes that folder and runs the job anew.
 """
 
 import ast
@@ -23,7 +24,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -35,21 +36,24 @@ from tqdm import tqdm
 from zaya_jax import compilation_cache
 from zaya_jax.command_line import cli
 from zaya_jax.errors import UserError
-from zaya_jax.paths import absolute, read_object
+from zaya_jax.files import read_object, remedy, write_text
+from zaya_jax.paths import absolute
 from zaya_jax.reporting import sweep_summary
-from zaya_jax.reporting.results import Row, read_results, write_sweep
-from zaya_jax.runs import environment
+from zaya_jax.reporting.results import read_results, write_sweep
+from zaya_jax.runs import config_files, environment, listing
 from zaya_jax.runs.jobs import FAILED, Job, check_jobs, find_base, read_jobs, to_redo
-from zaya_jax.writing import write_text
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Sweep file, such as configs/sweeps/study.py.")
+_CONFIG = config_files.define_config("Sweep file, such as configs/sweeps/study.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the sweep lives; default: runs/sweeps/<its name>.")
 _STAGES = flags.DEFINE_string("stages", None, "Where shared training stages live; default: WORKDIR/stages.")
-_WORKERS = flags.DEFINE_integer("workers", None, "Jobs at once; default: one a core.", lower_bound=1)
+_WORKERS = flags.DEFINE_integer("workers", None, "Jobs at once; default: one a core.", lower_bound=1, upper_bound=1024)
 _EXECUTOR = flags.DEFINE_enum("executor", "local", ["local", "slurm"], "slurm: through submitit (the `slurm` extra).")
 _SLURM = flags.DEFINE_list("slurm", [], "Slurm's parameters as submitit names them: partition=gpu,timeout_min=600.")
 _ONLY = flags.DEFINE_string("only", None, "Jobs whose name has this in it.")
 _LIST = flags.DEFINE_boolean("list", False, "Print the jobs' commands and run nothing.")
+_PRINT = flags.DEFINE_boolean(
+    "print_config", False, "Print the base config's fields and, for each job, those that differ, and run nothing."
+)
 _REDO = flags.DEFINE_multi_string(
     "redo", [], "Delete this job's folder and run it anew; all: of all jobs (of --only), failed: of those that failed. "
     "May be given several times.",
@@ -67,31 +71,52 @@ def main() -> None:
     chosen = {name: job for name, job in jobs.items() if _ONLY.value is None or _ONLY.value in name}
     if not chosen:
         raise UserError(f"--only: got {_ONLY.value!r}, may be part of one of {', '.join(jobs)}")
+    if _PRINT.value:
+        print_configs(base, chosen)
     refuse([f"job {name}: {job.mistake}" for name, job in chosen.items() if job.mistake])
+    if _PRINT.value:
+        return
     if _LIST.value:
         for job in chosen.values():
             print(shlex.join(command(base, job, workdir)))
         return
     redone = to_redo(_REDO.value, chosen)
-    refuse(
-        [
-            f"job {name}: {job.folder} holds a run whose config differs in {job.difference}; --redo={name} deletes it "
-            "and runs the job anew (--redo=all: every job), or choose another --workdir"
-            for name, job in chosen.items()
-            if job not in redone and job.difference
-        ]
-    )
-    claim(workdir, config)
-    for job in redone:
-        job.remove()
-    jobs |= {job.name: dataclasses.replace(job) for job in redone}  # forgets what was read from the folder
-    missing = [jobs[name] for name in chosen if not jobs[name].finished]
-    if before := len(chosen) - len(missing):
-        print(f"finished before: {before} of {len(chosen)} jobs", flush=True)
-    failed = run_jobs({job.name: command(base, job, workdir) for job in missing}, workdir, jobs)
-    report(workdir, jobs, failed)
+    with environment.locked(workdir / ".lock"):
+        refuse(list(unusable({name: job for name, job in jobs.items() if job not in redone}, chosen)))
+        claim(workdir, config)
+        for job in redone:
+            job.remove()
+        jobs |= {job.name: dataclasses.replace(job) for job in redone}  # forgets what was read from the folder
+        missing = [jobs[name] for name in chosen if not jobs[name].finished]
+        if before := len(chosen) - len(missing):
+            print(f"finished before: {before} of {len(chosen)} jobs", flush=True)
+        failed = run_jobs({job.name: command(base, job, workdir) for job in missing}, workdir, jobs)
+        report(workdir, jobs, failed)
     if failed:
         raise SystemExit(1)
+
+
+def unusable(jobs: Mapping[str, Job], chosen: Container[str]) -> Iterator[str]:
+    """A line for each job whose folder holds a damaged run, or, of those chosen, another config's."""
+    for name, job in jobs.items():
+        if damage := job.damage():
+            yield f"job {name}: {damage}; --redo={name} deletes its folder and runs the job anew"
+        elif name in chosen and job.difference:
+            yield (
+                f"job {name}: {job.folder} holds a run whose config differs in {job.difference}; --redo={name} deletes "
+                "it and runs the job anew (--redo=all: every job), or choose another --workdir"
+            )
+
+
+def print_configs(base: str, jobs: dict[str, Job]) -> None:
+    """The base config whole, and of each job the fields that differ from it."""
+    common = listing.lines_of(config_files.read_config(base, []))
+    print("\n".join([f"# {base}", *common]))
+    for name, job in jobs.items():
+        if job.config is not None:
+            print(
+                "\n".join([f"\n# job {name}", *listing.differences(common, listing.lines_of(job.config))]), flush=True
+            )
 
 
 def sweep_file() -> Path:
@@ -111,7 +136,8 @@ def command(base: str, job: Job, workdir: Path) -> list[str]:
     stages = absolute(_STAGES.value) if _STAGES.value else workdir / "stages"
     threads = ["--threads=1"] if workers() > 1 and _EXECUTOR.value == "local" else []
     folders = [f"--workdir={job.folder}", f"--stages={stages}", *cache(workdir)]
-    return [sys.executable, "-m", "experiments.run", f"--config={base}", *job.overrides(), *folders, *threads]
+    rest = [*folders, *threads, *cli.extensions()]
+    return [sys.executable, "-m", "experiments.run", f"--config={base}", *job.overrides(), *rest]
 
 
 def cache(workdir: Path) -> list[str]:
@@ -131,7 +157,8 @@ def claim(workdir: Path, config: Any) -> None:
     path = workdir / "sweep.json"
     mine = {"name": config.name, "config": config.config}
     if path.exists():
-        theirs = read_object(path)
+        with remedy("delete the file if the folder is this sweep's: the same command writes it anew"):
+            theirs = read_object(path)
         if difference := environment.first_difference({key: theirs.get(key) for key in mine}, mine):
             raise UserError(f"--workdir {workdir}: holds another sweep: {difference}; choose another")
     (workdir / "runs").mkdir(parents=True, exist_ok=True)
@@ -154,7 +181,7 @@ def run_jobs(commands: dict[str, list[str]], workdir: Path, jobs: dict[str, Job]
                     bar.set_postfix(failed=len(failed))
                     told = f"{name}: failed: {reason} (log: {jobs[name].folder / 'log.txt'})"
                 else:
-                    told = sweep_summary.line(name, *outcome(jobs[name]))
+                    told = sweep_summary.line(name, *jobs[name].outcome())
                 bar.write(told)
                 sys.stdout.flush()
                 gather(workdir, jobs)
@@ -232,12 +259,6 @@ def slurm_parameters(items: list[str]) -> dict[str, Any]:
     return parameters
 
 
-def outcome(job: Job) -> tuple[list[Row], float]:
-    """A finished job's rows, and the seconds that its stages took here."""
-    seconds = read_object(job.folder / "environment.json")["seconds"]
-    return read_results(job.folder / "results.csv"), sum(seconds.values())
-
-
 def gather(workdir: Path, jobs: dict[str, Job]) -> None:
     """Writes results.csv from every finished job. Each field that one of the jobs changes gets a column."""
     fields = list(dict.fromkeys(field for job in jobs.values() for field in job.changes))
@@ -254,7 +275,7 @@ def report(workdir: Path, jobs: dict[str, Job], failed: dict[str, str]) -> None:
     gather(workdir, jobs)
     done = [job for job in jobs.values() if job.finished]
     if done:
-        print(sweep_summary.table({job.name: outcome(job) for job in done}))
+        print(sweep_summary.table({job.name: job.outcome() for job in done}))
     for name, job in jobs.items():
         if job.difference:
             print(f"left out: {name}: its run has another config: {job.difference}")

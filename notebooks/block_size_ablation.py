@@ -17,8 +17,8 @@
 # (`configs/sweeps/block_size.py`: one seed, every anchor), and lets the rows say what was found. All of it is a toy.
 #
 # `LIVE = True` below (or `ZAYA_LIVE=1` outside) also samples the committed quickstart model at three block sizes, in
-# under two minutes on two CPU cores. `ZAYA_RESULTS` names another results folder. Run it from `notebooks/` or from the
-# repository's root.
+# under two minutes on two CPU cores. `FOLDER` below (or `ZAYA_RESULTS` outside) names your own sweep's or run's folder,
+# whose rows then stand for the study's. Run it from `notebooks/` or from the repository's root.
 
 # %%
 import json
@@ -37,15 +37,17 @@ from zaya_jax.reporting.paper.benchmarks import FLAT
 from zaya_jax.reporting.paper.figures import FIGURES, show
 from zaya_jax.reporting.paper.sweep_rows import anchors_in_words, shared, with_block_size, with_same_anchors
 from zaya_jax.reporting.plots import style
+from zaya_jax.reporting.results import is_own, results_folder
 from zaya_jax.sampling import expected_tokens
 from zaya_jax.sampling.planning.auto import MARGIN, candidates
 from zaya_jax.sampling.planning.cost import cost_at
 from zaya_jax.tasks import make_task
 from zaya_jax.text.tokenizers import ByteTokenizer
 
+FOLDER = ""  # of your own sweep or run (its --workdir), or ZAYA_RESULTS outside; empty: this project's results
 LIVE = bool(os.environ.get("ZAYA_LIVE"))
 root = next(p for p in (Path.cwd(), Path.cwd().parent) if (p / "results").is_dir())
-RESULTS = Path(os.environ.get("ZAYA_RESULTS", root / "results"))
+RESULTS = results_folder(FOLDER or os.environ.get("ZAYA_RESULTS"), root / "results")
 # %matplotlib inline
 
 # %% [markdown]
@@ -68,7 +70,8 @@ sweeps = {}
 for source in FIGURES["block_size"].inputs:
     try:
         if rows := source.read(RESULTS):
-            sweeps[Path(source.path).parent.name] = with_same_anchors(with_block_size(rows))
+            name = RESULTS.name if is_own(RESULTS) else Path(source.path).parent.name
+            sweeps[name] = with_same_anchors(with_block_size(rows))
     except FileNotFoundError as missing:
         print(missing)
 

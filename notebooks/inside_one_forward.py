@@ -14,8 +14,9 @@
 # A TiDAR forward verifies a block of drafts and drafts the next block behind every possible outcome. This notebook
 # loads the quickstart's committed model (a toy: worked additions) and looks inside: who sees whom, which token comes
 # before which, and what an answer yields forward by forward. It always runs the model, in under a minute on two CPU
-# cores, so its live mode only samples more prompts: `LIVE = True` below, or `ZAYA_LIVE=1` outside. Run it from
-# `notebooks/` or the repository's root.
+# cores, so its live mode only samples more prompts: `LIVE = True` below, or `ZAYA_LIVE=1` outside. `FOLDER` below (or
+# `ZAYA_RESULTS` outside) names the folder of your own run, of a model that drafts. Run it from `notebooks/` or the
+# repository's root.
 
 # %%
 import html
@@ -29,20 +30,36 @@ from IPython.display import HTML, display
 
 from zaya_jax import Layout, SamplerConfig, Zaya, generate, load_pretrained
 from zaya_jax.architecture.layout import CONTEXT, START
+from zaya_jax.errors import UserError
 from zaya_jax.reporting.plots import style
 from zaya_jax.reporting.plots.layout_plot import draw_visibility, layout_picture
-from zaya_jax.reporting.results import load_run
+from zaya_jax.reporting.results import load_run, results_folder
+from zaya_jax.runs.tokens import checkpoint_of, choose_tokenizer
 from zaya_jax.tasks import make_task
-from zaya_jax.text.tokenizers import ByteTokenizer
 
+FOLDER = ""  # of your own run (its --workdir), or ZAYA_RESULTS outside; empty: the quickstart's
 LIVE = bool(os.environ.get("ZAYA_LIVE"))
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # compiles faster; nothing is timed here
 root = next(p for p in (Path.cwd(), Path.cwd().parent) if (p / "results").is_dir())
-quickstart = load_run(root / "results" / "quickstart")
-config, variables = load_pretrained(quickstart.directory / "model")
-model, tokenizer = Zaya(config), ByteTokenizer()
-others = make_task("addition").problems("test", 31 if LIVE else 7, 1_000)
-prompts = [tokenizer.encode(text) for text in ("478+964=", *(problem.prompt for problem in others))]
+folder = results_folder(FOLDER or os.environ.get("ZAYA_RESULTS"), root / "results" / "quickstart")
+try:
+    run = load_run(folder)
+except FileNotFoundError as missing:
+    raise UserError(f"{missing} (inside a sweep: one of its runs/)") from None
+if run.is_autoregressive:
+    raise UserError(f"results: {folder} holds a run that never drafts, may be one with a phase that does")
+checkpoint = folder / "model" if (folder / "model").is_dir() else checkpoint_of(str(folder))
+config, variables = load_pretrained(checkpoint)
+model, tokenizer = Zaya(config), choose_tokenizer(None, checkpoint, config)[1]
+BLOCK = run.block_size
+asked = [item for item in run.config["data"]["mixture"] if "task" in item][:1]
+if asked:  # new test problems of its first task
+    task = make_task(asked[0]["task"], **(asked[0].get("options") or {}))
+    texts = [problem.prompt for problem in task.problems("test", 32 if LIVE else 8, 1_000)]
+else:
+    texts = list(dict.fromkeys(sample["prompt"] for sample in run.samples))[: 32 if LIVE else 8]
+texts.sort(key=len, reverse=True)  # the first is looked at closely
+prompts = [tokenizer.encode(text) for text in texts]
 # %matplotlib inline
 
 # %% [markdown]
@@ -52,7 +69,7 @@ prompts = [tokenizer.encode(text) for text in ("478+964=", *(problem.prompt for 
 # block starts behind another number of the tokens that are being verified.
 
 # %%
-display(layout_picture(quickstart))
+display(layout_picture(run))
 
 # %% [markdown]
 # The same rule as text: `#` a clean key, `o` a slot of the same block, `.` hidden. Left of each row: the token and its
@@ -96,11 +113,11 @@ for title, layout, cached in (("training", training, 0), ("sampling", sampling, 
 # `configs/sweeps/architecture.py` and the figure `negative_control`.)
 
 # %%
-greedy = dict(temperature=0.0, stop_tokens=(tokenizer.eos_id,))
+greedy = dict(temperature=0.0, stop_tokens=tuple(tokenizer.eos_ids))
 blinded = Zaya(config.replace(succession="row"))
 clean = [jax.jit(m.apply)(variables, Layout.causal([prompts[0]])).logits for m in (model, blinded)]
 print(f"largest difference of clean logits: {np.abs(clean[0] - clean[1]).max():g}")
-drafting = SamplerConfig("single_pass", 8, **greedy)
+drafting = SamplerConfig("single_pass", BLOCK, **greedy)
 plain = generate(model, variables, prompts, SamplerConfig("autoregressive", **greedy), 64)
 for words, each in (("along the text", model), ("blind", blinded)):
     out = generate(each, variables, prompts, drafting, 64)
@@ -115,13 +132,14 @@ for words, each in (("along the text", model), ("blind", blinded)):
 
 # %%
 def text_of(tokens):
-    return "".join(chr(t) if t < 256 else "■" for t in tokens).replace("\n", "⏎")
+    """What tokens say, each on its own; what says nothing is a square."""
+    return "".join(tokenizer.decode([int(t)]) or "■" for t in tokens).replace("\n", "⏎")
 
 
 for name, sampler in {
     "autoregressive": SamplerConfig("autoregressive", **greedy),
     "lossless, all anchors": drafting,
-    "lossless, anchors 1 and 8": SamplerConfig("single_pass", 8, (1, 8), **greedy),
+    f"lossless, anchors 1 and {BLOCK}": SamplerConfig("single_pass", BLOCK, (1, BLOCK), **greedy),
 }.items():
     out = generate(model, variables, prompts, sampler, max_new_tokens=64)
     ends = np.cumsum(out.accepted[0])
@@ -159,7 +177,7 @@ def coloured(tokens, colour, more=""):
 for temperature in (0.0, 1.0):
     watcher, sampler = (
         Watcher(),
-        SamplerConfig("single_pass", 8, temperature=temperature, stop_tokens=greedy["stop_tokens"]),
+        SamplerConfig("single_pass", BLOCK, temperature=temperature, stop_tokens=greedy["stop_tokens"]),
     )
     generate(model, variables, prompts, sampler, 64, seed=1, streamer=watcher)
     lines = [f"temperature {temperature:g}"]
@@ -172,12 +190,12 @@ for temperature in (0.0, 1.0):
     display(HTML("<pre>" + "\n".join(lines) + "</pre>"))
 
 # %% [markdown]
-# The second of those forwards as a picture: the prompt in the cache, eight tokens to verify, and a block behind each
-# outcome. Only one of the blocks will be kept; the rows of all of them are what the step costs.
+# The second of those forwards as a picture: the prompt in the cache, a block of tokens to verify, and a block behind
+# each outcome. Only one of the blocks will be kept; the rows of all of them are what the step costs.
 
 # %%
 figure, axis = plt.subplots(figsize=(10, 8.5), layout="constrained")
-step = Layout.verify_and_draft(np.zeros((1, 8), int), len(prompts[0]), tuple(range(1, 9)), 8)
+step = Layout.verify_and_draft(np.zeros((1, BLOCK), int), len(prompts[0]), tuple(range(1, BLOCK + 1)), BLOCK)
 rows = f"{step.tokens.shape[1]} rows behind {len(prompts[0])} cached tokens"
 draw_visibility(axis, step, cached=len(prompts[0]), title=rows)
 axis.tick_params(axis="x", labelrotation=90)
@@ -192,19 +210,19 @@ plt.show()
 temperatures = [0.0, 0.5, 1.0, 1.5]
 rates = []
 for temperature in temperatures:
-    sampler = SamplerConfig("single_pass", 8, temperature=temperature, stop_tokens=(tokenizer.eos_id,))
+    sampler = SamplerConfig("single_pass", BLOCK, temperature=temperature, stop_tokens=greedy["stop_tokens"])
     rates.append(generate(model, variables, prompts, sampler, max_new_tokens=64).tokens_per_forward)
 figure, axis = plt.subplots(figsize=(5, 3), layout="constrained")
 axis.plot(temperatures, rates, marker="o", color=style.BLUE)
-axis.set_ylim(0, 8)
-style.tidy(axis, f"{len(prompts)} prompts, block size 8, all anchors (toy model)", "temperature", "tokens per forward")
+axis.set_ylim(0, BLOCK)
+style.tidy(axis, f"{len(prompts)} prompts, block size {BLOCK}, all anchors", "temperature", "tokens per forward")
 plt.show()
 
 # %% [markdown]
-# ## What it costs on the CPU that made the committed run
+# ## What it costs on the machine that made the run
 # One forward's time against its rows (batch 1). Drafting pays where the curve lies below the tokens a forward yields.
 
 # %%
-for row in quickstart.rows("cost"):
+for row in run.rows("cost"):
     ratio = f"{row['cost_ratio']:.2f}x one row"
     print(f"{row['rows']:>3g} rows: {row['milliseconds']:.3f} ms, {ratio} ({row['hardware']})")

@@ -17,8 +17,8 @@
 #
 # `LIVE = True` below (or `ZAYA_LIVE=1` outside) also samples the committed quickstart model on a few prompts, writes
 # the rows as a sweep would, and draws one of the figures from them, in under two minutes on two CPU cores.
-# `ZAYA_RESULTS` names another results folder, such as that of your own model. Run it from `notebooks/` or from the
-# repository's root.
+# `FOLDER` below (or `ZAYA_RESULTS` outside) names your own sweep's or run's folder, or a whole folder of results; a
+# figure that takes other rows says so. Run it from `notebooks/` or from the repository's root.
 
 # %%
 import os
@@ -29,18 +29,19 @@ from pathlib import Path
 from zaya_jax import SamplerConfig, Zaya, load_pretrained
 from zaya_jax.evaluation.task_accuracy import Arm, Trial, run_task, task_rows
 from zaya_jax.reporting.paper.figures import FIGURES, show
-from zaya_jax.reporting.results import write_sweep
+from zaya_jax.reporting.results import results_folder, write_sweep
 from zaya_jax.runs.environment import hardware
 from zaya_jax.tasks import make_task
 from zaya_jax.text.tokenizers import ByteTokenizer
 
+FOLDER = ""  # of your own sweep or run (its --workdir), or ZAYA_RESULTS outside; empty: this project's results
 LIVE = bool(os.environ.get("ZAYA_LIVE"))
 root = next(p for p in (Path.cwd(), Path.cwd().parent) if (p / "results").is_dir())
-RESULTS = Path(os.environ.get("ZAYA_RESULTS", root / "results"))
+RESULTS = results_folder(FOLDER or os.environ.get("ZAYA_RESULTS"), root / "results")
 # %matplotlib inline
 
 for number, (name, figure) in enumerate(FIGURES.items(), start=1):
-    lacking = [each.path for each in figure.inputs if not each.optional and not (RESULTS / each.path).exists()]
+    lacking = [each.path for each in figure.inputs if not each.optional and not each.file(RESULTS).exists()]
     print(f"{number:2} {name:17} {figure.shows}{'' if not lacking else '; not there: ' + ', '.join(lacking)}")
 
 # %% [markdown]

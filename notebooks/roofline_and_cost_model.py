@@ -16,8 +16,9 @@
 # curve and an acceptance into a choice of mode, block size and anchors.
 #
 # `LIVE = True` below (or `ZAYA_LIVE=1` outside) also measures the committed quickstart model's forwards on this machine
-# and lets the planner choose, in under two minutes on two CPU cores. `ZAYA_RESULTS` names another results folder. Run
-# it from `notebooks/` or from the repository's root.
+# and lets the planner choose, in under two minutes on two CPU cores. `FOLDER` below (or `ZAYA_RESULTS` outside) names
+# your own sweep's or run's folder, whose cost rows and tokens per forward then stand for the benchmarks'. Run it from
+# `notebooks/` or from the repository's root.
 
 # %%
 import dataclasses
@@ -37,6 +38,7 @@ from zaya_jax.reporting.paper import published
 from zaya_jax.reporting.paper.figures import show
 from zaya_jax.reporting.paper.roofline import BATCHES, CONTEXT, NAMES, attention_blocks, model_blocks
 from zaya_jax.reporting.plots import style
+from zaya_jax.reporting.results import is_own, read_rows, results_folder
 from zaya_jax.sampling import evidence, expected_tokens
 from zaya_jax.sampling.planning.auto import MARGIN, Candidate, candidates
 from zaya_jax.sampling.planning.cost import AUTOREGRESSIVE, forward_cost, rows_of
@@ -44,9 +46,10 @@ from zaya_jax.sampling.strategies.base import Plan
 from zaya_jax.tasks import make_task
 from zaya_jax.text.tokenizers import ByteTokenizer
 
+FOLDER = ""  # of your own sweep or run (its --workdir), or ZAYA_RESULTS outside; empty: this project's results
 LIVE = bool(os.environ.get("ZAYA_LIVE"))
 root = next(p for p in (Path.cwd(), Path.cwd().parent) if (p / "results").is_dir())
-RESULTS = Path(os.environ.get("ZAYA_RESULTS", root / "results"))
+RESULTS = results_folder(FOLDER or os.environ.get("ZAYA_RESULTS"), root / "results")
 # %matplotlib inline
 
 
@@ -89,8 +92,30 @@ table(
 show("free_slots", RESULTS)
 
 # %%
-bench = {name: json.loads((RESULTS / "bench" / f"{name}.json").read_text()) for name in ("few_experts", "samplers")}
-display(Markdown(tables.few_experts_table(bench["few_experts"]["rows"])))
+bench, curves, measured, BLOCK = {}, {}, {}, 16  # curves: milliseconds by rows; measured: tokens per forward
+if is_own(RESULTS):  # of a sweep, the run with the largest block
+    rows = read_rows(RESULTS)
+    full = [row for row in rows if row["arm"] == "lossless" and row["anchors"] == "all"]
+    largest = max(full, key=lambda row: row["block_size"], default=rows[0])
+    mine, BLOCK = largest["run"], int(largest["block_size"] or BLOCK)
+    for row in rows:
+        if row["run"] == mine and row["kind"] == "cost":
+            curves.setdefault(f"{mine}, batch 1, {row['hardware']}", {})[int(row["rows"])] = row["milliseconds"]
+    for row in full:
+        if row["run"] == mine:
+            measured[f"{row['source']} at temperature {row['temperature']:g}"] = row["tokens_per_forward"]
+    print(f"{RESULTS.name}, run {mine}: block {BLOCK}, all anchors; lossless T of {', '.join(measured) or 'nothing'}")
+    for name, cost in curves.items():
+        table(["rows", name], [[str(rows), f"{milliseconds:.3f} ms"] for rows, milliseconds in cost.items()])
+else:
+    bench = {name: json.loads((RESULTS / "bench" / f"{name}.json").read_text()) for name in ("few_experts", "samplers")}
+    display(Markdown(tables.few_experts_table(bench["few_experts"]["rows"])))
+    for row in bench["few_experts"]["rows"]:
+        name = f"{row['parameters'] / 1e6:.1f}M, {row['experts']} expert(s), batch {row['batch']}"
+        curves[name] = {int(rows): milliseconds for rows, milliseconds in row["milliseconds"].items()}
+    for row in bench["samplers"]["anchors"]:
+        if row["anchors"] == row["block_size"]:
+            measured[f"the toy's at temperature {row['temperature']:g}"] = row["tokens_per_forward"]
 
 # %% [markdown]
 # ## The cost model
@@ -99,24 +124,19 @@ display(Markdown(tables.few_experts_table(bench["few_experts"]["rows"])))
 # analytic. `candidates` tries every block size and budget of anchors and sorts them; a sampler must promise 5% more
 # than autoregression to be chosen.
 #
-# The result files were made with the toy's own runs on all test prompts. Here three flat acceptances stand for them:
-# the rates whose T with all anchors, block 16, meets the toy's measured T at temperatures 0 and 1, and Zyphra's
-# lossless T. Real acceptance is not flat, so the choices differ somewhat.
+# The result files were made with the toy's own runs on all test prompts. Here flat acceptances stand for them: the
+# rates whose T with all anchors meets the T that was measured (the toy's at temperatures 0 and 1, block 16; or your
+# own), and Zyphra's lossless T. Real acceptance is not flat, so the choices differ somewhat.
 
 # %%
 rates = np.linspace(0.5, 0.99, 50)
-tokens = [expected_tokens([rate] * 15, 16, range(1, 17)) for rate in rates]
-targets = {
-    f"the toy's at temperature {row['temperature']:g}": row["tokens_per_forward"]
-    for row in bench["samplers"]["anchors"]
-    if row["anchors"] == row["block_size"]
-}
-targets |= {"Zyphra's lossless": published.SPEEDUP["lossless"]}
+tokens = [expected_tokens([rate] * (BLOCK - 1), BLOCK, range(1, BLOCK + 1)) for rate in rates]
+targets = measured | {"Zyphra's lossless": published.SPEEDUP["lossless"]}
 acceptances = {}
 for name, t in targets.items():
     rate = float(np.interp(t, tokens, rates))
     print(f"{name}: T {t:.2f} is a flat acceptance of {rate:.3f}")
-    acceptances[f"T {t:.2f} ({name})"] = [rate] * 15
+    acceptances[f"T {t:.2f} ({name})"] = [rate] * (BLOCK - 1)
 
 
 def chosen(way):
@@ -133,20 +153,19 @@ def chosen(way):
 
 # %%
 lines = []
-for row in bench["few_experts"]["rows"]:
-    cost = {int(rows): milliseconds for rows, milliseconds in row["milliseconds"].items()}
-    model_name = f"{row['parameters'] / 1e6:.1f}M, {row['experts']} expert(s), batch {row['batch']}"
+for model_name, cost in curves.items():
     for name, acceptance in acceptances.items():
-        lines.append([model_name, name, *chosen(candidates(acceptance, cost, 16)[0])])
-table(["measured on the CPU", "T, block 16, all anchors", "chosen", "rows", "T", "tokens a second vs AR"], lines)
+        lines.append([model_name, name, *chosen(candidates(acceptance, cost, BLOCK)[0])])
+table(["measured on the CPU", f"T, block {BLOCK}, all anchors", "chosen", "rows", "T", "tokens a second vs AR"], lines)
 
 # %% [markdown]
 # What mode `auto` did with the trained toy on that CPU: it measures acceptance and cost for the prompts at hand, takes
 # the best candidate, lets it race autoregression and says why.
 
 # %%
-display(Markdown(tables.auto_table(bench["samplers"]["auto"])))
-for row in bench["samplers"]["auto"][:2]:
+if bench:
+    display(Markdown(tables.auto_table(bench["samplers"]["auto"])))
+for row in bench["samplers"]["auto"][:2] if bench else ():
     print(f"{row['prompts']}, batch {row['batch']}, temperature {row['temperature']:g}: {row['reason']}")
 
 # %% [markdown]
@@ -156,7 +175,9 @@ for row in bench["samplers"]["auto"][:2]:
 
 # %%
 config, lines, priced = preset("zaya1_8b"), [], {}
-ways = {name: candidates(acceptances[name], {1: 1.0}, 16) for name in list(acceptances)[1:]}  # not priced yet
+ways = {
+    name: candidates(acceptances[name], {1: 1.0}, BLOCK) for name in list(acceptances)[1:] or acceptances
+}  # not priced yet
 for device, batch in itertools.product(NAMES, BATCHES):
     one = forward_seconds(config, HARDWARE[device], 1, batch, CONTEXT)
     for name in ways:
@@ -168,7 +189,7 @@ for device, batch in itertools.product(NAMES, BATCHES):
         best = max(priced[device, batch, name], key=lambda way: way.speedup)
         fits = resident_bytes(config, batch, CONTEXT) <= HARDWARE[device].memory
         lines.append([f"{NAMES[device]}, batch {batch}{'' if fits else ' (exceeds its memory)'}", name, *chosen(best)])
-table(["roofline, ZAYA1-8B", "T, block 16, all anchors", "chosen", "rows", "T", "tokens a second vs AR"], lines)
+table(["roofline, ZAYA1-8B", f"T, block {BLOCK}, all anchors", "chosen", "rows", "T", "tokens a second vs AR"], lines)
 
 # %% [markdown]
 # The same from the toy's own runs at temperature 1 instead of a flat acceptance, behind 4,096 tokens
@@ -176,7 +197,7 @@ table(["roofline, ZAYA1-8B", "T, block 16, all anchors", "chosen", "rows", "T", 
 
 # %%
 lines = []
-for row in bench["samplers"]["predicted"]:
+for row in bench["samplers"]["predicted"] if bench else ():
     fields = {field.name: row[field.name] for field in dataclasses.fields(Candidate)}
     lines.append([f"{row['hardware'].upper()}, batch {row['batch']}", *chosen(Candidate(**fields))])
 table(["roofline, ZAYA1-8B", "chosen", "rows", "T", "tokens a second vs AR"], lines)

@@ -17,8 +17,9 @@
 # models are toys.
 #
 # `LIVE = True` below (or `ZAYA_LIVE=1` outside) also turns the dial on the committed quickstart model, counts what
-# compiles and compares greedy texts, in under two minutes on two CPU cores. `ZAYA_RESULTS` names another results
-# folder. Run it from `notebooks/` or from the repository's root.
+# compiles and compares greedy texts, in under two minutes on two CPU cores. `FOLDER` below (or `ZAYA_RESULTS` outside)
+# names your own sweep's or run's folder; what was not measured there is said in a line. Run it from `notebooks/` or
+# from the repository's root.
 
 # %%
 import os
@@ -33,15 +34,17 @@ from zaya_jax.reporting import tables
 from zaya_jax.reporting.paper.figures import FIGURES, show
 from zaya_jax.reporting.paper.sweep_rows import anchors_in_words
 from zaya_jax.reporting.plots import style
+from zaya_jax.reporting.results import results_folder
 from zaya_jax.sampling.core.targets import MODES, targets_of
 from zaya_jax.sampling.loop import run, start
 from zaya_jax.tasks import make_task
 from zaya_jax.text.tokenizers import ByteTokenizer
 
+FOLDER = ""  # of your own sweep or run (its --workdir), or ZAYA_RESULTS outside; empty: this project's results
 LIVE = bool(os.environ.get("ZAYA_LIVE"))
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # compiles faster; nothing is timed here
 root = next(p for p in (Path.cwd(), Path.cwd().parent) if (p / "results").is_dir())
-RESULTS = Path(os.environ.get("ZAYA_RESULTS", root / "results"))
+RESULTS = results_folder(FOLDER or os.environ.get("ZAYA_RESULTS"), root / "results")
 # %matplotlib inline
 
 # %% [markdown]
@@ -67,9 +70,11 @@ display(Markdown("\n".join([*lines, "| auto | any of the first two modes' | meas
 show("strategies", RESULTS)
 
 # %%
-bench = FIGURES["strategies"].inputs[0].read(RESULTS)
-display(Markdown(tables.strategies_table(bench["strategies"])))
-for temperature in (0.0, 1.0):
+measured = FIGURES["strategies"].inputs[0]
+bench = measured.read(RESULTS) if measured.file(RESULTS).exists() else {}
+if bench:
+    display(Markdown(tables.strategies_table(bench["strategies"])))
+for temperature in (0.0, 1.0) if bench else ():
     rows = {row["strategy"]: row for row in bench["strategies"] if row["temperature"] == temperature}
     kept = [name for name in rows if rows[name]["accuracy_high"] >= rows["autoregressive"]["accuracy_low"]]
     best = max(kept, key=lambda name: rows[name]["tokens_per_forward"])
@@ -86,8 +91,9 @@ for temperature in (0.0, 1.0):
 show("anchors", RESULTS)
 
 # %%
-display(Markdown(tables.anchors_table(bench["anchors"])))
-for temperature in (0.0, 1.0):
+if bench:
+    display(Markdown(tables.anchors_table(bench["anchors"])))
+for temperature in (0.0, 1.0) if bench else ():
     rows = [row for row in bench["anchors"] if row["temperature"] == temperature]
     for share in (0.8, 0.95, 0.99):
         least = min((r for r in rows if tables.kept_by_anchors(rows, r) >= share), key=lambda r: r["anchors"])
@@ -105,13 +111,15 @@ show("beta", RESULTS)
 
 # %% [markdown]
 # ## Every dial that was swept
-# Rows of `configs/sweeps/samplers.py`, one trained model. The p-value is of a permutation test of task outcomes against
-# AR at the same temperature: for a lossless sampler (mixing with beta 0 is one) it falls below 0.05 by chance alone,
-# one time in twenty. The temperature of the drafts may change T alone. The clock was taken beside other jobs: rough.
+# Rows of `configs/sweeps/samplers.py`, one trained model, or your own. The p-value is of a permutation test of task
+# outcomes against AR at the same temperature: for a lossless sampler (mixing with beta 0 is one) it falls below 0.05 by
+# chance alone, one time in twenty. The temperature of the drafts may change T alone. The clock was taken beside other
+# jobs: rough.
 
 # %%
 try:
-    swept = [r for r in FIGURES["beta"].inputs[0].read(RESULTS) if r["arm"] in ("lossless", "mix_stale")]
+    swept = [r for r in FIGURES["beta"].inputs[0].read(RESULTS) if r["arm"] not in (None, "autoregressive")]
+    swept = [r for r in swept if r["accuracy"] is not None]  # continued texts have none
 except FileNotFoundError as missing:
     print(missing)
     swept = []
@@ -121,7 +129,9 @@ for row in sorted(swept, key=lambda r: (r["source"], r["arm"], r["temperature"])
     draft, beta, p = row["changes"].get("evaluate.draft_temperature"), row["beta"], row["p_value"]
     cells = [row["source"].replace("_", " "), row["arm"], f"{row['temperature']:g}", "same" if draft is None else draft]
     cells += ["" if beta is None else beta, anchors_in_words([row]).split()[0], f"{row['tokens_per_forward']:.2f}"]
-    cells += [f"{row['rows_per_forward']:g}", f"{row['speedup']:.2f}x", f"{row['accuracy']:.1%}"]
+    cells += [f"{row['rows_per_forward']:g}"]
+    cells += ["" if row["speedup"] is None else f"{row['speedup']:.2f}x"]
+    cells += [f"{row['accuracy']:.1%}"]
     lines.append("|" + "|".join(map(str, [*cells, "" if p is None else f"{p:.2g}"])) + "|")
 if swept:
     display(Markdown("\n".join(lines)))

@@ -27,6 +27,12 @@ settings.register_profile("zaya", deadline=None, max_examples=15, derandomize=Tr
 settings.load_profile("zaya")
 
 
+def pytest_collection_modifyitems(items):
+    """Files that take long first: workers take whole files (setup.cfg), and what starts last ends last."""
+    early = {item.path for item in items if item.get_closest_marker("early")}
+    items.sort(key=lambda item: item.path not in early)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def free_programs():
     """Drops a module's compiled programs: thousands of them in one process exhaust its memory maps, and XLA crashes."""

@@ -1,8 +1,12 @@
 """Small models with every parameter random, shared by the tests."""
 
+import functools
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from zaya_jax.architecture import Layout, Zaya, ZayaConfig, preset
 
@@ -14,13 +18,19 @@ def small_config(**changes) -> ZayaConfig:
     return preset("tiny", **{**base, **special, **changes})
 
 
+@functools.lru_cache(maxsize=32)
+def _initial_variables(config: ZayaConfig, wide: bool) -> dict:
+    """Zeros and ones, where a model that is to be trained would also draw; `wide`: jax_enable_x64, as it is set."""
+    # What is drawn would be noise below noise, and drawing it takes longer to compile than the model.
+    with mock.patch.object(nn.initializers, "normal", return_value=nn.initializers.zeros):
+        return jax.jit(Zaya(config).init)(jax.random.key(0), Layout.causal(np.zeros((1, 2), np.int32)))
+
+
 def random_variables(config: ZayaConfig, seed: int = 0, scale: float = 0.35) -> dict:
     """Variables in which no parameter is at its initial value, so that no term can hide."""
-    tokens = jnp.zeros((1, 2), jnp.int32)
-    fresh = jax.jit(Zaya(config).init)(jax.random.key(seed), Layout.causal(tokens))
-    leaves, tree = jax.tree.flatten(fresh)
+    leaves, tree = jax.tree.flatten(_initial_variables(config, jax.config.jax_enable_x64))
     rng = np.random.default_rng(seed)
-    noisy = [x + scale * rng.standard_normal(x.shape).astype(x.dtype) for x in leaves]
+    noisy = [np.asarray(x) + (scale * rng.standard_normal(x.shape)).astype(x.dtype) for x in leaves]
     return jax.tree.unflatten(tree, [jnp.asarray(x) for x in noisy])
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from zaya_jax.errors import UserError
-from zaya_jax.paths import absolute, lines_of, read_object, read_text
+from zaya_jax.files import lines_of, read_object, read_text
+from zaya_jax.paths import absolute
 
 
 def test_a_path_is_absolute_without_tilde_and_dots(tmp_path, monkeypatch):

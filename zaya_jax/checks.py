@@ -10,9 +10,12 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
+
 from zaya_jax.errors import UserError
 
 INT32 = 2**31 - 1  # the largest token id, position, seed and size: what arrays of int32 hold
+FLOAT32 = float(np.finfo(np.float32).max)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]{0,99}")
 NEAR = 3  # names that an unknown one is told, at most
 
@@ -59,6 +62,8 @@ class Number:
         low = f"{'above' if self.above else 'of at least'} {self.least:g}"
         if math.isinf(self.most):
             return f"a finite number {low}"
+        if self.most == FLOAT32:
+            return f"a finite number {low} that float32 holds"
         return f"a number {low} and {'below' if self.below else 'at most'} {self.most:g}"
 
     def allows(self, value: Any) -> bool:
@@ -102,9 +107,36 @@ class Unset:
         return value is None or self.rule.allows(value)
 
 
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """A text that is not empty."""
+
+    words: str = "a text"
+
+    def allows(self, value: Any) -> bool:
+        return isinstance(value, str) and bool(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Items:
+    """A tuple or list, each of whose items a rule allows."""
+
+    of: Rule
+    least: int = 0
+
+    @property
+    def words(self) -> str:
+        return f"a tuple{f' of at least {self.least}' if self.least else ''}, each {self.of.words}"
+
+    def allows(self, value: Any) -> bool:
+        return isinstance(value, (tuple, list)) and len(value) >= self.least and all(map(self.of.allows, value))
+
+
 SWITCH = Choice((True, False))
 COUNT = Integer(1)
 SEED = Integer(0)
+KEY = Integer(0, 2**32 - 1)  # what a random key is made of: a seed and what is added to it
+ROWS = Integer(1, 1_000_000)  # of a batch, and problems of an evaluation: more is not a choice but a mistake
 
 
 def check(field: str, value: T, rule: Rule) -> T:
@@ -140,10 +172,18 @@ def unknown(field: str, name: str, known: Iterable[str]) -> UserError:
       field: the name as the user knows it, such as "model.hiden_size".
       name: the part of it that is unknown.
     """
+    return UserError(f"{field}: unknown, {_meant(name, known)}")
+
+
+def no_such(field: str, got: Any, known: Iterable[str]) -> UserError:
+    """The mistake of a value that is none of the names `known`: says the nearest ones, or all where none is near."""
+    return UserError(f"{field}: got {shown(got)}, {_meant(str(got), known)}")
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     near = difflib.get_close_matches(name, known, NEAR)
-    meant = f"did you mean {' or '.join(near)}?" if near else f"may be one of {', '.join(known)}"
-    return UserError(f"{field}: unknown, {meant}")
+    return f"did you mean {' or '.join(near)}?" if near else f"may be one of {', '.join(known)}"
 
 
 def shown(value: Any) -> str:

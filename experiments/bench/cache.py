@@ -33,8 +33,8 @@ from zaya_jax.runs import environment
 _OUTPUT = flags.DEFINE_string("output", None, "Where to write the numbers as JSON; nowhere by default.")
 _BASE = flags.DEFINE_string("base", "configs/quickstart.py:fast", "Config that is run, with its :argument.")
 _PROMPT = flags.DEFINE_string("prompt", "123+989=", "What is continued with the model that the config makes.")
-_NEW = flags.DEFINE_integer("new_tokens", 64, "Tokens of the continuation.", lower_bound=1)
-_REPEATS = flags.DEFINE_integer("repeats", 3, "How often each side is measured.", lower_bound=1)
+_NEW = flags.DEFINE_integer("new_tokens", 64, "Tokens of the continuation.", lower_bound=1, upper_bound=2**24)
+_REPEATS = flags.DEFINE_integer("repeats", 3, "How often each side is measured.", lower_bound=1, upper_bound=10_000)
 SIDES = ("off", "cold", "warm")
 CLOCKS = ("seconds", "tokens_per_second", "speedup", "milliseconds", "cost_ratio")  # columns that no two runs share
 

@@ -28,7 +28,9 @@ from zaya_jax.paths import absolute
 from zaya_jax.runs.environment import describe, hardware
 
 _FOLDER = flags.DEFINE_string("folder", None, "Scratch folder; must not exist. It is deleted in the end.")
-_LAYERS = flags.DEFINE_integer("layers", 40, "How many of the 8B's layers; all of them need 24 GiB.", lower_bound=1)
+_LAYERS = flags.DEFINE_integer(
+    "layers", 40, "How many of the 8B's layers; all of them need 24 GiB.", lower_bound=1, upper_bound=10_000
+)
 _NUMBERS = flags.DEFINE_string("numbers", None, "JSON file for the numbers.")
 DEVICES = (1, 8)
 

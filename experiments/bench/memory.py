@@ -27,10 +27,14 @@ from zaya_jax.training.state import init_state, init_variables, make_train_step
 
 _OUTPUT = flags.DEFINE_string("output", None, "Where to write the numbers as JSON; nowhere by default.")
 _PRESET = flags.DEFINE_string("preset", "zaya1_300k", "Model whose training step is compiled (batch 1, remat).")
-_BLOCK = flags.DEFINE_integer("block", 16, "Slots a draft block.", lower_bound=1)
+_BLOCK = flags.DEFINE_integer("block", 16, "Slots a draft block.", lower_bound=1, upper_bound=65_536)
 _LENGTHS = flags.DEFINE_list("lengths", ["4096", "8192", "16384", "32768"], "Clean tokens of the rows, ascending.")
-_STEPS = flags.DEFINE_integer("steps", 1, "Steps to time at the longest row and the packed one.", lower_bound=0)
-_PACKED = flags.DEFINE_integer("packed_length", 131_072, "Clean tokens of the packed row; 0: none.", lower_bound=0)
+_STEPS = flags.DEFINE_integer(
+    "steps", 1, "Steps to time at the longest row and the packed one.", lower_bound=0, upper_bound=10_000
+)
+_PACKED = flags.DEFINE_integer(
+    "packed_length", 131_072, "Clean tokens of the packed row; 0: none.", lower_bound=0, upper_bound=2**24
+)
 EXECUTION = Execution(remat="full")
 PACKED_UP_TO = 4096  # tokens of a document in that row
 

@@ -50,16 +50,24 @@ from zaya_jax.training.state import init_variables
 TRAINED = Path(__file__).parents[2] / "results" / "samplers" / "model"
 TASK = "addition"
 _CHECKPOINT = flags.DEFINE_string("checkpoint", str(TRAINED), "A converted model, trained on bytes and `addition`.")
-_BLOCK_SIZE = flags.DEFINE_integer("block_size", 16, "The block size it was converted with.", lower_bound=2)
+_BLOCK_SIZE = flags.DEFINE_integer(
+    "block_size", 16, "The block size it was converted with.", lower_bound=2, upper_bound=1024
+)
 _OUTPUT = flags.DEFINE_string("output", None, "Where to write the numbers as JSON; nowhere by default.")
 _LARGE = flags.DEFINE_string("large", "zaya1_200m", "Preset of the larger model (random weights); '' for none.")
 _LARGE_EXPERTS = flags.DEFINE_integer(
-    "large_experts", None, "Its experts; default: the preset's. With 1 more rows read no more weights.", lower_bound=1
+    "large_experts",
+    None,
+    "Its experts; default: the preset's. With 1 more rows read no more weights.",
+    lower_bound=1,
+    upper_bound=65_536,
 )
 _BATCHES = flags.DEFINE_list("batches", ["1", "8"], "Prompts decoded together.")
-_PROMPTS = flags.DEFINE_integer("prompts", 256, "Test problems for T and accuracy; an eighth of them for clocks.", 8)
-_REPEATS = flags.DEFINE_integer("repeats", 7, "Timed calls of each side of a ratio.", lower_bound=1)
-_NEW_TOKENS = flags.DEFINE_integer("new_tokens", 64, "Tokens a row may grow by.", lower_bound=8)
+_PROMPTS = flags.DEFINE_integer(
+    "prompts", 256, "Test problems for T and accuracy; an eighth of them for clocks.", 8, upper_bound=1_000_000
+)
+_REPEATS = flags.DEFINE_integer("repeats", 7, "Timed calls of each side of a ratio.", lower_bound=1, upper_bound=10_000)
+_NEW_TOKENS = flags.DEFINE_integer("new_tokens", 64, "Tokens a row may grow by.", lower_bound=8, upper_bound=2**24)
 _SECTIONS = ("rows", "context", "anchors", "strategies", "auto", "predicted")
 _ONLY = flags.DEFINE_list("only", list(_SECTIONS), f"Sections to run, of {', '.join(_SECTIONS)}.")
 

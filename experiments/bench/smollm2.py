@@ -66,7 +66,7 @@ TEXTS = (
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder that experiments.smollm2 wrote; made anew by default.")
 _OUTPUT = flags.DEFINE_string("output", None, "Where to write the numbers as JSON; nowhere by default.")
-_NEW_TOKENS = flags.DEFINE_integer("new_tokens", 64, "Tokens of each greedy text.", lower_bound=1)
+_NEW_TOKENS = flags.DEFINE_integer("new_tokens", 64, "Tokens of each greedy text.", lower_bound=1, upper_bound=2**24)
 
 
 def main() -> None:

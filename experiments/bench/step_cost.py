@@ -27,7 +27,9 @@ from zaya_jax.training.state import init_state, init_variables, make_train_step
 
 _OUTPUT = flags.DEFINE_string("output", None, "Where to write the numbers as JSON; nowhere by default.")
 _PRESET = flags.DEFINE_string("preset", "zaya1_300k", "Model whose training step is timed.")
-_REPEATS = flags.DEFINE_integer("repeats", 15, "Timed calls of each side of a ratio.", lower_bound=1)
+_REPEATS = flags.DEFINE_integer(
+    "repeats", 15, "Timed calls of each side of a ratio.", lower_bound=1, upper_bound=10_000
+)
 
 
 def main() -> None:

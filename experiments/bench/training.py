@@ -74,9 +74,9 @@ HOW: dict[str, dict[str, Any]] = {
 
 _OUTPUT = flags.DEFINE_string("output", None, "Where to write the numbers as JSON; nowhere by default.")
 _PRESETS = flags.DEFINE_list("presets", ["zaya1_1m", "zaya1_25m"], "Models, by preset; with 16 experts.")
-_BATCH = flags.DEFINE_integer("batch", 8, "Rows of a batch.", lower_bound=1)
-_ROW = flags.DEFINE_integer("row", 256, "Clean tokens of a row.", lower_bound=BLOCK_SIZE)
-_REPEATS = flags.DEFINE_integer("repeats", 9, "How often each side is timed.", lower_bound=1)
+_BATCH = flags.DEFINE_integer("batch", 8, "Rows of a batch.", lower_bound=1, upper_bound=1_000_000)
+_ROW = flags.DEFINE_integer("row", 256, "Clean tokens of a row.", lower_bound=BLOCK_SIZE, upper_bound=1_000_000)
+_REPEATS = flags.DEFINE_integer("repeats", 9, "How often each side is timed.", lower_bound=1, upper_bound=10_000)
 
 
 class Ours(NamedTuple):

@@ -44,8 +44,10 @@ GOALS = {"zaya1_1m": 20.0, "zaya1_25m": 8.0, "zaya1_200m": 4.0}
 _OUTPUT = flags.DEFINE_string("output", None, "Where to write the numbers as JSON; nowhere by default.")
 _PRESETS = flags.DEFINE_list("presets", list(GOALS), "Models, by preset.")
 _BATCHES = flags.DEFINE_list("batches", ["1", "8"], "Prompts decoded together.")
-_NEW_TOKENS = flags.DEFINE_integer("new_tokens", 64, "Tokens each prompt is continued by.", lower_bound=1)
-_REPEATS = flags.DEFINE_integer("repeats", 9, "Timed calls of each side of a ratio.", lower_bound=1)
+_NEW_TOKENS = flags.DEFINE_integer(
+    "new_tokens", 64, "Tokens each prompt is continued by.", lower_bound=1, upper_bound=2**24
+)
+_REPEATS = flags.DEFINE_integer("repeats", 9, "Timed calls of each side of a ratio.", lower_bound=1, upper_bound=10_000)
 
 
 def main() -> None:

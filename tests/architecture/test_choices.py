@@ -19,6 +19,10 @@ from zaya_jax.training.state import init_state, make_train_step
 WIDE = dict(dtype="float64", param_dtype="float64")
 
 
+def logits_of(config: ZayaConfig, variables: dict, layout: Layout) -> np.ndarray:
+    return np.asarray(jax.jit(Zaya(config).apply)(variables, layout).logits)
+
+
 def llama(config: ZayaConfig, params: dict, tokens: np.ndarray) -> np.ndarray:
     """A plain pre-norm transformer with grouped queries and SwiGLU, written from scratch for one text: its logits."""
     heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
@@ -57,7 +61,7 @@ def test_gqa_dense_without_scaling_is_a_plain_transformer(x64):
     config = small_config(attention="gqa", feed_forward="dense", residual_scaling=False, **WIDE)
     variables = random_variables(config)
     tokens = random_tokens(config, 2, 9)
-    logits = Zaya(config).apply(variables, Layout.causal(tokens)).logits
+    logits = logits_of(config, variables, Layout.causal(tokens))
     params = jax.tree.map(np.asarray, variables["params"])
     for row in range(2):
         # the model's rotary angles are float32 whatever it computes in
@@ -78,8 +82,8 @@ def test_a_convolution_that_is_off_is_the_identity(part, x64):
     attention = {**attention, f"conv_qk_{part}_kernel": identity, f"conv_qk_{part}_bias": jnp.zeros_like(bias)}
     whole = {**variables["params"], "layers": {**variables["params"]["layers"], "self_attn": attention}}
     layout = Layout.tidar(random_tokens(with_it, 2, 9), 3, 1)
-    a = Zaya(without).apply({**variables, "params": lean}, layout).logits
-    b = Zaya(with_it).apply({**variables, "params": whole}, layout).logits
+    a = logits_of(without, {**variables, "params": lean}, layout)
+    b = logits_of(with_it, {**variables, "params": whole}, layout)
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-11)
 
 
@@ -89,9 +93,9 @@ def test_a_router_without_state_is_one_whose_scales_are_zero(x64):
     params = dict(variables["params"])
     scales = params.pop("router_states_scale")
     layout = Layout.causal(random_tokens(config, 2, 9))
-    a = Zaya(config.replace(router_state=False)).apply({**variables, "params": params}, layout).logits
+    a = logits_of(config.replace(router_state=False), {**variables, "params": params}, layout)
     zero = {**params, "router_states_scale": jnp.zeros_like(scales)}
-    b = Zaya(config).apply({**variables, "params": zero}, layout).logits
+    b = logits_of(config, {**variables, "params": zero}, layout)
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-11)
 
 
@@ -100,7 +104,7 @@ def test_blind_succession_spares_the_clean_rows_and_no_draft(x64):
     config = small_config(**WIDE)
     variables = random_variables(config)
     layout = Layout.tidar(random_tokens(config, 2, 12), 4, 1)
-    right, blind = (Zaya(config.replace(succession=name)).apply(variables, layout).logits for name in ("text", "row"))
+    right, blind = (logits_of(config.replace(succession=name), variables, layout) for name in ("text", "row"))
     np.testing.assert_array_equal(right[:, :12], blind[:, :12])
     first_slots = np.abs(right - blind)[:, 12::4].max(-1)
     assert (first_slots > 1e-3).all()

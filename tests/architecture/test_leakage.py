@@ -58,7 +58,7 @@ def reach(layout: Layout, config) -> np.ndarray:
 
 @functools.cache
 def jacobian_of(name: str, block_size: int):
-    """A compiled (layout, stream) -> |d hidden / d stream| summed over channels, [row, row]."""
+    """A compiled (document, offset) -> (its layout, |d hidden / d stream| summed over channels, [row, row])."""
     with jax.enable_x64(True):
         config = small_config(
             **MODELS[name], hidden_size=8, num_hidden_layers=2, dtype="float64", param_dtype="float64"
@@ -66,11 +66,14 @@ def jacobian_of(name: str, block_size: int):
         model, variables = Zaya(config), random_variables(config, seed=3)
 
     @jax.jit
-    def jacobian(layout, stream):
+    def jacobian(document, offset):
+        layout = Layout.tidar(np.zeros((1, ROW), np.int32), block_size, offset, document=document)
+
         def hidden(stream):
             return model.apply(variables, layout, None, stream, method="backbone")[0]
 
-        return jnp.abs(jax.jacfwd(hidden)(stream)).sum((0, 2, 3, 5))
+        stream = np.random.default_rng(0).standard_normal((*layout.tokens.shape, config.hidden_size))
+        return layout, jnp.abs(jax.jacfwd(hidden)(stream)).sum((0, 2, 3, 5))
 
     return config, jacobian
 
@@ -86,15 +89,13 @@ def documents(draw):
     return ids[None]
 
 
-@settings(max_examples=25)
-@given(documents(), st.sampled_from([2, 3]), st.integers(0, 2), st.sampled_from(list(MODELS)))
-def test_jacobian_is_zero_exactly_where_the_rules_say_so(document, block_size, offset, name):
-    config, jacobian = jacobian_of(name, block_size)
+@settings(max_examples=40)
+@given(documents(), st.integers(0, 2), st.sampled_from([*((name, 3) for name in MODELS), ("taps 3 and 1", 2)]))
+def test_jacobian_is_zero_exactly_where_the_rules_say_so(document, offset, kind):
+    _, block_size = kind
+    config, jacobian = jacobian_of(*kind)
     with jax.enable_x64(True):
-        layout = Layout.tidar(np.zeros((1, ROW), np.int32), block_size, offset % block_size, document=document)
-        size = layout.tokens.shape[1]
-        stream = jnp.asarray(np.random.default_rng(0).standard_normal((1, size, config.hidden_size)))
-        found = np.asarray(jacobian(layout, stream))
+        layout, found = jax.device_get(jacobian(document, np.int32(offset % block_size)))
     expected = reach(layout, config)
     assert found[~expected].max(initial=0) == 0, "an output depends on a token that it must not see"
     assert found[expected].min() > 0, "an output does not depend on a token that it should see"
@@ -110,7 +111,7 @@ def test_a_flat_convolution_would_be_caught(x64):
     def hidden(stream):
         return model.apply(variables, layout, None, stream, method="backbone")[0]
 
-    found = np.asarray(jnp.abs(jax.jacfwd(hidden)(stream)).sum((0, 2, 3, 5)))
+    found = np.asarray(jax.jit(lambda x: jnp.abs(jax.jacfwd(hidden)(x)).sum((0, 2, 3, 5)))(stream))
     leaks = (found > 0) & ~reach(layout, config)
     assert not leaks[:ROW].any()
     assert leaks[ROW:].any()

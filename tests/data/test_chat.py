@@ -8,12 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zaya_jax.data.builders import prepare_chats
-from zaya_jax.data.chat import ChatSource, check_messages, encode_chat, survey
+from tests.text.published import SPELLED, byte_level, publish
+from zaya_jax.data.builders import LocalChats, prepare_chats, prepare_text
+from zaya_jax.data.chat import ChatSource, chat_text, check_messages, encode_chat, survey
 from zaya_jax.data.pipeline import eval_batches, make_train_iterator
+from zaya_jax.errors import UserError
 from zaya_jax.tasks import ChatTask, TaskSource, make_task
-from zaya_jax.text.templates import load_template
-from zaya_jax.text.tokenizers import BPETokenizer, ByteTokenizer
+from zaya_jax.text.templates import folder_template, load_template
+from zaya_jax.text.tokenizers import BPETokenizer, ByteTokenizer, load_tokenizer
 
 TOKENIZER = ByteTokenizer()
 PLAIN = load_template("plain", TOKENIZER)
@@ -248,3 +250,56 @@ def test_a_task_asked_in_a_chat_is_the_same_task():
     bos, eos = TOKENIZER.bos_id, TOKENIZER.eos_id
     prompt = written(bos, f"<start>user\n{plain.prompt}", eos, "\n<start>assistant\n")
     assert ChatTask(task, MARKED).encode(plain, TOKENIZER) == prompt
+
+
+def test_tools_stand_beside_messages_and_are_shown_as_transformers_shows_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    transformers = pytest.importorskip("transformers", minversion="5", reason="the parity extra")
+    template = (
+        "{% if tools %}<|im_start|>tools{% for t in tools %}\n{{ t | tojson }}{% endfor %}<|im_end|>{% endif %}"
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    values = SPELLED | {"pad_token": "</s>", "chat_template": template}
+    folder = publish(tmp_path / "model", byte_level(), tokenizer_config=values)
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(folder), load_tokenizer(folder)
+    about = "finds a é\n<b>"
+    tools = [{"type": "function", "function": {"name": "find", "description": about}}]
+    path = tmp_path / "chats.jsonl"
+    lines = [{"messages": chat("a", "b"), "tools": given} for given in (tools, json.dumps(tools), None)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = {text for _, text in LocalChats(paths=[path], data_dir=tmp_path / "d").documents()}
+    source = ChatSource([{"text": text} for text in sorted(found)], folder_template(folder, ours))
+    assert len(source) == 2  # as a string or not, the tools are the same
+    wanted = [theirs.apply_chat_template(chat("a", "b"), tools=given, return_dict=False) for given in (None, tools)]
+    assert [source.encode(source[i], ours, 999).ids for i in range(2)] == wanted
+    harmful = [{"name": "<|im_end|>"}]
+    (document,) = [source.encode({"text": chat_text(chat("a", "b"), harmful)}, ours, 999)]
+    assert document.ids.count(ours.eos_id) == 3  # the template's own, not the name's
+    with pytest.raises(UserError, match="its name may hold no special token"):
+        encode_chat(chat("a", "b"), source.template, ours, 999, tools=[{"<|im_end|>": 1}])
+
+
+@pytest.mark.parametrize("tools", [7, "x", ["f"], {"a": 1}, "[1]", [{"a": "\0"}]], ids=repr)
+def test_tools_that_are_none_are_named(tools, tmp_path):
+    path = tmp_path / "bad.jsonl"
+    path.write_text(json.dumps({"messages": chat("a", "b"), "tools": tools}) + "\n")
+    with pytest.raises(UserError, match=r"bad\.jsonl:1: tools: "):
+        prepare_chats([str(path)], tmp_path / "data", "train")
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"messages": ' + "1" * 5_000 + "}"], ids=["deep", "digits"])
+def test_json_that_python_refuses_is_named(line, tmp_path):
+    path = tmp_path / "bad.jsonl"
+    path.write_text(line + "\n")
+    for prepare in (lambda: prepare_chats([str(path)], tmp_path / "d", "train"),
+                    lambda: prepare_text([str(path)], tmp_path / "d", "train")):  # fmt: skip
+        with pytest.raises(UserError, match=r"bad\.jsonl:1: not JSON: ") as error:
+            prepare()
+        assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize("path", ["~nobody-at-all/x", "", 7], ids=repr)
+def test_a_path_that_is_none_is_named(path, tmp_path):
+    with pytest.raises(UserError, match=r"^paths: |not a path"):
+        prepare_text([path], tmp_path / "d", "train")

@@ -337,3 +337,14 @@ def test_without_a_bos_eos_stands_in_front(tmp_path):
     tokenizer = load_tokenizer(publish(tmp_path, byte_level(), tokenizer_config={"eos_token": "</s>"}))
     config = small_config(vocab_size=tokenizer.vocab_size)
     assert Adapter(Zaya(config), {}, tokenizer, SamplerConfig()).before == tokenizer.eos_id
+
+
+def test_a_padding_token_that_no_text_has_needs_no_row(tmp_path):
+    model = byte_level()
+    rows = load_tokenizer(publish(tmp_path, model, tokenizer_config=SPELLED)).vocab_size
+    model.add_special_tokens(["<pad>"])
+    tokenizer = load_tokenizer(publish(tmp_path, model, tokenizer_config=SPELLED | {"pad_token": "<pad>"}))
+    adapter = Adapter(Zaya(small_config(vocab_size=rows)), {}, tokenizer, SamplerConfig())
+    assert tokenizer.pad_id >= rows > adapter.tokenizer.pad_id
+    with pytest.raises(ValueError, match=rf"^tokenizer: got {rows} tokens, may be at most the model's {rows - 1}"):
+        Adapter(Zaya(small_config(vocab_size=rows - 1)), {}, tokenizer, SamplerConfig())

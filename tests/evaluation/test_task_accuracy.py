@@ -101,6 +101,9 @@ def test_other_answers_are_refused(tmp_path):
         with pytest.raises(ValueError, match=message):
             run(path, **change)
     path.write_text("not ours\n")
+    with pytest.raises(ValueError, match=r"answers\.jsonl line 1: not JSON"):
+        run(path)
+    path.write_text("{}\n")
     with pytest.raises(ValueError, match="not a file of answers"):
         run(path)
 

@@ -1,13 +1,12 @@
 """The sampling benchmark's dry run: the line that a GPU would run, on a model of seconds."""
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests import commands
 from tests.helpers import random_variables
 from zaya_jax import preset
 from zaya_jax.interop import save_huggingface
@@ -16,9 +15,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def door(module: str, *flags: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    command = [sys.executable, "-m", f"experiments.{module}", *flags]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+    return commands.run(f"experiments.{module}", *flags, XLA_FLAGS="--xla_backend_optimization_level=0")
 
 
 def measure(checkpoint: Path, block_size: int, sections: str, output: Path, *more: str) -> dict:

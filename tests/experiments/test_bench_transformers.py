@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import commands
+
 ROOT = Path(__file__).parents[2]
 MODULE = "experiments.bench.transformers"
 # The door as `python -m` runs it, on a machine where `import torch` fails.
@@ -26,7 +28,7 @@ def test_without_torch_one_line_names_the_extra():
 
 
 def test_mistaken_batches_are_one_line():
-    process = run("-m", MODULE, "--batches=1,none")
+    process = commands.run(MODULE, "--batches=1,none")
     assert process.returncode == 2
     assert process.stderr == "error: --batches: got 1,none, may be integers of at least 1, e.g. 1,8\n"
 

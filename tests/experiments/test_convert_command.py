@@ -1,16 +1,15 @@
 """convert, inspect, compare and their benchmark, as a user calls them."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from tests import commands
 from tests.helpers import random_variables
 from tests.text.published import byte_level, publish
 from zaya_jax import load_pretrained
@@ -24,13 +23,13 @@ from zaya_jax.text.templates import folder_template
 from zaya_jax.text.tokenizers import BPETokenizer, load_tokenizer
 from zaya_jax.training.checkpoints import Checkpoints
 
-ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.early
+
 CONFIG = preset("tiny")
 
 
 def run(door: str, *flags: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", f"experiments.{door}", *flags]
-    return subprocess.run(command, cwd=ROOT, env={**os.environ}, capture_output=True, text=True, check=False)
+    return commands.run(f"experiments.{door}", *flags)
 
 
 @pytest.fixture(scope="module")

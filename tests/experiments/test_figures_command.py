@@ -1,22 +1,20 @@
 """The figures door from the outside: what it draws, what it says of the rest, and a user's mistakes."""
 
-import os
+import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests import commands
 from zaya_jax.reporting.paper.figures import FIGURES
 
 ROOT = Path(__file__).parents[2]
 
 
 def door(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "experiments.figures", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+    return commands.run("experiments.figures", *arguments)
 
 
 @pytest.fixture
@@ -33,7 +31,9 @@ def test_everything_is_drawn_that_can_be(bench_only, tmp_path):
     assert can == {"strategies", "free_slots", "roofline", "anchors"}
     assert {path.stem for path in (tmp_path / "out").glob("*.png")} == can
     assert {path.stem for path in (tmp_path / "out").glob("*.txt")} == can
-    assert done.stdout.split() == [str(tmp_path / "out" / f"{name}.png") for name in FIGURES if name in can]
+    drawn = [f"{name}.png" for name in FIGURES if name in can]
+    assert done.stdout.split() == [str(tmp_path / "out" / name) for name in (*drawn, "README.md")]
+    assert re.findall(r"\((\w+\.png)\)", (tmp_path / "out" / "README.md").read_text()) == drawn
     lines = done.stderr.strip().splitlines()
     assert len(lines) == len(FIGURES) - len(can)
     assert all("python -m experiments.sweep --config=configs/sweeps/" in line for line in lines)
@@ -61,7 +61,7 @@ def test_a_named_figure_that_cannot_be_drawn_fails_and_the_others_are_drawn(benc
 def test_damaged_results_are_one_line(bench_only, tmp_path):
     (bench_only / "bench" / "samplers.json").write_text("{")
     done = door("anchors", f"--results={bench_only}", f"--output={tmp_path}")
-    assert done.returncode == 2 and "samplers.json: not JSON" in done.stderr
+    assert done.returncode == 2 and "samplers.json: not valid JSON" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
@@ -86,6 +86,5 @@ def test_help_lists_every_figure_and_what_it_needs():
 
 
 def test_other_doors_still_take_flags_only():
-    command = [sys.executable, "-m", "experiments.bench.step_cost", "roofline"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    done = commands.run("experiments.bench.step_cost", "roofline")
     assert done.returncode == 2 and "'roofline': unexpected, may be flags only" in done.stderr

@@ -1,23 +1,17 @@
 """The lowering door from the outside: refusals, and (slow, with the compilers at hand) real GPU code."""
 
 import json
-import os
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+from tests import commands
 from zaya_jax.aot.targets import TARGETS, plugin_library
-
-ROOT = Path(__file__).parents[2]
 
 
 def door(module: str, *arguments: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    del environment["XLA_FLAGS"]  # the tests' own: two CPU devices and no optimisation
-    command = [sys.executable, "-m", f"experiments.{module}", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+    # XLA_FLAGS: the tests' own, two CPU devices and no optimisation
+    return commands.run(f"experiments.{module}", *arguments, XLA_FLAGS=None)
 
 
 def refused(done: subprocess.CompletedProcess, words: str) -> bool:

@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,12 +10,15 @@ import pytest
 
 from configs.common import axis, product, sweep, together, zipped
 from experiments.sweep import gather, last_error, run_job, slurm_parameters
+from tests import commands
 from zaya_jax.errors import UserError
 from zaya_jax.reporting import sweep_summary
 from zaya_jax.reporting.results import read_results, read_sweep, write_results
 from zaya_jax.runs import environment
 from zaya_jax.runs.jobs import FAILED, Job, check_jobs, find_base, read_jobs, to_redo
 from zaya_jax.training.logging.metrics import read_metrics
+
+pytestmark = pytest.mark.early
 
 ROOT = Path(__file__).parents[2]
 
@@ -182,11 +184,8 @@ def test_a_finished_job_is_a_line_and_all_of_them_a_table():
 
 
 def run(workdir: Path, *args: str, config: str = "", cwd: Path = ROOT) -> tuple[int, str]:
-    command = [sys.executable, "-m", "experiments.sweep", f"--config={config or ROOT / SWEEP}"]
-    environ = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*command, f"--workdir={workdir}", *args], cwd=cwd, text=True, capture_output=True, timeout=900, env=environ
-    )
+    arguments = [f"--config={config or ROOT / SWEEP}", f"--workdir={workdir}", *args]
+    done = commands.run("experiments.sweep", *arguments, folder=cwd, timeout=900, PYTHONPATH=str(ROOT))
     return done.returncode, done.stdout + done.stderr
 
 
@@ -247,7 +246,7 @@ def test_no_job_starts_where_one_has_a_bad_config(tmp_path):
         assert status == 2 and not (tmp_path / "w").exists()
         lines = output.strip().splitlines()
         assert len(lines) == 3 and all(line.startswith("error: job ") for line in lines)
-        assert all("convert.objective: Objective.block_size: got 0" in line for line in lines)
+        assert all("convert.objective.block_size: got 0" in line for line in lines)
 
 
 COMMANDS_OF_SLURM = {
@@ -294,6 +293,13 @@ def test_a_folder_with_another_sweep_is_refused(tmp_path):
     status, output = run(tmp_path)
     assert status == 2
     assert output.strip().endswith("holds another sweep: name ('other' there, 'tiny' now); choose another")
+
+
+def test_a_second_sweep_in_a_folder_is_refused_in_one_line(tmp_path):
+    with environment.locked(tmp_path / ".lock"):
+        status, output = run(tmp_path, "--only=alpha=0.5")
+    assert status == 2 and [path.name for path in tmp_path.iterdir()] == [".lock"]
+    assert output.strip() == f"error: {tmp_path}: another process is running there; choose another folder"
 
 
 def test_a_list_is_commands_that_can_be_typed(tmp_path):

@@ -17,6 +17,9 @@ from tests.reporting import made_up_sweeps
 from tests.reporting.made_up_run import build_run
 from tests.text.published import SPELLED, byte_level, publish
 from zaya_jax import preset
+from zaya_jax.data.builders import prepare_chats, prepare_text
+from zaya_jax.data.chat import ChatSource, survey
+from zaya_jax.data.pipeline import eval_batches
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.answers import Answers
 from zaya_jax.interop import save_huggingface
@@ -24,6 +27,8 @@ from zaya_jax.interop.conversion.conversion import convert
 from zaya_jax.reporting.html.report import write_report
 from zaya_jax.reporting.plots.plots import draw_figures
 from zaya_jax.reporting.results import load_run, write_sweep
+from zaya_jax.text.templates import load_template
+from zaya_jax.text.tokenizers import load_tokenizer
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -64,10 +69,24 @@ def published(tmp_path_factory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("published") / "model"
     tokenizer = byte_level()
     size = tokenizer.get_vocab_size()
-    config = preset("tiny", vocab_size=size, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    bos, eos, pad = map(tokenizer.token_to_id, ("<s>", "<|im_end|>", "</s>"))
+    config = preset("tiny", vocab_size=size, bos_token_id=bos, eos_token_id=eos, pad_token_id=pad)
     save_huggingface(folder, config, random_variables(config))
-    publish(folder, tokenizer, tokenizer_config=SPELLED | {"chat_template": TEMPLATE})
+    settings = SPELLED | {"chat_template": TEMPLATE, "additional_special_tokens": ["<unk>"]}
+    more = {"special_tokens_map": {"eos_token": "<|im_end|>"}, "generation_config": {"eos_token_id": [eos, pad]}}
+    publish(folder, tokenizer, tokenizer_config=settings, **more)
+    (folder / "LICENSE").write_text("none")
     return files_of(folder)
+
+
+@pytest.fixture(scope="module")
+def sharded(published, tmp_path_factory) -> dict[str, bytes]:
+    """The same in several files with an index, its template among named ones."""
+    folder = tmp_path_factory.mktemp("sharded")
+    convert(hostile.write(folder / "published", published), folder / "sharded", max_shard_bytes=100_000)
+    (folder / "sharded" / "additional_chat_templates").mkdir()
+    (folder / "sharded" / "additional_chat_templates" / "default.jinja").write_text(TEMPLATE)
+    return files_of(folder / "sharded")
 
 
 @pytest.fixture(scope="module")
@@ -78,18 +97,31 @@ def native(published, tmp_path_factory) -> dict[str, bytes]:
     return files_of(folder / "native")
 
 
+def test_what_is_whole_is_read(published, sharded, native):
+    """Else all that follows would try nothing but the first refusal."""
+    with tempfile.TemporaryDirectory() as top:
+        for name, files in (("published", published), ("sharded", sharded), ("native", native)):
+            folder = hostile.write(Path(top) / name, files)
+            for arguments in (["--prompt=the cat"], ["--chat"]):
+                ended = command("generate", f"--checkpoint={folder}", *arguments, *GENERATED, stdin="hello\n")
+                assert ended.status == 0, ended.errors
+            assert command("convert", f"--checkpoint={folder}", f"--output={top}/{name}2").status == 0
+            assert command("inspect", f"--checkpoint={folder}", "--stats").status == 0
+
+
 @pytest.mark.parametrize("name", ["inspect", "convert", "generate", "evaluate"])
-@pytest.mark.parametrize("kind", ["published", "native"])
+@pytest.mark.parametrize("kind", ["published", "sharded", "native"])
 @fuzzed
 @given(data=st.data())
-def test_damaged_checkpoints(name, kind, published, native, data):
-    files, which = data.draw(hostile.damaged_folder(published if kind == "published" else native))
+def test_damaged_checkpoints(name, kind, published, sharded, native, data):
+    whole = {"published": published, "sharded": sharded, "native": native}[kind]
+    files, which = data.draw(hostile.damaged_folder(whole))
     with tempfile.TemporaryDirectory() as top:
         folder, output = hostile.write(Path(top) / "model", files), Path(top) / "out"
         about = f"{name} of a {kind} folder whose {which} was damaged"
         more = {
             "inspect": ["--stats"],
-            "convert": [f"--output={output}", f"--format={'native' if kind == 'published' else 'huggingface'}"],
+            "convert": [f"--output={output}", f"--format={'huggingface' if kind == 'native' else 'native'}"],
             "generate": ["--prompt=the cat", *GENERATED],
             "evaluate": [
                 "--tasks=addition",
@@ -104,6 +136,8 @@ def test_damaged_checkpoints(name, kind, published, native, data):
         ended = command(name, f"--checkpoint={folder}", *more, about=about)
         if name == "convert":
             nothing_left(output, ended, about)
+            if ended.status == 0 and not output.is_dir():
+                harness._report("no error and no output", about)
         if harness.contents(folder) != files:
             harness._report("the input was changed", about)
 
@@ -136,6 +170,37 @@ def test_prompts_files(published, suffix, data):
             about=about,
         )
         nothing_left(output, ended, about)
+
+
+CHATS = (
+    {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+    {"messages": [{"role": "system", "content": [{"type": "text", "text": "s"}]}, {"role": "assistant",
+     "content": None, "tool_calls": [{"function": {"name": "f", "arguments": {"x": 1}}}]}], "tools": [{"name": "f"}]},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["text", "records", "chats"])
+@fuzzed
+@given(data=st.data())
+def test_data_files(published, kind, data):
+    """What `run` does with texts and chats before it trains."""
+    lines = {"text": ["the cat", "sät"], "records": [{"text": "the cat", "id": 1}] * 2, "chats": list(CHATS)}[kind]
+    whole = "\n".join(line if kind == "text" else json.dumps(line) for line in lines).encode()
+    damaged = data.draw(hostile.damaged(whole))
+    with tempfile.TemporaryDirectory() as top:
+        model = load_tokenizer(hostile.write(Path(top) / "model", published))
+        file = Path(top) / ("a.txt" if kind == "text" else "a.jsonl")
+        file.write_bytes(damaged)
+
+        def use() -> None:
+            if kind == "chats":
+                source = ChatSource(prepare_chats([file], Path(top) / "data", "train"), load_template(TEMPLATE, model))
+                survey(source, model, 64)
+            else:
+                source = prepare_text([file], Path(top) / "data", "train")
+            next(iter(eval_batches(source, model, 32, 2)))
+
+        run(use, f"{kind} {damaged[:200]!r}")
 
 
 @fuzzed

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 from zaya_jax import load_pretrained
 from zaya_jax.architecture import preset
+from zaya_jax.errors import UserError
 from zaya_jax.interop import save_huggingface
 from zaya_jax.interop.conversion import conversion
 from zaya_jax.interop.conversion.conversion import convert
@@ -18,6 +19,8 @@ from zaya_jax.interop.conversion.inventory import take
 from zaya_jax.interop.formats import native_arrays, shards
 from zaya_jax.interop.formats.native import write_model_file
 from zaya_jax.training.checkpoints import Checkpoints
+
+pytestmark = pytest.mark.early
 
 CHAINS = {
     "tied": ("legacy", "native", "huggingface"),
@@ -354,3 +357,54 @@ def test_pieces_that_memory_cannot_hold_are_refused(start, tmp_path, monkeypatch
     with pytest.raises(ValueError, match=r"stored in pieces of up to 1125899\.9 GB, which are decoded whole"):
         convert(tmp_path / "ours", tmp_path / "out")
     assert not list(tmp_path.glob("*out*"))
+
+
+def test_a_source_that_turns_out_damaged_leaves_nothing(start, tmp_path):
+    """Headers do not tell: the chunks of our own arrays are compressed."""
+    convert(start, tmp_path / "ours", "native")
+    chunk = max((tmp_path / "ours" / "0").rglob("*kernel/0*"), key=lambda path: path.stat().st_size)
+    chunk.write_bytes(b"\xff" * 9)
+    with pytest.raises(UserError, match=r"^checkpoint .*ours"):
+        convert(tmp_path / "ours", tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ours", "start"]
+
+
+def test_what_a_disk_refuses_of_our_own_format_is_kept_for_the_next_try(start, tmp_path, monkeypatch):
+    pieces, write = [], native_arrays.digest
+    monkeypatch.setattr(native_arrays, "digest", lambda value: pieces.append(1) or write(value))
+
+    def full(self, path):
+        if len(pieces) > 3:
+            raise OSError(28, "No space left on device")
+        return opened(self, path)
+
+    opened = native_arrays.Shell._array
+    monkeypatch.setattr(native_arrays.Shell, "_array", full)
+    with pytest.raises(OSError, match="No space left"):
+        convert(start, tmp_path / "out", "native")
+    monkeypatch.setattr(native_arrays.Shell, "_array", opened)
+    assert convert(start, tmp_path / "out", "native").kept == 4
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("format", ["native", "legacy"])
+def test_damaged_settings_are_named_before_anything_is_written(start, tmp_path, name, format):
+    (start / name).write_text("{")
+    with pytest.raises(UserError, match=rf"{name}: not valid JSON"):
+        convert(start, tmp_path / "out", format)
+    assert [path.name for path in tmp_path.iterdir()] == ["start"]
+
+
+@pytest.mark.parametrize("journal", ["[" * 100_000 + "\n", '{"conversion": 3}\n', "3\n"], ids=["deep", "3", "number"])
+def test_a_journal_of_somebody_else_s_is_named(start, tmp_path, journal):
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial" / "journal.jsonl").write_text(journal)
+    with pytest.raises(UserError, match="not a journal of ours; delete the folder"):
+        convert(start, tmp_path / "out")
+
+
+def test_the_card_of_a_folder_whose_name_is_no_text(start, tmp_path):
+    odd = tmp_path / "odd\udcff"  # as Python spells a byte that is not UTF-8
+    start.rename(odd)
+    convert(odd, tmp_path / "out")
+    assert "odd\\udcff" in (tmp_path / "out" / "README.md").read_text()

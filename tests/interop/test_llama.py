@@ -3,6 +3,7 @@
 That the numbers computed are transformers', and that folders come back bit for bit, is in tests/parity.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -216,13 +217,13 @@ def test_a_mask_token_of_its_own_leaves_the_others_as_they_are(tied, x64):
     )
     variables = random_variables(config)
     layout = Layout.causal(np.arange(10, dtype=np.int32)[None])
-    before = Zaya(config).apply(variables, layout).logits
+    before = jax.jit(Zaya(config).apply)(variables, layout).logits
     wider, more = add_mask_token(config, variables)
     assert (wider.vocab_size, wider.mask_token_id) == (18, 17)
-    after = Zaya(wider).apply(more, layout).logits
+    after = jax.jit(Zaya(wider).apply)(more, layout).logits
     np.testing.assert_allclose(after[..., :17], before, rtol=0, atol=1e-12)
     np.testing.assert_allclose(after[..., 17], before.mean(-1), rtol=0, atol=1e-12)
-    drafts = Zaya(wider).apply(more, Layout.tidar(layout.tokens, 5, 0)).logits
+    drafts = jax.jit(Zaya(wider).apply)(more, Layout.tidar(layout.tokens, 5, 0)).logits
     assert bool(jnp.isfinite(drafts).all())
     with pytest.raises(ValueError, match=r"ZayaConfig\.mask_token_id: got 17, may be none where one is to be added"):
         add_mask_token(wider, more)

@@ -10,6 +10,7 @@ from flax import traverse_util
 from zaya_jax.architecture import Execution, Layout, Zaya, ZayaConfig, init_cache
 from zaya_jax.architecture.execution import DEFAULT
 
+U = 2.0**-8  # bfloat16's unit roundoff
 TOLERANCE = 2e-4  # of the logits' std: the contract (docs/testing.md#what-is-proven-and-where)
 
 
@@ -57,3 +58,22 @@ def assert_hangs_on_every_parameter(config: ZayaConfig, variables, expected: dic
         disturbed = traverse_util.unflatten_dict({**flat, path: value + 0.3 * noise})
         got = logits(config, disturbed, expected["tokens"], expected["valid"])
         assert deviation(got, expected["logits"], expected["valid"]) > 10 * TOLERANCE, path
+
+
+def assert_as_near_in_bfloat16(config: ZayaConfig, variables, low: dict) -> None:
+    """Weights rounded to bfloat16: our bfloat16 logits against float32 logits of the same rounded weights.
+
+    The errors compared are root mean squares over all logits of real positions, ours and transformers' own, both
+    against transformers' float32 logits. About 20 roundings of at most U reach the stream in each layer, and
+    independent ones add as a root; a deviation is relative to the logits' standard deviation.
+    """
+    valid, wide = low["valid"].astype(bool), low["float32_logits"]
+    params = jax.tree.map(lambda x: jnp.asarray(x).astype(jnp.bfloat16), variables["params"])
+    rounded = {**variables, "params": jax.tree.map(lambda x: x.astype(jnp.float32), params)}
+    assert deviation(logits(config, rounded, low["tokens"], valid), wide, valid) <= TOLERANCE
+    half = config.replace(dtype="bfloat16", param_dtype="bfloat16")
+    ours = logits(half, {**variables, "params": params}, low["tokens"], valid)
+    assert ours.dtype == np.float32
+    ours, theirs = (np.sqrt(np.mean((x - wide)[valid] ** 2)) / wide[valid].std() for x in (ours, low["logits"]))
+    assert 0 < ours <= U * np.sqrt(20 * config.num_hidden_layers)
+    assert ours <= theirs

@@ -8,14 +8,22 @@ Each case becomes a directory in Hugging Face's layout plus expected.npz: tokens
 [batch, row], logits float32 [batch, row, vocab] and, where transformers' cached decoding is defined, cached_logits of
 the same row fed in chunks. Every parameter and buffer is random, so that nothing passes by being zero or one; seeds are
 checked for spread-out expert choices with margins far above rounding, so that no comparison hangs on a near tie.
+
+bfloat16.npz beside it: rows of their own (tokens, valid), what transformers computes in bfloat16 from the weights
+rounded to bfloat16 (logits), and in float32 from the same rounded weights (float32_logits). bfloat16 moves a router's
+probabilities by up to 0.01, so these rows are those of many whose narrowest margin between two experts is the widest,
+and no token of theirs changes its expert: what a changed expert does to the logits, no count of roundings bounds.
 """
 
+import copy
 import pathlib
 import sys
 
 import numpy as np
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
+BFLOAT16_ROWS, BFLOAT16_LENGTH = 4, 16  # of bfloat16.npz, where a case's own rows are not shorter
+CANDIDATES = 600  # rows of which they are the ones with the widest margins
 PATTERN = ["hybrid", "hybrid_sliding", "hybrid"]
 TINY = dict(
     vocab_size=48, hidden_size=24, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
@@ -116,7 +124,7 @@ def forward(model, tokens: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, l
         logits = model(ids, attention_mask=None if valid.all() else mask, position_ids=position, use_cache=False).logits
     for hook in hooks:
         hook.remove()
-    return logits.numpy(), seen
+    return logits.float().numpy(), seen
 
 
 def forward_cached(model, tokens: np.ndarray, chunks: tuple[int, ...]) -> np.ndarray:
@@ -164,6 +172,43 @@ def make(name: str, first_seed: int):
     raise RuntimeError(f"{name}: no healthy model among 200 seeds")
 
 
+def in_bfloat16(model):
+    """(model in bfloat16, the same rounded weights in float32).
+
+    `to` rounds buffers too. transformers keeps them in float32: rotary frequencies, and balancing biases, which it adds
+    to float32 probabilities. Experts are computed one by one: torch's grouped product refuses rows of 24 bytes.
+    """
+    import torch
+
+    low = copy.deepcopy(model).to(torch.bfloat16)
+    wide = copy.deepcopy(low).float()
+    for other in (low, wide):
+        for name, value in model.named_buffers():
+            parent, _, last = name.rpartition(".")
+            setattr(other.get_submodule(parent), last, value.clone())
+        if hasattr(model.config, "num_experts"):
+            other.set_experts_implementation("eager")
+    return low, wide
+
+
+def bfloat16_case(model, name: str, seed: int) -> dict[str, np.ndarray]:
+    """The arrays of bfloat16.npz."""
+    _, row, how = CASES[name]
+    length = min(row, BFLOAT16_LENGTH)
+    padding = tuple(np.resize([n for n in how.get("padding", (0,)) if n < length], CANDIDATES))
+    tokens, valid = prompts(seed, CANDIDATES, length, model.config.vocab_size, padding)
+    low, wide = in_bfloat16(model)
+    choices = [np.sort(biased, -1) for biased in forward(wide, tokens, valid)[1]]
+    margin = np.min([np.where(valid, biased[..., -1] - biased[..., -2], 1).min(-1) for biased in choices], 0)
+    best = np.argsort(-margin)[:BFLOAT16_ROWS]
+    tokens, valid = tokens[best], valid[best]
+    (logits, low_choices), (float32_logits, wide_choices) = (forward(m, tokens, valid) for m in (low, wide))
+    for one, other in zip(low_choices, wide_choices, strict=True):  # biased probabilities
+        assert (one.argmax(-1) == other.argmax(-1))[valid].all(), f"{name}: bfloat16 changed an expert"
+    print(f"{name:>14} bfloat16: narrowest margin {margin[best].min():.4f}")
+    return dict(tokens=tokens, valid=valid, logits=logits, float32_logits=float32_logits)
+
+
 def main() -> None:
     import torch
     from transformers.utils import logging
@@ -177,6 +222,7 @@ def main() -> None:
         (directory / "generation_config.json").unlink(missing_ok=True)
         extra = {} if cached is None else {"cached_logits": cached}
         np.savez_compressed(directory / "expected.npz", tokens=tokens, valid=valid, logits=logits, **extra)
+        np.savez_compressed(directory / "bfloat16.npz", **bfloat16_case(model, name, 1000 * (number + 1)))
         size = sum(file.stat().st_size for file in directory.iterdir())
         drift = 0.0 if cached is None else float(np.abs(cached - logits).max() / logits.std())
         print(f"{name:>14} {size / 1024:6.0f} KiB  logits' std {logits.std():.2f}  cached against whole {drift:.1e}")

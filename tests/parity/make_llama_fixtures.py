@@ -5,14 +5,15 @@ Needs torch and transformers 5.23.0 (the `parity` extra); the tests that read th
     python tests/parity/make_llama_fixtures.py
 
 A case is a directory as in make_fixtures: Hugging Face's layout plus expected.npz with tokens, valid and logits. Every
-parameter is random, biases and norms too, so that nothing passes by being zero or one.
+parameter is random, biases and norms too, so that nothing passes by being zero or one. bfloat16.npz holds, for the same
+tokens, transformers' logits in bfloat16 from the weights rounded to it, and float32_logits from those rounded weights.
 """
 
 import pathlib
 import sys
 
 import numpy as np
-from make_fixtures import prompts
+from make_fixtures import in_bfloat16, prompts
 
 FIXTURES = pathlib.Path(__file__).parent / "llama_fixtures"
 TINY = dict(
@@ -75,7 +76,7 @@ def forward(model, tokens: np.ndarray, valid: np.ndarray) -> np.ndarray:
     position = (mask.cumsum(1) - 1).clamp(min=0)
     with torch.no_grad():
         ids = torch.tensor(tokens.astype(np.int64))
-        return model(ids, attention_mask=mask, position_ids=position, use_cache=False).logits.numpy()
+        return model(ids, attention_mask=mask, position_ids=position, use_cache=False).logits.float().numpy()
 
 
 def make(name: str, seed: int):
@@ -98,6 +99,8 @@ def main() -> None:
         model.save_pretrained(directory)
         (directory / "generation_config.json").unlink(missing_ok=True)
         np.savez_compressed(directory / "expected.npz", tokens=tokens, valid=valid, logits=logits)
+        low, float32_logits = (forward(m, tokens, valid) for m in in_bfloat16(model))
+        np.savez_compressed(directory / "bfloat16.npz", logits=low, float32_logits=float32_logits)
         size = sum(file.stat().st_size for file in directory.iterdir())
         print(f"{name:>16} {size / 1024:6.0f} KiB  logits' std {logits.std():.2f}")
 

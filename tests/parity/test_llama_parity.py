@@ -4,7 +4,15 @@ import jax.numpy as jnp
 import make_llama_fixtures
 import numpy as np
 import pytest
-from comparison import TOLERANCE, assert_hangs_on_every_parameter, cached_logits, compiled, deviation, logits
+from comparison import (
+    TOLERANCE,
+    assert_as_near_in_bfloat16,
+    assert_hangs_on_every_parameter,
+    cached_logits,
+    compiled,
+    deviation,
+    logits,
+)
 from flax import traverse_util
 
 from zaya_jax import SamplerConfig, generate
@@ -33,6 +41,13 @@ def test_logits_are_transformers(name):
     assert config.mask_token_id == NO_MASK
     got = logits(config, variables, expected["tokens"], expected["valid"])
     assert deviation(got, expected["logits"], expected["valid"]) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bfloat16_is_no_further_from_float32_than_transformers(name):
+    config, variables, expected = fixture(name)
+    with np.load(make_llama_fixtures.FIXTURES / name / "bfloat16.npz") as low:
+        assert_as_near_in_bfloat16(config, variables, expected | dict(low))
 
 
 @pytest.mark.parametrize("name", ["llama3_rope", "qwen2_sliding"])

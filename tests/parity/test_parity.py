@@ -7,7 +7,15 @@ import jax.numpy as jnp
 import make_fixtures
 import numpy as np
 import pytest
-from comparison import TOLERANCE, assert_hangs_on_every_parameter, cached_logits, compiled, deviation, logits
+from comparison import (
+    TOLERANCE,
+    assert_as_near_in_bfloat16,
+    assert_hangs_on_every_parameter,
+    cached_logits,
+    compiled,
+    deviation,
+    logits,
+)
 
 from zaya_jax.architecture import Execution, Layout
 from zaya_jax.interop import load_huggingface
@@ -85,3 +93,11 @@ def test_the_skip_fixture_skips_some_tokens_and_not_all():
 def test_parity_hangs_on_every_parameter():
     """Each array of the variables, disturbed alone, breaks the contract: no fixture passes by ignoring one."""
     assert_hangs_on_every_parameter(*fixture("biases_untied"))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bfloat16_is_no_further_from_float32_than_transformers(name):
+    """On rows that change no expert in bfloat16: see make_fixtures."""
+    config, variables, _ = fixture(name)
+    with np.load(make_fixtures.FIXTURES / name / "bfloat16.npz") as low:
+        assert_as_near_in_bfloat16(config, variables, dict(low))

@@ -1,12 +1,15 @@
 """The tables of README.md and docs/ are made from committed results, and what pages and comments cite exists."""
 
+import ast
 import json
 import re
 from pathlib import Path
 
 import pytest
 
+import zaya_jax
 from zaya_jax.reporting.markdown_pages import TABLES, pages, regenerate
+from zaya_jax.reporting.paper.figures import FIGURES, index
 from zaya_jax.reporting.results import read_results
 from zaya_jax.reporting.tables import kept_by_anchors
 
@@ -15,11 +18,36 @@ RESULTS = ROOT / "results"
 ROWS = read_results(RESULTS / "quickstart" / "results.csv")
 SAMPLERS = json.loads((RESULTS / "bench" / "samplers.json").read_text())
 TEXTS = {str(path.relative_to(ROOT)): path.read_text() for path in pages(ROOT)}
+FIGURE_PAGE = RESULTS / "figures" / "README.md"
 SOURCES = sorted(
     path
     for folder in ("zaya_jax", "experiments", "configs", "tests", "notebooks")
     for path in (ROOT / folder).rglob("*.py")
 )
+
+
+def test_the_page_of_figures_has_not_drifted():
+    page = FIGURE_PAGE.read_text()
+    assert page == index(FIGURE_PAGE.parent)
+    shown = re.findall(r"^!\[.+\]\((\w+)\.png\)$", page, flags=re.MULTILINE)
+    assert shown == list(FIGURES) and all(FIGURE_PAGE.with_name(f"{name}.png").exists() for name in shown)
+    for name, figure in FIGURES.items():
+        (part,) = re.findall(rf"^## {name}\n(.*?)(?=^## |\Z)", page, flags=re.DOTALL | re.MULTILINE)
+        assert all(each.command in part and f"results/{each.path}" in part for each in figure.inputs)
+
+
+def test_the_public_names_are_each_told_in_a_line():
+    assert {name for names in zaya_jax._MODULES.values() for name in names} == set(zaya_jax.__all__)
+    assert set(zaya_jax.__all__) <= set(dir(zaya_jax))
+    for name, line in re.findall(r"^\| `(\w+)` \| (.*) \|$", TEXTS["docs/api.md"], flags=re.MULTILINE):
+        assert line and not line.startswith(f"{name}("), name  # no docstring, or the one that dataclasses makes
+    tree = ast.parse((ROOT / "zaya_jax" / "__init__.py").read_text())
+    typed = {f"{node.module}.{alias.name}" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
+             for alias in node.names if (node.module or "").startswith("zaya_jax")}  # fmt: skip
+    assert typed == {f"zaya_jax.{module}.{name}" for module, names in zaya_jax._MODULES.items() for name in names}
+    assert all(getattr(zaya_jax, name) for name in zaya_jax.__all__)
+    with pytest.raises(AttributeError, match="module 'zaya_jax' has no attribute 'generated'"):
+        zaya_jax.generated  # noqa: B018
 
 
 def test_tables_have_not_drifted():

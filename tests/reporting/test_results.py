@@ -95,10 +95,10 @@ def test_garbled_table_is_one_line_with_file_and_field(make_run, edit, named):
 @pytest.mark.parametrize(
     ("name", "text", "named"),
     [
-        ("config.json", "{", "not JSON"),
-        ("config.json", "[]", "should be dict"),
+        ("config.json", "{", "not valid JSON"),
+        ("config.json", "[]", "may be a JSON object"),
         ("config.json", '{"data": 3}', "data: got '?3'?, should be dict"),
-        ("environment.json", "3", "should be dict"),
+        ("environment.json", "3", "may be a JSON object"),
         ("metrics.jsonl", '{"stage": 1, "step": 2}\n', "line 1: stage"),
         ("metrics.jsonl", "{\n{}\n{}\n", "line 1: not JSON"),
         ("samples.jsonl", "oops\n", "line 1: not JSON"),
@@ -122,7 +122,7 @@ def test_garbled_files_are_named(make_run, name, text, named):
 def test_binary_file_is_named(make_run):
     path = make_run()
     (path / "samples.jsonl").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match=r"samples\.jsonl: not UTF-8"):
+    with pytest.raises(ValueError, match=r"samples\.jsonl line 1: not JSON: not UTF-8 \(UTF-16"):
         load_run(path)
 
 

@@ -9,9 +9,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from tests.experiments import tiny
+from tests.text.published import SPELLED, byte_level, publish
 from zaya_jax.data import contents
+from zaya_jax.errors import UserError
 from zaya_jax.runs import settings
-from zaya_jax.text.tokenizers import BPETokenizer
+from zaya_jax.text.tokenizers import BPETokenizer, load_tokenizer
 
 CHAT = {"messages": [{"role": "user", "content": "1+1"}, {"role": "assistant", "content": "2"}]}
 TEMPLATE = (
@@ -35,11 +37,12 @@ def inputs(tmp_path) -> Path:
     return folder
 
 
-def keys(folder: Path, key: str = "text", memory: Path | None = None) -> dict[str, str]:
+def keys(folder: Path, key: str = "text", memory: Path | None = None, date: str | None = None) -> dict[str, str]:
     config = tiny.get_config()
     with config.unlocked():
         config.tokenizer = str(folder / "tokenizer.json")
         config.data.chat_template = str(folder / "template.jinja")
+        config.data.chat_date = date
         texts = {"text": {"paths": [str(folder / "texts")], "key": key}, "weight": 1.0}
         config.data.mixture = (*config.data.mixture[:1], ConfigDict(texts))
         config.control.mixture = (ConfigDict({"chat": [str(folder / "chats.jsonl")]}),)
@@ -121,3 +124,32 @@ def test_the_standard_library_is_what_this_interpreter_has(monkeypatch, tmp_path
     (tmp_path / "a.py").write_text("a = 1")
     monkeypatch.setattr(contents.sysconfig, "get_path", lambda name: str(tmp_path))
     assert digests.of_texts("stdlib") not in (own, with_tests)
+
+
+def test_a_template_that_writes_the_date_needs_one(inputs):
+    """A run that resumes tomorrow would read other text."""
+    dated = "{{ strftime_now('%d %b %Y') }} " + TEMPLATE
+    before = keys(inputs)
+    (inputs / "template.jinja").write_text(dated)
+    with pytest.raises(UserError, match=r"^data\.chat_date: got None, may be a date such as '2026-11-28'"):
+        keys(inputs)
+    first, other = (keys(inputs, date=date) for date in ("2024-07-26", "2024-07-27"))
+    assert not set(first.values()) & set(other.values()) and not set(first.values()) & set(before.values())
+    with pytest.raises(UserError, match=r"^data\.chat_date: got 'tomorrow', may be a date"):
+        keys(inputs, date="tomorrow")
+
+
+def test_a_padding_token_that_no_text_has_needs_no_row(tmp_path):
+    model = byte_level()
+    rows = load_tokenizer(publish(tmp_path, model, tokenizer_config=SPELLED)).vocab_size
+    model.add_special_tokens(["<pad>"])
+    config = tiny.get_config()
+    with config.unlocked():
+        config.tokenizer = str(publish(tmp_path, model, tokenizer_config=SPELLED | {"pad_token": "<pad>"}))
+        config.model.update(vocab_size=rows, mask_token_id=model.token_to_id("<|im_start|>"))
+    tokenizer = settings.read(config).tokenizer
+    assert tokenizer.vocab_size == rows + 1 and tokenizer.pad_id == tokenizer.eos_id < rows
+    with config.unlocked():
+        config.model.update(vocab_size=rows - 1)
+    with pytest.raises(UserError, match=f"^model.vocab_size: got {rows - 1}, may be at least the tokenizer's {rows}$"):
+        settings.read(config)

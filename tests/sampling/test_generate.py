@@ -14,6 +14,8 @@ from zaya_jax.sampling import SamplerConfig, generate
 from zaya_jax.sampling.core.random_streams import row_keys
 from zaya_jax.sampling.loop import run, start
 
+pytestmark = pytest.mark.early
+
 NEW = 18
 
 
@@ -33,24 +35,31 @@ def prompts_of(model, lengths=(3, 9, 1, 6)):
     return [tokens[:n].tolist() for n in lengths]
 
 
+def slow(sampler: SamplerConfig):
+    return pytest.param(sampler, marks=pytest.mark.slow)
+
+
+# Samplers that differ in options alone share a program: nine programs, and two more in the slow tests. Behind one
+# accepted token, anchors (2, 3) have drafted nothing.
 @pytest.mark.parametrize(
     "sampler",
     [
         SamplerConfig("autoregressive", temperature=0.9),
         SamplerConfig("single_pass", 4, temperature=0.9),
         SamplerConfig("single_pass", 4, temperature=0.0),
-        SamplerConfig("single_pass", 4, (2,), temperature=0.7, draft_temperature=0.0),
-        SamplerConfig("single_pass", 4, (1, 3), temperature=0.7, draft_temperature=1.5, stop_tokens=(3, 5)),
+        SamplerConfig("single_pass", 4, (2, 3), temperature=0.7, draft_temperature=0.0),
+        SamplerConfig("single_pass", 4, (2, 3), temperature=0.7, draft_temperature=1.5, stop_tokens=(3, 5)),
         SamplerConfig("single_pass", 3, target="mix_stale", beta=0.4, temperature=0.8),
-        SamplerConfig("single_pass", 3, (1, 3), target="mix_stale", beta=0.4, temperature=0.0),
+        SamplerConfig("single_pass", 3, target="mix_stale", beta=0.4, temperature=0.0),
+        slow(SamplerConfig("single_pass", 3, (1, 3), target="mix_stale", beta=0.4, temperature=0.0)),
         SamplerConfig("single_pass", 3, target="mix_fresh", beta=0.3, temperature=0.8, stop_tokens=(1,)),
-        SamplerConfig("single_pass", 1, target="mix_fresh", beta=0.3, temperature=0.8),
+        slow(SamplerConfig("single_pass", 1, target="mix_fresh", beta=0.3, temperature=0.8)),
         SamplerConfig("single_pass", 4, temperature=0.9, top_k=5, draft_top_p=0.8, draft_top_k=9),
-        SamplerConfig("single_pass", 4, (1, 3), temperature=1.2, top_p=0.7, min_p=0.05, draft_temperature=0.0),
+        SamplerConfig("single_pass", 4, (2, 3), temperature=1.2, top_p=0.7, min_p=0.05, draft_temperature=0.0),
         SamplerConfig("single_pass", 4, repetition_penalty=1.4, min_new_tokens=6, stop_tokens=(3, 5, 8)),
         SamplerConfig("autoregressive", repetition_penalty=1.4, min_new_tokens=6, stop_tokens=(3, 5, 8), top_p=0.9),
         SamplerConfig("two_pass", 4, temperature=0.9),
-        SamplerConfig("two_pass", 3, temperature=0.0, repetition_penalty=0.8, stop_tokens=(2,)),
+        SamplerConfig("two_pass", 4, temperature=0.0, repetition_penalty=0.8, stop_tokens=(2,)),
         SamplerConfig("two_pass", 4, target="mix_stale", beta=0.5, temperature=0.8, top_k=6),
         SamplerConfig("block_diffusion", 4, temperature=0.9, threshold=0.5),
         SamplerConfig("block_diffusion", 4, temperature=0.0, threshold=1.0, reveal=2, stop_tokens=(3,)),
@@ -70,15 +79,18 @@ def test_the_loop_is_the_slow_twin(sampler):
 
 
 @pytest.mark.parametrize(
-    ("seed", "changes"),
-    [(3, {}), (3, dict(cca_time0=3, cca_time1=3)), (0, dict(num_key_value_heads=1, num_experts=16))],
-)
-def test_greedy_lossless_is_greedy_autoregression(seed, changes):
+    ("seed", "changes", "lists"),
+    [
+        (3, {}, ("all", (1,), (2, 5))), (3, dict(cca_time0=3, cca_time1=3), ("all",)),
+        (0, dict(num_key_value_heads=1, num_experts=16), ("all",)),
+    ],
+)  # fmt: skip
+def test_greedy_lossless_is_greedy_autoregression(seed, changes, lists):
     """Contract 4, float32, and both are the argmax of the plain forward pass."""
     model, variables = model_of(seed, 0.6, **changes)
     prompts = prompts_of(model, (3, 9, 1, 6, 12, 2))
     plain = generate(model, variables, prompts, SamplerConfig("autoregressive", temperature=0.0), 40)
-    for anchors in ("all", (1,), (2, 5)):
+    for anchors in lists:
         fast = generate(model, variables, prompts, SamplerConfig("single_pass", 5, anchors, temperature=0.0), 40)
         assert fast.tokens == plain.tokens
         if anchors == "all":
@@ -135,7 +147,7 @@ def test_log_probabilities_are_the_models_own():
     for sampler in (SamplerConfig("autoregressive", temperature=0.7), SamplerConfig("single_pass", 4, temperature=0.7)):
         got = generate(model, variables, [prompt], sampler, NEW)
         text = jnp.asarray([prompt + got.tokens[0]])
-        logits = model.apply(variables, Layout.causal(text)).logits[0] / 0.7
+        logits = jax.jit(model.apply)(variables, Layout.causal(text)).logits[0] / 0.7
         expected = jax.nn.log_softmax(logits)[len(prompt) - 1 : -1]
         expected = np.take_along_axis(np.asarray(expected), np.array(got.tokens[0])[:, None], 1)[:, 0]
         np.testing.assert_allclose(got.log_probabilities[0], expected, atol=2e-4)

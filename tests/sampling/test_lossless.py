@@ -23,6 +23,8 @@ from tests.sampling.enumeration import (
 )  # fmt: skip
 from zaya_jax.sampling import SamplerConfig, generate
 
+pytestmark = pytest.mark.early
+
 
 def law_of(logits: np.ndarray, sampler: SamplerConfig, text=(), new: int = NEW) -> np.ndarray:
     """The target's law, spelled out one token at a time: penalty, minimum length, temperature, top-k, top-p, min-p."""

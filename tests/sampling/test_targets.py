@@ -1,5 +1,6 @@
 """One registry of targets: a new one is one entry, which configs, steps, results and reports know at once."""
 
+import copy
 import dataclasses
 import json
 
@@ -29,7 +30,7 @@ def average(plain, draft, beta):
 
 @pytest.fixture
 def registry(monkeypatch):
-    monkeypatch.setattr(targets, "_REGISTERED", dict(targets._REGISTERED))
+    monkeypatch.setattr(targets, "_REGISTERED", copy.deepcopy(targets._REGISTERED))
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def mix_linear(registry) -> Target:
 
 
 def test_a_new_targets_beta_is_recorded_without_another_edit(mix_linear, tmp_path):
-    assert settings.unknown_arm(["mix_linear"]) is None
+    settings.check_arms("--arms", ["mix_linear"])
     names = ["autoregressive", "lossless", "mix_stale", "mix_linear", "mix_fresh", "threshold"]
     arms = settings.make_arms(names, [1.0], block_size=2, beta=0.25, stop_tokens=TOKENIZER.eos_ids)
     model, variables = setup()

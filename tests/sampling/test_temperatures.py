@@ -9,6 +9,8 @@ from tests.sampling.test_generate import model_of, prompts_of
 from zaya_jax.sampling import SamplerConfig, generate
 from zaya_jax.sampling.core.distributions import Warp, log_law, penalise
 
+pytestmark = pytest.mark.early
+
 COLD = (1e-6, 3e-7, 1e-8, 3e-9, 1e-9, 1e-10, 1e-20, 1.2e-38, 1e-40, 1e-46, 5e-324)
 
 

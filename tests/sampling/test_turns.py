@@ -8,6 +8,8 @@ import pytest
 from tests.sampling.test_generate import NEW, model_of, programs, prompts_of
 from zaya_jax.sampling import SamplerConfig, generate
 
+pytestmark = pytest.mark.early
+
 MODES = {
     "autoregressive": SamplerConfig("autoregressive", temperature=0.9),
     "single_pass": SamplerConfig("single_pass", 4, temperature=0.9, repetition_penalty=1.2),

@@ -83,6 +83,16 @@ def ended_words() -> tokenizers.Tokenizer:
     return special(model)
 
 
+def spaced_words() -> tokenizers.Tokenizer:
+    """Every word and mark with a space in front, which transformers takes away where it is asked to tidy."""
+    words = [".", "?", "!", ",", "'", "n't", "'m", "'s", "'ve", "'re", "s", "a", "the", "cat", ""]
+    pieces = [(token, 0.0) for token in SPECIALS] + [("▁" + word, -2.0) for word in words]
+    model = tokenizers.Tokenizer(models.Unigram([*pieces, ("'", -3.0), (".", -3.0), ("t", -3.0)], unk_id=0))
+    model.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    model.decoder = decoders.Metaspace(prepend_scheme="always")
+    return special(model)
+
+
 KINDS = {
     "byte_level": byte_level, "unigram": unigram, "unigram_always": lambda: unigram("always"),
     "fallback_bpe": fallback_bpe, "word_piece": word_piece, "ended_words": ended_words,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.text.published import CORPUS, KINDS, SPELLED, publish
+from tests.text.published import CORPUS, KINDS, SPELLED, publish, spaced_words
 from zaya_jax.text.detokenizer import Detokenizer
 from zaya_jax.text.tokenizers import BPETokenizer, ByteTokenizer, Tokenizer, load_tokenizer
 
@@ -22,10 +22,13 @@ def make(kind: str) -> Tokenizer:
     if kind == "bpe":
         return BPETokenizer.train([TEXT, *CORPUS], 290)
     with tempfile.TemporaryDirectory() as folder:
+        if kind == "tidy":
+            tidy = SPELLED | {"clean_up_tokenization_spaces": True}
+            return load_tokenizer(publish(Path(folder), spaced_words(), tokenizer_config=tidy))
         return load_tokenizer(publish(Path(folder), KINDS[kind](), tokenizer_config=SPELLED))
 
 
-ALL = ["bytes", "bpe", *KINDS]
+ALL = ["bytes", "bpe", *KINDS, "tidy"]
 
 
 @pytest.mark.parametrize("start", [True, False])

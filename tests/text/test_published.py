@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers, processors
 
-from tests.text.published import CORPUS, KINDS, SPECIALS, SPELLED, byte_level, publish, unigram
+from tests.text.published import CORPUS, KINDS, SPECIALS, SPELLED, byte_level, publish, spaced_words, unigram
 from tests.text.test_detokenizer import make
 from zaya_jax.errors import UserError
 from zaya_jax.tasks import Problem, make_task
+from zaya_jax.text.templates import folder_template
 from zaya_jax.text.tokenizers import BPETokenizer, ByteTokenizer, for_model, load_tokenizer, may_be_mask
 
 
@@ -258,3 +259,69 @@ def test_ids_are_those_of_transformers(kind, settings_, tmp_path, monkeypatch):
         assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
     assert [*ours.opening] == theirs.encode("the")[: len(ours.opening)]
     assert len(theirs.encode("the")) == len(ours.opening) + len(ours.encode("the"))
+
+
+@pytest.mark.parametrize("kind", ["spaced_words", "byte_level", "fallback_bpe", "unigram", "word_piece"])
+@pytest.mark.parametrize("forced", [False, True])
+def test_decoded_spaces_are_tidied_where_transformers_tidies_them(kind, forced, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    transformers = pytest.importorskip("transformers", minversion="5", reason="the parity extra")
+    values = {"clean_up_tokenization_spaces": True, "pad_token": "</s>"}
+    values["clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"] = forced
+    folder = publish(tmp_path, ({"spaced_words": spaced_words} | KINDS)[kind](), tokenizer_config=SPELLED | values)
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(folder), load_tokenizer(folder)
+    changed = 0
+    for text in ("a cat . the 's cat , a ' s the n't ! 've ' ' .", "  . a 're  ?", "the cat 'm ..", " ' ' s ' n't"):
+        ids = ours.encode(text)
+        assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+        changed += ours.decode(ids) != ours.model.decode(ids)
+    assert bool(changed) == (forced or kind not in ("byte_level", "fallback_bpe"))
+
+
+def test_tidying_is_yes_or_no(tmp_path):
+    folder = publish(tmp_path, unigram(), tokenizer_config=SPELLED | {"clean_up_tokenization_spaces": "no"})
+    with pytest.raises(UserError, match=r"tokenizer_config\.json: clean_up_\w+_spaces: got 'no', must be true"):
+        load_tokenizer(folder)
+
+
+def test_a_models_own_special_tokens_are_those_of_transformers(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    transformers = pytest.importorskip("transformers", minversion="5", reason="the parity extra")
+    template = "{{ image_token }}{{ tool }}{% for m in messages %}{{ m.content }}{% endfor %}{{ eos_token }}"
+    model = byte_level()
+    model.add_special_tokens(["<image>"])
+    own = {"image_token": "<image>", "extra_special_tokens": {"tool": "<tool>"}, "pad_token": "</s>"}
+    folder = publish(tmp_path, model, tokenizer_config=SPELLED | own | {"chat_template": template})
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(folder), load_tokenizer(folder)
+    question = [{"role": "user", "content": "the cat"}]
+    ids = theirs.apply_chat_template(question, add_generation_prompt=True, return_dict=False)
+    assert folder_template(folder, ours).prompt(question, ours) == ids
+    assert theirs.convert_tokens_to_ids("<tool>") == ours.special_ids["<tool>"] == ids[1]
+
+
+@pytest.mark.parametrize(
+    "values", [{"extra_special_tokens": 7}, {"extra_special_tokens": {"a": 7}}, {"additional_special_tokens": [None]}]
+)
+def test_special_tokens_that_are_none_are_named(values, tmp_path):
+    with pytest.raises(UserError, match=r"tokenizer_config\.json: \w+_special_tokens: must be a list of tokens, or"):
+        load_tokenizer(publish(tmp_path, byte_level(), tokenizer_config=SPELLED | values))
+
+
+@pytest.mark.parametrize(
+    "values", [{"pad_token": "\ud800"}, {"eos_token": "\ud800"}, {"extra_special_tokens": ["\ud800"]}], ids=str
+)
+@pytest.mark.parametrize("name", ["tokenizer_config", "special_tokens_map"])
+def test_no_file_may_hold_what_no_text_can(name, values, tmp_path):
+    folder = publish(tmp_path, byte_level(), **{"tokenizer_config": SPELLED, name: SPELLED | values})
+    with pytest.raises(UserError, match=rf"^tokenizer: .*{name}\.json: holds a lone surrogate"):
+        load_tokenizer(folder)
+
+
+def test_a_vocabulary_with_gaps_is_not_ours(tmp_path):
+    BPETokenizer.train(CORPUS, 280).save(tmp_path / "bpe.json")
+    description = json.loads((tmp_path / "bpe.json").read_text())
+    last = max(description["model"]["vocab"], key=description["model"]["vocab"].get)
+    description["model"]["vocab"][last] += 1_000  # where another model's special tokens would be
+    (tmp_path / "bpe.json").write_text(json.dumps(description))
+    with pytest.raises(UserError, match="is not a lossless byte-level BPE"):
+        BPETokenizer.load(tmp_path / "bpe.json")

@@ -1,5 +1,6 @@
 """Templates as they are published: their special tokens are special, a message's never are, and none can do harm."""
 
+import datetime
 import json
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from tests.text.published import KINDS, SPECIALS, SPELLED, byte_level, publish
 from tests.text.test_detokenizer import make
 from zaya_jax.data.chat import check_messages, encode_chat
+from zaya_jax.errors import UserError
 from zaya_jax.text.templates import encode, folder_template, load_template, shown
 from zaya_jax.text.tokenizers import ByteTokenizer, load_tokenizer
 
@@ -287,3 +289,20 @@ def test_a_template_that_needs_a_system_message_loads():
     template = load_template(source, BYTE_LEVEL)
     with pytest.raises(ValueError, match=r"^chat_template: no system$"):
         template.prompt(chat("a"), BYTE_LEVEL)
+
+
+def test_a_template_is_told_the_date_that_a_run_has():
+    template = load_template("{{ strftime_now('%d %b %Y') }}" + CHATML, BYTE_LEVEL)
+    assert template.asks_date and not CHATML_TEMPLATE.asks_date
+    pinned = template.on(datetime.date(2024, 7, 26))
+    assert pinned.render(chat("a"), BYTE_LEVEL).startswith("26 Jul 2024")
+    assert str(datetime.date.today().year) in template.render(chat("a"), BYTE_LEVEL)[:11]
+    assert repr(pinned) != repr(template) == f"ChatTemplate(source={template.source!r})"
+
+
+def test_odd_names_of_templates_and_what_no_text_can_hold(tmp_path):
+    given = [{"name": [], "template": "x"}, {"name": "default", "template": CHATML}, 7]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": given}))
+    assert folder_template(tmp_path, BYTE_LEVEL) == CHATML_TEMPLATE
+    with pytest.raises(UserError, match="holds a lone surrogate"):
+        load_template("{{ eos_token }}\ud800", BYTE_LEVEL)

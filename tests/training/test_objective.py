@@ -30,7 +30,7 @@ def setup():
 def naive_losses(model, variables, batch, block_size, offset, scored=None):
     """Mean CE of next tokens and of draft slots, one term at a time; no loss on padding or across documents."""
     layout = Layout.tidar(batch["tokens"], block_size, offset, document=batch["document"])
-    law = np.asarray(jax.nn.log_softmax(model.apply(variables, layout).logits))
+    law = np.asarray(jax.nn.log_softmax(jax.jit(model.apply)(variables, layout).logits))
     tokens, ar, draft = np.asarray(batch["tokens"]), [], []
     for r, row in enumerate(DOCUMENT):
         for i in range(11):
@@ -49,7 +49,7 @@ def test_distillation_and_slot_weights_are_what_they_say(monkeypatch):
     model, variables, batch = setup()
     drawn, tokens = {"offset": jnp.array([0, 3, 1])}, np.asarray(batch["tokens"])
     layout = Layout.tidar(tokens, 4, drawn["offset"], document=batch["document"])
-    law = np.asarray(jax.nn.log_softmax(model.apply(variables, layout).logits))
+    law = np.asarray(jax.nn.log_softmax(jax.jit(model.apply)(variables, layout).logits))
     total, weights = 0.0, 0.0
     for r, row in enumerate(DOCUMENT):
         for slot in range(law.shape[1] - 12):

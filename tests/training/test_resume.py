@@ -1,5 +1,6 @@
 """Contract 7: a killed run resumes to the same numbers; a checkpoint is whole or not there."""
 
+import functools
 import os
 import shutil
 import signal
@@ -29,6 +30,8 @@ from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
 from zaya_jax.training.signals import Interrupted
 from zaya_jax.training.state import init_state, init_variables
+
+pytestmark = pytest.mark.early
 
 CONFIG = small_config(vocab_size=260)
 PHASE = Phase("convert", Objective("tidar", 4, masking="random"), OptimizerConfig(), steps=7, log_every=1, save_every=2)
@@ -77,13 +80,18 @@ class Signalled(Dying):
         return super().__next__()
 
 
+@functools.cache
+def initial() -> dict:
+    return init_variables(Zaya(CONFIG), 0)
+
+
 def run(directory, after=10**9, placement=None, data=None):
     model = Zaya(CONFIG)
     write_model_file(directory / "steps", CONFIG)
     with Checkpoints(directory / "steps") as checkpoints:
         writer = MetricWriter(directory / "metrics.jsonl")
         data = data or Dying(batches(), after)
-        return train(model, init_variables(model, 0), PHASE, data, checkpoints, writer, placement=placement)
+        return train(model, jax.tree.map(jnp.copy, initial()), PHASE, data, checkpoints, writer, placement=placement)
 
 
 def numbers(directory):

@@ -26,6 +26,7 @@ LORA_ROWS = ("all", "drafts")
 DTYPES = ("float32", "bfloat16", "float64")
 
 WIDTH = Integer(1, 2**24)
+TAPS = Integer(1, 64)  # each is a product of its own in the compiled program
 THETA = Number(0, 1e30, above=True)
 TOKEN = Integer(-1)  # some published configurations have -1 for none
 # Of `ZayaConfig`'s fields, each alone; the largest values are beyond any model, and keep what follows from them small.
@@ -39,8 +40,8 @@ RULES: dict[str, Rule] = {
     "moe_intermediate_size": WIDTH,
     "num_experts": Integer(1, 65_536),
     "router_hidden_size": WIDTH,
-    "cca_time0": Integer(1, 1024),
-    "cca_time1": Integer(1, 1024),
+    "cca_time0": TAPS,
+    "cca_time1": TAPS,
     "rms_norm_eps": Number(0, 1),
     "rope_theta": THETA,
     "sliding_rope_theta": THETA,

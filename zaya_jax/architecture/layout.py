@@ -231,10 +231,35 @@ class Layout(struct.PyTreeNode):
         _check_block_size(block_size)
         if isinstance(offset, (int, np.integer)) and not 0 <= offset < block_size:
             raise UserError(f"offset: got {offset}, may be in [0, block_size = {block_size})")
-        clean = cls.causal(tokens, valid, document)
-        batch, row = clean.tokens.shape
-        slot_row = _grid(batch, row, block_size, offset)
-        first = slot_row[:, ::block_size]
+        tokens = _as_row(tokens)
+        first = _grid(tokens.shape[0], tokens.shape[1], block_size, offset)[:, ::block_size]
+        return cls.blocks_at(tokens, first, block_size, valid, document, reveal)
+
+    @classmethod
+    def blocks_at(
+        cls,
+        tokens: Array,
+        first: Array,
+        block_size: int,
+        valid: Array | None = None,
+        document: Array | None = None,
+        reveal: Array | None = None,
+    ) -> "Layout":
+        """Training rows with draft blocks anywhere: [row clean tokens ‖ one block from each of `first` on].
+
+        `tidar` puts them on a grid; a training layout of your own says where else (docs/extending.md#a-new-layout).
+
+        Args:
+          first: int [batch, block], the row index of each block's first slot. From the row's length on: no block, its
+            slots are padding.
+          tokens, block_size, valid, document, reveal: as in `tidar`.
+
+        Raises:
+          UserError: block_size < 1, or shapes that differ from tokens'.
+        """
+        _check_block_size(block_size)
+        clean, first = cls.causal(tokens, valid, document), jnp.asarray(first, jnp.int32)
+        row = clean.tokens.shape[1]
         inside = first < row
 
         def at_first(x: Array) -> Array:
@@ -250,6 +275,7 @@ class Layout(struct.PyTreeNode):
         if reveal is not None:
             if reveal.shape != clean.tokens.shape:
                 raise UserError(f"reveal: got shape {reveal.shape}, may be tokens' shape {clean.tokens.shape}")
+            slot_row = _slots(first, block_size)
             source = jnp.minimum(slot_row, row - 1)
             shown = jnp.take_along_axis(reveal, source, axis=1) & (slot_row < row)
             shown &= jnp.take_along_axis(clean.document, source, axis=1) == drafts.document
@@ -325,15 +351,15 @@ class Layout(struct.PyTreeNode):
         )
         return joined.replace(clean_size=self.clean_size, block_size=drafts.block_size)
 
-    def draft_teachers(self, offset: Array | int = 0) -> tuple[Array, Array]:
+    def draft_teachers(self, offset: Array | int = 0, first: Array | None = None) -> tuple[Array, Array]:
         """The clean row slot whose AR law is of each draft slot's position: (index, there is one).
 
         int32 and bool [batch, blocks * block_size]. None at a document's first token.
 
         Args:
-          offset: what `tidar` was given.
+          offset, first: what `tidar` or `blocks_at` was given.
         """
-        slot_row = _grid(self.tokens.shape[0], self.clean_size, self.block_size, offset)
+        slot_row = self._slot_row(offset, first)
         source = jnp.clip(slot_row - 1, 0, self.clean_size - 1)
         same = jnp.take_along_axis(self.clean_rows().document, source, axis=1) == self.draft_rows().document
         return source, same & (slot_row > 0)
@@ -366,24 +392,32 @@ class Layout(struct.PyTreeNode):
             has &= jnp.concatenate([scored[:, 1:], scored[:, :1]], axis=1)
         return jnp.where(has, ids, 0), has
 
-    def draft_targets(self, offset: Array | int = 0, scored: Array | None = None) -> tuple[Array, Array]:
+    def draft_targets(
+        self, offset: Array | int = 0, scored: Array | None = None, first: Array | None = None
+    ) -> tuple[Array, Array]:
         """Same-position targets of the draft slots of a `tidar` row: (ids, has_target) [batch, blocks * block_size].
 
         A slot has one iff it is MASK and its position exists in its document; so nothing is asked of slots beyond the
         document's end, of revealed slots and of padding.
 
         Args:
-          offset: what `tidar` was given.
+          offset, first: what `tidar` or `blocks_at` was given.
           scored: as in `clean_targets`.
         """
         clean, drafts = self.clean_rows(), self.draft_rows()
-        slot_row = _grid(clean.tokens.shape[0], self.clean_size, self.block_size, offset)
+        slot_row = self._slot_row(offset, first)
         source = jnp.minimum(slot_row, self.clean_size - 1)
         has = (slot_row < self.clean_size) & (drafts.document != PADDING) & (drafts.tokens == MASK)
         has &= jnp.take_along_axis(clean.document, source, axis=1) == drafts.document
         if scored is not None:
             has &= jnp.take_along_axis(scored, source, axis=1)
         return jnp.where(has, jnp.take_along_axis(clean.tokens, source, axis=1), 0), has
+
+    def _slot_row(self, offset: Array | int, first: Array | None) -> Array:
+        """The clean row index that each draft slot stands for."""
+        if first is not None:
+            return _slots(jnp.asarray(first, jnp.int32), self.block_size)
+        return _grid(self.tokens.shape[0], self.clean_size, self.block_size, offset)
 
     def render(self, row: int = 0, window: int | None = None) -> str:
         """Who sees whom, as text: one line a query, '#' clean key, 'o' same-block key, '.' hidden. Not jit-able."""

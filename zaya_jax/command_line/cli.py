@@ -15,17 +15,23 @@ from absl import app, flags, logging
 from zaya_jax import compilation_cache
 from zaya_jax.command_line import terminal
 from zaya_jax.errors import Diverged, UserError
+from zaya_jax.files import write_text
 from zaya_jax.paths import absolute
+from zaya_jax.registry import load_extension
+from zaya_jax.runs import config_files
 from zaya_jax.training.signals import Interrupted
-from zaya_jax.writing import write_text
 
 _THREADS = flags.DEFINE_integer(
     "threads", None, "CPU threads to compute with; default: one for each core. Decoding with a model whose active "
-    "weights fit the processor's cache is faster with 1 (README, \"Measured\").", lower_bound=1,
+    "weights fit the processor's cache is faster with 1 (README, \"Measured\").", lower_bound=1, upper_bound=1024,
 )  # fmt: skip
 _CACHE = flags.DEFINE_string(
     "compilation_cache", None, "Folder where compiled programs are kept for the next time; empty: nowhere. Default: "
     "$JAX_COMPILATION_CACHE_DIR, else ~/.cache/zaya_jax/xla (a sweep's jobs: WORKDIR/xla).",
+)  # fmt: skip
+_EXTENSION = flags.DEFINE_multi_string(
+    "extension", [], "A .py file that registers tasks, targets, layouts or objectives, such as a run's config file "
+    "(docs/extending.md). May be given several times.",
 )  # fmt: skip
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where a mistake was noticed, not its line alone.")
 
@@ -56,6 +62,8 @@ def run(main: Callable[..., None], names: bool = False, keep_memory: bool = Fals
         else:
             compilation_cache.turn_off()
         try:
+            for file in _EXTENSION.value:
+                load_extension(absolute(file))
             main(*argv[1:])
         except USER_ERRORS as error:
             if isinstance(error, BrokenPipeError) and terminal.nobody_reads():
@@ -99,6 +107,11 @@ def chosen_cache() -> str | None:
     return _CACHE.value
 
 
+def extensions() -> list[str]:
+    """The --extension flags of this command, for one that it starts."""
+    return [f"--extension={absolute(file)}" for file in _EXTENSION.value]
+
+
 def fail(message: str, status: int = 2) -> None:
     """Ends the program with one line."""
     complain([message])
@@ -130,22 +143,10 @@ def _parse(argv: Sequence[str]) -> list[str]:
         print(flags.FLAGS.main_module_help())
         print(flags.FLAGS.module_help(sys.modules[__name__]))
         raise SystemExit(0)
-    flags.FLAGS.set_gnu_getopt()  # flags may stand behind names
     try:
-        return flags.FLAGS([_underscored(arg) for arg in argv])
-    except flags.Error as error:
-        # ml_collections wraps what a config file raises in its whole traceback; the last line is the reason.
-        text = str(error)
-        fail(f"--config: {text.strip().splitlines()[-1]}" if "Traceback" in text else text)
-    except (AttributeError, KeyError, TypeError, ValueError, OSError, ImportError, SyntaxError) as error:
-        # ml_collections reads the config file and applies overrides here; it raises these for unknown keys and types.
-        fail(f"--config: {error}")
+        return config_files.parse(argv)
+    except UserError as error:
+        if "--traceback" in argv:  # which may not have been read yet
+            traceback.print_exc()
+        fail(str(error))
     return []
-
-
-def _underscored(arg: str) -> str:
-    """--prompts-file=a-b as absl wants it: --prompts_file=a-b; and --config=~/a.py as Python opens it."""
-    name, equals, value = arg.partition("=")
-    if name.lstrip("-") == "config":
-        value = os.path.expanduser(value)
-    return name[:2] + name[2:].replace("-", "_") + equals + value if name.startswith("--") else arg

@@ -1,18 +1,18 @@
 """Files of the `generate` door: prompts in, finished rows out, one JSON line each, kept across a killed job."""
 
-import contextlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from zaya_jax.command_line import cli
 from zaya_jax.errors import UserError
-from zaya_jax.paths import lines_of, read_bytes, read_text
+from zaya_jax.files import append_lines, lines_of, parse_json, read_lines, read_text, remedy
 from zaya_jax.runs.environment import first_difference
 
+SETTLED = ("mode", "block_size", "anchors", "target")  # fields of a sampler that measuring may settle
 FIRST_KEY = '{"prompt": '  # how every line of ours begins
+REMEDY = "remove this line (its row is then made again), or choose another file"
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -48,8 +48,8 @@ def checked_prompt(prompt: str, where: str) -> str:
 
 def _prompt_of(line: str, where: str) -> str:
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
+        value = parse_json(line)
+    except UserError:
         raise UserError(f'{where}: not JSON, may be {{"prompt": TEXT}}') from None
     if not isinstance(value, dict) or not isinstance(value.get("prompt"), str):
         raise UserError(f'{where}: got {line[:60]!r}, may be {{"prompt": TEXT}}')
@@ -76,33 +76,30 @@ class Completions:
         self._settings = json.loads(json.dumps(settings))
         self.done: set[tuple[int, int]] = set()  # (prompt, sample)
         self.ran: dict[str, Any] | None = None  # what was settled by measuring when the first line was made
-        self._whole = 0  # bytes of whole lines
         cli.check_output(path)
         if path.exists():
             self._read()
 
     def _read(self) -> None:
-        data = read_bytes(self.path, limit=1 << 40)
-        *lines, rest = data.split(b"\n")
-        for number, line in enumerate(lines, 1):
-            self._take(line, f"--output {self.path}: line {number}")
-        begin = FIRST_KEY.encode()
-        if not (rest.startswith(begin) or begin.startswith(rest)):
-            raise UserError(f"--output {self.path}: its last line was not written by this door; choose another")
-        self._whole = len(data) - len(rest)
+        with remedy(REMEDY):
+            rows = read_lines(self.path, FIRST_KEY)
+        for number, row in enumerate(rows, 1):
+            self._take(row, f"--output {self.path} line {number}:")
 
-    def _take(self, line: bytes, where: str) -> None:
+    def _take(self, row: dict[str, Any], where: str) -> None:
         try:
-            row = json.loads(line)
             index, sample, settings, ran = row["index"], row["sample"], row["settings"], row["ran"]
             known = row["prompt"] == self._prompts[index] if 0 <= index < len(self._prompts) else False
-            self.done.add((index, sample))
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise UserError(f"{where} was not written by this door; choose another") from None
+            known = known and 0 <= sample < self._samples
+            if not isinstance(ran, dict) or not set(ran) <= set(SETTLED):
+                raise TypeError("ran")
+        except (KeyError, TypeError):
+            raise UserError(f"{where} not written by this command; {REMEDY}") from None
         if difference := first_difference(settings, self._settings):
-            raise UserError(f"{where} was made with other settings: {difference}; choose another")
-        if not known or not 0 <= sample < self._samples:
+            raise UserError(f"{where} made with other settings: {difference}; choose another")
+        if not known:
             raise UserError(f"{where} continues another prompt than this command's prompt {index}; choose another")
+        self.done.add((index, sample))
         self.ran = self.ran or ran
 
     def missing(self, prompts: range) -> list[tuple[int, int]]:
@@ -117,25 +114,6 @@ class Completions:
           rows: each with prompt, index, sample and whatever else is worth keeping.
           ran: the fields of the sampler that measuring settles.
         """
-        text = "".join(json.dumps(row | {"settings": self._settings, "ran": ran}) + "\n" for row in rows)
-        new = not self.path.exists()
-        try:
-            with self.path.open("r+b" if not new else "wb") as file:
-                file.truncate(self._whole)  # a line that a killed run left unfinished
-                file.seek(self._whole)
-                file.write(text.encode())
-                file.flush()
-                os.fsync(file.fileno())
-        except (OSError, KeyboardInterrupt):
-            with contextlib.suppress(OSError):
-                self._undo(new)
-            raise
-        self._whole += len(text.encode())
+        append_lines(self.path, [row | {"settings": self._settings, "ran": ran} for row in rows], sync=True)
         self.done.update((row["index"], row["sample"]) for row in rows)
         self.ran = self.ran or ran
-
-    def _undo(self, new: bool) -> None:
-        if new:
-            self.path.unlink(missing_ok=True)
-        elif self.path.exists():
-            os.truncate(self.path, self._whole)

@@ -75,6 +75,11 @@ def read(values: flags.FlagValues) -> dict[str, Any]:
     return asked
 
 
+def in_flags(mistake: str) -> str:
+    """A mistake of `SamplerConfig`'s with the flag in its field's place."""
+    return f"--{mistake.removeprefix('SamplerConfig.')}" if mistake.startswith("SamplerConfig.") else mistake
+
+
 def wants_acceptance(asked: dict[str, Any]) -> bool:
     """Is this a budget of anchors that has to be measured before a list of them can be chosen?"""
     anchors = asked["anchors"]

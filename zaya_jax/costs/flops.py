@@ -13,6 +13,7 @@ from zaya_jax.architecture import Execution, ZayaConfig
 from zaya_jax.architecture.attention.direct import PIECES, is_small
 from zaya_jax.architecture.attention.tiled import tile_sizes
 from zaya_jax.architecture.moe.experts import blocks_of
+from zaya_jax.memory import binary
 from zaya_jax.training.objective import LOGITS_AT_ONCE
 
 
@@ -291,14 +292,6 @@ def si(value: float) -> str:
         if value >= 10**exponent:
             return f"{value / 10**exponent:.3g} {prefix}"
     return f"{value:.3g} "
-
-
-def binary(size: float) -> str:
-    """Bytes -> '1.5 MiB'."""
-    for exponent, unit in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
-        if size >= 2**exponent:
-            return f"{size / 2**exponent:.3g} {unit}"
-    return f"{size:.0f} B"
 
 
 def _feed_forward(config: ZayaConfig) -> str:

@@ -22,11 +22,12 @@ from typing import Any
 import tensorflow_datasets as tfds
 from absl import logging
 
-from zaya_jax.data.chat import check_messages
+from zaya_jax.data.chat import chat_text, check_messages, check_tools
 from zaya_jax.data.prepared import digest, prepare, read_manifest
 from zaya_jax.data.splits import SPLITS, divide, require_split, split_of
 from zaya_jax.errors import UserError
-from zaya_jax.paths import decode, read_bytes
+from zaya_jax.files import decode, parse_json, read_bytes
+from zaya_jax.paths import absolute
 
 SPLIT_PERCENTS = (96, 2, 2)  # of documents
 PART_PERCENTS = (90, 5, 5)  # of each document's characters
@@ -170,8 +171,12 @@ class LocalText(_TextBuilder):
 
 
 class LocalChats(LocalText):
-    """.jsonl files of {"messages": [{"role", "content"}, ...]} lines; a document's text is its messages as JSON."""
+    """.jsonl files of {"messages": [{"role", "content"}, ...], "tools": [...]} lines, tools where there are any.
 
+    A document's text is the chat as JSON: see `chat_text`.
+    """
+
+    VERSION = tfds.core.Version("1.1.0")  # 1.0.0 left tools out
     skip_registering = False
     divisible = False
 
@@ -182,11 +187,12 @@ class LocalChats(LocalText):
                 raise UserError(f"paths: {path} is no .jsonl file of chats")
 
     def documents(self) -> Iterator[Document]:
-        """(path:line, messages as JSON) of each line."""
+        """(path:line, chat as JSON) of each line."""
         for path in self._files:
             for where, record in _jsonl_records(path, _read(path)):
-                messages = record.get("messages") if isinstance(record, dict) else None
-                yield where, _encodable(json.dumps(check_messages(messages, where), ensure_ascii=False), where)
+                record = record if isinstance(record, dict) else {}
+                messages = check_messages(record.get("messages"), where)
+                yield where, _encodable(chat_text(messages, check_tools(record.get("tools"), where)), where)
 
 
 @dataclass(frozen=True)
@@ -231,7 +237,7 @@ def prepare_text(
 
 
 def prepare_chats(paths: Sequence[str | Path], data_dir: str | Path, split: str) -> TextSource:
-    """As `prepare_text`, of .jsonl files with a chat a line; "text" is the chat's messages as JSON.
+    """As `prepare_text`, of .jsonl files with a chat a line; "text" is the chat as JSON (`chat.chat_text`).
 
     Raises:
       UserError, FileNotFoundError: as `prepare_text`, and for a line that is no chat.
@@ -313,7 +319,9 @@ def _resolve(paths: Sequence[str | Path]) -> list[Path]:
         raise UserError(f"paths: got {paths!r}, must be a list of files, directories or globs")
     files: set[Path] = set()
     for entry in paths:
-        text = str(Path(entry).expanduser())
+        if not isinstance(entry, str | Path) or not str(entry):
+            raise UserError(f"paths: got {entry!r:.200}, must be a list of files, directories or globs")
+        text = str(absolute(entry))
         # A path that exists is taken literally, even with a "[" in its name.
         matches = [text] if Path(text).exists() else glob.glob(text, recursive=True)
         if not matches:
@@ -393,9 +401,9 @@ def _jsonl_records(path: Path, data: bytes) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(_decode(path, data).split("\n"), start=1):
         if line.strip():
             try:
-                yield f"{path}:{number}", json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}:{number}: not JSON: {error.msg} at column {error.colno}") from error
+                yield f"{path}:{number}", parse_json(line)
+            except UserError as error:
+                raise UserError(f"{path}:{number}: not JSON: {error}") from None
 
 
 def _encodable(text: str, where: str) -> str:

@@ -1,11 +1,11 @@
 """Chats to documents: written by a template, loss on the assistant's words alone, long thinking trimmed.
 
 A chat is [{"role": str, "content": str}, ...], written down by a `ChatTemplate`: a Jinja text with the variables of a
-Hugging Face one: `messages`, `add_generation_prompt`, `bos_token`, `eos_token`, `pad_token` and `raise_exception`.
-Bytes' and our own BPE's special tokens have no spelling, so a template for them writes `{{ eos_token }}` where an
-assistant's turn ends: that is the token which stops sampling. What is answer and what is not is found by rendering
-prefixes: everything between the prompt for a turn and the EOS token of that turn. The parts are tokenised apart, as
-when sampling, and what follows the last answer is left out.
+Hugging Face one: `messages`, `tools`, `add_generation_prompt`, `bos_token`, `eos_token`, `pad_token` and
+`raise_exception`. Bytes' and our own BPE's special tokens have no spelling, so a template for them writes
+`{{ eos_token }}` where an assistant's turn ends: that is the token which stops sampling. What is answer and what is not
+is found by rendering prefixes: everything between the prompt for a turn and the EOS token of that turn. The parts are
+tokenised apart, as when sampling, and what follows the last answer is left out.
 
 A chat longer than a row is trimmed as ZAYA1's were (docs/architecture.md#training-facts): tokens go from the tail of
 the last thinking block, the answer stays; a chat that would not fit without the whole block is dropped. It depends on
@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from zaya_jax.errors import UserError
-from zaya_jax.text.templates import MARK, REASONING, ChatTemplate, Messages, encode, last_special
+from zaya_jax.text.templates import MARK, REASONING, ChatTemplate, Messages, Tools, encode, last_special
 from zaya_jax.text.tokenizers import Tokenizer
 
 THINKING = ("<think>", "</think>")
@@ -50,7 +50,7 @@ class ChatSource:
     """Chats for a pipeline: `source[i]` has at least "text", which holds the chat; `encode` makes it a document.
 
     Args:
-      records: "text" is the messages as JSON (`builders.prepare_chats`); or, where there is a "prompt", one question
+      records: "text" is the chat as JSON (`chat_text`); or, where there is a "prompt", one question
         and its answer (a task's), whose last line end is left out.
       thinking: what opens and what closes a thinking block.
     """
@@ -67,17 +67,24 @@ class ChatSource:
     def encode(self, element: Mapping[str, str], tokenizer: Tokenizer, row_length: int) -> Encoded | None:
         """The element's ids, at most `row_length`; None where they cannot be so few, or the template refuses it."""
         try:
-            return encode_chat(messages_of(element), self.template, tokenizer, row_length, self.thinking)
+            messages, tools = chat_of(element)
+            return encode_chat(messages, self.template, tokenizer, row_length, self.thinking, tools)
         except RefusedChat:
             return None
 
 
-def messages_of(element: Mapping[str, str]) -> Messages:
-    """The chat of a source's element: see `ChatSource`."""
+def chat_of(element: Mapping[str, str]) -> tuple[Messages, Tools]:
+    """The messages of a source's element, and the tools that may be called in it: see `ChatSource`, `chat_text`."""
     if "prompt" not in element:
-        return json.loads(element["text"])
+        chat = json.loads(element["text"])
+        return (chat["messages"], chat["tools"]) if isinstance(chat, dict) else (chat, None)
     answer = element["text"][len(element["prompt"]) :].removesuffix("\n")
-    return [{"role": "user", "content": element["prompt"]}, {"role": "assistant", "content": answer}]
+    return [{"role": "user", "content": element["prompt"]}, {"role": "assistant", "content": answer}], None
+
+
+def chat_text(messages: Messages, tools: Tools) -> str:
+    """A chat as JSON: its messages, or an object of them and its tools where there are any. `chat_of` reads it."""
+    return json.dumps(messages if tools is None else {"messages": messages, "tools": tools}, ensure_ascii=False)
 
 
 def encode_chat(
@@ -86,6 +93,7 @@ def encode_chat(
     tokenizer: Tokenizer,
     row_length: int,
     thinking: tuple[str, str] = THINKING,
+    tools: Tools = None,
 ) -> Encoded | None:
     """A chat of at most `row_length` ids; None where it cannot be so short (module's docstring).
 
@@ -93,7 +101,7 @@ def encode_chat(
       RefusedChat: the template fails on it, does not end an answer, or writes what was said before in another way.
     """
     try:
-        turns = template.turns(messages, tokenizer)
+        turns = template.turns(messages, tokenizer, tools)
     except UserError as error:
         raise RefusedChat(str(error)) from None
     pieces = _encoded(turns, tokenizer)
@@ -145,7 +153,8 @@ def survey(source: ChatSource, tokenizer: Tokenizer, row_length: int, limit: int
     for index in indices:
         element = source[index]
         try:
-            encoded = encode_chat(messages_of(element), source.template, tokenizer, row_length, source.thinking)
+            messages, tools = chat_of(element)
+            encoded = encode_chat(messages, source.template, tokenizer, row_length, source.thinking, tools)
         except RefusedChat as error:
             if not refused:
                 where, why = element.get("name", f"number {index}"), str(error)
@@ -180,10 +189,31 @@ def check_messages(messages: Any, where: str) -> list[dict[str, Any]]:
         for part in content if isinstance(content, list) else ():
             if not (isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)):
                 raise UserError(f"{at}: content: got {str(part)[:60]}, must be parts of type 'text'")
-        written = json.dumps(message, ensure_ascii=False)
-        if "\\u0000" in written or MARK in written:
-            raise UserError(f"{at}: holds a NUL character or U+FDD0")
+        _check_characters(message, at)
         chat.append(message)
     if all(message["role"] != "assistant" for message in chat):
         raise UserError(f"{where}: messages: none is an assistant's, so there is nothing to learn")
     return chat
+
+
+def check_tools(tools: Any, where: str) -> list[dict[str, Any]] | None:
+    """The `tools` beside a chat's messages: a list of JSON schemas, or such a list as a string; None where there is
+    none. UserError, led by `where`, for anything else."""
+    if isinstance(tools, str):  # as tables hold them, whose columns have one type
+        try:
+            tools = json.loads(tools)
+        except (ValueError, RecursionError):
+            raise UserError(f"{where}: tools: got {tools[:60]!r}, must be a list of objects, or one as JSON") from None
+    if tools is None:
+        return None
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise UserError(f"{where}: tools: got {str(tools)[:60]}, must be a list of objects")
+    _check_characters(tools, f"{where}: tools")
+    return tools
+
+
+def _check_characters(value: Any, where: str) -> None:
+    """UserError for what `ChatTemplate` keeps for itself."""
+    written = json.dumps(value, ensure_ascii=False)
+    if "\\u0000" in written or MARK in written:
+        raise UserError(f"{where}: holds a NUL character or U+FDD0")

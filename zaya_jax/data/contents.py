@@ -1,8 +1,8 @@
 """Digests of what inputs hold, wherever they lie: equal contents, equal digests."""
 
+import contextlib
 import dataclasses
 import json
-import os
 import sysconfig
 from collections.abc import Iterable
 from hashlib import blake2b
@@ -12,6 +12,8 @@ from typing import Any
 import tokenizers
 
 from zaya_jax.data import builders
+from zaya_jax.errors import UserError
+from zaya_jax.files import read_object, write_text
 from zaya_jax.text.tokenizers import Tokenizer
 
 REMEMBERED = 8 << 20  # bytes: larger files are not read again while their size and times stay
@@ -25,11 +27,8 @@ class Digests:
         self._memory = memory
         self._known: dict[str, str] = {}
         if memory is not None:
-            try:
-                kept = json.loads(memory.read_text())
-                self._known = {key: value for key, value in kept.items() if isinstance(value, str)}
-            except (OSError, ValueError, AttributeError):
-                pass
+            with contextlib.suppress(OSError, UserError):
+                self._known = {key: value for key, value in read_object(memory).items() if isinstance(value, str)}
 
     def of_file(self, path: Path) -> str:
         """Of a file's bytes."""
@@ -74,19 +73,16 @@ class Digests:
 
     def _keep(self) -> None:
         assert self._memory is not None
-        swap = self._memory.with_name(f"{self._memory.name}.{os.getpid()}")
-        try:
+        with contextlib.suppress(OSError):  # then it is read again
             self._memory.parent.mkdir(parents=True, exist_ok=True)
-            swap.write_text(json.dumps(self._known))
-            swap.replace(self._memory)
-        except OSError:
-            swap.unlink(missing_ok=True)  # then it is read again
+            write_text(self._memory, json.dumps(self._known), shared=True)
 
 
 def of_tokenizer(tokenizer: Tokenizer) -> str:
     """Of everything that decides which ids a tokenizer gives."""
     said: list[Any] = [type(tokenizer).__name__, tokenizer.vocab_size]
-    for field in dataclasses.fields(tokenizer) if dataclasses.is_dataclass(tokenizer) else ():
+    fields = dataclasses.fields(tokenizer) if dataclasses.is_dataclass(tokenizer) else ()
+    for field in [field for field in fields if field.compare]:
         value = getattr(tokenizer, field.name)
         said.append(value.to_str() if isinstance(value, tokenizers.Tokenizer) else repr(value))
     return _digest(said)

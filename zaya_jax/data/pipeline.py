@@ -22,6 +22,7 @@ import grain
 import numpy as np
 from grain import experimental as grain_experimental
 
+from zaya_jax.checks import COUNT, KEY, Integer, check
 from zaya_jax.data.chat import ChatSource
 from zaya_jax.errors import UserError
 from zaya_jax.text.tokenizers import Tokenizer
@@ -80,10 +81,8 @@ def make_train_iterator(
       UserError: an argument out of range, an empty mixture, a source smaller than shard_count.
     """
     _require_positive(row_length=row_length, batch_size=batch_size, shard_count=shard_count)
-    if not 0 <= shard_index < shard_count:
-        raise UserError(f"shard_index: got {shard_index}, must be in [0, {shard_count})")
-    if seed < 0:
-        raise UserError(f"seed: got {seed}, must be at least 0")
+    check("shard_index", shard_index, Integer(0, shard_count - 1))
+    check("seed", seed, KEY)
     _require_mixture(mixture, shard_count)
     require_packing(packing)
     rows = []
@@ -248,8 +247,7 @@ def require_packing(packing: str) -> None:
 
 def _require_positive(**values: Any) -> None:
     for name, value in values.items():
-        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-            raise UserError(f"{name}: got {value!r}, must be an integer of at least 1")
+        check(name, int(value) if isinstance(value, np.integer) else value, COUNT)
 
 
 def _require_mixture(mixture: Sequence[tuple[Source, float]], shard_count: int) -> None:

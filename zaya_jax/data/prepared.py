@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import tensorflow_datasets as tfds
 
 from zaya_jax.errors import UserError
-from zaya_jax.writing import WriteError, flush, refused_in_one_line, write_text
+from zaya_jax.files import WriteError, flush, read_object, refused_in_one_line, write_text
 
 MANIFEST = "manifest.json"
 _checked: dict[Path, list[tuple[str, int, int]]] = {}  # folder -> its files' names, sizes and times when they were read
@@ -89,12 +89,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """manifest.json: files, documents of each split, and how they were divided. UserError if it is damaged."""
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_object(path)
         files = {
             name: {"bytes": known["bytes"], "blake2b": known["blake2b"]} for name, known in manifest["files"].items()
         }
         return {**manifest, "files": files, "documents": dict(manifest["documents"]), "split": dict(manifest["split"])}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise _damaged(path, "missing or damaged") from None
 
 

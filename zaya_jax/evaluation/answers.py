@@ -1,16 +1,19 @@
-"""A file of answered problems, one JSON line each: an evaluation that was killed goes on behind its last whole line."""
+"""A file of answered problems, one JSON line each: an evaluation that was killed resumes after its last whole line."""
 
 import json
-import os
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from zaya_jax.checks import INT32, shown
 from zaya_jax.errors import UserError
-from zaya_jax.writing import append
+from zaya_jax.files import append_lines, read_lines, remedy
+
+REMEDY = "remove this line and those after it (their problems are answered again), or the whole file"
 
 
 class Answers:
@@ -24,41 +27,73 @@ class Answers:
           made_by: everything that decides an answer (JSON-able); lines that were made otherwise are refused.
 
         Raises:
-          UserError: the file is another evaluation's, or not ours.
+          UserError: the file is another evaluation's, not ours, or damaged (says file, line and remedy); it stays as
+            it is.
         """
         self.path, self.lines = path, []
+        self._begun = False  # whether the file has its first line
         self._made_by = json.loads(json.dumps(made_by))
         if path is not None and path.exists():
             self._read(path)
 
     def _read(self, path: Path) -> None:
-        # the last piece is empty, or what a killed run left unfinished
-        data = path.read_bytes()
-        whole = data.split(b"\n")[:-1]
-        try:
-            first, *lines = [json.loads(line) for line in whole] or [{"made_by": self._made_by}]
-            there = first["made_by"]
-            in_order = [line["problem"] for line in lines] == list(range(len(lines)))
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{path}: not a file of answers; move it away or choose another folder") from None
+        with remedy(REMEDY):
+            found = read_lines(path)
+        if not found:
+            return  # killed while it wrote the first line
+        first, *lines = found
+        there = first.get("made_by")
+        if not isinstance(there, dict):
+            raise UserError(f"{path}: not a file of answers; move it away or choose another folder")
         for key in sorted(there | self._made_by):
             if there.get(key) != self._made_by.get(key):
                 raise UserError(
                     f"{path}: its answers were made otherwise: {key} was {there.get(key)!r:.80}, is "
                     f"{self._made_by.get(key)!r:.80}; move it away or choose another folder"
                 )
-        if not in_order:
-            raise UserError(f"{path}: its problems are not in order; move it away")
-        self.lines = lines
-        if not data.endswith(b"\n"):
-            os.truncate(path, sum(len(line) + 1 for line in whole))
+        samples = len(lines[0]["correct"]) if lines and isinstance(lines[0].get("correct"), list) else 0
+        for problem, line in enumerate(lines):
+            if wrong := _mistake(line, problem, samples):
+                raise UserError(f"{path} line {problem + 2}: {wrong}; {REMEDY}")
+        self.lines, self._begun = lines, True
 
     def add(self, lines: list[dict[str, Any]]) -> None:
         """Appends answered problems and hands them to the system."""
         if self.path is not None:
-            new = not self.path.exists() or not self.path.stat().st_size
-            append(self.path, "".join(json.dumps(line) + "\n" for line in [{"made_by": self._made_by}] * new + lines))
+            append_lines(self.path, lines if self._begun else [{"made_by": self._made_by}, *lines])
+            self._begun = True
         self.lines += lines
+
+
+def _mistake(line: dict[str, Any], problem: int, samples: int) -> str | None:
+    """What is wrong with the line of a problem of so many samples; None if nothing is."""
+    rules = {
+        "problem": (lambda value: _natural(value) and value == problem, f"{problem}: they stand in order"),
+        "correct": (lambda value: _each(value, lambda one: one is None or isinstance(one, bool)), "a list of booleans"),
+        "tokens": (lambda value: _each(value, lambda one: _each(one, _natural)), "a list of lists of ids"),
+        "accepted": (lambda value: _each(value, lambda one: _each(one, _natural)), "a list of lists of counts"),
+        "seconds": (lambda value: _each([value], _duration), "a number above 0"),
+    }
+    for field, (allows, may_be) in rules.items():
+        if not allows(line.get(field)):
+            return f"{field}: got {shown(line.get(field))}, may be {may_be}"
+    if {len(line[field]) for field in ("correct", "tokens", "accepted")} != {samples}:
+        return f"correct, tokens, accepted: may be lists of {samples}, as in the lines before"
+    if list(map(sum, line["accepted"])) != list(map(len, line["tokens"])):
+        return "accepted: may be counts that sum to the number of tokens"
+    return None
+
+
+def _each(value: Any, allows: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and all(map(allows, value))
+
+
+def _natural(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= INT32
+
+
+def _duration(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < 1e300
 
 
 def fingerprint(variables: Any) -> int:

@@ -30,10 +30,11 @@ import numpy as np
 from tqdm import tqdm
 
 from zaya_jax.architecture import Layout, Zaya
+from zaya_jax.checks import COUNT, ROWS, SEED, Rule, Unset, check
 from zaya_jax.errors import UserError
 from zaya_jax.sampling import SamplerConfig, generate
 from zaya_jax.sampling.decoding import bucket
-from zaya_jax.text.tokenizers import Tokenizer
+from zaya_jax.text.tokenizers import Tokenizer, for_model, ids_in_texts
 from zaya_jax.training.objective import cross_entropy
 
 Array = jax.Array
@@ -51,6 +52,14 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "min_new_tokens": (0,), "renormalize_logits": (False,), "use_cache": (True, False), "output_scores": (False,),
     "output_logits": (False,), "return_dict_in_generate": (False,), "remove_invalid_values": (False,), "n": (1,),
 }  # fmt: skip
+
+
+RULES: dict[str, Rule] = {  # of `Adapter`'s numbers
+    "batch": ROWS,
+    "max_gen_toks": COUNT,
+    "seed": SEED,
+    "prefix": Unset(SEED),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,13 +88,13 @@ class Adapter:
     add_bos_token: bool | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch", "max_gen_toks"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise UserError(f"{name}: got {value!r}, may be an integer of at least 1")
+        for name, rule in RULES.items():
+            check(name, getattr(self, name), rule)
         rows = self.model.config.vocab_size
-        if self.tokenizer.vocab_size > rows:  # else the embedding would clamp ids, and say nothing
-            raise UserError(f"tokenizer: got {self.tokenizer.vocab_size} tokens, may be at most the model's {rows}")
+        ids = ids_in_texts(self.tokenizer)
+        if ids > rows:  # else the embedding would clamp ids, and say nothing
+            raise UserError(f"tokenizer: got {ids} tokens, may be at most the model's {rows}")
+        object.__setattr__(self, "tokenizer", for_model(self.tokenizer, rows))
         if not 0 <= self.before < rows:
             raise UserError(f"prefix: got {self.prefix}, may be in [0, {rows})")
 

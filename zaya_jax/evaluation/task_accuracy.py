@@ -11,13 +11,14 @@ import numpy as np
 from tqdm import tqdm
 
 from zaya_jax.architecture import Zaya
+from zaya_jax.checks import KEY, ROWS, SEED, Integer, Rule, check_all
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.answers import Answers, fingerprint
 from zaya_jax.evaluation.pass_at_k import mean_interval, paired_difference, pass_at_k, permutation_p_value
 from zaya_jax.reporting.results import wilson
 from zaya_jax.sampling import SamplerConfig, best_anchors, evidence, find_target, generate
 from zaya_jax.sampling.drafting import Yield
-from zaya_jax.sampling.values import is_integer, plain
+from zaya_jax.sampling.values import plain
 from zaya_jax.tasks.base import Problem, Task
 from zaya_jax.text.detokenizer import Detokenizer
 from zaya_jax.text.tokenizers import Tokenizer
@@ -26,6 +27,13 @@ BUDGET_PROBLEMS = 128  # validation problems that choose a budget's anchors
 FEW_BATCHES = 4  # the least from which a clock's interval is taken
 BOOTSTRAPS = 2_000
 KS = (4, 16)  # of pass@k, beside pass@1, which is the accuracy
+RULES: dict[str, Rule] = {  # of `Trial`'s fields
+    "prompts": ROWS,
+    "samples": Integer(1, 65_536),
+    "batch": ROWS,
+    "max_new_tokens": Integer(1, 2**24),
+    "seed": SEED,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +56,11 @@ class Trial:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value, low = plain(getattr(self, field.name)), field.name != "seed"
-            if not is_integer(value) or value < low:
-                raise UserError(f"Trial.{field.name}: got {value!r}, may be an integer of at least {low:d}")
-            object.__setattr__(self, field.name, value)
+            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
+        check_all("Trial", self, RULES)
+        if not KEY.allows(self.seed + self.prompts * self.samples):
+            may_be = f"such that seed + prompts * samples (the last row's seed) is at most {KEY.most}"
+            raise UserError(f"Trial.samples: got {self.samples}, may be {may_be}")
 
     def problems(self, task: Task, split: str = "test") -> list[Problem]:
         return task.problems(split, self.prompts, self.seed)

@@ -5,8 +5,10 @@ import os
 import jax
 from jax.experimental import multihost_utils
 
+from zaya_jax.checks import Integer, check
 from zaya_jax.errors import UserError
 
+CPU_DEVICES = Integer(1, 4096)
 LAUNCHERS = ("SLURM_JOB_ID", "OMPI_MCA_orte_hnp_uri", "PMIX_RANK")  # what Slurm and Open MPI (4, 5) set
 
 
@@ -14,11 +16,10 @@ def use_cpu_devices(count: int) -> None:
     """Splits the CPU into `count` devices, which share its cores: for sharding on one machine, and for testing it.
 
     Raises:
-      UserError: count below 1.
+      UserError: count outside of `CPU_DEVICES`.
       RuntimeError: JAX has already started (from JAX itself).
     """
-    if not isinstance(count, int) or count < 1:
-        raise UserError(f"cpu_devices: got {count!r}, may be an integer of at least 1")
+    check("cpu_devices", count, CPU_DEVICES)
     jax.config.update("jax_num_cpu_devices", count)
 
 

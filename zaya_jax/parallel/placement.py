@@ -25,9 +25,12 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from zaya_jax.architecture import Execution, ZayaConfig
 from zaya_jax.architecture.execution import DEFAULT
 from zaya_jax.architecture.sharding import ACTIVATION_AXES, WEIGHT_AXES, Shards
+from zaya_jax.checks import Integer, Rule, check
 from zaya_jax.errors import UserError
 
 AXES = ("data", "fsdp", "expert", "context")
+DEVICES = 2**20  # of any axis; a mesh has no more devices than there are
+SIZES: dict[str, Rule] = {axis: Integer(0 if axis == "data" else 1, DEVICES) for axis in AXES}
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp", "expert"),
     "sequence": ("context",),
@@ -52,10 +55,8 @@ class MeshConfig:
     rules: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     def __post_init__(self) -> None:
-        for name in AXES:
-            value, least = getattr(self, name), 0 if name == "data" else 1
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise UserError(f"{name}: got {value!r}, may be an integer of at least {least}")
+        for name, rule in SIZES.items():
+            check(name, getattr(self, name), rule)
         for logical, names in self.rules:
             if logical not in (*WEIGHT_AXES, *ACTIVATION_AXES):
                 raise UserError(f"rules: got {logical!r}, may be one of {(*ACTIVATION_AXES, *WEIGHT_AXES)}")

@@ -1,6 +1,5 @@
 """The tables of README.md and docs/, each between two markers, made anew from committed result files."""
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -8,9 +7,10 @@ from typing import Any
 
 from zaya_jax.aot.lowering import lowered_table
 from zaya_jax.errors import UserError
+from zaya_jax.files import read_object, read_text, write_text
 from zaya_jax.reporting import tables
+from zaya_jax.reporting.api_page import api_tables
 from zaya_jax.reporting.results import read_results, read_sweep
-from zaya_jax.writing import write_text
 
 TRAINING = ("training_1_core", "training", "training_25m")  # files of results/bench
 
@@ -26,26 +26,26 @@ def _sweep(name: str, table: Callable[[list], str]) -> Maker:
 
 
 def _bench(name: str, section: str, table: Callable[[Any], str]) -> Maker:
-    return lambda results: table(json.loads((results / "bench" / f"{name}.json").read_text())[section])
+    return lambda results: table(read_object(results / "bench" / f"{name}.json")[section])
 
 
 def _transformers(results: Path) -> str:
-    runs = [json.loads((results / "bench" / f"transformers_{n}.json").read_text()) for n in ("1_thread", "2_threads")]
+    runs = [read_object(results / "bench" / f"transformers_{n}.json") for n in ("1_thread", "2_threads")]
     return tables.transformers_table(*(run["transformers"] for run in runs))
 
 
 def _training(results: Path) -> str:
-    runs = [json.loads((results / "bench" / f"{name}.json").read_text()) for name in TRAINING]
+    runs = [read_object(results / "bench" / f"{name}.json") for name in TRAINING]
     return tables.training_table(runs)
 
 
 def _trained_rows(results: Path) -> str:
-    numbers = json.loads((results / "bench" / "long_rows.json").read_text())
+    numbers = read_object(results / "bench" / "long_rows.json")
     return tables.trained_rows_table([numbers["longest"], numbers["packed"]])
 
 
 def _lower(results: Path) -> str:
-    return lowered_table(json.loads(path.read_text()) for path in sorted((results / "lower").glob("*.json")))
+    return lowered_table(read_object(path) for path in sorted((results / "lower").glob("*.json")))
 
 
 TABLES: dict[str, Maker] = {
@@ -73,10 +73,12 @@ TABLES: dict[str, Maker] = {
     "training": _training,
     "conversions": _bench("convert_8b", "conversions", tables.conversions_table),
     "loading": _bench("loading", "loads", tables.loading_table),
+    "bfloat16_logits": _bench("bfloat16", "logits", tables.bfloat16_logits_table),
     "long_rows": _bench("long_rows", "train_step", tables.long_rows_table),
     "trained_rows": _trained_rows,
     "pairs": _bench("long_rows", "pairs", tables.pairs_table),
     "lower": _lower,
+    "api": lambda _: api_tables(),
 }
 
 
@@ -115,7 +117,7 @@ def regenerate(texts: dict[str, str], results: Path) -> dict[str, str]:
 
 def rewrite(root: Path, results: Path) -> list[Path]:
     """Makes the tables of all pages of `root` anew; returns the pages that changed. Raises as `regenerate`."""
-    texts = {str(path.relative_to(root)): path.read_text() for path in pages(root)}
+    texts = {str(path.relative_to(root)): read_text(path) for path in pages(root)}
     changed = {root / name: text for name, text in regenerate(texts, results).items() if text != texts[name]}
     for path, text in changed.items():
         write_text(path, text)

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import io
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,9 +13,12 @@ import scipy.stats
 
 from zaya_jax.architecture import ZayaConfig, preset
 from zaya_jax.architecture.execution import without_execution
+from zaya_jax.checks import shown
 from zaya_jax.errors import UserError
+from zaya_jax.files import parse_json, read_lines, read_object, read_text, remedy, replacing
+from zaya_jax.registry import kind_drafts
+from zaya_jax.training.logging.metrics import REMEDY as METRICS_REMEDY
 from zaya_jax.training.logging.metrics import read_metrics
-from zaya_jax.writing import replacing
 
 Row = dict[str, Any]  # a line of results.csv: text, float, or None where the column does not apply
 
@@ -44,6 +48,14 @@ SWEEP_COLUMNS = ("run", "changes", *RESULT_COLUMNS)  # of a sweep's results.csv;
 CONFIG = "config."  # of a sweep's results.csv: such columns hold a field of the job's config, for readers of tables
 TOY_LIMIT = 100_000_000  # parameters below which a run is called a toy run
 METRICS, RESULTS, SAMPLES, ENVIRONMENT = "metrics.jsonl", "results.csv", "samples.jsonl", "environment.json"
+NUMBERS = dict.fromkeys(("steps", "batch_size", "row_length"), int) | {"rope_theta": (int, float)}  # of a section
+LARGE = 1e300  # what is larger is no measured number, and may be no float
+REMEDIES = {  # for a damaged file of a run's
+    ENVIRONMENT: "delete the file: the same command writes it anew, without the seconds of what ran before",
+    RESULTS: "delete the file: the same command writes it anew, from the answers in answers/",
+    SAMPLES: "delete the file and results.csv: the same command writes them anew, from the answers in answers/",
+    METRICS: METRICS_REMEDY,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,10 +84,10 @@ class Run:
         fields = self.config.get("model")
         if not fields:
             return None
-        fields = without_execution(dict(fields))
-        if fields.get("layer_types") is not None:
-            fields["layer_types"] = tuple(fields["layer_types"])
         try:
+            fields = without_execution(dict(fields))
+            if fields.get("layer_types") is not None:
+                fields["layer_types"] = tuple(fields["layer_types"])
             return preset(fields.pop("preset"), **fields) if "preset" in fields else ZayaConfig(**fields)
         except (TypeError, ValueError) as error:
             raise UserError(f"{self.directory / 'config.json'}: model: {error}") from None
@@ -102,7 +114,7 @@ class Run:
 
     def drafts(self, phase: str) -> bool:
         """Whether a phase trains draft blocks."""
-        return self.config.get(phase, {}).get("objective", {}).get("kind") == "tidar"
+        return kind_drafts(self.config.get(phase, {}).get("objective", {}).get("kind"))
 
     def path_to(self, phase: str) -> tuple[str, ...]:
         """The phases whose weights came to be `phase`'s, itself the last (zaya_jax/runs/phases.py says how)."""
@@ -167,17 +179,19 @@ def load_run(directory: Path | str) -> Run:
         raise FileNotFoundError(f"{directory}: no such directory, should be a run's workdir")
     if not (directory / "config.json").exists():
         raise FileNotFoundError(f"{directory / 'config.json'}: no such file, should be the config of a run")
+    config = read_object(directory / "config.json")
+    _check_config(config, str(directory / "config.json"))
     readers: dict[str, Callable[[Path], Any]] = {
-        ENVIRONMENT: _read_object,
+        ENVIRONMENT: read_environment,
         METRICS: _read_metrics,
         RESULTS: read_results,
         SAMPLES: _read_samples,
     }
-    read = {name: reader(directory / name) for name, reader in readers.items() if (directory / name).exists()}
-    config = _read_object(directory / "config.json")
-    where = str(directory / "config.json")
-    _require(config, {"phases": list} if "phases" in config else {}, where)
-    _require(config, {name: dict for name in (*SECTIONS, *_phase_names(config)) if name in config}, where)
+    read = {}
+    for name, reader in readers.items():
+        if (directory / name).exists():
+            with remedy(REMEDIES[name]):
+                read[name] = reader(directory / name)
     return Run(
         directory=directory,
         config=config,
@@ -233,11 +247,56 @@ def read_sweep(path: Path | str) -> list[Row]:
     for number, line in enumerate(lines, start=2):
         texts, where = dict(zip(header, line, strict=True)), f"{path} line {number}"
         try:
-            changes = json.loads(texts["changes"])
-        except (json.JSONDecodeError, RecursionError):
-            raise UserError(f"{where}: changes: got {texts['changes']!r:.60}, should be a JSON object") from None
+            changes = parse_json(texts["changes"])
+        except UserError:
+            changes = None
+        if not isinstance(changes, dict):
+            raise UserError(f"{where}: changes: got {texts['changes']!r:.60}, should be a JSON object")
         rows.append({"run": texts["run"], "changes": changes, **_parsed(texts, where)})
     return rows
+
+
+def results_folder(given: str | None, usual: Path) -> Path:
+    """The folder that a notebook reads: `usual`, this project's results, or a user's own.
+
+    Args:
+      given: a folder from here or from one of the two above `usual`; empty or None for `usual`.
+
+    Raises:
+      UserError: `given` is no folder, or neither results nor a sweep's nor a run's; one line that says what it may be.
+    """
+    if not given:
+        return usual
+    here = Path(given).expanduser()
+    folder = next((each for each in (here, *(place / here for place in usual.parents[:2])) if each.is_dir()), None)
+    may_be = (
+        f"a sweep's folder (its --workdir, with {RESULTS}), a run's (with config.json and {RESULTS}), or one like "
+        "this project's results/ (with bench/ or sweeps/)"
+    )
+    if folder is None:
+        raise UserError(f"results: got {given}, which is no folder, may be {may_be}")
+    if not any((folder / name).exists() for name in (RESULTS, "bench", "sweeps")):
+        unfinished = " (a run that is not evaluated yet)" if (folder / "config.json").exists() else ""
+        raise UserError(f"results: got {given}{unfinished}, may be {may_be}")
+    return folder
+
+
+def is_own(folder: Path) -> bool:
+    """Whether a folder that `results_folder` gave is one sweep or run, not a collection of results."""
+    return (folder / RESULTS).exists()
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """The rows of a sweep's or a run's folder, as `read_sweep` gives them: a run is a sweep of a job without changes.
+
+    Raises:
+      FileNotFoundError, UserError: as `read_results`.
+    """
+    path = folder / RESULTS
+    with path.open(encoding="utf-8", errors="replace") as file:
+        if file.readline().startswith(SWEEP_COLUMNS[0] + ","):
+            return read_sweep(path)
+    return [{"run": folder.name, "changes": {}, **row} for row in read_results(path)]
 
 
 def read_results(path: Path | str) -> list[Row]:
@@ -254,8 +313,18 @@ def read_results(path: Path | str) -> list[Row]:
     ]
 
 
+def read_environment(path: Path | str) -> dict[str, Any]:
+    """Reads environment.json. UserError unless it is an object whose `seconds` by stage, if it has any, are numbers."""
+    values = read_object(path)
+    for field in ("seconds", "programs_from_cache"):
+        counts = values.setdefault(field, {})
+        _expect(counts, dict, f"{path}: {field}")
+        _require(counts, dict.fromkeys(counts, (int, float)), f"{path}: {field}")
+    return values
+
+
 def _write_table(path: Path, header: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
-    with replacing(path) as partial, partial.open("w", newline="") as file:
+    with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(lines)
@@ -266,9 +335,8 @@ def _read_table(path: Path, columns: Sequence[str], needed: Sequence[str]) -> tu
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file, should be a results table (CSV)")
     try:
-        with path.open(newline="") as file:
-            table = list(csv.reader(file, strict=True))
-    except (csv.Error, UnicodeDecodeError) as error:
+        table = list(csv.reader(io.StringIO(read_text(path), newline=""), strict=True))
+    except csv.Error as error:
         raise UserError(f"{path}: not a CSV table ({error}), should be what write_results writes") from None
     header = table[0] if table else []
     _check_columns(header, str(path), columns)
@@ -319,7 +387,7 @@ def _cell(row: Mapping[str, Any], column: str, where: str) -> str:
 
 def _parse(text: str, column: str, where: str) -> str | float | list[float] | None:
     if column == "kind" and text not in KINDS:
-        raise UserError(f"{where}: kind: got {text!r}, should be one of {KINDS}")
+        raise UserError(f"{where}: kind: got {shown(text)}, should be one of {KINDS}")
     if text == "":
         return None
     if column in TEXT_COLUMNS:
@@ -335,64 +403,82 @@ def _number(text: str, column: str, where: str) -> float:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise UserError(f"{where}: {column}: got {text!r}, should be a finite number or blank")
+        raise UserError(f"{where}: {column}: got {shown(text)}, should be a finite number or blank")
     return number
 
 
 def _phase_names(config: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(config.get("phases", STAGES))
+    names = config.get("phases", STAGES)
+    return (names,) if isinstance(names, str) else tuple(names or ())
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason}), should be JSON") from None
+def _check_config(config: Mapping[str, Any], where: str) -> None:
+    """Raises UserError for a section or field that figures and the report read, of another type than a run's."""
 
+    def have(section: Mapping[str, Any], kinds: Mapping[str, Any], at: str) -> None:
+        _require(section, {field: kind for field, kind in kinds.items() if section.get(field) is not None}, at)
 
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(_read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({error}), should be one JSON object") from None
-    _require(value, {}, str(path))
-    return value
+    have(config, {"phases": (list, str)}, where)
+    for number, name in enumerate(_phase_names(config)):
+        _expect(name, str, f"{where}: phases[{number}]")
+    sections = [name for name in (*SECTIONS, *_phase_names(config)) if name in config]
+    _require(config, dict.fromkeys(sections, dict), where)
+    for name in sections:
+        section, at = config[name], f"{where}: {name}"
+        have(section, {"phase": str, "start": str, "objective": dict, "mixture": list, **NUMBERS}, at)
+        have(section.get("objective") or {}, {"kind": str, "block_size": int, "alpha": (int, float)}, f"{at}.objective")
+        for number, source in enumerate(section.get("mixture") or ()):
+            _expect(source, dict, f"{at}.mixture[{number}]")
+            have(source, {"weight": (int, float)}, f"{at}.mixture[{number}]")
 
 
 def _read_metrics(path: Path) -> list[dict[str, Any]]:
-    written, lines = len(_read_text(path).splitlines()), read_metrics(path)
-    if written - len(lines) > 1:  # a crash cuts the last line short; nothing cuts one in the middle
-        raise UserError(f"{path} line {len(lines) + 1}: not JSON, should be one JSON object a line")
+    """Lines whose values are numbers, or lists of them that have one shape in every line of a stage."""
+    lines, shapes = read_metrics(path), {}
     for number, line in enumerate(lines, start=1):
-        _require(line, {"stage": str, "step": int}, f"{path} line {number}")
+        for key, value in line.items():
+            if key in ("stage", "step") or value is None:
+                continue
+            shape = _shape(value)
+            known = shapes.setdefault((line["stage"], key), shape)
+            if shape is None or shape != known:
+                may_be = "numbers" if shape is None or known is None else f"numbers of shape {list(known)} as before"
+                raise UserError(f"{path} line {number}: {key}: got {shown(value)}, may be {may_be}")
     return lines
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    """Of a number or a nested list of numbers (or of None, where a step had none); None for anything else."""
+    if isinstance(value, list):
+        shapes = {_shape(each) for each in value} or {()}
+        inner = shapes.pop()
+        return None if shapes or inner is None else (len(value), *inner)
+    fits = value is None or isinstance(value, float) or (isinstance(value, int) and abs(value) < LARGE)
+    return () if fits else None
 
 
 def _read_samples(path: Path) -> list[dict[str, Any]]:
     fields = {"arm": str, "temperature": (int, float), "prompt": str, "pieces": list, "accepted": list}
-    samples = []
-    for number, text in enumerate(_read_text(path).splitlines(), start=1):
+    samples = read_lines(path, grows=False)
+    for number, sample in enumerate(samples, start=1):
         where = f"{path} line {number}"
-        try:
-            sample = json.loads(text)
-        except (json.JSONDecodeError, RecursionError):
-            raise UserError(f"{where}: not JSON, should be one JSON object a line") from None
         _require(sample, fields, where)
-        if not all(isinstance(n, int) for n in sample["accepted"]) or sum(sample["accepted"]) != len(sample["pieces"]):
-            raise UserError(f"{where}: accepted: should be integers that sum to len(pieces) = {len(sample['pieces'])}")
-        samples.append(sample)
+        pieces, accepted = sample["pieces"], sample["accepted"]
+        if not all(isinstance(piece, str) for piece in pieces):
+            raise UserError(f"{where}: pieces: should be a list of texts")
+        if not all(type(n) is int and n >= 0 for n in accepted) or sum(accepted) != len(pieces):
+            raise UserError(f"{where}: accepted: should be integers that sum to len(pieces) = {len(pieces)}")
     return samples
 
 
-def _require(line: Any, fields: Mapping[str, Any], where: str) -> None:
-    """Refuses what is not an object with these fields of these types."""
-
-    def expect(value: Any, kind: Any, what: str) -> None:
-        names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-        ok = isinstance(value, kind) and not isinstance(value, bool)
-        if not ok:
-            raise UserError(f"{what}: got {value!r:.60}, should be {names}")
-
-    expect(line, dict, where)
+def _require(line: Mapping[str, Any], fields: Mapping[str, Any], where: str) -> None:
+    """Refuses an object without these fields of these types."""
     for field, kind in fields.items():
-        expect(line.get(field), kind, f"{where}: {field}")
+        _expect(line.get(field), kind, f"{where}: {field}")
+
+
+def _expect(value: Any, kind: Any, what: str) -> None:
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    fits = isinstance(value, kinds) and not isinstance(value, bool)
+    if not fits or (isinstance(value, int | float) and not abs(value) < LARGE):
+        raise UserError(f"{what}: got {shown(value)}, should be {' or '.join(kind.__name__ for kind in kinds)}")

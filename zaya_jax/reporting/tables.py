@@ -339,6 +339,51 @@ def loading_table(rows: list[dict]) -> str:
     return _table(("devices", "weights", "held by the devices", "peak", "beyond what is held"), lines)
 
 
+def bfloat16_logits_table(rows: list[dict]) -> str:
+    """Errors of bfloat16 logits over float32's deviation, by model and side (`experiments.bench.bfloat16`)."""
+
+    def share(value: float) -> str:
+        return f"{value:.2%}"
+
+    lines = []
+    for row in rows:
+        for side in ("zaya_jax", "transformers"):
+            if side not in row:
+                continue
+            found = row[side]
+            kept, whole = found["unchanged"], found["all"]
+            lines.append(
+                (
+                    row["model"], side, "" if kept["rms"] is None else f"{kept['rms']:.4f} ({kept['max']:.3f})",
+                    f"{row['unchanged_positions']:,} of {row['positions']:,}",
+                    f"{whole['rms']:.4f} ({whole['max']:.3f})", share(found["changed_experts"]), f"{found['kl']:.1e}",
+                    share(found["top1_differs"]), share(found["top1_ties"]),
+                )
+            )  # fmt: skip
+    head = ("model", "bfloat16 of", "rms (largest) error, experts unchanged", "positions", "all positions",
+            "changed experts", "KL, nats", "likeliest token differs", "ties")  # fmt: skip
+    return _table(head, lines)
+
+
+def bfloat16_greedy_table(rows: list[dict]) -> str:
+    """Greedy texts of the lossless sampler against autoregression's (`experiments.bench.bfloat16`)."""
+    lines = [
+        (row["model"], row["dtype"], f"{row['identical']} of {row['texts']}", str(row["ties"]), str(row["failures"]))
+        for row in rows
+    ]
+    return _table(("model", "dtype", "identical texts", "part at a tie", "part elsewhere"), lines)
+
+
+def bfloat16_cost_table(rows: list[dict]) -> str:
+    """Milliseconds of a forward by dtype, and over float32's (`experiments.bench.bfloat16`)."""
+    lines = [
+        (row["model"], row["kind"], *(f"{time:.2f} ms ({row['over_float32'][side]:.2f}x)" for side, time in
+                                      row["milliseconds"].items()))
+        for row in rows
+    ]  # fmt: skip
+    return _table(("model", "forward", *rows[0]["milliseconds"]), lines)
+
+
 def long_rows_table(step: dict) -> str:
     """Temporary memory of a training step by row length (`experiments.bench.memory`)."""
     lines, before = [], None

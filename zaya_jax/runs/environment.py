@@ -17,10 +17,12 @@ import jax
 from ml_collections import ConfigDict
 
 from zaya_jax import compilation_cache
+from zaya_jax.checks import shown
 from zaya_jax.errors import UserError
+from zaya_jax.files import read_object, read_text, refused_in_one_line, remedy, write_text
 from zaya_jax.parallel import is_first
-from zaya_jax.paths import read_object
-from zaya_jax.writing import refused_in_one_line, write_text
+from zaya_jax.reporting.results import ENVIRONMENT, METRICS, REMEDIES, load_run, read_environment
+from zaya_jax.training.logging.metrics import BAD_STEPS, read_metrics
 
 EVALUATION = ("results.csv", "samples.jsonl", "answers", "figures", "report.html")  # what `keep_evaluation` moves
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
@@ -57,27 +59,46 @@ def claim_workdir(workdir: Path, config: ConfigDict) -> None:
     either config's command ends with its own evaluation at the top.
 
     Raises:
-      UserError: the folder holds another config's run; names the first field that differs.
+      UserError: the folder holds another config's run (names the first field that differs), or a damaged file.
       WriteError: the folder cannot be made or written to.
     """
     path = workdir / "config.json"
     mine = json.loads(config.to_json_best_effort())
     if path.exists():
-        theirs = _read_config(path)
+        with remedy("remove the folder or choose another --workdir"):
+            theirs = read_object(path)
         trained, wanted = (_without_devices({**c, "evaluate": None}) for c in (theirs, mine))
         if found := first_difference(trained, wanted):
             raise UserError(
                 f"--workdir {workdir}: holds a run whose config differs in {found}; choose another (evaluate.* may "
                 "differ: the run is then evaluated again; experiments.evaluate measures any checkpoint)"
             )
+        _have_environment(workdir / ENVIRONMENT)
         if theirs.get("evaluate") != mine.get("evaluate"):
             keep_evaluation(workdir)
             write_text(path, json.dumps(mine, indent=2) + "\n")
         return
     with refused_in_one_line(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-    write_text(workdir / "environment.json", json.dumps(describe(), indent=2) + "\n")
+    _have_environment(workdir / ENVIRONMENT)
     write_text(path, json.dumps(mine, indent=2) + "\n")
+
+
+def _have_environment(path: Path) -> None:
+    """Reads environment.json, so that damage is told before anything is computed; writes it where there is none."""
+    if path.exists():
+        with remedy(REMEDIES[ENVIRONMENT]):
+            read_environment(path)
+    else:
+        write_text(path, json.dumps(describe(), indent=2) + "\n")
+
+
+def check_files(workdir: Path) -> None:
+    """Raises UserError for what an earlier attempt left here and is damaged, before anything is computed."""
+    load_run(workdir)
+    if (bad_steps := workdir / BAD_STEPS).exists():
+        with remedy(REMEDIES[METRICS]):
+            read_metrics(bad_steps)
 
 
 def keep_evaluation(workdir: Path) -> None:
@@ -98,24 +119,24 @@ def keep_evaluation(workdir: Path) -> None:
         partial.mkdir(exist_ok=True)
         for name in found:
             (workdir / name).replace(partial / name)
-        for name in ("config.json", "environment.json"):
+        for name in ("config.json", ENVIRONMENT):
             if (workdir / name).exists():
-                write_text(partial / name, (workdir / name).read_text())
+                write_text(partial / name, read_text(workdir / name))
         _number(partial, folder)
-    _forget_seconds(workdir / "environment.json")
+    _forget_seconds(workdir / ENVIRONMENT)
 
 
 def _number(partial: Path, folder: Path) -> None:
     """Gives a folder of an earlier evaluation the next number."""
-    taken = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
+    taken = [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]
     partial.replace(folder / str(max(taken, default=0) + 1))
 
 
 def _forget_seconds(path: Path) -> None:
     """The next evaluation's wall time is its own."""
     if path.exists():
-        known = read_object(path)
-        known["seconds"] = {k: v for k, v in known.get("seconds", {}).items() if k not in ("evaluate", "figures")}
+        known = read_environment(path)
+        known["seconds"] = {k: v for k, v in known["seconds"].items() if k not in ("evaluate", "figures")}
         write_text(path, json.dumps(known, indent=2) + "\n")
 
 
@@ -123,18 +144,10 @@ def difference(workdir: Path, config: ConfigDict) -> str | None:
     """The first field in which the run that a folder holds has another config, with both values; None if none has.
 
     Raises:
-      UserError: its config.json is not JSON.
+      UserError: its config.json is no JSON object.
     """
-    theirs, mine = _read_config(workdir / "config.json"), json.loads(config.to_json_best_effort())
+    theirs, mine = read_object(workdir / "config.json"), json.loads(config.to_json_best_effort())
     return first_difference(_without_devices(theirs), _without_devices(mine))
-
-
-def _read_config(path: Path) -> dict:
-    """A workdir's config.json. UserError where it is damaged."""
-    try:
-        return read_object(path)
-    except UserError as error:
-        raise UserError(f"{error}; remove the folder or choose another --workdir") from None
 
 
 def _without_devices(config: dict) -> dict:
@@ -150,7 +163,7 @@ def first_difference(a, b, where: str = "") -> str | None:
             if found := first_difference(a.get(key), b.get(key), f"{where}.{key}".lstrip(".")):
                 return found
         return None
-    return None if a == b else f"{where} ({a!r} there, {b!r} now)"
+    return None if a == b else f"{where} ({shown(a)} there, {shown(b)} now)"
 
 
 def describe() -> dict:
@@ -224,9 +237,9 @@ def timed(workdir: Path, stage: str) -> Iterator[None]:
         yield
     finally:
         if is_first():
-            path = workdir / "environment.json"
-            known = read_object(path)
+            path = workdir / ENVIRONMENT
+            known = read_environment(path)
             known["seconds"][stage] = round(known["seconds"].get(stage, 0) + time.perf_counter() - clock, 2)
-            cached = known.setdefault("programs_from_cache", {})
+            cached = known["programs_from_cache"]
             cached[stage] = cached.get(stage, 0) + compilation_cache.loaded() - loaded
             write_text(path, json.dumps(known, indent=2) + "\n")

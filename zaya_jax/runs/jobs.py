@@ -9,11 +9,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from zaya_jax.errors import UserError
+from zaya_jax.reporting.results import Row, read_environment, read_results
 from zaya_jax.runs import environment, settings
+from zaya_jax.runs.config_files import read_config
 
 CLONE = Path(__file__).parents[2]
 FAILED = "failed.txt"  # in a job's folder: why it failed, until it is started again
@@ -44,6 +45,24 @@ class Job:
     @property
     def failed(self) -> bool:
         return (self.folder / FAILED).exists()
+
+    def outcome(self) -> tuple[list[Row], float]:
+        """A finished job's rows, and the seconds that its stages took here.
+
+        Raises:
+          FileNotFoundError, UserError: a file is missing or damaged.
+        """
+        seconds = read_environment(self.folder / "environment.json")["seconds"]
+        return read_results(self.folder / "results.csv"), sum(seconds.values())
+
+    def damage(self) -> str:
+        """Why the run in its folder cannot be read, in one line; "" if it can, or if there is none."""
+        try:
+            if self.difference is None and self.finished:
+                self.outcome()
+        except (UserError, OSError) as error:
+            return str(error)
+        return ""
 
     def overrides(self) -> list[str]:
         """As flags of `experiments.run`."""
@@ -110,23 +129,6 @@ def check_jobs(base: str, changes: Mapping[str, dict[str, Any]], workdir: Path) 
         except (UserError, OSError) as error:
             jobs[name] = dataclasses.replace(job, mistake=str(error))
     return jobs
-
-
-def read_config(file: str, overrides: list[str]) -> ConfigDict:
-    """A config file under overrides, read by the flags that `experiments.run` reads it with.
-
-    Raises:
-      UserError: no such file or field, or a value of another type.
-    """
-    argv, values = ["sweep", f"--config={file}", *overrides], flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "", values, lock_config=True, sys_argv=argv)
-    try:
-        values(argv)
-        config = values["config"].value
-    except (AttributeError, KeyError, TypeError, ValueError, OSError, ImportError, SyntaxError, flags.Error) as error:
-        raise UserError(f"--config: {str(error).strip().splitlines()[-1]}") from error
-    assert isinstance(config, ConfigDict)
-    return config
 
 
 def to_redo(asked: Iterable[str], jobs: Mapping[str, Job]) -> list[Job]:

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from ml_collections import ConfigDict
 
-from zaya_jax.checks import Number, check, shown
+from zaya_jax.checks import SWITCH, Number, Text, check, shown
 from zaya_jax.data.builders import check_text, prepare_chats, prepare_text
 from zaya_jax.data.chat import ChatSource
 from zaya_jax.data.pipeline import Source
@@ -62,8 +62,8 @@ class Mixtures:
         Raises:
           UserError, FileNotFoundError: one line that names the field, what it got and what it may be.
         """
-        if not items:
-            raise UserError(f"{where}: got {items!r}, may be a tuple of at least one ingredient")
+        if not isinstance(items, (tuple, list)) or not items or tuple(items) == ("",):  # "--config.data.mixture="
+            raise UserError(f"{where}: got {shown(items)}, may be a tuple of at least one ingredient")
         return tuple(self._named(self._source(item, f"{where}[{i}]")) for i, item in enumerate(items))
 
     def _named(self, source: MixtureSource) -> MixtureSource:
@@ -90,8 +90,8 @@ class Mixtures:
             raise UserError(f"{where}: got {got!r}, may be {may_be}")
         as_chat = {"template": self._template, "thinking": self._thinking}
         if kinds == ["task"]:
-            task = make_task(item.task, **(item.options if "options" in item else {}))
-            if not item.get("as_chat", False):
+            task = _task(item, where)
+            if not check(f"{where}.as_chat", item.get("as_chat", False), SWITCH):
                 return MixtureSource(item.task, weight, task=task)
             return MixtureSource(f"{item.task}_chat", weight, task=task, **as_chat)
         given = item[kinds[0]]
@@ -105,3 +105,14 @@ class Mixtures:
                 raise UserError(f"{where}.chat: got {given!r}, may be a list of .jsonl files")
             return MixtureSource("chat", weight, chats=list(given), **as_chat)
         return MixtureSource(given if isinstance(given, str) else "text", weight, text=given)
+
+
+def _task(item: ConfigDict, where: str) -> Task:
+    """The task that an ingredient names, with its options."""
+    name, options = check(f"{where}.task", item.task, Text()), item.get("options", {})
+    if not isinstance(options, (dict, ConfigDict)):
+        raise UserError(f"{where}.options: got {shown(options)}, may be a dict of the task's options")
+    try:
+        return make_task(name, **dict(options))
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error

@@ -19,7 +19,8 @@ from ml_collections import ConfigDict
 
 from zaya_jax.architecture import Execution, ZayaConfig
 from zaya_jax.architecture.config import NO_MASK, THETA
-from zaya_jax.checks import Integer, check
+from zaya_jax.architecture.training_layouts import LAYOUTS
+from zaya_jax.checks import ROWS, Integer, Items, Text, Unset, check, shown
 from zaya_jax.data.pipeline import PACKINGS
 from zaya_jax.errors import UserError
 from zaya_jax.interop.editing.adapters import fresh_adapters
@@ -31,13 +32,16 @@ from zaya_jax.paths import absolute
 from zaya_jax.runs import fields
 from zaya_jax.runs.mixture import Mixtures, MixtureSource
 from zaya_jax.training.loop import Phase
-from zaya_jax.training.objective import Objective
+from zaya_jax.training.objective import Objective, objective_type
 from zaya_jax.training.optimizer import OptimizerConfig, frozen_parameters
 from zaya_jax.training.state import init_state
 
 SCRATCH = "scratch"
+ROW_LENGTH = Integer(2)  # a next token takes two
 # Fields of a section that are not `Phase`'s own.
 OURS = ("batch_size", "start", "optimizer_state", "row_length", "rope_theta", "mixture", "packing", "mesh")
+PHASE = {*fields.names_of(Phase), *OURS} - {"name"}  # which is the section's own
+NEEDED = ("steps", "batch_size", "objective", "optimizer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +63,10 @@ class Stage:
     def placement(self, devices: list | None = None) -> Placement | None:
         """The stage laid over `devices` (jax.devices() by default); `make_placement` says what it raises."""
         objective = self.phase.objective
-        block_size = objective.block_size if objective.kind == "tidar" else 1
+        block_size = objective.block_size if objective.drafts else 1
+        if self.mesh.context > 1 and objective.drafts and not LAYOUTS[objective.row_layout].splits:
+            got = f"got {self.mesh.context}, may be 1 where objective.row_layout is {objective.row_layout!r}"
+            raise UserError(f"{self.phase.name}: mesh.context: {got}, whose rows devices cannot share")
         rows = self.batch_size // self.phase.optimizer.accumulate
         try:
             return make_placement(self.mesh, self.model, rows, self.row_length, block_size, devices, self.execution)
@@ -69,17 +76,21 @@ class Stage:
 
 def is_phase(section: Any) -> bool:
     """Whether a config's field can be a phase."""
-    return isinstance(section, ConfigDict) and "objective" in section
+    return isinstance(section, ConfigDict) and any(name in section for name in ("steps", "objective", "optimizer"))
 
 
 def phase_names(config: ConfigDict) -> tuple[str, ...]:
     """`phases`. UserError unless it is a list of different sections that hold a phase each."""
+    fields.section("", config, set(config), needed=["phases"])
     known = sorted(name for name in config if is_phase(config[name]))
-    names = (config.phases,) if isinstance(config.phases, str) else tuple(config.phases)
+    given = (config.phases,) if isinstance(config.phases, str) else config.phases
+    names = tuple(check("phases", given, Items(Text())))
     wrong = next((name for i, name in enumerate(names) if name not in known or name in names[:i]), None)
     if wrong is not None or not names:
-        got = repr(wrong) + " twice" * (wrong in known) if names else "none"
+        got = shown(wrong) + " twice" * (wrong in known) if names else "none"
         raise UserError(f"phases: got {got}, may be different ones of the sections {', '.join(known)}")
+    for name in names:
+        fields.section(name, config[name], PHASE, NEEDED)
     return names
 
 
@@ -142,18 +153,18 @@ def _stage(
         mine = section.get(field)
         return (f"data.{field}", config.data[field]) if mine is None else (f"{name}.{field}", mine)
 
-    row_length = check(*own("row_length"), Integer(2))  # a next token takes two
+    row_length = check(*own("row_length"), ROW_LENGTH)
     if row_length > model.max_position_embeddings:
         raise UserError(
             f"{own('row_length')[0]}: got {row_length}, may be at most model.max_position_embeddings "
             f"({model.max_position_embeddings})"
         )
     objective = phase.objective
-    if objective.kind == "tidar" and objective.block_size > row_length:
+    if objective.drafts and objective.block_size > row_length:
         got = f"got {objective.block_size}, may be at most {own('row_length')[0]} ({row_length})"
         raise UserError(f"{name}.objective.block_size: {got}")
     where, items = own("mixture")
-    batch_size = fields.positive(f"{name}.batch_size", section.batch_size)
+    batch_size = check(f"{name}.batch_size", section.batch_size, ROWS)
     _check_optimizer(name, phase.optimizer, model, batch_size)
     return Stage(
         phase=phase,
@@ -171,10 +182,15 @@ def _stage(
 
 
 def _phase(name: str, section: ConfigDict, seed: int) -> Phase:
-    values = {key: value for key, value in section.items() if key not in OURS}
-    values["objective"] = fields.build(Objective, section.objective, f"{name}.objective")
+    values: dict[str, Any] = {key: value for key, value in section.items() if key not in OURS}
+    kind = objective_type(f"{name}.objective.kind", section.objective.get("kind", Objective.kind))
+    values["objective"] = fields.build(kind, section.objective, f"{name}.objective")
     values["optimizer"] = fields.build(OptimizerConfig, section.optimizer, f"{name}.optimizer")
-    return fields.build(Phase, {"name": name, "seed": seed, **values}, name)
+    values = {"name": name, "seed": seed, **values}
+    try:
+        return Phase(**values)
+    except UserError as error:
+        raise UserError(fields.named(error, Phase, name)) from error
 
 
 def _check_optimizer(name: str, optimizer: OptimizerConfig, model: ZayaConfig, batch_size: int) -> None:
@@ -191,16 +207,21 @@ def _check_optimizer(name: str, optimizer: OptimizerConfig, model: ZayaConfig, b
         try:
             frozen_parameters(optimizer, params)
         except UserError as error:
-            raise UserError(f"{name}.optimizer: {error}") from error
+            raise UserError(fields.named(error, OptimizerConfig, f"{name}.optimizer")) from error
 
 
 def _mesh(name: str, config: ConfigDict) -> MeshConfig:
     """The phase's mesh, else the run's, else one of data alone."""
     own = config[name].get("mesh")
-    values: dict = dict(config.get("mesh") or {}) if own is None else dict(own)
+    where, given = ("mesh", config.get("mesh")) if own is None else (f"{name}.mesh", own)
+    values = dict(fields.section(where, ConfigDict() if given is None else given, fields.names_of(MeshConfig)))
     if isinstance(values.get("rules"), ConfigDict):
+        for logical, names in values["rules"].items():
+            check(f"{where}.rules.{logical}", names, Items(Text()))
         values["rules"] = tuple((logical, tuple(names)) for logical, names in values["rules"].items())
-    return fields.build(MeshConfig, values, "mesh" if own is None else f"{name}.mesh")
+    elif "rules" in values:
+        raise UserError(f"{where}.rules: got {shown(values['rules'])}, may be a section (a ConfigDict)")
+    return fields.build(MeshConfig, values, where)
 
 
 def _start(
@@ -211,7 +232,7 @@ def _start(
     stages: dict[str, Stage],
 ) -> str | Path | None:
     """`Stage.start`; a checkpoint's folder is read by `load_pretrained`."""
-    given = section.get("start") or (earlier[-1] if earlier else SCRATCH)
+    given = check(f"{name}.start", section.get("start"), Unset(Text())) or (earlier[-1] if earlier else SCRATCH)
     if given == SCRATCH:
         return None
     if given in earlier:

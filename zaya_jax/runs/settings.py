@@ -1,6 +1,7 @@
 """A run's config, checked whole before anything is computed or written."""
 
 import dataclasses
+import datetime
 import hashlib
 import json
 from collections.abc import Sequence
@@ -11,19 +12,36 @@ from ml_collections import ConfigDict
 
 from zaya_jax.architecture import Execution, ZayaConfig
 from zaya_jax.architecture.execution import FIELDS as EXECUTION
-from zaya_jax.checks import SEED, Integer, Rule, check, folder_name
+from zaya_jax.checks import (
+    COUNT,
+    SEED,
+    SWITCH,
+    Integer,
+    Items,
+    Number,
+    Rule,
+    Text,
+    Unset,
+    check,
+    check_all,
+    folder_name,
+    no_such,
+    shown,
+)
 from zaya_jax.data.chat import THINKING
 from zaya_jax.data.contents import Digests, of_tokenizer
 from zaya_jax.errors import UserError
+from zaya_jax.evaluation.task_accuracy import RULES as TRIAL_RULES
 from zaya_jax.evaluation.task_accuracy import Arm, Trial
+from zaya_jax.parallel.devices import CPU_DEVICES
 from zaya_jax.runs import fields
 from zaya_jax.runs.mixture import Mixtures, MixtureSource
-from zaya_jax.runs.phases import Stage, is_phase, phase_names, read_stages
+from zaya_jax.runs.phases import ROW_LENGTH, Stage, is_phase, phase_names, read_stages
 from zaya_jax.runs.tokens import BESIDE_TOKENIZER, beside_tokenizer
 from zaya_jax.sampling import SamplerConfig, all_targets
 from zaya_jax.tasks import BENCHMARKS, ChatTask, Task, make_task
 from zaya_jax.text.templates import ChatTemplate, load_template
-from zaya_jax.text.tokenizers import Tokenizer, for_model, load_tokenizer, may_be_mask
+from zaya_jax.text.tokenizers import Tokenizer, for_model, ids_in_texts, load_tokenizer, may_be_mask
 
 SECTIONS = {
     "name",
@@ -37,14 +55,22 @@ SECTIONS = {
     "phases",
     "evaluate",
 }  # and a section a phase
-DATA = {"row_length", "mixture", "packing", "chat_template", "thinking", "task_documents", "validation_batches"}
-# The numbers of `evaluate`; a run of more is not an evaluation but a mistake.
+DATA = {
+    "row_length", "mixture", "packing", "chat_template", "chat_date", "thinking", "task_documents",
+    "validation_batches",
+}  # fmt: skip
+DATA_RULES: dict[str, Rule] = {  # of the numbers of `data`; each phase checks its own row_length
+    "row_length": ROW_LENGTH,
+    "task_documents": COUNT,
+    "validation_batches": Integer(1, 100_000),
+}
+# Of `evaluate`; SamplerConfig checks the rest. A run of larger numbers is not an evaluation but a mistake.
 EVALUATE: dict[str, Rule] = {
-    "prompts": Integer(1, 1_000_000),
-    "samples": Integer(1, 65_536),
-    "batch": Integer(1, 1_000_000),
-    "max_new_tokens": Integer(1, 2**24),
-    "seed": SEED,
+    "tasks": Items(Text()),
+    "arms": Items(Text()),
+    "temperatures": Items(Number(0), least=1),
+    "cost": SWITCH,
+    **TRIAL_RULES,
 }
 
 
@@ -79,37 +105,40 @@ def read(config: ConfigDict, trained: Tokenizer | None = None) -> Settings:
     Raises:
       UserError, FileNotFoundError: one line that names the field, what it got and what it may be.
     """
-    _known(
-        "config field ",
-        set(config) - {name for name in config if is_phase(config[name])},
-        SECTIONS,
-        SECTIONS - {"execution", "mesh"},
-    )
-    _known("data.", set(config.data), DATA, DATA - {"packing", "chat_template", "thinking"})
+    phases = {name for name in config if is_phase(config[name])}
+    fields.section("", config, SECTIONS | phases, needed=sorted(SECTIONS - {"execution", "mesh"}))
+    fields.section("data", config.data, DATA, needed=sorted(DATA - {"chat_template", "chat_date", "thinking"}))
+    sampled_by = {"beta", "draft_temperature", "anchor_budget"}
+    needed = {*EVALUATE, *sampled_by}
+    fields.section("evaluate", config.evaluate, needed | {"phase", "chat"}, sorted(needed))
     phase_names(config)
     folder_name("name", config.name)
+    check("tokenizer", config.tokenizer, Text())
     check("seed", config.seed, SEED)
-    check("cpu_devices", config.cpu_devices, Integer(1, 4096))
+    check("cpu_devices", config.cpu_devices, CPU_DEVICES)
     tokenizer = trained or load_tokenizer(config.tokenizer)
     model = _model(config, tokenizer)
-    for name in ("row_length", "task_documents", "validation_batches"):
-        fields.positive(f"data.{name}", config.data[name])
+    tokenizer = for_model(tokenizer, model.vocab_size)
+    check_all("data", config.data, DATA_RULES)
     template = _template(config, tokenizer)
     mixtures = Mixtures(template, _thinking(config.data.get("thinking", THINKING)))
     execution = fields.build(Execution, config.get("execution", {}), "execution")
     stages = read_stages(config, model, execution, mixtures)
-    for name, rule in EVALUATE.items():
-        check(f"evaluate.{name}", config.evaluate[name], rule)
-    if not config.evaluate.temperatures:
-        raise UserError("evaluate.temperatures: got (), may be one or more numbers of at least 0")
+    _check_date(config, template, mixtures)
+    check_all("evaluate", config.evaluate, EVALUATE)
+    check("evaluate.phase", config.evaluate.get("phase"), Unset(Text()))
+    check("evaluate.chat", config.evaluate.get("chat", False), SWITCH)
+    if config.evaluate.max_new_tokens >= model.max_position_embeddings:
+        got, most = config.evaluate.max_new_tokens, model.max_position_embeddings
+        raise UserError(f"evaluate.max_new_tokens: got {got}, may be below model.max_position_embeddings ({most})")
     sampled = _sampled(config.evaluate.get("phase"), stages)
-    drafts = stages[sampled].phase.objective.kind == "tidar"
+    drafts = stages[sampled].phase.objective.drafts
     block_size = stages[sampled].phase.objective.block_size
     return Settings(
         name=config.name,
         seed=config.seed,
         cpu_devices=config.cpu_devices,
-        tokenizer=for_model(tokenizer, model.vocab_size),
+        tokenizer=tokenizer,
         model=model,
         task_documents=config.data.task_documents,
         validation_batches=config.data.validation_batches,
@@ -140,6 +169,8 @@ def stage_keys(config: ConfigDict, setup: Settings, memory: Path | None = None) 
     digests, tokenizer = Digests(memory), load_tokenizer(config.tokenizer)
     data = {k: v for k, v in json.loads(config.data.to_json_best_effort()).items() if k != "validation_batches"}
     data["mixture"] = _contents(config.data.mixture, digests)
+    if data.get("chat_date") is None:  # as of before there was one
+        data.pop("chat_date", None)
     if "chat_template" in data:
         data["chat_template"] = _template(config, tokenizer).source
     shared = {
@@ -172,21 +203,13 @@ def _contents(mixture: Any, digests: Digests) -> list[dict[str, Any]]:
     return found
 
 
-def _known(where: str, names: set[str], may_be: set[str], needed: set[str]) -> None:
-    """UserError for the first name that may not be, or that is missing."""
-    unknown, missing = sorted(names - may_be), sorted(needed - names)
-    if unknown or missing:
-        what = f"{unknown[0]!r}: unknown" if unknown else f"{missing[0]!r}: missing"
-        raise UserError(f"{where}{what}, may be one of {sorted(may_be)}")
-
-
 def _model(config: ConfigDict, tokenizer: Tokenizer) -> ZayaConfig:
     if moved := [name for name in EXECUTION if name in config.model]:
         raise UserError(f"model.{moved[0]}: how a model is computed stands in execution.{moved[0]}")
     model = fields.build(ZayaConfig, config.model, "model")
-    if tokenizer.vocab_size > model.vocab_size:
+    if ids_in_texts(tokenizer) > model.vocab_size:
         raise UserError(
-            f"model.vocab_size: got {model.vocab_size}, may be at least the tokenizer's {tokenizer.vocab_size}"
+            f"model.vocab_size: got {model.vocab_size}, may be at least the tokenizer's {ids_in_texts(tokenizer)}"
         )
     assert model.mask_token_id is not None  # ZayaConfig fills it in
     if not may_be_mask(tokenizer, model.mask_token_id):
@@ -200,18 +223,39 @@ def _model(config: ConfigDict, tokenizer: Tokenizer) -> ZayaConfig:
 
 def _template(config: ConfigDict, tokenizer: Tokenizer) -> ChatTemplate:
     """data.chat_template; "tokenizer": what lies in the folder that `tokenizer` names."""
-    spec = config.data.get("chat_template", "plain")
+    spec = check("data.chat_template", config.data.get("chat_template", "plain"), Text())
+    date = _date(config.data.get("chat_date"))
     if spec != BESIDE_TOKENIZER:
-        return load_template(spec, tokenizer)
+        return load_template(spec, tokenizer).on(date)
     template = beside_tokenizer(config.tokenizer, tokenizer)
     if template is None:
         raise UserError(f"data.chat_template: got {spec!r}, but there is none beside {config.tokenizer}")
-    return template
+    return template.on(date)
+
+
+def _date(value: Any) -> datetime.date | None:
+    """data.chat_date: what templates that ask for today's date are told."""
+    try:
+        return None if value is None else datetime.date.fromisoformat(value)
+    except (TypeError, ValueError):
+        raise UserError(f"data.chat_date: got {shown(value)}, may be a date such as '2026-11-28', or None") from None
+
+
+def _check_date(config: ConfigDict, template: ChatTemplate, mixtures: Mixtures) -> None:
+    """Refuses chats that would be other texts when the run resumes on another day."""
+    written = any(source.template is not None for source in mixtures.sources.values())
+    if (written or config.evaluate.get("chat", False)) and template.asks_date and template.date is None:
+        raise UserError(
+            "data.chat_date: got None, may be a date such as '2026-11-28': the chat template writes the day's date, "
+            "and a run that resumes on another day would train on other text"
+        )
 
 
 def _thinking(value: Any) -> tuple[str, str]:
-    if isinstance(value, str) or len(value) != 2 or not all(isinstance(mark, str) and mark for mark in value):
-        raise UserError(f"data.thinking: got {value!r}, may be what opens and what closes a thinking block: {THINKING}")
+    if not isinstance(value, (tuple, list)) or len(value) != 2 or not all(map(Text().allows, value)):
+        raise UserError(
+            f"data.thinking: got {shown(value)}, may be what opens and what closes a thinking block: {THINKING}"
+        )
     return value[0], value[1]
 
 
@@ -220,12 +264,12 @@ def _sampled(name: str | None, stages: dict[str, Stage]) -> str:
 
     Where none drafts, any may be named, and without a name it is the last one.
     """
-    drafting = [stage for stage, its in stages.items() if its.phase.objective.kind == "tidar"]
+    drafting = [stage for stage, its in stages.items() if its.phase.objective.drafts]
     if not drafting:
         return fields.choice("evaluate.phase", name or list(stages)[-1], stages)
     name = name or ("convert" if "convert" in drafting else drafting[-1])
     if name not in drafting:
-        raise UserError(f"evaluate.phase: got {name!r}, may be a phase that drafts: {', '.join(drafting)}")
+        raise UserError(f"evaluate.phase: got {shown(name)}, may be a phase that drafts: {', '.join(drafting)}")
     return name
 
 
@@ -233,7 +277,7 @@ def _tasks(evaluate: ConfigDict, sources: dict[str, MixtureSource], template: Ch
     """What to evaluate on: tasks as they are trained on, asked in chats if so chosen."""
     trained = {source.task.name: source.task for source in reversed(sources.values()) if source.task is not None}
     texts = _texts(evaluate, sources)
-    tasks = [_task(name, trained) for name in evaluate.tasks if name not in texts]
+    tasks = [_task(name, trained, texts) for name in evaluate.tasks if name not in texts]
     if not evaluate.get("chat", False):
         return tuple(tasks)
     return tuple(ChatTask(task, template) for task in tasks)
@@ -245,10 +289,9 @@ def _texts(evaluate: ConfigDict, sources: dict[str, MixtureSource]) -> tuple[str
     return tuple(name for name in texts if not evaluate.tasks or name in evaluate.tasks)
 
 
-def _task(name: str, trained: dict[str, Task]) -> Task:
+def _task(name: str, trained: dict[str, Task], texts: Sequence[str]) -> Task:
     if name not in trained and name not in BENCHMARKS:
-        may_be = f"of the tasks of data.mixture or a benchmark: {sorted(set(trained) | set(BENCHMARKS))}"
-        raise UserError(f"evaluate.tasks: got {name!r}, may be {may_be}")
+        raise no_such("evaluate.tasks", name, {*trained, *texts, *BENCHMARKS})  # what data.mixture has, or a benchmark
     return trained.get(name) or make_task(name)
 
 
@@ -281,26 +324,31 @@ def make_arms(names: Sequence[str], temperatures: Sequence[float], **common: Any
     )
 
 
-def unknown_arm(names: Sequence[str]) -> str | None:
-    """The first name that is none of `known_arms`."""
-    return next((name for name in names if name not in known_arms()), None)
+def check_arms(field: str, names: Sequence[str]) -> None:
+    """UserError for a name that is none of `known_arms`."""
+    for name in names:
+        if name not in known_arms():
+            raise no_such(field, name, known_arms())
 
 
 def _arms(evaluate: ConfigDict, block_size: int, tokenizer: Tokenizer) -> tuple[Arm, ...]:
-    unknown = unknown_arm(evaluate.arms)
-    if unknown or "autoregressive" not in evaluate.arms:
-        got = unknown or tuple(evaluate.arms)
-        raise UserError(f"evaluate.arms: got {got!r}, may be 'autoregressive' and any of {sorted(known_arms())}")
+    check_arms("evaluate.arms", evaluate.arms)
+    if "autoregressive" not in evaluate.arms:
+        raise UserError(f"evaluate.arms: got {shown(tuple(evaluate.arms))}, may be 'autoregressive' and any others")
     chosen = {name: evaluate[name] for name in ("beta", "draft_temperature")}
     try:
         return make_arms(
             evaluate.arms, evaluate.temperatures, block_size=block_size, stop_tokens=tokenizer.eos_ids, **chosen
         )
     except UserError as error:
-        raise UserError(f"evaluate: {error}") from error
+        text = fields.named(error, SamplerConfig, "evaluate")
+        text = text.replace("evaluate.temperature:", "evaluate.temperatures:", 1)
+        where = "objective.block_size of the sampled phase:"
+        raise UserError(text.replace("evaluate.block_size:", where, 1)) from error
 
 
 def _budget(value: Any, block_size: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= block_size:
-        raise UserError(f"evaluate.anchor_budget: got {value!r}, may be 0 (all anchors) .. block_size ({block_size})")
+    if not Integer(0, block_size).allows(value):
+        got = shown(value)
+        raise UserError(f"evaluate.anchor_budget: got {got}, may be 0 (all anchors) .. block_size ({block_size})")
     return value if value < block_size else 0

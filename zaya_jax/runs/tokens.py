@@ -11,6 +11,7 @@ from zaya_jax.architecture import ZayaConfig
 from zaya_jax.errors import UserError
 from zaya_jax.interop.conversion.locate import find_checkpoint, run_config
 from zaya_jax.paths import absolute
+from zaya_jax.registry import kind_drafts
 from zaya_jax.runs.carried import write_tokenizer
 from zaya_jax.runs.phases import SCRATCH
 from zaya_jax.sampling.drafting import require_mask
@@ -155,7 +156,7 @@ def never_drafted(checkpoint: Path) -> str:
     while name not in passed:
         section = config.get(name)
         objective = section.get("objective") if isinstance(section, dict) else None
-        if not isinstance(objective, dict) or objective.get("kind") != "autoregressive":
+        if not isinstance(objective, dict) or kind_drafts(objective.get("kind", "tidar")):
             return ""
         passed.append(name)
         start = section.get("start") if isinstance(section, dict) else None

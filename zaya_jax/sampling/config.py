@@ -1,22 +1,39 @@
 """What a user says to the sampler."""
 
 import dataclasses
-import math
+import difflib
 from collections.abc import Collection, Sequence
 from typing import cast
 
-import numpy as np
-
+from zaya_jax.checks import FLOAT32, Integer, Number, Rule, Unset, check, check_all
 from zaya_jax.errors import UserError
 from zaya_jax.sampling.core.targets import ALIASES, MODES, find_target, targets_of
 from zaya_jax.sampling.planning.branch_points import Acceptance, best_anchors
-from zaya_jax.sampling.values import is_integer, is_number, plain_tuple
+from zaya_jax.sampling.values import plain_tuple
 
 LARGEST_BLOCK = 1024  # slots; a forward of single_pass with all anchors then has a million query tokens
-LARGEST = float(np.finfo(np.float32).max)  # of any number
 # Below it logits in float32, whose own rounding is about as large, name one token: that is greedy decoding.
 COLDEST = 1e-6
-PENALTIES = (1e-6, 1e6)  # so that a penalised logit stays finite
+LIMIT = Integer(0)
+TEMPERATURE, SHARE = Number(0, FLOAT32), Number(0, 1)
+NUCLEUS = Number(0, 1, above=True)
+RULES: dict[
+    str, Rule
+] = {  # of `SamplerConfig`'s numbers; `anchors`, `acceptance` and `stop_tokens` have checks of their own
+    "block_size": Integer(1, LARGEST_BLOCK),
+    "beta": SHARE,
+    "temperature": TEMPERATURE,
+    "draft_temperature": Unset(TEMPERATURE),
+    "top_k": LIMIT,
+    "draft_top_k": LIMIT,
+    "top_p": NUCLEUS,
+    "draft_top_p": NUCLEUS,
+    "min_p": SHARE,
+    "repetition_penalty": Number(1e-6, 1e6),  # so that a penalised logit stays finite
+    "threshold": SHARE,
+    "reveal": Integer(1),
+    "min_new_tokens": LIMIT,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,26 +120,16 @@ class SamplerConfig:
         object.__setattr__(self, "target", ALIASES.get(str(self.target), self.target))
         if self.target not in allowed:  # an alias of one that the mode does not have
             _fail("target", self.target, f"one of {allowed} when mode is {self.mode!r}")
-        _integer("block_size", self.block_size, 1, LARGEST_BLOCK)
+        check_all("SamplerConfig", self, RULES)
         self._check_acceptance()
         self._check_anchors()
-        _number("beta", self.beta, 0, 1)
         for name in ("temperature", "draft_temperature"):
             value = getattr(self, name)
-            if name == "temperature" or value is not None:
-                _number(name, value, 0)
+            if value is not None:
                 object.__setattr__(self, name, value if value >= COLDEST else 0.0)
-        for name in ("top_k", "draft_top_k", "min_new_tokens"):
-            _integer(name, getattr(self, name), 0)
-        for name in ("top_p", "draft_top_p"):
-            _number(name, getattr(self, name), 0, 1, above=True)
-        _number("min_p", self.min_p, 0, 1)
-        _number("repetition_penalty", self.repetition_penalty, *PENALTIES)
         for name, neutral in (("repetition_penalty", 1), ("min_new_tokens", 0)):
             if self.mode == "block_diffusion" and getattr(self, name) != neutral:
                 _fail(name, getattr(self, name), f"{neutral} when mode is 'block_diffusion' (it draws in any order)")
-        _number("threshold", self.threshold, 0, 1)
-        _integer("reveal", self.reveal, 1)
         self._check_stops()
 
     def _check_acceptance(self) -> None:
@@ -133,13 +140,13 @@ class SamplerConfig:
             _fail("acceptance", self.acceptance, may_be)
         if any(isinstance(run, tuple) for run in self.acceptance):
             for run in self.acceptance:
-                if not (isinstance(run, tuple) and run and all(is_integer(n) and n >= 0 for n in run) and any(run)):
+                if not (isinstance(run, tuple) and run and all(LIMIT.allows(n) for n in run) and any(run)):
                     _fail("acceptance", run, "runs (tokens of each forward, integers of at least 0) or rates")
             return
         if len(self.acceptance) < self.block_size - 1:
             _fail("acceptance", self.acceptance, may_be)
         for rate in self.acceptance:
-            _number("acceptance", rate, 0, 1)
+            check("SamplerConfig.acceptance", rate, SHARE)
 
     def _check_anchors(self) -> None:
         size, anchors = self.block_size, self.anchors
@@ -150,7 +157,7 @@ class SamplerConfig:
             _fail("anchors", anchors, f"'all' when mode is {self.mode!r} (only single_pass drafts behind anchors)")
         may_be = f"'all', a budget in 1 .. block_size ({size}), or increasing integers in that range"
         if not isinstance(anchors, tuple):
-            if not is_integer(anchors) or not 1 <= anchors <= size:  # pyrefly: ignore[unsupported-operation]
+            if not Integer(1, size).allows(anchors):
                 _fail("anchors", anchors, may_be)
             elif anchors == size:
                 object.__setattr__(self, "anchors", "all")
@@ -160,15 +167,15 @@ class SamplerConfig:
                 budget = cast(int, anchors)
                 object.__setattr__(self, "anchors", best_anchors(self.acceptance, size, budget))
         else:
-            increasing = all(is_integer(a) for a in anchors) and list(anchors) == sorted(set(anchors))
-            if not anchors or not increasing or not 1 <= anchors[0] <= anchors[-1] <= size:
+            within = all(Integer(1, size).allows(anchor) for anchor in anchors)
+            if not anchors or not within or list(anchors) != sorted(set(anchors)):
                 _fail("anchors", anchors, may_be)
         if self.reads_next_block and len(self.anchor_list) != size:
             _fail("anchors", anchors, f"'all' when target is {self.target!r} (it reads every block's first slot)")
 
     def _check_stops(self) -> None:
         tokens, strings = self.stop_tokens, self.stop_strings
-        if not isinstance(tokens, tuple) or any(not is_integer(t) or t < 0 for t in tokens):
+        if not isinstance(tokens, tuple) or not all(LIMIT.allows(token) for token in tokens):
             _fail("stop_tokens", tokens, "a collection of token ids")
         if not isinstance(strings, tuple) or any(not isinstance(s, str) or not s for s in strings):
             _fail("stop_strings", strings, "a collection of non-empty strings")
@@ -209,17 +216,6 @@ def _fail(field: str, got: object, may_be: str) -> None:
 
 def _one_of(field: str, got: object, allowed: tuple[str, ...], may_be: str = "") -> None:
     if not isinstance(got, str) or got not in allowed:
-        _fail(field, got, may_be or f"one of {allowed}")
-
-
-def _integer(field: str, got: object, low: int, high: float = math.inf) -> None:
-    if not is_integer(got) or not low <= got <= high:  # pyrefly: ignore[unsupported-operation]
-        _fail(field, got, f"an integer of at least {low}" + (f" and at most {high}" if high < math.inf else ""))
-
-
-def _number(field: str, got: object, low: float, high: float = LARGEST, above: bool = False) -> None:
-    """A number in [low, high], or in (low, high] when `above`."""
-    if not is_number(got) or not low <= got <= high or (above and got == low):  # pyrefly: ignore[unsupported-operation]
-        least = f"above {low:g}" if above else f"of at least {low:g}"
-        most = f" and at most {high:g}" if high < LARGEST else " that float32 holds"
-        _fail(field, got, f"a finite number {least}{most}")
+        near = difflib.get_close_matches(str(got), allowed, 2)
+        meant = f" (did you mean {' or '.join(near)}?)" if near else ""
+        _fail(field, got, (may_be or f"one of {allowed}") + meant)

@@ -3,8 +3,10 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from zaya_jax import memory
 from zaya_jax.architecture import Zaya, ZayaConfig
 from zaya_jax.errors import Diverged, UserError
 from zaya_jax.sampling.config import SamplerConfig
@@ -20,6 +22,9 @@ def decode(model: Zaya, variables: Any, request: Request, sampler: SamplerConfig
     """`generate` for any mode but "auto"; raises as there."""
     texts, unread = request.texts, request.unread
     check(model.config, request, sampler)
+    change = "samples, max_new_tokens or the prompts given at once may be fewer"
+    longest = max(map(len, texts)) + request.max_new_tokens
+    require_cache(model.config, request.rows, longest, "generate", change, variables)
     plan, knobs = plan_of(sampler), knobs_of(sampler)
     keys, limit = row_keys(request.seed, request.rows), np.int32(request.max_new_tokens)
     width, buffer = bucket(max(map(len, unread))), bucket(request.max_new_tokens)
@@ -84,6 +89,24 @@ def _result(state: State, texts: list[list[int]], cut: dict[int, int], sampler: 
         sampler=sampler,
         session=Session(texts, state.cache.replace(length=length)),
     )
+
+
+def require_cache(
+    config: ZayaConfig, rows: int, tokens: int, what: str, change: str, variables: Any = None
+) -> None:  # fmt: skip
+    """UserError where keys and values of so many rows of so many tokens are more than there is memory for.
+
+    Args:
+      variables: of the model, by whose devices it is judged; None for the first device.
+      what, change: see `memory.require`.
+    """
+    values = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    needed = rows * tokens * values * jnp.dtype(config.dtype).itemsize
+    leaf = next((leaf for leaf in jax.tree.leaves(variables) if isinstance(leaf, jax.Array)), None)
+    devices = [None] if leaf is None else list(leaf.sharding.device_set)
+    there = memory.device_memory(devices[0], len(devices))
+    parts = f"keys and values of {rows} x {tokens} tokens"
+    memory.require(what, needed, there and there * len(devices), change, parts)
 
 
 def _until(accepted: list[int], tokens: int) -> list[int]:

@@ -6,12 +6,13 @@ from typing import Protocol
 
 import numpy as np
 
+from zaya_jax import checks
 from zaya_jax.architecture import Cache
 from zaya_jax.errors import UserError
 from zaya_jax.sampling.config import SamplerConfig
 from zaya_jax.sampling.drafting import Yield
 from zaya_jax.sampling.stopping import Decoder
-from zaya_jax.sampling.values import is_integer, plain, plain_tuple
+from zaya_jax.sampling.values import plain, plain_tuple
 
 
 class Streamer(Protocol):
@@ -60,14 +61,11 @@ class Request:
         if not isinstance(given, tuple):
             raise UserError(f"prompts: got {given!r:.60}, may be a list of one or more token lists")
         for i, prompt in enumerate(given):
-            if not isinstance(prompt, tuple) or not all(is_integer(token) for token in prompt):
+            if not isinstance(prompt, tuple) or not all(checks.SEED.allows(token) for token in prompt):
                 raise UserError(f"prompts[{i}]: got {prompt!r:.60}, may be a list of token ids")
         object.__setattr__(self, "prompts", given)
         for name in ("max_new_tokens", "samples"):
-            value = plain(getattr(self, name))
-            if not is_integer(value) or value < 1:
-                raise UserError(f"{name}: got {value!r}, may be an integer of at least 1")
-            object.__setattr__(self, name, value)
+            object.__setattr__(self, name, checks.check(name, plain(getattr(self, name)), checks.COUNT))
         if self.session is not None and len(given) != len(self.session.texts):
             raise UserError(
                 f"prompts: got {len(given)}, may be {len(self.session.texts)} (one for each text of the session)"

@@ -41,13 +41,3 @@ def plain_tuple(value: Any, ordered: bool = True) -> Any:
     if not isinstance(value, Collection):
         return plain(value)
     return tuple(plain_tuple(item, ordered) for item in value)
-
-
-def is_integer(value: object) -> bool:
-    """Of `plain` values: whether it is an int."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def is_number(value: object) -> bool:
-    """Of `plain` values: whether it is an int or a float."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -4,11 +4,11 @@ A task of your own is a subclass of `Task` and `register_task`, in this package 
 Imports sandbox, data and text; no model.
 """
 
-import re
 from dataclasses import fields
 from typing import Any
 
-from zaya_jax.errors import UserError
+from zaya_jax.checks import no_such, unknown
+from zaya_jax.registry import Owners, caller
 from zaya_jax.tasks.addition import Addition
 from zaya_jax.tasks.base import Problem, Task, TaskSource
 from zaya_jax.tasks.chat_task import ChatTask
@@ -20,23 +20,18 @@ from zaya_jax.tasks.list_programs import ListPrograms
 # Families whose problems are drawn, so that they can be trained on; and given sets of problems.
 TASKS: dict[str, type[Task]] = {task.name: task for task in (Addition, Countdown, ListPrograms, GsmSymbolic)}
 BENCHMARKS: dict[str, type[Task]] = {task.name: task for task in (HumanEval,)}
+_OWNERS = Owners("task")
 
 __all__ = ["BENCHMARKS", "TASKS", "ChatTask", "Problem", "Task", "TaskSource", "make_task", "register_task"]
 
 
 def register_task(task: type[Task]) -> type[Task]:
-    """Makes a task known by its `name`; a class decorator. Registering it again (a config file read twice) replaces it.
+    """Makes a task known by its `name`; a class decorator. The same file, read again, replaces its task.
 
     Raises:
-      UserError: the name is one of this package's tasks, or none that a config and a file can hold.
+      UserError: the name is one of this package's tasks, of another file's, or none that a config and a file can hold.
     """
-    name = getattr(task, "name", None)
-    if not isinstance(name, str) or not re.fullmatch("[a-z][a-z0-9_]*", name):
-        raise UserError(f"task: got name {name!r}, may be lower-case letters, digits and _")
-    ours = (TASKS | BENCHMARKS).get(name)
-    if ours is not None and ours.__module__.startswith(f"{__name__}."):
-        raise UserError(f"task: got name {name!r}, may be none of {', '.join(TASKS | BENCHMARKS)}")
-    TASKS[name] = task
+    TASKS[_OWNERS.claim(getattr(task, "name", None), caller(), TASKS | BENCHMARKS)] = task
     return task
 
 
@@ -44,9 +39,9 @@ def make_task(name: str, **options: Any) -> Task:
     """The task or benchmark called `name`. UserError for an unknown name or option, or a value out of range."""
     every = TASKS | BENCHMARKS
     if name not in every:
-        raise UserError(f"task: got {name!r}, must be one of {', '.join(every)}")
+        raise no_such("task", name, every)
     known = [field.name for field in fields(every[name])]
-    unknown = [option for option in options if option not in known]
-    if unknown:
-        raise UserError(f"task {name}: got option {unknown[0]!r}, may be {', '.join(known)}")
+    for option in options:
+        if option not in known:
+            raise unknown(f"task {name}: option {option}", option, known)
     return every[name](**options)

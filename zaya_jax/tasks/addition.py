@@ -8,7 +8,8 @@ import random
 from dataclasses import dataclass
 from typing import ClassVar
 
-from zaya_jax.tasks.base import Problem, Task, require_range
+from zaya_jax.checks import Integer, check
+from zaya_jax.tasks.base import Problem, Task
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Addition(Task):
     digits: int = 3
 
     def __post_init__(self) -> None:
-        require_range("digits", self.digits, 1, 18)
+        check("digits", self.digits, Integer(1, 18))
 
     def sample(self, rng: random.Random) -> Problem:
         a, b = self._number(rng), self._number(rng)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, ClassVar
 
+from zaya_jax.checks import COUNT, Integer, check
 from zaya_jax.data.splits import SPLITS, require_split, split_of
 from zaya_jax.errors import UserError
 from zaya_jax.text.tokenizers import Tokenizer
@@ -42,8 +43,7 @@ class Task(ABC):
         instance falls in `split`.
         """
         require_split(split)
-        if index < 0:
-            raise UserError(f"index: got {index}, must be at least 0")
+        check("index", index, Integer(0))
         rng = _generator(self.name, split, index, seed)
         for _ in range(MAX_ATTEMPTS):
             problem = self.sample(rng)
@@ -76,10 +76,9 @@ class TaskSource:
     """Problems as documents for a pipeline: `source[i]` is {"text", "prompt", "name"}, all str; prompt begins text."""
 
     def __init__(self, task: Task, split: str, seed: int, size: int):
-        """`size` problems of `split`. UserError if size is not in [1, 2**31]."""
+        """`size` problems of `split`; grain shuffles 32-bit indices. UserError for a size out of range."""
         require_split(split)
-        if not 1 <= size <= 2**31:  # grain shuffles 32-bit indices.
-            raise UserError(f"size: got {size}, must be in [1, {2**31}]")
+        check("size", size, COUNT)
         task.problem(split, 0, seed)  # Options that leave the split empty fail here, not later.
         self.task, self.split, self.seed, self.size = task, split, seed, size
 
@@ -92,12 +91,6 @@ class TaskSource:
         problem = self.task.problem(self.split, index, self.seed)
         name = f"{self.task.name}/{self.split}/{index}"
         return {"text": problem.prompt + problem.solution, "prompt": problem.prompt, "name": name}
-
-
-def require_range(field: str, value: Any, lowest: int, highest: int) -> None:
-    """Raises UserError unless `value` is an int in [lowest, highest]."""
-    if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
-        raise UserError(f"{field}: got {value!r}, must be an integer in [{lowest}, {highest}]")
 
 
 def _generator(name: str, split: str, index: int, seed: int) -> random.Random:

@@ -9,7 +9,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar
 
-from zaya_jax.tasks.base import Problem, Task, require_range
+from zaya_jax.checks import Integer, check
+from zaya_jax.tasks.base import Problem, Task
 from zaya_jax.tasks.expressions import Refused, evaluate_arithmetic
 
 Term = tuple[int, str, bool]  # Value, text, and whether it is a bare sum or difference.
@@ -29,9 +30,9 @@ class Countdown(Task):
     largest_target: int = 100
 
     def __post_init__(self) -> None:
-        require_range("numbers", self.numbers, 2, 6)
-        require_range("largest", self.largest, 3, 99)
-        require_range("largest_target", self.largest_target, self.largest, 9999)
+        check("numbers", self.numbers, Integer(2, 6))
+        check("largest", self.largest, Integer(3, 99))
+        check("largest_target", self.largest_target, Integer(self.largest, 9999))
 
     def sample(self, rng: random.Random) -> Problem:
         while True:

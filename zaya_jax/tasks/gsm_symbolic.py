@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, ClassVar
 
+from zaya_jax.checks import Integer, check
 from zaya_jax.errors import UserError
-from zaya_jax.tasks.base import Problem, Task, require_range
+from zaya_jax.tasks.base import Problem, Task
 
 MARK = "####"
 
@@ -46,7 +47,7 @@ class GsmSymbolic(Task):
     templates: int = 8
 
     def __post_init__(self) -> None:
-        require_range("templates", self.templates, 1, len(TEMPLATES))
+        check("templates", self.templates, Integer(1, len(TEMPLATES)))
 
     def sample(self, rng: random.Random) -> Problem:
         """Raises UserError without the package."""

@@ -10,6 +10,7 @@ import random
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from zaya_jax.checks import Number, check
 from zaya_jax.errors import UserError
 from zaya_jax.sandbox.runner import Limits, run_program
 from zaya_jax.tasks.base import Problem, Task
@@ -25,6 +26,9 @@ class HumanEval(Task):
     name: ClassVar[str] = "human_eval"
     tuning_split: ClassVar[str] = "test"  # there is no other; what is tuned on it (anchors) changes speed alone
     seconds: float = 10.0  # wall-clock of one check; the slowest reference solution takes a few
+
+    def __post_init__(self) -> None:
+        check("seconds", self.seconds, Number(0, 3600, above=True))
 
     def problem(self, split: str, index: int, seed: int) -> Problem:
         """Raises UserError for another split, an index of 164 or more, or without the package."""

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from zaya_jax.tasks.base import Problem, Task, require_range
+from zaya_jax.checks import Integer, check
+from zaya_jax.tasks.base import Problem, Task
 from zaya_jax.tasks.expressions import Refused, parse_list_program, run_list_program
 
 HIDDEN_INPUTS = 5
@@ -49,8 +50,8 @@ class ListPrograms(Task):
     examples: int = 3
 
     def __post_init__(self) -> None:
-        require_range("max_operations", self.max_operations, 1, 3)
-        require_range("examples", self.examples, 1, 8)
+        check("max_operations", self.max_operations, Integer(1, 3))
+        check("examples", self.examples, Integer(1, 8))
 
     def sample(self, rng: random.Random) -> Problem:
         while True:

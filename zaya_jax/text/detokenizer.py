@@ -17,6 +17,8 @@ class Decoder(Protocol):
     def context(self) -> tuple[int, ...]: ...
     def decode(self, ids: Sequence[int]) -> str: ...
     def joins(self, id_: int) -> bool: ...
+    @property
+    def tidies(self) -> bool: ...
 
 
 class Pending(NamedTuple):
@@ -31,7 +33,8 @@ class Detokenizer:
     """Tokens to text, piece by piece.
 
     Text is returned when no token to come can change it. Held back are: bytes that are no character yet, and runs of
-    byte tokens (SentencePiece's byte fallback), which decode as a whole: one wrong byte makes all of a run unknown.
+    byte tokens (SentencePiece's byte fallback), which decode as a whole: one wrong byte makes all of a run unknown;
+    and, where decoding tidies spaces, what a later token may still join.
     What `push` and `flush` return adds up to what `whole` returns, in whatever portions the tokens come.
 
     Attributes:
@@ -58,6 +61,8 @@ class Detokenizer:
                 break
         text = self.tokenizer.decode(held[:settled])
         certain = text.removesuffix(UNKNOWN)
+        if self.tokenizer.tidies:
+            certain = certain[: _untouched(certain)]
         new, given = certain[state.given :], max(state.given, len(certain))
         if settled == len(held) and certain == text:
             return self._compact(Pending(held, given)), new
@@ -92,3 +97,11 @@ class Detokenizer:
         if UNKNOWN in alone:
             return self._behind(self.tokenizer.context)  # it ends a character: a byte, whose text depends on no space
         return self._behind(last) if alone.strip() else state
+
+
+def _untouched(text: str) -> int:
+    """Where the last word of a tidied text begins: no token to come changes what is before (see `published.tidied`)."""
+    at = text.rfind(" ")
+    while at > 0 and text[at - 1] == "'":
+        at = text.rfind(" ", 0, at)
+    return max(at, 0)

@@ -13,9 +13,10 @@ from typing import Any
 
 import tokenizers
 
-from zaya_jax import paths
+from zaya_jax import files
 from zaya_jax.errors import UserError
-from zaya_jax.paths import one_line, read_text
+from zaya_jax.files import read_text
+from zaya_jax.paths import one_line
 
 TOKENIZER_FILE = "tokenizer.json"
 # Who says which ids begin, end and fill a text: by number, the model's files; by spelling, the tokenizer's own.
@@ -24,6 +25,8 @@ SPELLED_BEFORE = "special_tokens_map.json"  # where older releases of transforme
 ROLES = ("bos", "eos", "pad")
 NAMED = (*ROLES, "unk", "sep", "cls", "mask")  # what transformers hands to chat templates as bos_token, ...
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of an added token
+# What transformers' clean_up_tokenization replaces in a decoded text, in this order.
+TIDIED = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class PublishedTokenizer:
     opening: tuple[int, ...]  # special tokens that belong in front of every text
     special_ids: Mapping[str, int] = field(repr=False)  # by spelling
     template_tokens: Mapping[str, str] = field(repr=False)  # spellings that chat templates see, as "eos_token"
+    tidies: bool = field(default=False, compare=False)  # whether decoding replaces `TIDIED`; decides no ids
     mask_id: None = None
 
     @classmethod
@@ -81,8 +85,10 @@ class PublishedTokenizer:
         first = {role: next(iter(ids), None) for role, ids in named.items()}
         pad = named["eos"][0] if first["pad"] is None else first["pad"]
         template_tokens = {"eos_token": str(model.id_to_token(named["eos"][0]))}
+        template_tokens |= _other_specials(path, values)[1]
         template_tokens |= {f"{role}_token": spelling for role, spelling in spelled.items()}
-        return cls(model, first["bos"], tuple(named["eos"]), pad, _opening(model), special, template_tokens)
+        ends, tidies = tuple(named["eos"]), _tidies(path, model, values)
+        return cls(model, first["bos"], ends, pad, _opening(model), special, template_tokens, tidies)
 
     @property
     def eos_id(self) -> int:
@@ -165,7 +171,8 @@ class PublishedTokenizer:
         wrong = next((i for i in values if not 0 <= i < self.vocab_size), None)
         if wrong is not None:
             raise UserError(f"ids: got {wrong}, must be in [0, {self.vocab_size})")
-        return self.model.decode([i for i in values if i not in self._silent], skip_special_tokens=True)
+        text = self.model.decode([i for i in values if i not in self._silent], skip_special_tokens=True)
+        return tidied(text) if self.tidies else text
 
     def joins(self, id_: int) -> bool:
         """Whether it is a byte that decodes together with the bytes around it, so that later ones change its text."""
@@ -258,9 +265,13 @@ def read_description(path: Path) -> tuple[dict[str, Any], tokenizers.Tokenizer]:
         raise
     except (OSError, ValueError) as error:
         raise UserError(f"tokenizer: {one_line(error)}") from None
+    model = _from_json(path, text)
+    return json.loads(text), model
+
+
+def _from_json(path: Path, text: str) -> tokenizers.Tokenizer:
     try:
-        description = json.loads(text)
-        return description, tokenizers.Tokenizer.from_str(text)
+        return tokenizers.Tokenizer.from_str(text)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # `tokenizers` raises bare Exception, and a panic is none
@@ -268,13 +279,30 @@ def read_description(path: Path) -> tuple[dict[str, Any], tokenizers.Tokenizer]:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object, {} where there is no such file. UserError, in one line, for anything else."""
+    """A JSON object of text that UTF-8 can hold, {} where there is no such file.
+
+    Raises UserError, in one line, for anything else: `tokenizers` takes no lone surrogate ("\\ud800" is JSON) anywhere.
+    """
     if not path.exists():
         return {}
     try:
-        return paths.read_object(path)
+        values = files.read_object(path)
+        json.dumps(values, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError(f"tokenizer: {path}: holds a lone surrogate, which is no text") from None
     except (OSError, ValueError) as error:
         raise UserError(f"tokenizer: {one_line(error)}") from None
+    return values
+
+
+def tidied(text: str) -> str:
+    """A decoded text without the spaces that some vocabularies leave, as transformers' clean_up_tokenization does it.
+
+    A text may be cut in front of a space, unless that follows an apostrophe: what its parts become adds up.
+    """
+    for spaced in TIDIED:
+        text = text.replace(spaced, spaced.strip())
+    return text
 
 
 def _opening(model: tokenizers.Tokenizer) -> tuple[int, ...]:
@@ -295,6 +323,18 @@ def require_unicode(text: str) -> None:
         raise UserError(f"text: holds a lone surrogate (U+{ord(text[error.start]):04X}) at {error.start}") from None
 
 
+def _tidies(path: Path, model: tokenizers.Tokenizer, values: Mapping[str, Any]) -> bool:
+    """Whether transformers 5 tidies what it decodes: not with BPE, whatever clean_up_tokenization_spaces says of it."""
+    corrupts = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
+    given = {name: values.get(name) for name in ("clean_up_tokenization_spaces", corrupts)}
+    for name, value in given.items():
+        if value is not None and not isinstance(value, bool):
+            raise UserError(f"tokenizer: {path.with_name(SPELLED)}: {name}: got {value!r:.60}, must be true or false")
+    return bool(given["clean_up_tokenization_spaces"]) and (
+        type(model.model).__name__ != "BPE" or bool(given[corrupts])
+    )
+
+
 def _spelled(path: Path, values: Mapping[str, Any]) -> dict[str, str]:
     """Role -> spelling of the special tokens that the tokenizer's own files name."""
     given = {role: (SPELLED, values.get(f"{role}_token")) for role in NAMED}
@@ -303,14 +343,39 @@ def _spelled(path: Path, values: Mapping[str, Any]) -> dict[str, str]:
         given |= {role: (SPELLED_BEFORE, before[f"{role}_token"]) for role in NAMED if before.get(f"{role}_token")}
     spelled = {}
     for role, (name, token) in given.items():
-        spelling = token.get("content") if isinstance(token, dict) else token
-        if spelling is None:
+        if token is None:
             continue
-        if not isinstance(spelling, str):
+        spelling = _spelling(token)
+        if spelling is None:
             where = path.with_name(name)
-            raise UserError(f"tokenizer: {where}: {role}_token: got {token!r}, must be a token of {path}")
+            raise UserError(f"tokenizer: {where}: {role}_token: got {token!r:.200}, must be a token of {path}")
         spelled[role] = spelling
     return spelled
+
+
+def _spelling(token: Any) -> str | None:
+    """What a JSON file's token, a string or an object with "content", is spelled; None: it is none."""
+    spelling = token.get("content") if isinstance(token, dict) else token
+    return spelling if isinstance(spelling, str) else None
+
+
+def _other_specials(path: Path, values: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
+    """Special tokens that tokenizer_config.json names beside those of `NAMED`: (without a role, by a model's own role).
+
+    As in transformers 5, a model's own roles are the strings under "..._token" and an object of extra_special_tokens.
+    """
+    where = path.with_name(SPELLED)
+    field = "extra_special_tokens" if "extra_special_tokens" in values else "additional_special_tokens"
+    more = values.get("extra_special_tokens") or values.get("additional_special_tokens") or ()
+    roles = {
+        name: token for name, token in values.items()
+        if name.endswith("_token") and name.removesuffix("_token") not in NAMED and isinstance(token, str)
+    }  # fmt: skip
+    if isinstance(more, dict):
+        more, roles = (), roles | more
+    if not isinstance(more, list | tuple) or None in map(_spelling, (*more, *roles.values())):
+        raise UserError(f"tokenizer: {where}: {field}: must be a list of tokens, or an object of tokens by their roles")
+    return [str(_spelling(token)) for token in more], {name: str(_spelling(token)) for name, token in roles.items()}
 
 
 def _check_added(path: Path, model: tokenizers.Tokenizer, tokens: Sequence[Mapping[str, Any]]) -> None:
@@ -338,11 +403,8 @@ def _add_tokens(path: Path, model: tokenizers.Tokenizer, values: Mapping[str, An
     for id_, token in numbered.items():
         if model.token_to_id(token.content) != id_:
             raise UserError(f"tokenizer: {where}: added_tokens_decoder: {token.content!r} cannot have id {id_}")
-    more = values.get("extra_special_tokens") or values.get("additional_special_tokens") or ()
-    more = [token.get("content") if isinstance(token, dict) else token for token in more]
-    if not all(isinstance(token, str) for token in more):
-        raise UserError(f"tokenizer: {where}: additional_special_tokens: must be a list of tokens")
-    more = [str(token) for token in more]
+    listed, roles = _other_specials(path, values)
+    more = [*roles.values(), *listed]
     added = {token.content: token for token in model.get_added_tokens_decoder().values()}
     for role, spelling in spelled.items():
         if model.token_to_id(spelling) is None:
@@ -386,7 +448,7 @@ def _as_llama(path: Path, description: Mapping[str, Any], values: Mapping[str, A
         "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": False},
         "decoder": {"type": "Sequence", "decoders": decoder},
     }
-    return tokenizers.Tokenizer.from_str(json.dumps(changed))
+    return _from_json(path, json.dumps(changed))
 
 
 def _named_ids(path: Path, model: tokenizers.Tokenizer, spelled: Mapping[str, str]) -> dict[str, list[int]]:

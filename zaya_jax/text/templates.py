@@ -9,6 +9,8 @@ it is, to see that nothing but the marks is different.
 Special tokens are then `"\\0" + id + "\\0"`, which no content can hold, until the text is made into ids.
 """
 
+import dataclasses
+import datetime
 import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,16 +22,19 @@ import jinja2
 import jinja2.nodes
 
 from zaya_jax.errors import UserError
-from zaya_jax.paths import absolute, one_line, read_text
+from zaya_jax.files import read_text
+from zaya_jax.paths import absolute, one_line
 from zaya_jax.text.jinja_world import compiled, parsed, rendered
-from zaya_jax.text.published import SPELLED, read_object
+from zaya_jax.text.published import SPELLED, read_object, require_unicode
 from zaya_jax.text.tokenizers import Tokenizer
 
 Messages = Sequence[Mapping[str, Any]]  # see `chat.check_messages`
+Tools = Sequence[Mapping[str, Any]] | None  # see `chat.check_tools`
 TEMPLATE_FILE = "chat_template.jinja"
 OTHERS = "additional_chat_templates"  # the folder of templates that have names
 NAMES = ("role", "type")  # what of a message templates compare; all else is words
 REASONING = ("reasoning_content", "thinking", "reasoning")  # names for the same, the first is the newest
+NOW = "strftime_now"  # the function that templates ask for the date
 MARK = "\ufdd0"  # a code point that is no character and never will be; contents may not hold it, nor NUL
 SPECIAL = re.compile("\0([0-9]+)\0")
 PLAIN = """\
@@ -48,6 +53,21 @@ class ChatTemplate:
     """How a chat is written down. Build one with `load_template` or `folder_template`, which also try it."""
 
     source: str  # Jinja
+    date: datetime.date | None = None  # what strftime_now says; None: when it is asked, as in transformers
+
+    def __repr__(self) -> str:  # files of answers are told apart by it, those of before there was a date too
+        date = "" if self.date is None else f", date={self.date}"
+        return f"ChatTemplate(source={self.source!r}{date})"
+
+    @functools.cached_property
+    def asks_date(self) -> bool:
+        """Whether it writes the date, so that the same chat is another text tomorrow, unless `date` is given."""
+        names = parsed(self.source).find_all(jinja2.nodes.Name)
+        return any(name.name == NOW for name in names)
+
+    def on(self, date: datetime.date | None) -> "ChatTemplate":
+        """The same at a date."""
+        return dataclasses.replace(self, date=date)
 
     @functools.cached_property
     def _compiled(self) -> jinja2.Template:
@@ -59,31 +79,46 @@ class ChatTemplate:
         found = parsed(self.source).find_all(jinja2.nodes.Const)
         return tuple({const.value for const in found if isinstance(const.value, str) and len(const.value) > 1})
 
-    def render(self, messages: Messages, tokenizer: Tokenizer, add_generation_prompt: bool = False) -> str:
+    def render(
+        self, messages: Messages, tokenizer: Tokenizer, add_generation_prompt: bool = False, tools: Tools = None
+    ) -> str:
         """The chat's text, special tokens as in `SPECIAL`. The template sees what transformers would show it.
+
+        Args:
+          tools: the JSON schemas of functions that an assistant may call.
 
         Raises:
           UserError: one line: a template that fails, or one that changes contents so that special tokens cannot be
             told from them.
         """
         spelled = {s: id_ for s, id_ in tokenizer.special_ids.items() if len(s) > 1}
-        variables: dict[str, Any] = {"tools": None, "documents": None, "add_generation_prompt": add_generation_prompt}
+        variables: dict[str, Any] = {"documents": None, "add_generation_prompt": add_generation_prompt}
         variables |= _special_variables(tokenizer, spelled)
+        if self.date is not None:
+            variables[NOW] = datetime.datetime.combine(self.date, datetime.time()).strftime
 
-        def text_of(messages: Iterable[Mapping[str, Any]]) -> str:
-            return rendered(self._compiled, variables | {"messages": [_as_shown(message) for message in messages]})
+        def text_of(messages: Iterable[Mapping[str, Any]], tools: Tools) -> str:
+            shown = {"messages": [_as_shown(message) for message in messages], "tools": tools}
+            return rendered(self._compiled, variables | shown)
 
         if not spelled:
-            return text_of(messages)
-        guarded = text_of(self._guarded_parts(message, spelled) for message in messages)
-        if guarded.replace(MARK, "") != text_of(messages):
+            return text_of(messages, tools)
+        guarded_tools = None if tools is None else self._guarded_parts(tools, spelled)
+        guarded = text_of((self._guarded_parts(message, spelled) for message in messages), guarded_tools)
+        if guarded.replace(MARK, "") != text_of(messages, tools):
             raise UserError("chat_template: changes a message's content, so special tokens cannot be told from words")
         anything = re.compile("|".join(map(re.escape, sorted(spelled, key=len, reverse=True))))
         return anything.sub(lambda found: f"\0{spelled[found[0]]}\0", guarded).replace(MARK, "")
 
     def _guarded_parts(self, value: Any, spelled: Iterable[str], name: str = "") -> Any:
-        """A message, or a part of it, with marks in all of its words. UserError for a role that spells a token."""
+        """A message, or a part of it, with marks in all of its words.
+
+        UserError for a role that spells a token, or a name of a field: templates look for those as they are.
+        """
         if isinstance(value, Mapping):
+            wrong = next((key for key in value if any(token in key for token in spelled)), None)
+            if wrong is not None:
+                raise UserError(f"chat_template: field {wrong[:60]!r}: its name may hold no special token")
             return {key: self._guarded_parts(part, spelled, key) for key, part in value.items()}
         if isinstance(value, list):
             return [self._guarded_parts(part, spelled) for part in value]
@@ -119,7 +154,7 @@ class ChatTemplate:
         """The ids behind which an assistant answers `messages`."""
         return encode(self.render(messages, tokenizer, add_generation_prompt=True), tokenizer)
 
-    def turns(self, messages: Messages, tokenizer: Tokenizer) -> list[tuple[str, bool]]:
+    def turns(self, messages: Messages, tokenizer: Tokenizer, tools: Tools = None) -> list[tuple[str, bool]]:
         """(text, whether it is an answer), together the whole chat up to the end of its last answer.
 
         Raises:
@@ -129,8 +164,8 @@ class ChatTemplate:
         for i, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            before = self.render(messages[:i], tokenizer, add_generation_prompt=True)
-            after = self.render(messages[: i + 1], tokenizer)
+            before = self.render(messages[:i], tokenizer, add_generation_prompt=True, tools=tools)
+            after = self.render(messages[: i + 1], tokenizer, tools=tools)
             if not (before.startswith(done) and after.startswith(before)):
                 raise UserError(f"chat_template: message {i + 1} of a chat changes how those before it are written")
             ends = (f.end() for f in SPECIAL.finditer(after, len(before)) if int(f[1]) in tokenizer.eos_ids)
@@ -211,8 +246,8 @@ def folder_template(folder: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
     for name in (SPELLED, "chat_template.json"):
         given = read_object(folder / name).get("chat_template")
         if isinstance(given, list):  # several by name
-            by_name = {item.get("name"): item.get("template") for item in given if isinstance(item, dict)}
-            given = by_name.get("default", given)
+            named = [item for item in given if isinstance(item, dict) and item.get("name") == "default"]
+            given = named[-1].get("template", given) if named else given
         if given is None:
             continue
         if not isinstance(given, str):
@@ -229,9 +264,10 @@ def _read(path: Path) -> str:
         raise UserError(f"chat_template: {one_line(error)}") from None
 
 
-def _tried(source: str, tokenizer: Tokenizer) -> ChatTemplate:
+def _tried(source: str, tokenizer: Tokenizer, date: datetime.date | None = None) -> ChatTemplate:
     """A template that compiles and asks a question, after a system's message if it needs one."""
-    template = ChatTemplate(source)
+    require_unicode(source)
+    template = ChatTemplate(source, date)
     _ = template._compiled, template._literals
     question = {"role": "user", "content": "a"}
     try:

@@ -13,9 +13,9 @@ from typing import Any, Protocol, cast
 import tokenizers
 
 from zaya_jax.errors import UserError
+from zaya_jax.files import write_text
 from zaya_jax.paths import absolute
 from zaya_jax.text.published import TOKENIZER_FILE, PublishedTokenizer, read_description, require_unicode
-from zaya_jax.writing import write_text
 
 NUM_SPECIALS = 4  # BOS, EOS, PAD, MASK, in this order, behind the ordinary tokens.
 NUM_BYTES = 256
@@ -64,6 +64,11 @@ class Tokenizer(Protocol):
     @property
     def context(self) -> tuple[int, ...]:
         """What to decode a later part of a text behind, where a beginning would lose its space; else ()."""
+        ...
+
+    @property
+    def tidies(self) -> bool:
+        """Whether decoding takes spaces out that later tokens may ask it to: see `published.tidied`."""
         ...
 
     def encode(self, text: str, start: bool = True) -> list[int]:
@@ -125,6 +130,10 @@ class _SpecialsLast:
     @property
     def context(self) -> tuple[int, ...]:
         return ()
+
+    @property
+    def tidies(self) -> bool:
+        return False
 
     def encode(self, text: str, start: bool = True) -> list[int]:
         raise NotImplementedError
@@ -313,15 +322,20 @@ def may_be_mask(tokenizer: Tokenizer, id_: int) -> bool:
 
 
 def for_model(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
-    """The tokenizer for a model of other ids than it has: what the model has beyond them is no text."""
-    return tokenizer if tokenizer.vocab_size == vocab_size else cast(Tokenizer, _Narrower(tokenizer))
+    """The tokenizer for a model of other ids than it has: what the model has beyond them is no text.
+
+    Ids that the model has no row for (see `ids_in_texts`) neither fill rows nor end texts: EOS fills them then.
+    """
+    return tokenizer if tokenizer.vocab_size == vocab_size else cast(Tokenizer, _Fitted(tokenizer, vocab_size))
 
 
-class _Narrower:
-    """A tokenizer for a model that has more ids than it."""
+class _Fitted:
+    """A tokenizer for a model that has other ids than it."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, rows: int) -> None:
         self._tokenizer = tokenizer
+        self.pad_id = tokenizer.pad_id if tokenizer.pad_id < rows else tokenizer.eos_id
+        self.eos_ids = tuple(id_ for id_ in tokenizer.eos_ids if id_ < rows)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tokenizer, name)
@@ -338,4 +352,7 @@ def _is_ours(description: dict) -> bool:
         return False
     if description.get("added_tokens") or description.get("normalizer"):
         return False
-    return all(byte in model.get("vocab", {}) for byte in tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = model.get("vocab", {})
+    if sorted(vocabulary.values()) != list(range(len(vocabulary))):  # the specials' ids come after the last
+        return False
+    return all(byte in vocabulary for byte in tokenizers.pre_tokenizers.ByteLevel.alphabet())

@@ -1,18 +1,20 @@
 """What is trained: next tokens, and for TiDAR also whole blocks of masks in the same forward pass."""
 
 import dataclasses
-from typing import cast
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 
 from zaya_jax.architecture import Layout, Zaya
+from zaya_jax.architecture.training_layouts import LAYOUTS
 from zaya_jax.checks import Choice, Integer, Number, Rule, check_all
+from zaya_jax.errors import UserError
+from zaya_jax.registry import Registry, caller, kind_drafts, unregistered
 
 Array = jax.Array
 LOGITS_AT_ONCE = 2**26  # logits that exist at once: 256 MiB in float32
 RULES: dict[str, Rule] = {  # of `Objective`'s fields
-    "kind": Choice(("autoregressive", "tidar")),
     "block_size": Integer(1, 65_536),
     "alpha": Number(0, 1e6),
     "masking": Choice(("full", "random")),
@@ -24,10 +26,11 @@ RULES: dict[str, Rule] = {  # of `Objective`'s fields
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """A training objective.
+    """A training objective. Another kind is a subclass (`register_objective`), which may override any method here.
 
     Attributes:
-      kind: "autoregressive" (next token) or "tidar" ([alpha * CE_AR + CE_diff] / (1 + alpha); arXiv 2511.08923, eq. 3).
+      kind: "autoregressive" (next token), "tidar" ([alpha * CE_AR + CE_diff] / (1 + alpha); arXiv 2511.08923, eq. 3),
+        or what `register_objective` adds.
       block_size: slots a draft block (tidar).
       alpha: weight of the autoregressive loss (tidar); 0: drafts alone are trained, that loss is a mere metric.
       masking: "full" (every draft slot is MASK, as at inference) or "random" (each block reveals a uniformly drawn
@@ -36,6 +39,7 @@ class Objective:
       distill: share of the draft loss whose target is not the token but the model's own AR law of its position, held
         constant. Its gradient has the same mean where that law is the data's, and less noise (tidar).
       slot_decay: the draft loss of slot s + 1 weighs this much of slot s's: a refused draft ends the run (tidar).
+      row_layout: where a row's draft blocks stand: "tidar" (a grid), or what `register_layout` adds (tidar).
     """
 
     kind: str = "tidar"
@@ -45,20 +49,36 @@ class Objective:
     loss_on: str = "all"
     distill: float = 0.0
     slot_decay: float = 1.0
+    row_layout: str = "tidar"
 
     def __post_init__(self) -> None:
+        own = objective_type("Objective.kind", self.kind)
+        if type(self) is not own:
+            raise UserError(
+                f"Objective.kind: got {self.kind!r}, which is the kind of {own.__name__}, not of {type(self).__name__}"
+            )
         check_all("Objective", self, RULES)
+        if self.row_layout not in LAYOUTS:
+            raise unregistered("Objective.row_layout", self.row_layout, LAYOUTS)
+        if self.masking == "random" and not LAYOUTS[self.row_layout].random_masking:
+            raise UserError(f"Objective.masking: got 'random', may be 'full' where row_layout is {self.row_layout!r}")
+
+    @property
+    def drafts(self) -> bool:
+        """Whether rows hold draft blocks."""
+        return kind_drafts(self.kind)
 
     def draw(self, key: Array, batch: int, row: int) -> dict[str, Array]:
         """The random part of a step for the whole batch, so that it does not depend on how the batch is sharded.
 
         Returns:
-          {} or {"offset": int32 [batch], "reveal": bool [batch, row]}: see `Layout.tidar`.
+          {} or {"offset": int32 [batch], "reveal": bool [batch, row]}: see `Layout.tidar`; other layouts may draw
+          {"first": int32 [batch, block]} (`TrainingLayout.draw`).
         """
-        if self.kind == "autoregressive":
+        if not self.drafts:
             return {}
-        offset_key, rate_key, reveal_key = jax.random.split(key, 3)
-        drawn = {"offset": jax.random.randint(offset_key, (batch,), 0, self.block_size)}
+        where_key, rate_key, reveal_key = jax.random.split(key, 3)
+        drawn = LAYOUTS[self.row_layout].drawn(where_key, batch, row, self.block_size)
         if self.masking == "random":
             blocks = row // self.block_size + 2
             rate = jax.random.uniform(rate_key, (batch, blocks))
@@ -69,9 +89,10 @@ class Objective:
 
     def layout(self, batch: dict[str, Array], drawn: dict[str, Array]) -> Layout:
         """The rows to run; batch as `zaya_jax.data.pipeline` makes it, int32 [batch, row]."""
-        if self.kind == "autoregressive":
+        if not self.drafts:
             return Layout.causal(batch["tokens"], document=batch["document"])
-        return Layout.tidar(batch["tokens"], self.block_size, document=batch["document"], **drawn)
+        build = LAYOUTS[self.row_layout].build
+        return build(batch["tokens"], block_size=self.block_size, document=batch["document"], **drawn)
 
     def sums(
         self, model: Zaya, variables, batch: dict[str, Array], drawn: dict[str, Array], axis: tuple[str, ...] = ()
@@ -86,6 +107,8 @@ class Objective:
           ar_nll, ar_count (float32 []); load (int32 [layer, 2, classes]); for tidar also draft_nll, draft_correct,
           draft_count and, if it distills, draft_soft_nll, each float32 [block_size], by slot.
         """
+        if axis and self.drafts and not LAYOUTS[self.row_layout].splits:
+            raise UserError(f"Objective.row_layout: got {self.row_layout!r}, whose rows devices cannot share")
         whole = self.layout(batch, drawn)
         index, count = (jax.lax.axis_index(axis), jax.lax.axis_size(axis)) if axis else (0, 1)
         layout = whole.part(index, count, axis) if axis else whole
@@ -101,12 +124,12 @@ class Objective:
         ids, has = map(mine, whole.clean_targets(scored))
         nll, _ = cross_entropy(model, variables, clean, ids, has)
         out = {"ar_nll": nll.sum(), "ar_count": has.sum().astype(jnp.float32), "load": load}
-        if self.kind == "tidar":
-            ids, has = map(mine, whole.draft_targets(drawn["offset"], scored))
+        if self.drafts:
+            ids, has = map(mine, whole.draft_targets(scored=scored, **_where(drawn)))
             nll, correct = cross_entropy(model, variables, drafts, ids, has)
             by_slot = {"draft_nll": nll, "draft_correct": correct, "draft_count": has}
             if self.distill:
-                source, has_teacher = map(mine, whole.draft_teachers(drawn["offset"]))
+                source, has_teacher = map(mine, whole.draft_teachers(**_where(drawn)))
                 teacher = layout.gather(jax.lax.stop_gradient(clean))
                 teacher = jnp.take_along_axis(teacher, source[..., None], axis=1)
                 # a document's first token has no AR law
@@ -121,15 +144,15 @@ class Objective:
         layout = self.layout(batch, drawn)
         scored = batch["answer"] != 0 if self.loss_on == "answers" else None
         out = {"ar_count": layout.clean_targets(scored)[1].sum().astype(jnp.float32)}
-        if self.kind == "tidar":
-            has = layout.draft_targets(drawn["offset"], scored)[1]
+        if self.drafts:
+            has = layout.draft_targets(scored=scored, **_where(drawn))[1]
             out["draft_count"] = has.reshape(-1, self.block_size).sum(0).astype(jnp.float32)
         return out
 
     def loss(self, sums: dict[str, Array], counts: dict[str, Array]) -> Array:
         """The loss from (possibly one shard's) sums and the whole batch's counts."""
         ar = sums["ar_nll"] / jnp.maximum(counts["ar_count"], 1)
-        if self.kind == "autoregressive":
+        if not self.drafts:
             return ar
         nll = sums["draft_nll"]
         if self.distill:
@@ -139,6 +162,47 @@ class Objective:
         if not self.alpha:  # 0 * ar would be differentiated all the same
             return draft
         return (self.alpha * ar + draft) / (1 + self.alpha)
+
+
+OBJECTIVES: Registry[type[Objective]] = Registry("objective")
+_Kind = TypeVar("_Kind", bound=type[Objective])
+
+
+def register_objective(objective: _Kind) -> _Kind:
+    """Makes a kind of objective known by its field `kind`'s default; a class decorator, above `dataclasses.dataclass`.
+
+    A kind whose name begins with "autoregressive" trains no draft blocks; all others do. The same file, read again,
+    replaces its kind.
+
+    Raises:
+      UserError: no frozen dataclass below `Objective`, or a kind that is this package's or another file's.
+    """
+    if not (
+        isinstance(objective, type) and issubclass(objective, Objective) and "__dataclass_fields__" in vars(objective)
+    ):
+        raise UserError(f"objective: got {objective!r}, may be a frozen dataclass that is a subclass of Objective")
+    OBJECTIVES.add(_kind_of(objective), objective, caller())
+    return objective
+
+
+def objective_type(field: str, kind: Any) -> type[Objective]:
+    """The class of a kind. UserError, naming `field`, for an unknown one."""
+    if kind not in OBJECTIVES:
+        raise unregistered(field, kind, OBJECTIVES)
+    return OBJECTIVES[kind]
+
+
+def _kind_of(objective: type[Objective]) -> Any:
+    return next(field.default for field in dataclasses.fields(objective) if field.name == "kind")
+
+
+for _kind in ("autoregressive", "tidar"):
+    OBJECTIVES.add(_kind, Objective, __file__)
+
+
+def _where(drawn: dict[str, Array]) -> dict[str, Array]:
+    """Where the blocks stand, of what was drawn."""
+    return {name: value for name, value in drawn.items() if name != "reveal"}
 
 
 def cross_entropy(

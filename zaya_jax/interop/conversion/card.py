@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from zaya_jax.architecture import ZayaConfig
-from zaya_jax.paths import read_object
+from zaya_jax.files import read_object
+from zaya_jax.registry import kind_drafts
 
 CARD_FILE = "README.md"
 
@@ -25,7 +26,8 @@ def write_card(
     stages, block_size = _stages(workdir)
     parts = [_front(config, format), _made(config, source, format, made, stages, notes), _mask(config),
              _sample(config, format, block_size), _licence()]  # fmt: skip
-    (folder / CARD_FILE).write_text("\n".join(parts))
+    # paths may hold bytes that are no text, and a run's name what JSON alone can spell
+    (folder / CARD_FILE).write_bytes("\n".join(parts).encode("utf-8", "backslashreplace"))
 
 
 def _front(config: ZayaConfig, format: str) -> str:
@@ -70,9 +72,9 @@ def _stages(workdir: Path | None) -> tuple[list[str], int | None]:
             continue
         objective = stage["objective"]
         kind, size = objective.get("kind"), objective.get("block_size")
-        drafts = kind != "autoregressive"
-        block_size = size if drafts and isinstance(size, int) else block_size
-        about = f"{kind}, blocks of {size}" if drafts else f"{kind}"
+        drafting = kind_drafts(kind)
+        block_size = size if drafting and isinstance(size, int) else block_size
+        about = f"{kind}, blocks of {size}" if drafting else f"{kind}"
         lines.append(f"- {name}: {about}; {stage.get('steps')} steps of {stage.get('batch_size')} rows")
     return (lines if len(lines) > 2 else []), block_size
 

@@ -9,15 +9,15 @@ from typing import Any
 
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.errors import UserError
+from zaya_jax.files import read_json, write_text
 from zaya_jax.interop.conversion.card import CARD_FILE
 from zaya_jax.interop.formats.folder import CONFIG_FILE
 from zaya_jax.interop.formats.native import MODEL_FILE
-from zaya_jax.interop.formats.tensorfile import read_json, within
-from zaya_jax.writing import write_text
+from zaya_jax.interop.formats.tensorfile import within
 
-GENERATION_FILE = "generation_config.json"
+GENERATION_FILE, SETTINGS_FILE = "generation_config.json", "tokenizer_config.json"
 COMPANIONS = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+    "tokenizer.json", SETTINGS_FILE, "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
     "chat_template.json", GENERATION_FILE, "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model*", "spiece.model",
     "sentencepiece*.model", "tekken.json", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*",
 )  # fmt: skip
@@ -35,20 +35,32 @@ def copy_companions(source: Path, folder: Path, taken: Path | None = None) -> li
       taken: the checkpoint whose other files the notes are about; None: no notes.
 
     Raises:
-      UserError, FileNotFoundError: a link out of the folder, a pipe, too large a file; one line.
+      UserError, FileNotFoundError: a link out of the folder, a pipe, too large a file, settings that are no JSON; one
+        line, and nothing was copied.
     """
-    notes = []
-    names = list(_companions(source))
-    for name in names:
-        path = within(source, name)
-        if path.stat().st_size > MAX_COMPANION:
-            raise UserError(f"{path}: got {path.stat().st_size} bytes, may be at most {MAX_COMPANION}")
+    notes, found = [], check_companions(source)
+    for name, path in found.items():
         (folder / name).parent.mkdir(exist_ok=True)
-        if name == "tokenizer_config.json":
+        if name == SETTINGS_FILE:
             notes += _copy_tokenizer_config(path, folder / name)
         else:
             shutil.copyfile(path, folder / name)
-    return notes + (_left_behind(taken, names) if taken is not None else [])
+    return notes + (_left_behind(taken, list(found)) if taken is not None else [])
+
+
+def check_companions(source: Path) -> dict[str, Path]:
+    """The files of `source` that go along, by their names in it.
+
+    Raises:
+      UserError, FileNotFoundError: as `copy_companions`; and for one that is read and is no JSON.
+    """
+    found = {name: within(source, name) for name in _companions(source)}
+    for name, path in found.items():
+        if path.stat().st_size > MAX_COMPANION:
+            raise UserError(f"{path}: got {path.stat().st_size} bytes, may be at most {MAX_COMPANION}")
+        if name in (SETTINGS_FILE, GENERATION_FILE):
+            read_json(path)
+    return found
 
 
 def _companions(source: Path) -> Iterator[str]:
@@ -75,10 +87,10 @@ def _left_behind(checkpoint: Path, copied: list[str]) -> list[str]:
 
 
 def _copy_tokenizer_config(path: Path, copy: Path) -> list[str]:
-    values = read_json(path)
+    values = read_json(path, strict=True)
     if isinstance(values, dict) and "auto_map" in values:
         del values["auto_map"]
-        copy.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+        copy.write_text(json.dumps(values, indent=2) + "\n")
         return ["tokenizer_config.json: auto_map (code to run) was left out"]
     shutil.copyfile(path, copy)
     return []
@@ -91,7 +103,7 @@ def ids_of(folder: Path) -> dict[str, Any]:
     """What a folder's generation_config.json says: any of bos, eos (a list) and pad; {} where it is missing or odd."""
     if not (folder / GENERATION_FILE).is_file():
         return {}
-    values = read_json(within(folder, GENERATION_FILE))
+    values = read_json(within(folder, GENERATION_FILE), strict=True)
     values = values if isinstance(values, dict) else {}
     found = {role: _naturals(values.get(f"{role}_token_id")) for role in ROLES}
     return {role: ids if role == "eos" else ids[0] for role, ids in found.items() if ids}
@@ -109,7 +121,7 @@ def with_ids(config: ZayaConfig, ids: dict[str, Any]) -> ZayaConfig:
 def write_ids(folder: Path, ids: dict[str, Any]) -> None:
     """Puts ids (bos, eos, pad, any of them) into a folder's generation_config.json, which may hold more."""
     path = folder / GENERATION_FILE
-    values = read_json(path) if path.is_file() else {}
+    values = read_json(path, strict=True) if path.is_file() else {}
     values = values if isinstance(values, dict) else {}
     for role, given in ids.items():
         new = _naturals(given)

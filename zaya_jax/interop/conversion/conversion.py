@@ -15,14 +15,14 @@ import numpy as np
 
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.errors import UserError
+from zaya_jax.files import check_new
 from zaya_jax.interop.conversion.card import write_card
-from zaya_jax.interop.conversion.companions import ROLES, copy_companions, ids_of, with_ids, write_ids
+from zaya_jax.interop.conversion.companions import ROLES, check_companions, copy_companions, ids_of, with_ids, write_ids
 from zaya_jax.interop.conversion.locate import STAGES, find_checkpoint
 from zaya_jax.interop.families.configuration import DTYPES
 from zaya_jax.interop.families.table import LEGACY, Family, family_of
 from zaya_jax.interop.formats import native_arrays
 from zaya_jax.interop.formats.folder import CONFIG_FILE, Folder
-from zaya_jax.interop.formats.huggingface import check_new
 from zaya_jax.interop.formats.names import abstract_variables
 from zaya_jax.interop.formats.native import MODEL_FILE, write_model_file
 from zaya_jax.interop.formats.native_arrays import Native
@@ -136,6 +136,7 @@ def convert(
     checkpoint, output = find_checkpoint(checkpoint), absolute(output)
     companions = checkpoint if companions is None else companions
     check_new(output)
+    check_companions(companions)
     source = open_checkpoint(checkpoint, ema)
     config = _retyped(source.config, dtype)
     if isinstance(source, Native):  # a Hugging Face folder says in its config.json what its texts end with

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from zaya_jax.errors import UserError
+from zaya_jax.files import read_object
 from zaya_jax.interop.formats.folder import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, refuse_adapters
 from zaya_jax.interop.formats.native import MODEL_FILE
-from zaya_jax.paths import absolute, read_object
+from zaya_jax.paths import absolute
+from zaya_jax.registry import kind_drafts
 
 STAGES = "checkpoints"  # of a run's workdir: a folder for each stage
 HUB_ID = re.compile(r"(?:https?://)?(?:(?:www\.)?(?:huggingface\.co|hf\.co)/)?([\w-][\w.-]*/[\w.-]+)/?")
@@ -81,7 +83,7 @@ def sampled_phase(run: dict[str, Any]) -> str | None:
         return evaluate["phase"]
     names = [phases] if isinstance(phases, str) else phases if isinstance(phases, list) else []
     trained = [name for name in names if isinstance(name, str) and _phase(run, name).get("steps") != 0]
-    drafting = [name for name in trained if _objective(run, name).get("kind") == "tidar"]
+    drafting = [name for name in trained if kind_drafts(_objective(run, name).get("kind"))]
     return "convert" if "convert" in drafting else next(reversed(drafting or trained), None)
 
 

@@ -12,9 +12,6 @@ import hashlib
 import importlib
 import importlib.util
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +22,7 @@ from safetensors.numpy import save_file
 from zaya_jax.architecture import ZayaConfig, preset
 from zaya_jax.architecture.config import NO_MASK
 from zaya_jax.errors import UserError
+from zaya_jax.files import check_new, new_folder
 from zaya_jax.interop.families.configuration import OURS
 from zaya_jax.interop.families.llama import LLAMA
 from zaya_jax.interop.formats.names import EMBEDDING, tensor_specs
@@ -67,16 +65,12 @@ def write_smollm2(directory: Path) -> None:
       UserError: `directory` holds files; and as `find_gguf`.
     """
     directory = directory.absolute()
-    if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
-        raise UserError(f"{directory}: got a path that is taken, may be a new or an empty directory")
+    check_new(directory)  # before the package is looked for
     gguf = Gguf(find_gguf())
     expected = {
         name: shape for name, (shape, _) in tensor_specs(LLAMA.entries(smollm2_config()), smollm2_config()).items()
     }
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    partial = directory.with_name(f".{directory.name}.partial-{uuid.uuid4().hex}")
-    partial.mkdir()
-    try:
+    with new_folder(directory) as partial:
         for name, text in folder_files(gguf).items():
             (partial / name).write_text(text, encoding="utf-8")
         weights = dict(tensors(gguf))
@@ -85,10 +79,6 @@ def write_smollm2(directory: Path) -> None:
             wrong = sorted(name for name in expected | found if expected.get(name) != found.get(name))
             raise UserError(f"{NAME}: tensor {wrong[0]}: got {found.get(wrong[0])}, may be {expected.get(wrong[0])}")
         save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
-        os.replace(partial, directory)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 class Gguf:

@@ -16,11 +16,12 @@ import numpy as np
 
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.errors import UserError
+from zaya_jax.files import read_json
 from zaya_jax.interop.families.configuration import require
 from zaya_jax.interop.families.table import Family, family_of_file
 from zaya_jax.interop.formats.names import EMBEDDING, HEAD, Entry, abstract_variables
 from zaya_jax.interop.formats.names import Path as Variable
-from zaya_jax.interop.formats.tensorfile import STORED, Spec, TensorFile, read_header, read_json, within
+from zaya_jax.interop.formats.tensorfile import STORED, Spec, TensorFile, read_header, within
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -218,7 +219,7 @@ def read_config(directory: Path, tensors: int, size: int) -> tuple[Family, ZayaC
       FileNotFoundError, UserError: one line that names the file, and the field.
     """
     path = within(directory, CONFIG_FILE)
-    values = read_json(path)
+    values = read_json(path, strict=True)
     try:
         require(isinstance(values, dict), "the whole file", values, "a JSON object")
         family = family_of_file(values)
@@ -285,7 +286,7 @@ def weight_files(directory: Path) -> tuple[Path, list[TensorFile]]:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    values = read_json(index)
+    values = read_json(index, strict=True)
     mapped = values.get("weight_map") if isinstance(values, dict) else None
     if not isinstance(mapped, dict) or not mapped:
         raise UserError(f"{index}: weight_map: got {str(mapped)[:60]}, may be an object from tensor to file name")

@@ -6,8 +6,6 @@ Which tensor is which is the family's (`families`); what can be wrong with a fol
 import json
 import os
 import pathlib
-import shutil
-import uuid
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -16,8 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from zaya_jax import memory
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.errors import UserError
+from zaya_jax.files import check_new, new_folder
 from zaya_jax.interop.families.table import family_of
 from zaya_jax.interop.formats.folder import CONFIG_FILE, Folder, columns
 from zaya_jax.interop.formats.names import Path, abstract_variables
@@ -57,6 +57,7 @@ def load_huggingface(directory: Directory, placement: Placement | None = None) -
         places: dict[Path, Any] = dict.fromkeys(abstract, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
     else:
         places = cast(dict, traverse_util.flatten_dict(placement.shardings(traverse_util.unflatten_dict(abstract))))
+    memory.require_arrays(str(folder.directory), abstract.values(), (places[path] for path in abstract))
     flat = {path: _place(folder, path, struct, places[path]) for path, struct in abstract.items()}
     return folder.config, traverse_util.unflatten_dict(flat)
 
@@ -118,28 +119,15 @@ def save_huggingface(
       UserError: a missing, unexpected or wrongly shaped or typed array; `directory` holds files; max_shard_bytes < 1.
     """
     directory = absolute(directory)
-    check_new(directory)
+    check_new(directory)  # before what takes long
     family = family_of(config)
     text = json.dumps(family.config_to_huggingface(config), indent=2) + "\n"
     shards = plan_shards(family.tensors(config), max_shard_bytes)
     source = _Memory(_check_variables(config, variables))
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    partial = directory.with_name(f".{directory.name}.partial-{uuid.uuid4().hex}")
-    partial.mkdir()
-    try:
+    with new_folder(directory) as partial:
         (partial / CONFIG_FILE).write_text(text)
         write_shards(partial, family, config, shards, source)
         beside(partial)
-        os.replace(partial, directory)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
-def check_new(directory: pathlib.Path) -> None:
-    """Raises UserError unless a folder can be put there."""
-    if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
-        raise UserError(f"{directory}: got a path that is taken, may be a new or an empty directory")
 
 
 class _Memory:

@@ -14,16 +14,18 @@ import tensorstore as ts
 from flax import traverse_util
 from orbax.checkpoint import v1 as ocp
 
+from zaya_jax import memory
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.architecture.execution import without_execution
 from zaya_jax.architecture.moe.router import BALANCING
 from zaya_jax.errors import UserError
+from zaya_jax.files import read_object, write_text
 from zaya_jax.interop.formats.names import Path as Variable
 from zaya_jax.interop.formats.names import abstract_variables
 from zaya_jax.parallel import Placement
-from zaya_jax.paths import absolute, one_line, read_object
-from zaya_jax.writing import write_text
+from zaya_jax.paths import absolute, one_line
 
+EMBEDDING: Variable = ("params", "embed_tokens")
 MODEL_FILE = "zaya_config.json"  # beside the numbered steps: what a reader needs to know of the model
 
 
@@ -65,6 +67,7 @@ def load_native(
     else:
         places = placement.shardings(abstract)
     wanted = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract, places)
+    memory.require_arrays(f"checkpoint {directory}", jax.tree.leaves(abstract), jax.tree.leaves(places))
     params = "ema" if ema else "params"
     read = read_tree(path, {params: wanted["params"], BALANCING: wanted.get(BALANCING, {})})
     return config, {"params": read[params], BALANCING: read[BALANCING]}
@@ -130,6 +133,7 @@ def open_arrays(item: Path, metadata: dict[str, Any], config: ZayaConfig, ema: b
       CheckpointError: arrays that are missing or not of this configuration's shapes and dtypes.
     """
     try:
+        _check_embedding(item, metadata, config)
         structs = abstract_variables(config)
     except (OverflowError, TypeError, ValueError) as error:  # the file's numbers, which nobody has checked
         raise CheckpointError(f"checkpoint {item}: no model has its configuration: {one_line(error)}") from None
@@ -149,6 +153,21 @@ def open_arrays(item: Path, metadata: dict[str, Any], config: ZayaConfig, ema: b
     if problems:
         raise CheckpointError("; ".join(problems[:20]))
     return arrays
+
+
+def _check_embedding(item: Path, metadata: dict[str, Any], config: ZayaConfig) -> None:
+    """CheckpointError for a configuration of other sizes than the stored embedding's, before anything is built of it.
+
+    An embedding that cannot be read is told of with the other arrays.
+    """
+    try:
+        shape = tuple(open_array(item, metadata, stored_name(EMBEDDING, ema=False)).shape)
+    except Exception:  # TensorStore raises many types
+        return
+    may_be = (config.vocab_size, config.hidden_size)
+    if shape != may_be:
+        names = f"{MODEL_FILE} (vocab_size, hidden_size)"
+        raise CheckpointError(f"checkpoint {item}: params/{EMBEDDING[1]}: got {shape}, may be {may_be}, as of {names}")
 
 
 def stored_name(path: Variable, ema: bool) -> str:

@@ -177,7 +177,7 @@ class Shell:
         """Writes a piece, of the array's dtype, chunk by chunk; returns its sha256 when it is on the disk.
 
         Raises:
-          CheckpointError: the disk refuses.
+          OSError: the disk refuses.
         """
         array = self._array(path)[prefix]
         rows = array.chunk_layout.write_chunk.shape[0]
@@ -185,8 +185,8 @@ class Shell:
             for begin in range(0, len(value), rows):
                 end = min(begin + rows, len(value))
                 array[begin:end].write(value[begin:end]).result()
-        except Exception as error:  # as in `Native.fetch`
-            raise CheckpointError(f"checkpoint {self._item}: {'/'.join(path)}: {one_line(error)}") from None
+        except Exception as error:  # TensorStore's; nothing of the user's goes into what it is asked here
+            raise OSError(f"checkpoint {self._item}: {'/'.join(path)}: {one_line(error)}") from None
         return digest(value)
 
     def digest(self, path: Variable, prefix: tuple[int, ...]) -> str:

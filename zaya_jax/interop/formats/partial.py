@@ -2,11 +2,11 @@
 
 The journal (`journal.jsonl`) begins with what the conversion is and has a line for each finished piece with its size
 and sha256. Who comes back checks every finished piece against its line and keeps it; the folder takes its name, without
-the journal, when all is there. A partial folder of another conversion, or of a source that has changed, is refused.
+the journal, when all is there. A partial folder of another conversion, or of a source that has changed, is refused. A
+mistake of the user's (a source that turns out damaged) leaves nothing: coming back could not finish it.
 """
 
 import fcntl
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from zaya_jax.errors import UserError
+from zaya_jax.files import append_lines, read_lines, remedy
 
 JOURNAL = "journal.jsonl"
+REMEDY = "delete the folder to begin anew"
 
 
 class Partial:
@@ -36,7 +38,7 @@ class Partial:
     def __enter__(self) -> "Partial":
         """Raises UserError: another conversion stands or runs there."""
         self.path.mkdir(parents=True, exist_ok=True)
-        self._journal = open(self.path / JOURNAL, "a+b")
+        self._journal = open(self.path / JOURNAL, "ab")
         try:
             fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._read()
@@ -48,7 +50,9 @@ class Partial:
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and issubclass(kind, UserError):  # but not what the disk refuses, nor a kill
+            shutil.rmtree(self.path, ignore_errors=True)
         self._journal.close()
 
     def holds(self, piece: str, check: Callable[[], Any]) -> bool:
@@ -71,19 +75,16 @@ class Partial:
         (self.path / JOURNAL).unlink()
         os.replace(self.path, self.output)
 
-    def discard(self) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
-
     def _read(self) -> None:
-        self._journal.seek(0)
-        data = self._journal.read()
-        end = data.rfind(b"\n") + 1  # a line that a kill cut short has no end
-        try:
-            lines = [json.loads(line) for line in data[:end].splitlines()]
-            found = lines[0]["conversion"] if lines else None
-            self._done = {line["piece"]: line["is"] for line in lines[1:]}
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{self.path / JOURNAL}: not a journal of ours; delete the folder to begin anew") from None
+        with remedy(REMEDY):
+            lines = read_lines(self.path / JOURNAL)
+        found = lines[0].get("conversion") if lines else None
+        for number, line in enumerate(lines[1:], start=2):
+            if set(line) != {"piece", "is"} or not isinstance(line["piece"], str):
+                raise UserError(f"{self.path / JOURNAL} line {number}: not a piece of a conversion; {REMEDY}")
+            self._done[line["piece"]] = line["is"]
+        if lines and not isinstance(found, dict):
+            raise UserError(f"{self.path / JOURNAL}: not a journal of ours; {REMEDY}")
         if found is None and any(path.name != JOURNAL for path in self.path.iterdir()):
             raise UserError(f"{self.path}: holds files but no journal; delete it to begin anew")
         if found is None:
@@ -93,9 +94,6 @@ class Partial:
             raise UserError(
                 f"{self.path}: a partial conversion with another {', '.join(differs)}; delete it to begin anew"
             )
-        if end < len(data):
-            self._journal.truncate(end)
 
     def _write(self, line: dict[str, Any]) -> None:
-        self._journal.write(json.dumps(line).encode() + b"\n")
-        self._journal.flush()  # no fsync: what a power cut leaves is checked against its line, or has none
+        append_lines(self.path / JOURNAL, [line])  # no fsync: what a power cut leaves is checked, or has no line

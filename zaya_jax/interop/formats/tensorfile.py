@@ -21,12 +21,12 @@ import ml_dtypes
 import numpy as np
 
 from zaya_jax.errors import UserError
+from zaya_jax.files import parse_json, replacing
 from zaya_jax.paths import one_line
 
 Spec = tuple[tuple[int, ...], np.dtype]  # a tensor's shape and dtype
 
 MAX_HEADER = 100_000_000  # bytes; the library's own bound
-MAX_JSON = 100_000_000
 BLOCK = 16 << 20  # bytes that are converted, scanned and written at a time
 # Widths of every dtype the format has; those of them that we read, and as what: float32 holds every float16 exactly.
 WIDTHS = {
@@ -36,7 +36,6 @@ WIDTHS = {
 WRITTEN = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16)}
 STORED = {**WRITTEN, "F16": np.dtype(np.float32)}
 STORED_NAMES = {dtype: name for name, dtype in WRITTEN.items()}
-BOM = b"\xef\xbb\xbf"  # that a text is UTF-8, as Windows' editors write it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,46 +115,6 @@ def within(folder: Path, name: str) -> Path:
     return path
 
 
-def read_json(path: Path, limit: int = MAX_JSON) -> Any:
-    """A JSON file in which no key occurs twice.
-
-    Raises:
-      FileNotFoundError: no such file.
-      UserError: not JSON, not UTF-8, too long, nested too deeply, or with a key twice in one object.
-    """
-    try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > limit:
-                raise UserError(f"{size} bytes, may be at most {limit}")
-            text = file.read(size)
-        return parse_json(text.removeprefix(BOM))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({one_line(error)})") from None
-    except ValueError as error:  # of which JSONDecodeError and UnicodeDecodeError are kinds
-        raise UserError(f"{path}: not valid JSON ({one_line(error)})") from None
-
-
-def parse_json(text: bytes) -> Any:
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise UserError(f"the key {twice[:200]!r} occurs twice")
-        return found
-
-    def constant(name: str) -> Any:
-        raise UserError(f"{name} is not JSON")
-
-    try:
-        return json.loads(text.decode("utf-8"), object_pairs_hook=once, parse_constant=constant)
-    except RecursionError:
-        raise UserError("nested too deeply") from None
-
-
 def read_header(path: Path) -> TensorFile:
     """The header of a safetensors file, checked against the file's length.
 
@@ -169,7 +128,7 @@ def read_header(path: Path) -> TensorFile:
             length = int.from_bytes(file.read(8), "little") if size >= 8 else size
             if length > min(size - 8, MAX_HEADER):
                 raise UserError(f"a header of {length} bytes in {size}")
-            values = parse_json(_exactly(file, length))
+            values = parse_json(_exactly(file, length), strict=True)
         return TensorFile(path, _tensors(values, 8 + length, size))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
@@ -272,9 +231,8 @@ def write_file(
       (bytes, sha256) of the file.
 
     Raises:
-      OSError: the disk refuses; what was written of the file is removed.
+      WriteError: the disk refuses; what was written of the file is removed.
     """
-    part = path.with_name(path.name + ".part")
     digest, size = hashlib.sha256(), 0
 
     def put(file: BinaryIO, data: Any) -> None:
@@ -283,17 +241,10 @@ def write_file(
         digest.update(data)
         size += len(data)
 
-    try:
-        with open(part, "wb") as file:
-            put(file, make_header(specs))
-            for name, spec in specs.items():
-                _write_tensor(file, put, name, spec, fetch(name), see)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    with replacing(path) as partial, open(partial, "wb") as file:
+        put(file, make_header(specs))
+        for name, spec in specs.items():
+            _write_tensor(file, put, name, spec, fetch(name), see)
     return size, digest.hexdigest()
 
 

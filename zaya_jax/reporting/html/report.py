@@ -9,13 +9,14 @@ from typing import Any
 
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.architecture.config import PARTS
+from zaya_jax.files import write_text
+from zaya_jax.registry import kind_drafts
 from zaya_jax.reporting.html.page import facts, folded, page, table
 from zaya_jax.reporting.html.verdict import hardware, relative_loss, verdict
 from zaya_jax.reporting.plots import style
 from zaya_jax.reporting.plots.plots import DESCRIPTIONS, caption
 from zaya_jax.reporting.results import ENVIRONMENT, METRICS, RESULTS, SAMPLES, Row, Run
 from zaya_jax.sampling import all_targets
-from zaya_jax.writing import write_text
 
 GLOSSARY = {
     "T (tokens per forward)": (
@@ -136,7 +137,7 @@ def _ingredient(item: dict[str, Any]) -> str:
 def _stage(run: Run, stage: str) -> str:
     section = run.config[stage]
     objective = section.get("objective", {})
-    tidar = objective.get("kind") == "tidar"
+    tidar = kind_drafts(objective.get("kind"))
     what = f"next tokens and draft blocks of {objective.get('block_size', '?')}" if tidar else "next tokens"
     alpha = f" (AR weight {objective['alpha']:g})" if tidar and "alpha" in objective else ""
     row_length, theta = section.get("row_length"), section.get("rope_theta")

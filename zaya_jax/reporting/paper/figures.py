@@ -4,12 +4,12 @@ Everything is drawn from committed result files: nothing is measured here.
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from zaya_jax.errors import UserError
+from zaya_jax.files import read_object, remedy, replacing, write_text
 from zaya_jax.reporting import results
 from zaya_jax.reporting.paper.ablations import block_size, masking, negative_control
 from zaya_jax.reporting.paper.benchmarks import anchors, free_slots, strategies
@@ -18,26 +18,16 @@ from zaya_jax.reporting.paper.roofline import roofline
 from zaya_jax.reporting.paper.samplers import beta, pass_at_16, speedup
 from zaya_jax.reporting.paper.sweep_rows import MissingData
 from zaya_jax.reporting.plots import style
-from zaya_jax.writing import replacing, write_text
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({error}), should be one JSON object") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: got {value!r:.60}, should be one JSON object")
-    return value
-
-
-def _read_sweep(path: Path) -> list[results.Row]:
-    """Rows of a sweep, each with the "parameters" of its run's model; None where the run's config.json is not kept."""
-    rows = results.read_sweep(path)
+def _read_sweep(folder: Path) -> list[results.Row]:
+    """Rows of a sweep or run, each with the "parameters" of its model; None where the run's config.json is not kept."""
+    rows = results.read_rows(folder)
     counted: dict[str, int | None] = {}
     for name in {row["run"] for row in rows}:
-        config = path.parent / "runs" / name / "config.json"
-        run = results.Run(config.parent, _read_json(config) if config.exists() else {}, {}, [], [], [])
+        own = folder / "runs" / name / "config.json"
+        config = own if own.exists() else folder / "config.json"
+        run = results.Run(config.parent, read_object(config) if config.exists() else {}, {}, [], [], [])
         counted[name] = style.parameters(run)
     return [{**row, "parameters": counted[row["run"]]} for row in rows]
 
@@ -56,16 +46,26 @@ class Input:
     command: str
     optional: bool = False
 
+    def file(self, results_folder: Path) -> Path:
+        """Where it is: the folder's own table where that is one sweep's or run's."""
+        own = self.path.endswith(".csv") and results.is_own(results_folder)
+        return results_folder / (results.RESULTS if own else self.path)
+
     def read(self, results_folder: Path) -> Any:
         """Rows of a sweep's CSV, or an object of JSON; no rows where an optional file is not there.
+
+        Where the folder is itself a sweep's or a run's, its rows stand for those of the sweep that is not optional.
 
         Raises:
           FileNotFoundError: it is not there; one line that names the command.
           UserError: it is not what it should be.
         """
-        path = results_folder / self.path
+        path = self.file(results_folder)
+        if self.optional and path != results_folder / self.path:
+            return []
         if path.exists():
-            return _read_sweep(path) if path.suffix == ".csv" else _read_json(path)
+            with remedy(f"is made by `{self.command}`"):
+                return _read_sweep(path.parent) if path.suffix == ".csv" else read_object(path)
         if self.optional:
             return []
         raise FileNotFoundError(f"{path}: no such file, is made by `{self.command}`")
@@ -91,6 +91,11 @@ class PaperFigure:
     draw: Callable[..., Drawn]
 
 
+INTRODUCTION = (
+    "The figures after TiDAR's and Zyphra's papers, drawn from committed result files. Published numbers are hollow, "
+    "hatched or purple; ours are toys. This page is written by `python -m experiments.figures`; captions also stand "
+    "beside the pictures (NAME.txt)."
+)
 _TASKS = (_sweep("study"), _sweep("gsm_symbolic", optional=True))
 _SAMPLERS = _bench("samplers", "--threads=1 --only=anchors,strategies,auto,predicted")
 FIGURES: Mapping[str, PaperFigure] = {
@@ -127,7 +132,7 @@ def draw(name: str, results_folder: Path | str) -> Drawn:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{name}: {error}") from None
     except MissingData as lacking:
-        files = " and ".join(str(folder / each.path) for each in chosen.inputs if not each.optional)
+        files = " and ".join(str(each.file(folder)) for each in chosen.inputs if not each.optional)
         commands = " and ".join(f"`{each.command}`" for each in chosen.inputs if not each.optional)
         raise UserError(f"{name}: {files}: got no {lacking}; made by {commands}") from None
 
@@ -153,4 +158,29 @@ def write(name: str, drawn: Drawn, directory: Path | str) -> Path:
     with replacing(path) as partial:
         drawn.figure.savefig(partial, dpi=style.DPI, format="png")
     write_text(path.with_suffix(".txt"), drawn.caption + "\n")
+    return path
+
+
+def index(directory: Path | str) -> str:
+    """A Markdown page of the figures that `write` has put into `directory`: picture, caption, inputs and commands."""
+    directory = Path(directory)
+    lines = ["# Figures", "", INTRODUCTION, ""]
+    for name, figure in FIGURES.items():
+        caption = directory / f"{name}.txt"
+        if not caption.exists():
+            continue
+        said = " ".join(caption.read_text(encoding="utf-8").split())
+        lines += [f"## {name}", "", f"![{figure.shows}]({name}.png)", "", said, ""]
+        lines += ["Drawn by:", "", "```bash", f"python -m experiments.figures {name}", "```", ""]
+        for each in figure.inputs:
+            where = f"results/{each.path}" + (", where it is there" if each.optional else "")
+            lines += [f"From {where}, which is made by:", "", "```bash", each.command, "```", ""]
+        lines += [] if figure.inputs else ["From no result file.", ""]
+    return "\n".join(lines)
+
+
+def write_index(directory: Path | str) -> Path:
+    """Writes README.md, the page of `index`, and returns its path."""
+    path = Path(directory) / "README.md"
+    write_text(path, index(directory))
     return path

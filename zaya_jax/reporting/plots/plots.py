@@ -5,12 +5,12 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from zaya_jax.files import replacing
 from zaya_jax.reporting.plots import style
 from zaya_jax.reporting.plots.layout_plot import layout_picture
 from zaya_jax.reporting.plots.sampling_plots import accepted_histogram, forward_cost, tokens_per_forward, yields
 from zaya_jax.reporting.plots.training_plots import draft_accuracy, expert_load, training_curves
 from zaya_jax.reporting.results import Run
-from zaya_jax.writing import replacing
 
 # File stem -> the figure (None where the run lacks its data); in the order of the report.
 FIGURES: dict[str, Callable[[Run], Figure | None]] = {

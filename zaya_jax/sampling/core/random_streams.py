@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from zaya_jax.checks import KEY, check
 from zaya_jax.errors import UserError
-from zaya_jax.sampling.values import is_integer, plain_tuple
+from zaya_jax.sampling.values import plain_tuple
 
 Array = jax.Array
 
@@ -97,8 +98,7 @@ def row_keys(seed: int | Sequence[int], rows: int) -> Array:
     single = not isinstance(given, tuple)
     seeds: tuple[Any, ...] = (given,) if single else given
     for s in seeds:
-        if not is_integer(s) or not 0 <= s < 2**32:
-            raise UserError(f"seed: got {s!r}, may be an integer in [0, 2**32), or one for each row")
+        check("seed", s, KEY)
     if single:
         return _split(np.uint32(seeds[0]), rows)
     if len(seeds) != rows:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from zaya_jax.errors import UserError
+from zaya_jax.registry import Registry, caller
 from zaya_jax.sampling.core.distributions import at_token, mix
 
 Array = jax.Array
@@ -84,14 +85,19 @@ class Target:
         return DRAFTS[self.draft] if self.reveal is None else ("block_diffusion",)
 
 
-_REGISTERED: dict[str, Target] = {}
+_REGISTERED: Registry[Target] = Registry("target")
 
 
 def register_target(target: Target) -> Target:
-    """Adds a target, or replaces the one of its name; returns it."""
-    if target.name in _REGISTERED and _REGISTERED[target.name] != target:
+    """Adds a target and returns it. The same file, read again, replaces its target.
+
+    Raises:
+      UserError: the name is one of this package's targets, or another file has registered it.
+    """
+    before = dict(_REGISTERED).get(target.name)
+    _REGISTERED.add(target.name, target, caller())
+    if before not in (None, target):
         jax.clear_caches()  # compiled programs know a target by its name
-    _REGISTERED[target.name] = target
     return target
 
 

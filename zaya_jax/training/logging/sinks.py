@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from zaya_jax.errors import UserError
-from zaya_jax.writing import write_text
+from zaya_jax.files import read_text, write_text
 
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}  # sink (and extra of setup.py) -> package
 
@@ -103,7 +103,7 @@ class Wandb:
         if not path.exists():
             write_text(path, uuid.uuid4().hex)
         self._run = wandb.init(
-            project="zaya_jax", name=run, id=path.read_text(), resume="allow", dir=str(workdir), config=config
+            project="zaya_jax", name=run, id=read_text(path).strip(), resume="allow", dir=str(workdir), config=config
         )
         self._stages: set[str] = set()
 

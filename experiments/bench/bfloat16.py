@@ -1,0 +1,278 @@
+"""bfloat16 beside float32: how far its logits are from float32's, whether lossless text is AR's, and what it costs.
+
+    python -m experiments.bench.bfloat16 [--output=FILE.json] [--only=logits,greedy,cost]
+        [--models=quickstart,samplers,list_programs,smollm2] [--checkpoint=DIR] [--prompts=200] [--repeats=N]
+
+Weights are rounded to bfloat16 first; float32 means the same rounded weights in float32.
+
+1. logits: on worked test problems (SmolLM2: on prompts of bench_smollm2 and the committed answers), error of bfloat16
+   logits over the standard deviation of float32's, beside the error of transformers' bfloat16 on the same weights and
+   texts, against the same logits. A rounding can change a token's expert, which moves logits by more than any count of
+   roundings: errors are given over all positions, and over those of which neither side changed an expert at or before
+   them. KL from float32's to bfloat16's next-token distribution, and how often the likeliest token differs or ties.
+   transformers' side needs the `parity` extra, SmolLM2 what `experiments.smollm2` does; where they are missing a line
+   says so and the rest is measured.
+2. greedy: `single_pass` against autoregression, at temperature 0, on the quickstart's model and held-out test prompts,
+   in both dtypes. Where texts part: the gap between the two tokens' logits, and whether it is a tie, at most 4 U of the
+   logits' deviation, U = 2^-8 (forwards of other sizes sum in another order, which may move each logit by 2 U of it:
+   tests/architecture/test_bfloat16.py). Whatever is no tie is counted and named.
+3. cost: prefill and decode steps in float32, in bfloat16, and in bfloat16 with every product rounded to it and no
+   intermediate wider, sides in turn. Only this section needs a quiet machine.
+
+With --checkpoint that folder (ZAYA, bytes, `addition`) is measured in place of --models.
+"""
+
+import contextlib
+import importlib.metadata
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+
+from experiments.bench.bfloat16_logits import Forward, U, compare, our_side, their_side
+from experiments.bench.transformers_reference import require_parity_extra
+from zaya_jax import Layout, SamplerConfig, Zaya, ZayaConfig, generate, load_pretrained
+from zaya_jax.architecture import init_cache, precision
+from zaya_jax.architecture.model import ZayaOutput
+from zaya_jax.command_line import cli, measured_device
+from zaya_jax.errors import UserError
+from zaya_jax.files import read_object
+from zaya_jax.interop.families.smollm2 import find_gguf, write_smollm2
+from zaya_jax.paths import absolute
+from zaya_jax.reporting import tables
+from zaya_jax.runs import environment
+from zaya_jax.tasks import make_task
+from zaya_jax.text.tokenizers import ByteTokenizer
+from zaya_jax.timing import medians
+
+RESULTS = Path(__file__).parent.parent / "results"
+LIST_PROGRAMS = ("list_programs", {"max_operations": 2})  # as its config has it; the others learned `addition`
+MODELS = ("quickstart", "samplers", "list_programs", "smollm2")
+ORDER = ("checkpoint", *MODELS)
+ADDITION = ("checkpoint", "quickstart")  # for the greedy section: learned `addition`, drafts blocks of --block_size
+SEED = 1000  # of the test problems: the quickstart's evaluation's
+DTYPES = ("bfloat16", "float32")
+BATCH = 64  # prompts decoded together
+CONTEXT, PREFILL, STEPS = 256, 256, 32  # of the cost section
+TIE = 4 * U  # of the logits' standard deviation
+
+SHOW: dict[str, Callable[[list[dict]], str]] = {
+    "logits": tables.bfloat16_logits_table,
+    "greedy": tables.bfloat16_greedy_table,
+    "cost": tables.bfloat16_cost_table,
+}
+
+_ONLY = flags.DEFINE_list("only", list(SHOW), f"Sections to run, of {', '.join(SHOW)}.")
+_MODELS = flags.DEFINE_list("models", list(MODELS), f"Models, of {', '.join(MODELS)}.")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A ZAYA folder to measure in place of --models.")
+_OUTPUT = flags.DEFINE_string("output", None, "JSON file; what it holds of other sections and models stays.")
+_BLOCK_SIZE = flags.DEFINE_integer("block_size", 8, "Of greedy drafting.", lower_bound=2)
+_PROMPTS = flags.DEFINE_integer("prompts", 200, "Test prompts of the greedy section.", lower_bound=1)
+_TEXTS = flags.DEFINE_integer("texts", 32, "Texts of the logits section.", lower_bound=1)
+_NEW_TOKENS = flags.DEFINE_integer("new_tokens", 64, "Tokens a text may grow by.", lower_bound=1)
+_REPEATS = flags.DEFINE_integer("repeats", 9, "Timed calls of each side of a ratio.", lower_bound=1)
+
+
+class Model(NamedTuple):
+    """A model with its weights rounded to bfloat16, and texts for it."""
+
+    name: str
+    config: ZayaConfig
+    variables: Any  # bfloat16
+    rows: list[list[int]]
+
+    def in_dtype(self, dtype: str) -> tuple[Zaya, Any]:
+        """The same rounded numbers, held and computed with in `dtype`."""
+        params = jax.tree.map(lambda x: x.astype(dtype), self.variables["params"])
+        return Zaya(self.config.replace(dtype=dtype, param_dtype=dtype)), {**self.variables, "params": params}
+
+
+def main() -> None:
+    """Runs the sections, prints a table."""
+    cli.check_output(_OUTPUT.value)
+    for flag, values, known in (("only", _ONLY.value, SHOW), ("models", _MODELS.value, MODELS)):
+        for value in values:
+            if value not in known:
+                raise UserError(f"--{flag}: got {value!r}, may be some of {', '.join(known)}")
+    measured_device.check()
+    path = absolute(_OUTPUT.value) if _OUTPUT.value else None
+    numbers = dict(read_object(path)) if path and path.exists() else {}
+    names = ["checkpoint"] if _CHECKPOINT.value else _MODELS.value
+    run: dict[str, Callable[[Model], list[dict]]] = {
+        "logits": lambda model: [logits_of(model)],
+        "greedy": lambda model: [greedy(model, dtype) for dtype in DTYPES],
+        "cost": cost,
+    }
+    for section in _ONLY.value:
+        for model in load_models([n for n in names if section != "greedy" or n in ADDITION]):
+            made = {"hardware": environment.hardware(), "environment": described()}
+            rows = [row | made for row in run[section](model)]
+            others = [row for row in numbers.get(section, []) if row["model"] != model.name]
+            numbers[section] = sorted(others + rows, key=lambda row: ORDER.index(row["model"]))
+            cli.write_numbers(path, numbers)  # after every model: an interrupted run keeps what it has
+    for section in _ONLY.value:
+        print(SHOW[section](numbers[section]) if section in numbers else f"{section}: no model for it", flush=True)
+
+
+def described() -> dict[str, Any]:
+    """The environment, transformers' side included."""
+    out = environment.describe()
+    for package in ("torch", "transformers"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            out["packages"][package] = importlib.metadata.version(package)
+    return out
+
+
+def load_models(names: Sequence[str]) -> Iterator[Model]:
+    """The models of these names, one at a time; SmolLM2 only where its packages are."""
+    for name in names:
+        if name == "smollm2":
+            yield from load_smollm2()
+            continue
+        config, variables = load_pretrained(_CHECKPOINT.value or RESULTS / name / "model")
+        kind, options = LIST_PROGRAMS if name == LIST_PROGRAMS[0] else ("addition", {})
+        task, tokenizer = make_task(kind, **options), ByteTokenizer()
+        problems = task.problems("test", _TEXTS.value, SEED)
+        rows = [[*task.encode(p, tokenizer), *tokenizer.encode(p.solution)] for p in problems]
+        yield rounded(name, config, variables, rows)
+
+
+def load_smollm2() -> Iterator[Model]:
+    try:
+        find_gguf()
+        transformers = importlib.import_module("transformers")
+    except (FileNotFoundError, ImportError) as error:
+        print(f"smollm2: left out: {error}", flush=True)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "smollm2"
+        write_smollm2(folder)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        rows = []
+        for row in read_object(RESULTS / "bench" / "smollm2_parity.json")["prompts"][: _TEXTS.value]:
+            prompt = row["prompt"]
+            if row["chat"]:
+                turns = [{"role": "user", "content": prompt}]
+                prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+            rows.append(tokenizer(prompt + row["text"], add_special_tokens=False)["input_ids"])
+        yield rounded("smollm2", *load_pretrained(folder), rows)
+
+
+def rounded(name: str, config: ZayaConfig, variables: Any, rows: list[list[int]]) -> Model:
+    params = jax.tree.map(lambda x: jnp.asarray(x).astype(jnp.bfloat16), variables["params"])
+    return Model(name, config, {**variables, "params": params}, rows)
+
+
+def logits_of(model: Model) -> dict[str, Any]:
+    """`compare` of our bfloat16, and transformers' where it is, with our float32."""
+    width = max(map(len, model.rows))
+    low = model.in_dtype("bfloat16")
+    sides = {"zaya_jax": our_side(*low, width)}
+    try:
+        require_parity_extra("bench_bfloat16's comparison")
+        sides["transformers"] = their_side(*low, "bfloat16")
+    except UserError as error:
+        print(f"{model.name}: transformers left out: {error}", flush=True)
+    return {"model": model.name, **compare(our_side(*model.in_dtype("float32"), width), sides, model.rows)}
+
+
+def greedy(model: Model, dtype: str) -> dict[str, Any]:
+    """Greedy texts of single_pass against autoregression's."""
+    zaya, variables = model.in_dtype(dtype)
+    task, tokenizer = make_task("addition"), ByteTokenizer()
+    prompts = [task.encode(p, tokenizer) for p in task.problems("test", _PROMPTS.value, SEED)]
+    texts = {}
+    for mode in ("autoregressive", "single_pass"):
+        sampler = SamplerConfig(mode, _BLOCK_SIZE.value, temperature=0.0, stop_tokens=(tokenizer.eos_id,))
+        parts = [prompts[at : at + BATCH] for at in range(0, len(prompts), BATCH)]
+        outs = [generate(zaya, variables, part, sampler, _NEW_TOKENS.value) for part in parts]
+        texts[mode] = [list(map(int, text)) for out in outs for text in out.tokens]
+    width = max(map(len, prompts)) + _NEW_TOKENS.value
+    forward = our_side(zaya, variables, width)
+    differences = []
+    for index, (prompt, one, other) in enumerate(zip(prompts, *texts.values(), strict=True)):
+        if one != other:
+            row = {"prompt": index, **parting(prompt, one, other, forward)}
+            differences.append(row)
+            if not row["tie"]:
+                print(f"{model.name}, {dtype}: NOT A TIE: {row}", flush=True)
+    return {
+        "model": model.name, "dtype": dtype, "block_size": _BLOCK_SIZE.value, "batch": BATCH, "texts": len(prompts),
+        "new_tokens": _NEW_TOKENS.value, "identical": len(prompts) - len(differences),
+        "ties": sum(row["tie"] for row in differences),
+        "failures": sum(not row["tie"] for row in differences), "tie_bound": TIE, "differences": differences,
+    }  # fmt: skip
+
+
+def parting(prompt: list[int], one: list[int], other: list[int], forward: Forward) -> dict[str, Any]:
+    """Where two continuations part, and the gap of the two tokens' logits over the logits' deviation there."""
+    at = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    row: dict[str, Any] = {"at": at, "gap": None, "tie": False}
+    if at < min(len(one), len(other)):  # else one ended where the other did not: no tie
+        logits = forward(prompt + one[:at])[0][-1]
+        row["gap"] = float(abs(logits[one[at]] - logits[other[at]]) / logits.std())
+        row["tie"] = row["gap"] <= TIE
+    return row
+
+
+@contextlib.contextmanager
+def rounding_everywhere() -> Iterator[None]:
+    """While a program is traced: products in the dtype of their factors, and nothing wider between them.
+
+    What the architecture would compute without `precision`; norms, softmax and logits then widen what was rounded.
+    """
+    narrow = {
+        "product": lambda equation, a, b: precision._contract(equation, a, b).astype(precision.wide_dtype(a.dtype)),
+        "rounded_once": lambda f, *args: f(*args),
+    }
+    with contextlib.ExitStack() as stack:
+        for module in list(sys.modules.values()):
+            if getattr(module, "__name__", "").startswith("zaya_jax.architecture."):
+                for name, plain in narrow.items():
+                    if getattr(module, name, None) is getattr(precision, name) and module is not precision:
+                        stack.enter_context(mock.patch.object(module, name, plain))
+        yield
+
+
+def cost(model: Model) -> list[dict]:
+    """Milliseconds of a prefill and of a decoding step, sides in turn."""
+    out = []
+    for kind, rows, steps in (("prefill", PREFILL, 1), ("decode", 1, STEPS)):
+        sides = {dtype: timed(model, dtype, rows, steps) for dtype in DTYPES}
+        with rounding_everywhere():
+            sides["bfloat16, rounded everywhere"] = timed(model, "bfloat16", rows, steps)
+        times = {name: time / steps for name, time in medians(sides, _REPEATS.value, model.name).items()}
+        row = {"model": model.name, "kind": kind, "query_tokens": rows, "batch": 1, "milliseconds": times}
+        out.append(row | {"over_float32": {name: time / times["float32"] for name, time in times.items()}})
+    return out
+
+
+def timed(model: Model, dtype: str, rows: int, steps: int) -> Callable[[], object]:
+    """A compiled call: `steps` forwards of `rows` tokens each behind CONTEXT tokens, argmax of the last logits."""
+    zaya, variables = model.in_dtype(dtype)
+    cache = init_cache(zaya.config, 1, CONTEXT + rows)
+    if rows == 1:
+        cache = cache.replace(length=jnp.full((1,), CONTEXT, jnp.int32))
+    tokens = jax.random.randint(jax.random.key(0), (steps, 1, rows), 0, zaya.config.vocab_size)
+
+    def loop(variables, cache, tokens):
+        def step(cache, tokens):
+            layout = Layout.verify_and_draft(tokens, start=cache.length)
+            out = cast(ZayaOutput, zaya.apply(variables, layout, cache))
+            assert out.cache is not None
+            return out.cache.commit(jnp.zeros((1,), jnp.int32)), out.logits[:, -1].argmax(-1)
+
+        return jax.lax.scan(step, cache, tokens)[1]
+
+    compiled = jax.jit(loop).lower(variables, cache, tokens).compile()
+    return lambda: compiled(variables, cache, tokens)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,82 @@
+"""The process that `tests.commands` asks for others: it has imported what every command imports, and forks.
+
+    python -m tests.forks SOCKET
+
+Importing JAX, tensorflow_datasets and this package takes 3 to 4 seconds of a processor; a suite that starts a hundred
+commands would spend minutes on it. A fork is as much a process of its own as one that was started by name: its
+arguments, environment, folder, output, signals and exit status are the command's. JAX has not started here, so that
+each command starts it for itself, with its own XLA_FLAGS.
+"""
+
+import importlib
+import json
+import os
+import pkgutil
+import runpy
+import signal
+import socket
+import sys
+import threading
+
+PRELOADED = ("ml_collections.config_flags", "tensorflow_datasets", "matplotlib.backends.backend_agg")
+OPTIONAL = ("lm_eval_adapter",)  # what imports an extra, which takes longer than all else
+
+
+def preload() -> None:
+    """Imports what commands do; only the commands themselves, which define flags, are left to them."""
+    import zaya_jax
+
+    packages = pkgutil.walk_packages(zaya_jax.__path__, "zaya_jax.")
+    for name in (*PRELOADED, *(found.name for found in packages if not found.name.endswith(OPTIONAL))):
+        importlib.import_module(name)
+    assert threading.active_count() == 1, threading.enumerate()
+
+
+def watched(report: int) -> None:
+    """Goes on in a child; its parent, a fork too, waits for it, writes its status and ends."""
+    child = os.fork()
+    if child == 0:
+        return
+    _, status = os.waitpid(child, 0)
+    os.write(report, f"{os.waitstatus_to_exitcode(status)}\n".encode())
+    os._exit(0)
+
+
+def next_request(requests: socket.socket) -> dict:
+    """Answers requests for ever; returns in each child, which then is the process that was asked for."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # those who wait for children are themselves waited for by nobody
+    while True:
+        message, files, _, _ = socket.recv_fds(requests, 1 << 20, 3)
+        if not message:
+            os._exit(0)  # whoever asked has ended
+        if os.fork() == 0:
+            break
+        for file in files:
+            os.close(file)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    requests.close()
+    request = json.loads(message)
+    out, err, report = files
+    watched(report)
+    if request["new_session"]:
+        os.setsid()
+    os.write(report, f"{os.getpid()}\n".encode())
+    os.dup2(out, 1)
+    os.dup2(err, 2)
+    for file in files:
+        os.close(file)
+    return request
+
+
+def main() -> None:
+    preload()
+    request = next_request(socket.socket(fileno=int(sys.argv[1])))
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    os.chdir(request["folder"])
+    sys.argv = ["-m", *request["arguments"]]
+    runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

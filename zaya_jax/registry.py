@@ -1,0 +1,114 @@
+"""What a registry of named things refuses, for tasks, sampler targets, training layouts and objectives alike.
+
+A name belongs to the file that registered it. Read again (a sweep reads a config file for each job), the file replaces
+its own entry.
+"""
+
+import difflib
+import importlib.util
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from zaya_jax.checks import shown
+from zaya_jax.errors import UserError
+
+NAME = re.compile("[a-z][a-z0-9_]*")
+AUTOREGRESSIVE = "autoregressive"
+PACKAGE = str(Path(__file__).parent)
+T = TypeVar("T")
+
+
+def caller() -> str:
+    """The file of whoever called the function that calls this; a notebook's cells are one."""
+    names = sys._getframe(2).f_globals
+    file = names.get("__file__")
+    return str(Path(file).resolve()) if file else str(names.get("__name__"))
+
+
+class Owners:
+    """Which file each name of a registry belongs to.
+
+    Args:
+      field: what a mistake calls a name: "task".
+    """
+
+    def __init__(self, field: str):
+        self.field = field
+        self._files: dict[str, str] = {}
+
+    def claim(self, name: object, file: str, taken: Mapping[str, object]) -> str:
+        """`name`, now `file`'s.
+
+        Args:
+          taken: what is registered; a name without a recorded file is the package's own.
+
+        Raises:
+          UserError: a name that a config cannot hold, or that another file has registered.
+        """
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            raise UserError(f"{self.field}: got name {name!r}, may be lower-case letters, digits and _")
+        owner = self._files.get(name, PACKAGE)
+        if name in taken and owner != file:
+            whose = "zaya_jax's own" if owner.startswith(PACKAGE) else f"registered by {owner}"
+            raise UserError(f"{self.field}: got name {name!r}, may be none of {', '.join(taken)} (it is {whose})")
+        self._files[name] = file
+        return name
+
+
+class Registry(Mapping[str, T], Generic[T]):
+    """Things by name, in the order of registration; an unknown name is a UserError that tells the nearest ones."""
+
+    def __init__(self, field: str):
+        self.entries: dict[str, T] = {}
+        self._owners = Owners(field)
+        self.field = field
+
+    def add(self, name: str, entry: T, file: str) -> None:
+        """Raises as `Owners.claim`."""
+        self.entries[self._owners.claim(name, file, self.entries)] = entry
+
+    def __getitem__(self, name: str) -> T:
+        if name not in self:
+            raise unregistered(self.field, name, self)
+        return self.entries[name]
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name in self.entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+
+def unregistered(field: str, name: object, known: Iterable[str]) -> UserError:
+    """The mistake of a name that is none of `known`, with the nearest ones."""
+    known = list(known)
+    near = difflib.get_close_matches(str(name), known)
+    meant = f"did you mean {' or '.join(near)}? " if near else ""
+    return UserError(f"{field}: got {shown(name)}, {meant}may be one of {', '.join(known)}")
+
+
+def load_extension(path: Path | str) -> None:
+    """Runs a Python file that registers tasks, targets, layouts or objectives, such as a run's config file.
+
+    Raises:
+      FileNotFoundError: there is no such file. What the file itself raises keeps its traceback.
+    """
+    path = Path(path).expanduser().absolute()
+    spec = importlib.util.spec_from_file_location(path.stem, path) if path.suffix == ".py" else None
+    if spec is None or spec.loader is None or not path.is_file():
+        raise FileNotFoundError(f"--extension {path}: no such file, may be a .py file that registers something")
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+def kind_drafts(kind: object) -> bool:
+    """Whether a phase whose config says this `objective.kind` trains draft blocks; so says its name, without its code.
+
+    Every kind does but "autoregressive" and those whose names begin so (`register_objective` holds them to it).
+    """
+    return isinstance(kind, str) and not kind.startswith(AUTOREGRESSIVE)

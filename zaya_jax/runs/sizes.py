@@ -1,0 +1,70 @@
+"""What a run needs of memory, held against what is there, before anything is compiled or made.
+
+A bound from below: of what is an estimate (`training_memory`) half counts, since XLA was measured to take between half
+and twice as much. What is refused would fail; not all that is let through fits.
+"""
+
+import math
+
+from zaya_jax.costs.flops import Split, TrainingMemory, training_memory
+from zaya_jax.memory import binary, device_memory, host_memory, require
+from zaya_jax.parallel import Placement
+from zaya_jax.runs.phases import Stage
+from zaya_jax.runs.settings import Settings
+from zaya_jax.sampling.decoding import require_cache
+
+CHANGE = "{name}.batch_size, {name}.row_length or the model may be smaller, {name}.optimizer.accumulate larger, " \
+    "model.remat 'full', or the mesh over more devices"  # fmt: skip
+BATCH_BYTES = 3 * 4  # of a token: itself, its document, whether it is an answer; int32 each
+
+
+def check(setup: Settings, placements: dict[str, Placement | None]) -> None:
+    """UserError, naming the phase or field, for what cannot fit the memory of the devices that are here.
+
+    Args:
+      placements: of each stage, over devices that are here.
+    """
+    for name, stage in setup.stages.items():
+        placement = placements[name]
+        memory = stage_memory(stage, split_of(placement))
+        device, sharers = (None, 1) if placement is None else (placement.mesh.devices.flat[0], placement.mesh.size)
+        parts = f"parameters {binary(memory.parameters)}, the optimizer's state {binary(memory.optimizer)}, "
+        parts += f"activations and gradients about {binary(memory.gradients + memory.logits + memory.activations)}"
+        require(
+            f"{name}: a training step", least(memory, stage), device_memory(device, sharers), CHANGE.format(name=name),
+            parts,
+        )  # fmt: skip
+        tokens = stage.batch_size * stage.row_length * BATCH_BYTES
+        held = setup.validation_batches * len(stage.mixture) * tokens
+        change = f"data.validation_batches, {name}.batch_size or {name}.row_length may be smaller"
+        require(f"data.validation_batches: {setup.validation_batches} of {name}", held, host_memory(), change)
+    trial = setup.trial
+    rows = min(trial.prompts, max(1, trial.batch // trial.samples)) * trial.samples  # as `run_task` cuts them
+    if setup.arms and (setup.tasks or setup.texts):
+        change = "evaluate.batch, evaluate.samples or evaluate.max_new_tokens may be smaller"
+        require_cache(setup.stages[setup.sampled].model, rows, trial.max_new_tokens, "evaluate", change)
+
+
+def stage_memory(stage: Stage, split: Split) -> TrainingMemory:
+    """Of one device, during a step; a batch that is accumulated holds the activations of one piece."""
+    objective, optimizer = stage.phase.objective, stage.phase.optimizer
+    return training_memory(
+        stage.model, stage.batch_size // optimizer.accumulate, stage.row_length, objective.kind == "tidar",
+        objective.block_size, optimizer.name, optimizer.ema_decay > 0, split,
+    )  # fmt: skip
+
+
+def least(memory: TrainingMemory, stage: Stage) -> int:
+    """Bytes that a step takes for certain; what is frozen has neither gradients nor moments, so none count then."""
+    trained = not stage.phase.optimizer.freeze
+    estimated = memory.logits + memory.activations + memory.gradients * trained
+    return memory.parameters + memory.average + memory.optimizer * trained + estimated // 2
+
+
+def split_of(placement: Placement | None) -> Split:
+    """How many ways a placement cuts what `training_memory` counts."""
+    if placement is None:
+        return Split()
+    experts = placement.split("expert")
+    along = math.prod(placement.mesh.shape[n] for n in placement.names("embed") if n not in placement.names("expert"))
+    return Split(along, experts, placement.split("batch"), placement.split("sequence"))
