@@ -9,7 +9,7 @@ import zaya_jax
 
 ROOT = Path(__file__).parents[1]
 # Files beside the packages, which every one of them may import; each imports only those before it.
-BASICS = ("errors", "checks", "files", "paths", "timing", "compilation_cache", "memory", "registry")
+BASICS = ("errors", "checks", "paths", "files", "timing", "compilation_cache", "memory", "registry")
 ORDER = tuple(re.findall(r"^\* (\w+): ", zaya_jax.__doc__ or "", re.MULTILINE))[::-1]  # from the bottom
 
 
