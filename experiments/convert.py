@@ -25,7 +25,7 @@ from zaya_jax.command_line.closing import closing, generate_with
 from zaya_jax.errors import UserError
 from zaya_jax.interop.conversion.conversion import FORMATS, convert
 from zaya_jax.paths import absolute
-from zaya_jax.runs.environment import made_by
+from zaya_jax.runs.provenance import made_by
 from zaya_jax.runs.tokens import checkpoint_of, companions_of
 
 _CHECKPOINT = flags.DEFINE_string(

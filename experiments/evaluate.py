@@ -24,7 +24,7 @@ from zaya_jax.evaluation.task_accuracy import Arm, Trial, run_task, task_rows
 from zaya_jax.paths import absolute
 from zaya_jax.reporting.results import write_results
 from zaya_jax.reporting.tables import sampling_table
-from zaya_jax.runs import environment
+from zaya_jax.runs import provenance
 from zaya_jax.runs.settings import check_arms, known_arms, make_arms
 from zaya_jax.runs.tokens import checkpoint_of, choose_template, choose_tokenizer, never_drafted
 from zaya_jax.tasks import BENCHMARKS, TASKS, ChatTask, Task, make_task
@@ -100,7 +100,7 @@ def main() -> None:
     for task in tasks:
         outcomes = run_task(Zaya(config), variables, tokenizer, task, arms, trial, folder / "answers", _BUDGET.value)
         common = {
-            "kind": "sampling", "model": given, "source": task.name, "hardware": environment.hardware()
+            "kind": "sampling", "model": given, "source": task.name, "hardware": provenance.hardware()
         }  # fmt: skip
         mine = [common | row for row in task_rows(outcomes, trial)]
         rows += mine

@@ -36,7 +36,7 @@ from zaya_jax.costs.flops import parameter_count, si
 from zaya_jax.errors import UserError
 from zaya_jax.parallel.placement import AXES
 from zaya_jax.paths import absolute
-from zaya_jax.runs import config_files, environment, settings
+from zaya_jax.runs import config_files, provenance, settings
 from zaya_jax.runs.phases import Stage
 
 _CONFIG = config_files.define_config("Config file, with an optional :argument.")
@@ -185,7 +185,7 @@ def _header(target: targets.Target, setup: settings.Settings) -> dict[str, Any]:
         "architecture": target.architecture,
         "versions": f"jax {jax.__version__}, {plugin} {importlib.metadata.version(plugin)}",
         "xla_flags": targets.XLA_FLAGS,
-        "git_commit": environment.git_commit(),
+        "git_commit": provenance.git_commit(),
         "programs": {},
     }
 

@@ -23,7 +23,7 @@ from zaya_jax.interop.conversion.companions import copy_companions, ids_of, with
 from zaya_jax.interop.conversion.conversion import workdir_of
 from zaya_jax.interop.editing.adapters import merge_adapters
 from zaya_jax.paths import absolute
-from zaya_jax.runs.environment import made_by
+from zaya_jax.runs.provenance import made_by
 from zaya_jax.runs.tokens import checkpoint_of, companions_of
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder to read: WORKDIR/checkpoints/STAGE.")

@@ -58,7 +58,7 @@ from zaya_jax.paths import absolute
 from zaya_jax.reporting.html.report import write_report
 from zaya_jax.reporting.plots.plots import draw_figures
 from zaya_jax.reporting.results import Row, load_run, write_results
-from zaya_jax.runs import config_files, environment, listing, settings, sizes
+from zaya_jax.runs import config_files, listing, provenance, run_folder, settings, sizes
 from zaya_jax.runs.carried import write_tokenizer
 from zaya_jax.runs.mixture import MixtureSource
 from zaya_jax.runs.phases import Stage, load_start
@@ -112,9 +112,9 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         sinks: list[Sink] = []
         if is_first():
-            stack.enter_context(environment.locked(workdir / ".lock"))
-            environment.claim_workdir(workdir, config)
-            environment.check_files(workdir)
+            stack.enter_context(run_folder.locked(workdir / ".lock"))
+            run_folder.claim_workdir(workdir, config)
+            run_folder.check_files(workdir)
             sinks = open_sinks(_SINKS.value, workdir, setup.name, json.loads(config.to_json_best_effort()))
             for sink in sinks:
                 stack.callback(sink.close)
@@ -175,7 +175,7 @@ def train_stages(
             optimizer.ema_decay > 0, sizes.split_of(placements[name]), stage.execution,
         )  # fmt: skip
         print(f"{name}\n{described}", flush=True)
-    with environment.timed(workdir, "data"):
+    with provenance.timed(workdir, "data"):
         train_data, held_out = (
             {name: open_source(setup, workdir, source, split) for name, source in setup.sources.items()}
             for split in ("train", "validation")
@@ -187,7 +187,7 @@ def train_stages(
             if is_first():
                 # two runs that share a stage do not train it at once: the second waits, and finds it finished
                 lock = folder.with_suffix(".lock")
-                stack.enter_context(environment.locked(lock, f"waiting for the run that is training {folder}"))
+                stack.enter_context(run_folder.locked(lock, f"waiting for the run that is training {folder}"))
                 write_model_file(folder, setup.stages[name].model)
                 write_tokenizer(folder, tokenizer, template)
             wait_for_all(name)
@@ -205,9 +205,9 @@ def chat_template(config: ConfigDict, setup: settings.Settings) -> ChatTemplate 
 def finish(setup: settings.Settings, workdir: Path, folders: dict[str, Path], held_out: dict[str, Source]) -> None:
     """What follows training: evaluate, figures, report."""
     if not (workdir / "results.csv").exists():
-        with environment.timed(workdir, "evaluate"):
+        with provenance.timed(workdir, "evaluate"):
             evaluate(setup, workdir, folders, held_out)
-    with environment.timed(workdir, "figures"):
+    with provenance.timed(workdir, "figures"):
         run = load_run(workdir)
         figures = draw_figures(run, workdir / "figures")
     run = load_run(workdir)
@@ -256,7 +256,7 @@ def run_phase(
         )
         eval_step = shared_eval_step(model, stage.phase.objective, placement)  # pyrefly: ignore[bad-argument-type]
         own = {source.name: held_out_batches(setup, stage, held_out[source.name]) for source in stage.mixture}
-        with environment.timed(workdir, name):
+        with provenance.timed(workdir, name):
             train(
                 model, variables, stage.phase, batches, checkpoints, writer,
                 evaluate=functools.partial(validate, setup, own, eval_step), carry=carry,
@@ -320,7 +320,7 @@ def validate(setup: settings.Settings, held_out: dict[str, list[dict]], eval_ste
 
 def evaluate(setup: settings.Settings, workdir: Path, folders: dict[str, Path], held_out: dict[str, Source]) -> None:
     """Writes answers/, samples.jsonl, then results.csv (whose presence says that the stage is finished)."""
-    hardware = environment.hardware()
+    hardware = provenance.hardware()
     rows: list[Row] = likelihood_rows(setup, folders, held_out, hardware)
     stage = setup.stages[setup.sampled]
     model = Zaya(stage.model, stage.execution)

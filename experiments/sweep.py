@@ -40,7 +40,7 @@ from zaya_jax.files import read_object, remedy, write_text
 from zaya_jax.paths import absolute
 from zaya_jax.reporting import sweep_summary
 from zaya_jax.reporting.results import read_results, write_sweep
-from zaya_jax.runs import config_files, environment, listing
+from zaya_jax.runs import config_files, listing, provenance, run_folder
 from zaya_jax.runs.jobs import FAILED, Job, check_jobs, find_base, read_jobs, to_redo
 
 _CONFIG = config_files.define_config("Sweep file, such as configs/sweeps/study.py.")
@@ -81,7 +81,7 @@ def main() -> None:
             print(shlex.join(command(base, job, workdir)))
         return
     redone = to_redo(_REDO.value, chosen)
-    with environment.locked(workdir / ".lock"):
+    with run_folder.locked(workdir / ".lock"):
         refuse(list(unusable({name: job for name, job in jobs.items() if job not in redone}, chosen)))
         claim(workdir, config)
         for job in redone:
@@ -149,7 +149,7 @@ def cache(workdir: Path) -> list[str]:
 
 
 def workers() -> int:
-    return _WORKERS.value or environment.cores()
+    return _WORKERS.value or provenance.cores()
 
 
 def claim(workdir: Path, config: Any) -> None:
@@ -159,13 +159,13 @@ def claim(workdir: Path, config: Any) -> None:
     if path.exists():
         with remedy("delete the file if the folder is this sweep's: the same command writes it anew"):
             theirs = read_object(path)
-        if difference := environment.first_difference({key: theirs.get(key) for key in mine}, mine):
+        if difference := run_folder.first_difference({key: theirs.get(key) for key in mine}, mine):
             raise UserError(f"--workdir {workdir}: holds another sweep: {difference}; choose another")
     (workdir / "runs").mkdir(parents=True, exist_ok=True)
     jobs = [[[field, value] for field, value in job] for job in config.jobs]
     write_text(path, json.dumps(mine | {"jobs": jobs}, indent=1) + "\n")
     if not (workdir / "environment.json").exists():
-        write_text(workdir / "environment.json", json.dumps(environment.describe(), indent=2) + "\n")
+        write_text(workdir / "environment.json", json.dumps(provenance.describe(), indent=2) + "\n")
 
 
 def run_jobs(commands: dict[str, list[str]], workdir: Path, jobs: dict[str, Job]) -> dict[str, str]:

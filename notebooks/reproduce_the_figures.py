@@ -30,7 +30,7 @@ from zaya_jax import SamplerConfig, Zaya, load_pretrained
 from zaya_jax.evaluation.task_accuracy import Arm, Trial, run_task, task_rows
 from zaya_jax.reporting.paper.figures import FIGURES, show
 from zaya_jax.reporting.results import results_folder, write_sweep
-from zaya_jax.runs.environment import hardware
+from zaya_jax.runs.provenance import hardware
 from zaya_jax.tasks import make_task
 from zaya_jax.text.tokenizers import ByteTokenizer
 

@@ -17,7 +17,7 @@ from zaya_jax.files import write_lines
 from zaya_jax.interop.formats.partial import JOURNAL, Partial
 from zaya_jax.reporting.paper.figures import Input
 from zaya_jax.reporting.results import load_run, write_results, write_sweep
-from zaya_jax.runs import environment, jobs
+from zaya_jax.runs import jobs, provenance, run_folder
 from zaya_jax.training.logging.metrics import MetricWriter, read_metrics
 
 ROOT = Path(__file__).parents[1]
@@ -77,21 +77,21 @@ def test_an_object_of_a_workdir(tmp_path, name, damage):
     path.write_bytes(damage(path.read_bytes()))
     refused(path, lambda: load_run(folder))
     remedy = {"config.json": "remove the folder or choose another --workdir", "environment.json": "delete the file: "}
-    refused(path, lambda: environment.claim_workdir(folder, config), says=remedy[name])
+    refused(path, lambda: run_folder.claim_workdir(folder, config), says=remedy[name])
     config.evaluate.samples = 3  # the earlier evaluation would move away
-    refused(path, lambda: environment.claim_workdir(folder, config), says=remedy[name])
+    refused(path, lambda: run_folder.claim_workdir(folder, config), says=remedy[name])
 
 
 def test_an_environment_that_was_deleted_is_written_anew(tmp_path):
     config = jobs.read_config(BASE, [])
-    environment.claim_workdir(tmp_path, config)
+    run_folder.claim_workdir(tmp_path, config)
     path = tmp_path / "environment.json"
     for text in ('{"seconds": 3}', '{"seconds": {"data": "x"}}', '{"seconds": {"data": 1e999}}'):
         path.write_text(text)
-        refused(path, lambda: environment.claim_workdir(tmp_path, config), says="delete the file: ")
+        refused(path, lambda: run_folder.claim_workdir(tmp_path, config), says="delete the file: ")
     path.unlink()
-    environment.claim_workdir(tmp_path, config)
-    with environment.timed(tmp_path, "data"):
+    run_folder.claim_workdir(tmp_path, config)
+    with provenance.timed(tmp_path, "data"):
         pass
     assert set(json.loads(path.read_text())["seconds"]) == {"data"}
 
@@ -134,7 +134,7 @@ def test_a_damaged_line_of_metrics_is_named_and_kept(tmp_path, name, damage):
         write_lines(path, lines)
     says = damage_line(path, 3, damage)
     writer = MetricWriter(folder / "metrics.jsonl")
-    refused(path, lambda: environment.check_files(folder), lambda: writer.rewind("convert", 4), says=says)
+    refused(path, lambda: run_folder.check_files(folder), lambda: writer.rewind("convert", 4), says=says)
     refused(path, lambda: writer.rewind("convert", 4), says="mend or remove this line")
     refused(path, lambda: read_metrics(path), says=says)
     if name == "metrics.jsonl":
@@ -303,7 +303,7 @@ TABLES = {
 def test_a_table_of_results(tmp_path, damage):
     path = build_run(tmp_path / "run") / "results.csv"
     path.write_bytes(damage(path.read_bytes()))
-    refused(path, lambda: environment.check_files(path.parent), says="delete the file: the same command writes it anew")
+    refused(path, lambda: run_folder.check_files(path.parent), says="delete the file: the same command writes it anew")
     (tmp_path / "results").mkdir()
     path = tmp_path / "results" / "results.csv"
     write_sweep(path, {"a": ({}, result_rows())})

@@ -46,7 +46,7 @@ from zaya_jax.files import read_object
 from zaya_jax.interop.families.smollm2 import find_gguf, write_smollm2
 from zaya_jax.paths import absolute
 from zaya_jax.reporting import tables
-from zaya_jax.runs import environment
+from zaya_jax.runs import provenance
 from zaya_jax.tasks import make_task
 from zaya_jax.text.tokenizers import ByteTokenizer
 from zaya_jax.timing import medians
@@ -111,7 +111,7 @@ def main() -> None:
     }
     for section in _ONLY.value:
         for model in load_models([n for n in names if section != "greedy" or n in ADDITION]):
-            made = {"hardware": environment.hardware(), "environment": described()}
+            made = {"hardware": provenance.hardware(), "environment": described()}
             rows = [row | made for row in run[section](model)]
             others = [row for row in numbers.get(section, []) if row["model"] != model.name]
             numbers[section] = sorted(others + rows, key=lambda row: ORDER.index(row["model"]))
@@ -122,7 +122,7 @@ def main() -> None:
 
 def described() -> dict[str, Any]:
     """The environment, transformers' side included."""
-    out = environment.describe()
+    out = provenance.describe()
     for package in ("torch", "transformers"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             out["packages"][package] = importlib.metadata.version(package)

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from zaya_jax.command_line import cli
 from zaya_jax.errors import UserError
 from zaya_jax.reporting.results import Row, read_results
-from zaya_jax.runs import environment
+from zaya_jax.runs import provenance
 
 _OUTPUT = flags.DEFINE_string("output", None, "Where to write the numbers as JSON; nowhere by default.")
 _BASE = flags.DEFINE_string("base", "configs/quickstart.py:fast", "Config that is run, with its :argument.")
@@ -42,7 +42,7 @@ CLOCKS = ("seconds", "tokens_per_second", "speedup", "milliseconds", "cost_ratio
 def main() -> None:
     cli.check_output(_OUTPUT.value)
     numbers: dict[str, Any] = {
-        "hardware": environment.hardware(), "environment": environment.describe(), "base": _BASE.value,
+        "hardware": provenance.hardware(), "environment": provenance.describe(), "base": _BASE.value,
         "prompt": _PROMPT.value, "new_tokens": _NEW.value, "repeats": _REPEATS.value, "commands": [],
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:

@@ -38,7 +38,7 @@ from zaya_jax.interop.formats.names import Path as Variable
 from zaya_jax.interop.formats.names import abstract_variables
 from zaya_jax.interop.formats.shards import plan_shards, slots, write_shards
 from zaya_jax.paths import absolute
-from zaya_jax.runs.environment import describe, hardware
+from zaya_jax.runs.provenance import describe, hardware
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Scratch folder; must not exist. It is deleted in the end.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the numbers.")

@@ -25,7 +25,7 @@ from zaya_jax.architecture import preset
 from zaya_jax.command_line import cli
 from zaya_jax.errors import UserError
 from zaya_jax.paths import absolute
-from zaya_jax.runs.environment import describe, hardware
+from zaya_jax.runs.provenance import describe, hardware
 
 _FOLDER = flags.DEFINE_string("folder", None, "Scratch folder; must not exist. It is deleted in the end.")
 _LAYERS = flags.DEFINE_integer(

@@ -20,7 +20,7 @@ from zaya_jax.architecture import Execution, Layout
 from zaya_jax.architecture.attention.direct import count_pairs
 from zaya_jax.command_line import cli
 from zaya_jax.errors import Diverged, UserError
-from zaya_jax.runs import environment
+from zaya_jax.runs import provenance
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
 from zaya_jax.training.state import init_state, init_variables, make_train_step
@@ -44,7 +44,7 @@ def main() -> None:
     cli.check_output(_OUTPUT.value)
     lengths = _lengths(_LENGTHS.value)
     config = preset(_PRESET.value)
-    numbers: dict = {"hardware": environment.hardware(), "environment": environment.describe()}
+    numbers: dict = {"hardware": provenance.hardware(), "environment": provenance.describe()}
     numbers["pairs"] = pairs(16_384, _BLOCK.value, EXECUTION.query_chunk)
     for name, row in numbers["pairs"]["rows"].items():
         print(

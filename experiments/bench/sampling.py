@@ -36,7 +36,7 @@ from zaya_jax.costs.roofline import HARDWARE, forward_seconds
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.forward_parts import forward_parts, gemm_cost, ratios, row_plans
 from zaya_jax.evaluation.task_accuracy import Arm, Trial, run_arm
-from zaya_jax.runs import environment
+from zaya_jax.runs import provenance
 from zaya_jax.sampling import Request, acceptance_curve, choose_sampler
 from zaya_jax.sampling.planning.auto import candidates
 from zaya_jax.sampling.planning.cost import AUTOREGRESSIVE, forward_cost
@@ -108,7 +108,7 @@ def main() -> None:
         Zaya(config), variables, [task.problem("test", i, 5) for i in range(_PROMPTS.value)], _BLOCK_SIZE.value,
         [int(b) for b in _BATCHES.value], _REPEATS.value, _NEW_TOKENS.value,
     )  # fmt: skip
-    numbers: dict = {"hardware": environment.hardware(), "environment": environment.describe()}
+    numbers: dict = {"hardware": provenance.hardware(), "environment": provenance.describe()}
     numbers["model"] = {"checkpoint": _CHECKPOINT.value, "parameters": parameter_count(config).total, "task": TASK}
     sections: dict[str, Callable[[Bench], Any]] = {
         "rows": lambda bench: rows_section(bench, _LARGE.value, _LARGE_EXPERTS.value),

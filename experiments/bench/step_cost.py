@@ -19,7 +19,7 @@ from absl import flags
 from zaya_jax import Zaya, preset
 from zaya_jax.architecture.moe.experts import block_padded, dense
 from zaya_jax.command_line import cli, measured_device
-from zaya_jax.runs import environment
+from zaya_jax.runs import provenance
 from zaya_jax.timing import medians
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
@@ -36,7 +36,7 @@ def main() -> None:
     """Runs every benchmark and prints it."""
     cli.check_output(_OUTPUT.value)
     measured_device.check()
-    numbers: dict = {"hardware": environment.hardware(), "environment": environment.describe()}
+    numbers: dict = {"hardware": provenance.hardware(), "environment": provenance.describe()}
     numbers["train_step"] = train_step_ratio(_PRESET.value, _REPEATS.value)
     show(
         "TiDAR train step / AR train step, per clean token", numbers["train_step"], "tidar", "autoregressive", "<= 2.3"

@@ -47,7 +47,7 @@ from zaya_jax.command_line import cli
 from zaya_jax.errors import UserError
 from zaya_jax.parallel import MeshConfig, make_placement
 from zaya_jax.parallel.devices import use_cpu_devices
-from zaya_jax.runs import environment
+from zaya_jax.runs import provenance
 from zaya_jax.timing import medians
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
@@ -88,12 +88,12 @@ class Ours(NamedTuple):
 
 def main() -> None:
     cli.check_output(_OUTPUT.value)
-    use_cpu_devices(environment.cores())
+    use_cpu_devices(provenance.cores())
     if jax.default_backend() != "cpu":
         raise UserError(f"JAX runs on {jax.default_backend()}, torch's side on the CPU: set JAX_PLATFORMS=cpu")
     require_parity_extra("bench_training")
     configs = {name: benchmark_config(name) for name in _PRESETS.value}
-    numbers: dict = {"hardware": environment.hardware(), "environment": environment.describe(), "training": []}
+    numbers: dict = {"hardware": provenance.hardware(), "environment": provenance.describe(), "training": []}
     for package in ("torch", "transformers"):
         numbers["environment"]["packages"][package] = importlib.metadata.version(package)
     for name, config in configs.items():
@@ -145,7 +145,7 @@ def fastest_of_ours(
     config: ZayaConfig, variables: dict, tokens: np.ndarray, losses: dict[str, float]
 ) -> tuple[Ours, Callable[[], object], dict[Ours, float]]:
     """(The setting that makes our autoregressive step fastest, that step, every setting's median milliseconds)."""
-    counts = sorted({1, environment.cores()})
+    counts = sorted({1, provenance.cores()})
     by_name = {f"{how} {count}": Ours(how, count) for how in HOW for count in counts if len(tokens) % count == 0}
     steps = {
         name: our_step(config, variables, Objective("autoregressive"), tokens, setting, losses)

@@ -31,7 +31,7 @@ from experiments.bench.transformers_reference import (  # fmt: skip
 from zaya_jax import SamplerConfig, Zaya, generate
 from zaya_jax.command_line import cli, measured_device
 from zaya_jax.errors import UserError
-from zaya_jax.runs import environment
+from zaya_jax.runs import provenance
 from zaya_jax.timing import medians
 from zaya_jax.training.state import init_variables
 
@@ -60,12 +60,12 @@ def main() -> None:
         raise UserError(f"JAX runs on {jax.default_backend()}, torch's side on the CPU: set JAX_PLATFORMS=cpu")
     require_parity_extra("bench_transformers")
     configs = {name: benchmark_config(name) for name in _PRESETS.value}
-    numbers: dict = {"hardware": environment.hardware(), "environment": environment.describe(), "transformers": []}
+    numbers: dict = {"hardware": provenance.hardware(), "environment": provenance.describe(), "transformers": []}
     for package in ("torch", "transformers"):
         numbers["environment"]["packages"][package] = importlib.metadata.version(package)
     ours = numbers["environment"]["threads"]
     print(
-        f"{numbers['hardware']}; JAX's threads: {ours}, torch's: the faster of 1 and {environment.cores()}", flush=True
+        f"{numbers['hardware']}; JAX's threads: {ours}, torch's: the faster of 1 and {provenance.cores()}", flush=True
     )
     for name, config in configs.items():
         model, variables = Zaya(config), init_variables(Zaya(config), 0)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from zaya_jax import ZayaConfig, preset
 from zaya_jax.errors import UserError
 from zaya_jax.interop import save_huggingface
-from zaya_jax.runs import environment
+from zaya_jax.runs import provenance
 from zaya_jax.timing import medians
 
 EXPERTS = 16
@@ -81,7 +81,7 @@ def fastest_setting(
     One thread is among them: torch's threads wait for each other at every operation, which small matrices do not repay
     and which another program on the same cores makes a hundred times slower.
     """
-    threads = sorted({1, environment.cores()})
+    threads = sorted({1, provenance.cores()})
     settings = itertools.product(("eager", "sdpa"), experts, threads)
 
     def timed(setting: Setting) -> None:

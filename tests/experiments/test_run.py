@@ -17,7 +17,7 @@ from zaya_jax import load_pretrained
 from zaya_jax.command_line import cli
 from zaya_jax.interop.conversion.locate import find_checkpoint
 from zaya_jax.reporting.results import read_results
-from zaya_jax.runs import environment, settings
+from zaya_jax.runs import run_folder, settings
 from zaya_jax.text.tokenizers import ByteTokenizer, load_tokenizer
 from zaya_jax.training.logging.metrics import read_metrics
 
@@ -143,7 +143,7 @@ def test_a_phase_starts_from_the_checkpoint_that_it_names(whole, tmp_path):
 
 
 def test_a_second_process_in_the_same_folder_is_refused(whole):
-    with environment.locked(whole / ".lock"):
+    with run_folder.locked(whole / ".lock"):
         status, output = finish(CONFIG, f"--workdir={whole}")
     assert status == 2
     assert output.strip().splitlines()[-1] == (
@@ -274,21 +274,21 @@ def test_stage_names_change_with_what_decides_a_stage_and_nothing_else():
 def claimed(workdir: Path, **evaluate) -> dict:
     config = tiny.get_config()
     config.evaluate.update(evaluate)
-    environment.claim_workdir(workdir, config)
+    run_folder.claim_workdir(workdir, config)
     return json.loads((workdir / "config.json").read_text())
 
 
 def test_another_evaluation_takes_the_place_of_the_earlier_one_which_is_kept(tmp_path):
     claimed(tmp_path)
-    for count, name in enumerate(environment.EVALUATION):
+    for count, name in enumerate(run_folder.EVALUATION):
         (tmp_path / name).write_text(str(count))
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     assert claimed(tmp_path)["evaluate"]["prompts"] == 6  # the same config moves nothing
     assert (tmp_path / "results.csv").exists()
     assert claimed(tmp_path, prompts=3)["evaluate"]["prompts"] == 3
-    assert not any((tmp_path / name).exists() for name in environment.EVALUATION)
+    assert not any((tmp_path / name).exists() for name in run_folder.EVALUATION)
     kept = tmp_path / "evaluations" / "1"
-    assert [(kept / name).read_text() for name in environment.EVALUATION] == [*"01234"]
+    assert [(kept / name).read_text() for name in run_folder.EVALUATION] == [*"01234"]
     assert json.loads((kept / "config.json").read_text())["evaluate"]["prompts"] == 6
     assert (tmp_path / "metrics.jsonl").exists()
     (tmp_path / "results.csv").write_text("again")
@@ -297,23 +297,23 @@ def test_another_evaluation_takes_the_place_of_the_earlier_one_which_is_kept(tmp
     assert (tmp_path / "evaluations" / "2" / "results.csv").read_text() == "again"
 
 
-@pytest.mark.parametrize("moved", range(len(environment.EVALUATION) + 1))
+@pytest.mark.parametrize("moved", range(len(run_folder.EVALUATION) + 1))
 @pytest.mark.parametrize("back", [False, True])
 def test_a_kill_while_an_evaluation_is_moved_loses_nothing(tmp_path, moved, back):
     claimed(tmp_path)
-    for name in environment.EVALUATION:
+    for name in run_folder.EVALUATION:
         (tmp_path / name).write_text(name)
     (tmp_path / "evaluations" / "partial").mkdir(parents=True)
-    for name in environment.EVALUATION[:moved]:
+    for name in run_folder.EVALUATION[:moved]:
         (tmp_path / name).replace(tmp_path / "evaluations" / "partial" / name)
     if back:  # the earlier config's command, to its end
         claimed(tmp_path)
-        for name in environment.EVALUATION:
+        for name in run_folder.EVALUATION:
             (tmp_path / name).write_text(name)
     claimed(tmp_path, prompts=3)
-    assert not any((tmp_path / name).exists() for name in environment.EVALUATION)
+    assert not any((tmp_path / name).exists() for name in run_folder.EVALUATION)
     last = max((tmp_path / "evaluations").iterdir(), key=lambda path: int(path.name))
-    assert [(last / name).read_text() for name in environment.EVALUATION] == [*environment.EVALUATION]
+    assert [(last / name).read_text() for name in run_folder.EVALUATION] == [*run_folder.EVALUATION]
 
 
 def test_what_was_trained_with_another_config_is_refused_with_what_may_differ(tmp_path):
@@ -321,7 +321,7 @@ def test_what_was_trained_with_another_config_is_refused_with_what_may_differ(tm
     config = tiny.get_config()
     config.pretrain.steps = 7
     with pytest.raises(ValueError, match=r"differs in pretrain\.steps \(6 there, 7 now\).*evaluate\.\* may differ"):
-        environment.claim_workdir(tmp_path, config)
+        run_folder.claim_workdir(tmp_path, config)
 
 
 def test_a_run_that_drafts_nowhere_is_sampled_autoregressively():

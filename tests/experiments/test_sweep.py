@@ -14,7 +14,7 @@ from tests import commands
 from zaya_jax.errors import UserError
 from zaya_jax.reporting import sweep_summary
 from zaya_jax.reporting.results import read_results, read_sweep, write_results
-from zaya_jax.runs import environment
+from zaya_jax.runs import run_folder
 from zaya_jax.runs.jobs import FAILED, Job, check_jobs, find_base, read_jobs, to_redo
 from zaya_jax.training.logging.metrics import read_metrics
 
@@ -137,7 +137,7 @@ def test_jobs_to_redo_are_named_and_only_they_are_deleted(tmp_path):
     assert to_redo([], jobs) == [] and to_redo(["all"], jobs) == list(jobs.values())
     with pytest.raises(UserError, match="--redo: got 'd', may be all, failed, or one of a, b, c"):
         to_redo(["d"], jobs)
-    with environment.locked(jobs["a"].folder / ".lock"), pytest.raises(UserError, match="another process is running"):
+    with run_folder.locked(jobs["a"].folder / ".lock"), pytest.raises(UserError, match="another process is running"):
         jobs["a"].remove()
     jobs["b"].remove()
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["a", "c"]
@@ -296,7 +296,7 @@ def test_a_folder_with_another_sweep_is_refused(tmp_path):
 
 
 def test_a_second_sweep_in_a_folder_is_refused_in_one_line(tmp_path):
-    with environment.locked(tmp_path / ".lock"):
+    with run_folder.locked(tmp_path / ".lock"):
         status, output = run(tmp_path, "--only=alpha=0.5")
     assert status == 2 and [path.name for path in tmp_path.iterdir()] == [".lock"]
     assert output.strip() == f"error: {tmp_path}: another process is running there; choose another folder"

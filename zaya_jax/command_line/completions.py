@@ -8,7 +8,7 @@ from typing import Any
 from zaya_jax.command_line import cli
 from zaya_jax.errors import UserError
 from zaya_jax.files import append_lines, lines_of, parse_json, read_lines, read_text, remedy
-from zaya_jax.runs.environment import first_difference
+from zaya_jax.runs.run_folder import first_difference
 
 SETTLED = ("mode", "block_size", "anchors", "target")  # fields of a sampler that measuring may settle
 FIRST_KEY = '{"prompt": '  # how every line of ours begins

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from zaya_jax.errors import UserError
 from zaya_jax.reporting.results import Row, read_environment, read_results
-from zaya_jax.runs import environment, settings
+from zaya_jax.runs import run_folder, settings
 from zaya_jax.runs.config_files import read_config
 
 CLONE = Path(__file__).parents[2]
@@ -35,7 +35,7 @@ class Job:
         """Where the config of the run in the folder differs from this job's; None if it does not or there is none."""
         if self.config is None or not (self.folder / "config.json").exists():
             return None
-        return environment.difference(self.folder, self.config)
+        return run_folder.difference(self.folder, self.config)
 
     @property
     def finished(self) -> bool:
@@ -76,7 +76,7 @@ class Job:
     def remove(self) -> None:
         """Deletes its folder. UserError while a process runs there."""
         if self.folder.exists():
-            with environment.locked(self.folder / ".lock"):
+            with run_folder.locked(self.folder / ".lock"):
                 shutil.rmtree(self.folder)
 
 
