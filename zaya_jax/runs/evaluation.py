@@ -1,0 +1,107 @@
+"""The evaluation of a run: likelihood of every stage, every sampler on every task and text, what a forward costs."""
+
+import functools
+from pathlib import Path
+
+import numpy as np
+
+from zaya_jax.architecture import Zaya
+from zaya_jax.data.pipeline import Source
+from zaya_jax.evaluation.continuations import Continuations, log_probability
+from zaya_jax.evaluation.task_accuracy import Outcome, run_task, task_rows
+from zaya_jax.files import write_lines
+from zaya_jax.interop.formats.native import load_native
+from zaya_jax.reporting.results import Row, write_results
+from zaya_jax.runs import provenance, settings
+from zaya_jax.runs.held_out import held_out_batches, open_source, shared_eval_step, validate
+from zaya_jax.sampling.planning.cost import AUTOREGRESSIVE, forward_cost, rows_of
+from zaya_jax.sampling.strategies.base import Plan
+from zaya_jax.tasks import Task
+from zaya_jax.text.detokenizer import Detokenizer
+
+
+def evaluate(setup: settings.Settings, workdir: Path, folders: dict[str, Path], held_out: dict[str, Source]) -> None:
+    """Writes answers/, samples.jsonl, then results.csv (whose presence says that the stage is finished)."""
+    hardware = provenance.hardware()
+    rows: list[Row] = likelihood_rows(setup, folders, held_out, hardware)
+    stage = setup.stages[setup.sampled]
+    model = Zaya(stage.model, stage.execution)
+    variables = load_native(folders[setup.sampled], stage.phase.evaluate_ema)[1]
+    samples = []
+    for task in [*setup.tasks, *continuations(setup, workdir)]:
+        outcomes = run_task(
+            model, variables, setup.tokenizer, task, setup.arms, setup.trial, workdir / "answers", setup.anchor_budget
+        )
+        common = {"kind": "sampling", "model": setup.sampled, "source": task.name, "hardware": hardware}
+        mine = [common | row for row in task_rows(outcomes, setup.trial)]
+        if isinstance(task, Continuations):
+            for row, outcome in zip(mine, outcomes, strict=True):
+                row["ar_log_probability"] = log_probability(
+                    model, variables, setup.tokenizer, task, outcome, setup.trial
+                )
+        rows += mine
+        samples += some_samples(setup, task, outcomes)
+    if setup.measures_cost:
+        rows += cost_rows(model, variables, setup.sampled, hardware)
+    write_lines(workdir / "samples.jsonl", samples)
+    write_results(workdir / "results.csv", rows)
+
+
+def continuations(setup: settings.Settings, workdir: Path) -> list[Continuations]:
+    """What is sampled without a task: each chosen text's held-out documents."""
+    return [
+        Continuations(name, functools.partial(open_source, setup, workdir, setup.sources[name])) for name in setup.texts
+    ]
+
+
+def likelihood_rows(
+    setup: settings.Settings, folders: dict[str, Path], held_out: dict[str, Source], hardware: str
+) -> list[Row]:
+    """The kind=likelihood rows of results.csv: every stage's model on every source, all on the same rows.
+
+    They are the sampled stage's rows and objective, so that one compiled program measures all of one rotary base.
+    """
+    sampled = setup.stages[setup.sampled]
+    batches = {name: held_out_batches(setup, sampled, documents) for name, documents in held_out.items()}
+    rows: list[Row] = []
+    for name, stage in setup.stages.items():
+        eval_step = shared_eval_step(Zaya(stage.model, stage.execution), sampled.phase.objective)  # pyrefly: ignore[bad-argument-type]
+        measured = validate(setup, batches, eval_step, load_native(folders[name], stage.phase.evaluate_ema)[1])
+        kept = ["ar_loss", "bits_per_byte"]
+        kept += ["draft_loss", "draft_accuracy_by_slot"] * stage.phase.objective.drafts
+        for source in batches:
+            found = {key: measured.get(f"{source}/{key}") for key in kept}
+            cells = {key: np.asarray(value).tolist() for key, value in found.items() if value is not None}
+            rows.append({"kind": "likelihood", "model": name, "source": source, "hardware": hardware} | cells)
+    return rows
+
+
+def cost_rows(model: Zaya, variables: dict, name: str, hardware: str) -> list[dict]:
+    """The kind=cost rows of results.csv: one AR row, 8 verified alone, and those with 1, 2 or all 8 blocks drafted."""
+    anchors = ((), (8,), (1, 8), tuple(range(1, 9)))
+    plans = [AUTOREGRESSIVE, *(Plan("single_pass", 8, some, "autoregressive") for some in anchors)]
+    cost = {rows_of(plan): ms for plan, ms in forward_cost(model, variables, plans).items()}
+    return [
+        {
+            "kind": "cost", "model": name, "batch": 1, "block_size": 8, "rows": count, "milliseconds": ms,
+            "cost_ratio": ms / cost[1], "hardware": hardware,
+        }
+        for count, ms in cost.items()
+    ]  # fmt: skip
+
+
+def some_samples(setup: settings.Settings, task: Task, outcomes: list[Outcome], count: int = 6) -> list[dict]:
+    """The first sample of the first problems by every arm, token by token."""
+    problems = task.problems("test", min(count, setup.trial.prompts), setup.trial.seed)
+    return [
+        {
+            "arm": outcome.arm.name,
+            "temperature": outcome.arm.sampler.temperature,
+            "prompt": problem.prompt,
+            "pieces": Detokenizer(setup.tokenizer, start=False).pieces(outcome.tokens[i * outcome.samples]),
+            "accepted": outcome.accepted[i * outcome.samples],
+            "correct": outcome.correct[i * outcome.samples],
+        }
+        for outcome in outcomes
+        for i, problem in enumerate(problems)
+    ]
