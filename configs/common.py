@@ -135,7 +135,7 @@ def evaluation(tasks: tuple[str, ...], prompts: int, **changes: Any) -> ConfigDi
     c.arms = ("autoregressive", "lossless", "mix_stale")  # and "lossless_two_pass", "mix_fresh"
     c.temperatures = (0.0, 1.0)
     c.draft_temperature = placeholder(float)  # None: the target's
-    c.anchor_budget = 0  # blocks that single_pass drafts a forward; 0: one behind every accept length
+    c.anchor_budget = 0  # blocks that single_pass drafts a forward; 0: one after every accepted length
     c.beta = 0.5
     c.cost = True  # measure what a forward costs by rows, too
     c.seed = 1_000

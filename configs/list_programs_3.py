@@ -5,7 +5,7 @@ Arguments: those of configs/study.py
 Hardware:  2 CPU cores
 Time and result: see results/list_programs_3/ (made by this file).
 
-It goes on from the model of configs/list_programs.py (results/list_programs/model), which knows one and two operations.
+It resumes from the model of configs/list_programs.py (results/list_programs/model), which knows one and two operations.
 """
 
 from ml_collections import ConfigDict

@@ -3,7 +3,7 @@
 Command:   python -m experiments.smollm2 --output=smollm2
            python -m experiments.run --config=configs/smollm2.py --workdir=runs/smollm2
 Arguments: start=smollm2, the folder that the first command writes; block_size=16; :lora, adapters in place of all
-           weights; :drafts, adapters on draft slots alone, so that the model of clean rows is the published one to the
+           weights; :drafts, adapters on mask tokens alone, so that the model of clean rows is the published one to the
            bit, and drafting from it lossless for it; text=DIR or FILE, your own text in place of the standard library;
            :smoke, 50 short steps in float32, as many as a CPU can do
 Hardware:  the whole run has not been done (below); :smoke, 2 CPU cores
@@ -21,8 +21,8 @@ The data are what there is offline: Python's standard library and, as chats, wor
 
 Published (docs/method.md#training): the layout, the objective with alpha = 1, one step from masks to tokens, AdamW,
 cosine with 1% of warm-up to a third. Ours: learning rates (TiDAR's 1e-5 is for 50B tokens), rank and alpha of adapters,
-batch, and that with :drafts the drafts learn the model's own law (`distill`) rather than the tokens: acceptance is all
-that they are for.
+batch, and that with :drafts the drafts learn the model's own distribution (`distill`) rather than the tokens:
+acceptance is all that they are for.
 """
 
 import dataclasses

@@ -1,12 +1,13 @@
-"""How many tokens per forward list programs allow a sampler whose laws are exact: where training can lead at best.
+"""How many tokens per forward list programs allow a sampler whose distributions are exact: where training can lead at
+best.
 
     python -m experiments.ceiling --output=results/bench/ceiling.json
 
-The verifier's law is the posterior over all programs that fit the shown examples; a draft slot's law is the posterior's
-marginal at that position, given the text that the block stands behind. What is left to refuse is what no model of
-TiDAR's kind can know: drafts of one block are drawn apart, and examples leave several programs open. Sampled at
-temperature 1 by the rule of single_pass with every anchor; a ten-thousandth of each law is spread evenly, since no
-trained model is surer than that and mixing needs no zeros.
+The verifier's distribution is the posterior over all programs that fit the shown examples; a mask token's distribution
+is the posterior's marginal at that position, given the text that the block stands after. What is left to refuse is what
+no model of TiDAR's kind can know: drafts of one block are drawn apart, and examples leave several programs open.
+Sampled at temperature 1 by the rule of single_pass with every anchor; a ten-thousandth of each distribution is spread
+evenly, since no trained model is surer than that and mixing needs no zeros.
 """
 
 import functools
@@ -75,7 +76,7 @@ def programs(max_operations: int) -> dict[str, tuple[float, tuple[int, ...]]]:
 
 
 class Posterior:
-    """The exact laws of a problem's answer, given what its prompt shows."""
+    """The exact distributions of a problem's answer, given what its prompt shows."""
 
     def __init__(self, task: ListPrograms, shown) -> None:
         def fits(chosen: tuple[int, ...]) -> bool:
@@ -85,29 +86,36 @@ class Posterior:
         self.letters = sorted(set("".join(every)))
         self.weights = {text: prior for text, (prior, chosen) in every.items() if fits(chosen)}
 
-    def law(self, prefix: str, slot: int = 0) -> np.ndarray:
-        """Log-probabilities [letter] of what stands `slot` places behind `prefix`; END repeats itself."""
-        law, at = np.zeros(len(self.letters)), len(prefix) + slot
+    def distribution(self, prefix: str, slot: int = 0) -> np.ndarray:
+        """Log-probabilities [letter] of what stands `slot` places after `prefix`; END repeats itself."""
+        distribution, at = np.zeros(len(self.letters)), len(prefix) + slot
         for text, weight in self.weights.items():
             if text.startswith(prefix):
-                law[self.letters.index(text[at] if at < len(text) else END)] += weight
-        law = law / law.sum() if law.any() else np.full_like(law, 1 / len(law))
-        return np.log((1 - SPREAD) * law + SPREAD / len(law))
+                distribution[self.letters.index(text[at] if at < len(text) else END)] += weight
+        distribution = (
+            distribution / distribution.sum()
+            if distribution.any()
+            else np.full_like(distribution, 1 / len(distribution))
+        )
+        return np.log((1 - SPREAD) * distribution + SPREAD / len(distribution))
 
 
-def sample(laws: Posterior, block_size: int, beta: float, rng: np.random.Generator) -> list[int]:
+def sample(distributions: Posterior, block_size: int, beta: float, rng: np.random.Generator) -> list[int]:
     """Tokens that each forward yields, the prefill's first, by the rule of `sampling.strategies.single_pass`."""
 
-    def draw(law: np.ndarray) -> int:
-        return int(np.argmax(law + rng.gumbel(size=law.shape)))
+    def draw(distribution: np.ndarray) -> int:
+        return int(np.argmax(distribution + rng.gumbel(size=distribution.shape)))
 
-    behind, text = "", laws.letters[draw(laws.law(""))]  # the block is drafted behind a text without the settled token
+    after, text = (
+        "",
+        distributions.letters[draw(distributions.distribution(""))],
+    )  # the block is drafted after a text without the pending token
     accepted = [1]
     while not text.endswith(END):
-        log_q = np.stack([laws.law(behind, slot) for slot in range(1, block_size)])
-        drafts = [draw(law) for law in log_q]
-        whole = [text + "".join(laws.letters[d] for d in drafts[:n]) for n in range(block_size)]
-        log_p = np.stack([laws.law(prefix) for prefix in whole])
+        log_q = np.stack([distributions.distribution(after, slot) for slot in range(1, block_size)])
+        drafts = [draw(distribution) for distribution in log_q]
+        whole = [text + "".join(distributions.letters[d] for d in drafts[:n]) for n in range(block_size)]
+        log_p = np.stack([distributions.distribution(prefix) for prefix in whole])
         tested = (
             log_p[:-1] if not beta else np.asarray(mix(jnp.asarray(log_p[:-1]), jnp.asarray(log_q), jnp.asarray(beta)))
         )
@@ -118,8 +126,8 @@ def sample(laws: Posterior, block_size: int, beta: float, rng: np.random.Generat
         left = (
             np.asarray(log_residual(jnp.asarray(tested[kept]), jnp.asarray(log_q[kept]))) if refused.size else log_p[-1]
         )
-        behind = whole[kept]
-        new = behind[len(text) :] + laws.letters[draw(left)]
+        after = whole[kept]
+        new = after[len(text) :] + distributions.letters[draw(left)]
         end = new.find(END)
         accepted.append(len(new) if end < 0 else end + 1)
         text += new[: accepted[-1]]

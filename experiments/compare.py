@@ -4,7 +4,7 @@
     python -m experiments.compare --checkpoint=before --other=after --tokens='2 9259 236888 2088'
 
 Any two kinds of checkpoint (see inspect_checkpoint). Without --text or --tokens the models read random tokens. Both
-compute in float32, one behind the other, so memory holds one model at a time. Printed: the largest difference of the
+compute in float32, one after the other, so memory holds one model at a time. Printed: the largest difference of the
 logits, also over the standard deviation of the first's; the KL divergence of the other's predictions from the first's,
 in nats a position; how often both rank the same token first; and the arrays whose values differ.
 """
@@ -29,7 +29,7 @@ from zaya_jax.text.tokenizers import load_tokenizer
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The reference.")
 _OTHER = flags.DEFINE_string("other", None, "What is compared with it.")
 _TEXT = flags.DEFINE_string("text", None, "A text for both to read.")
-_TOKENS = flags.DEFINE_list("tokens", None, "Token ids for both to read, behind commas or spaces.")
+_TOKENS = flags.DEFINE_list("tokens", None, "Token ids for both to read, after commas or spaces.")
 _TOKENIZER = flags.DEFINE_string(
     "tokenizer", None, 'For --text: "bytes" or a tokenizer.json. Default: the first folder\'s, or bytes.'
 )

@@ -10,7 +10,7 @@ but for the draft mask token, which it does not know), legacy, or native (what a
 
 Tensors pass one at a time: the memory needed is the largest stored tensor and 1 GiB. Everything that is wrong with the
 source is said before anything is written, tensor by tensor. Work goes to a partial folder beside --output
-(.OUTPUT.partial), which takes its name when all is there; the same command goes on after a kill, keeps what is whole,
+(.OUTPUT.partial), which takes its name when all is there; the same command resumes after a kill, keeps what is whole,
 and refuses a partial folder of another conversion. The tokenizer, the chat template and generation settings go along,
 those of a run's own checkpoint too, and a model card (README.md) says how the folder was made; code and pickles never
 do. What else is left behind is listed.

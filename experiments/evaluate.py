@@ -6,7 +6,7 @@
 
 --output then holds answers/ (JSON lines, a file a task and arm, written as batches end) and results.csv, where every
 arm but the first has its paired difference from autoregression and a permutation test's p-value. Interrupt it at any
-moment: the same command goes on behind the last answered problem. Generated code (human_eval) runs in a sandbox only.
+moment: the same command resumes after the last answered problem. Generated code (human_eval) runs in a sandbox only.
 """
 
 import datetime
@@ -20,7 +20,7 @@ from zaya_jax.checks import FLOAT32, no_such
 from zaya_jax.command_line import cli
 from zaya_jax.command_line.closing import aligned, closing
 from zaya_jax.errors import UserError
-from zaya_jax.evaluation.task_accuracy import Arm, Trial, run_task, task_rows
+from zaya_jax.evaluation.task_accuracy import Arm, EvaluationProtocol, run_task, task_rows
 from zaya_jax.paths import absolute
 from zaya_jax.reporting.results import write_results
 from zaya_jax.reporting.tables import sampling_table
@@ -53,7 +53,7 @@ _NEW = flags.DEFINE_integer(
 )
 _BLOCK = flags.DEFINE_integer("block_size", 8, "Slots of a drafted block.", lower_bound=1, upper_bound=1024)
 _BUDGET = flags.DEFINE_integer(
-    "anchor_budget", 0, "Blocks drafted a forward; 0: behind every accept length.", lower_bound=0, upper_bound=1024
+    "anchor_budget", 0, "Blocks drafted a forward; 0: after every accepted length.", lower_bound=0, upper_bound=1024
 )
 _BETA = flags.DEFINE_float("beta", 0.5, "Weight of the draft in mixing arms.", lower_bound=0.0, upper_bound=1.0)
 _DRAFT = flags.DEFINE_float(
@@ -91,18 +91,18 @@ def main() -> None:
             template = template.on(datetime.date.today())
         tasks = [ChatTask(task, template) for task in tasks]
     arms = read_arms(tokenizer.eos_ids)
-    trial = Trial(_PROMPTS.value, _SAMPLES.value, _BATCH.value, _NEW.value, _SEED.value)
+    protocol = EvaluationProtocol(_PROMPTS.value, _SAMPLES.value, _BATCH.value, _NEW.value, _SEED.value)
     for task in tasks:
         task.problems("test", 1, _SEED.value)  # a missing package is said before anything is compiled
     folder = absolute(output)
     folder.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for task in tasks:
-        outcomes = run_task(Zaya(config), variables, tokenizer, task, arms, trial, folder / "answers", _BUDGET.value)
+        outcomes = run_task(Zaya(config), variables, tokenizer, task, arms, protocol, folder / "answers", _BUDGET.value)
         common = {
             "kind": "sampling", "model": given, "source": task.name, "hardware": provenance.hardware()
         }  # fmt: skip
-        mine = [common | row for row in task_rows(outcomes, trial)]
+        mine = [common | row for row in task_rows(outcomes, protocol)]
         rows += mine
         write_results(folder / "results.csv", rows)
         print(f"{task.name}\n{aligned(sampling_table(mine))}", flush=True)

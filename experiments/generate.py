@@ -5,7 +5,7 @@
     python -m experiments.generate --checkpoint=DIR --chat --mode=auto
 
 A forward that drafts and verifies can yield several tokens: on a terminal the text of each forward has its colour, cyan
-and yellow in turn, the prompt is dim, and while text streams in, drafts that are not verified yet stand dim behind it.
+and yellow in turn, the prompt is dim, and while text streams in, drafts that are not verified yet stand dim after it.
 What the model writes is escaped (a newline and a tab are not), so it cannot command the terminal.
 
 The last line (stderr) says tokens, forward passes (NFE), tokens per forward (T, the prompt's forward included) with the
@@ -13,7 +13,7 @@ settings it depends on, rows a forward computes for each text, and tokens per se
 
 --output writes one JSON line a row: prompt, index (of the prompt, from 0), sample, seed, text, tokens, accepted (tokens
 of each forward), log_probabilities (nats, under the target), finish, settings (as asked), ran (what measuring settled).
-Row r (prompt index * samples + sample) is drawn with seed + r. The same command goes on where a killed one stopped, to
+Row r (prompt index * samples + sample) is drawn with seed + r. The same command resumes where a killed one stopped, to
 the same file; lines made with other settings are refused.
 
 --chat reads a turn a line and writes the chat down as --chat_template says; by default that is the template in the
@@ -68,7 +68,7 @@ PATIENCE = 30.0  # seconds: what took longer is not done again to have its time 
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """All flags of this door."""
+    """All flags of this command."""
 
     def text(name: str, words: str) -> None:
         flags.DEFINE_string(name, None, words, flag_values=values)
@@ -79,7 +79,7 @@ def define_flags(values: flags.FlagValues) -> None:
     text(
         "checkpoint", "Folder of a model: a Hugging Face one, WORKDIR/checkpoints/STAGE, or WORKDIR: its sampled stage."
     )
-    text("prompt", "One text to go on from.")
+    text("prompt", "One text to resume from.")
     text("prompts_file", 'A .txt file (one prompt a line) or .jsonl ({"prompt": ...} a line).')
     flags.DEFINE_boolean("chat", False, "Talk: a turn a line from stdin.", flag_values=values)
     text("chat_template", "plain, a Jinja file, a Jinja text, or none. Default: the folder's, else none.")
@@ -102,7 +102,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues) -> None:
-    """Everything behind the parsed flags."""
+    """Everything after the parsed flags."""
     try:
         check_flags(values)
         asked = sampling_flags.read(values)
@@ -130,7 +130,7 @@ def main(values: flags.FlagValues) -> None:
         raise UserError(sampling_flags.in_flags(str(error))) from error
     except KeyboardInterrupt:
         print(flush=True)
-        cli.fail("interrupted" + ("; the same command goes on from the last whole batch" if values.output else ""), 130)
+        cli.fail("interrupted" + ("; the same command resumes from the last whole batch" if values.output else ""), 130)
 
 
 def check_flags(values: flags.FlagValues) -> None:
@@ -366,7 +366,7 @@ class Conversation:
     session: Session | None = None
 
     def prompt(self, line: str) -> tuple[list[int], Session | None]:
-        """What the model has to read before it answers, and behind which session."""
+        """What the model has to read before it answers, and after which session."""
         if self.template is None:
             opening = self.tokenizer.opening if self.session is None else ()
             return [*opening, *self.tokenizer.encode(line, start=self.session is None)], self.session
@@ -427,7 +427,7 @@ def turns() -> Iterator[str]:
         try:
             line = ask()
         except EOFError:
-            print()  # the terminal's cursor stands behind "> "
+            print()  # the terminal's cursor stands after "> "
             return
         if not asks and not line:
             return

@@ -6,7 +6,7 @@
 
 What follows the colon changes several fields at once (see the config file); --config.FIELD=VALUE changes one. The
 workdir then holds config.json, environment.json, metrics.jsonl, checkpoints/, results.csv, samples.jsonl, figures/ and
-report.html. Interrupt it at any moment: the same command goes on from the last checkpoint, to the same numbers. While a
+report.html. Interrupt it at any moment: the same command resumes from the last checkpoint, to the same numbers. While a
 stage trains, SIGTERM or one Ctrl-C finishes the step, saves, and exits with status 75.
 
 Where fields of `evaluate` alone are changed, a trained run is evaluated again in the same workdir, without training;
@@ -20,7 +20,7 @@ its steps, objective and optimizer, and where it differs from the others its row
 of 0 steps is left out. configs/zaya1_8b.py is ZAYA1's own list, from 4k tokens of context to 128k and chats.
 
 --stages=DIR keeps the training stages there, each under a name that says what decides it (model, what the data's files
-hold, seed, steps, what it starts from), so that runs which differ only behind a stage train it once. Sweeps use it.
+hold, seed, steps, what it starts from), so that runs which differ only after a stage train it once. Sweeps use it.
 
 Many devices: --config.mesh.fsdp=2 --config.mesh.expert=8 --config.mesh.context=4 (zaya_jax/parallel/placement.py says
 what each splits; on a CPU --config.cpu_devices=8 makes eight). A run may go on with another mesh, on more or fewer

@@ -31,7 +31,7 @@ from IPython.display import Markdown, display
 
 from zaya_jax import SamplerConfig, Zaya, load_pretrained, preset
 from zaya_jax.costs.roofline import HARDWARE, drafting_seconds, forward_seconds
-from zaya_jax.evaluation.task_accuracy import Arm, Trial, run_task, task_rows
+from zaya_jax.evaluation.task_accuracy import Arm, EvaluationProtocol, run_task, task_rows
 from zaya_jax.reporting.paper import published
 from zaya_jax.reporting.paper.benchmarks import FLAT
 from zaya_jax.reporting.paper.figures import FIGURES, show
@@ -58,12 +58,12 @@ RESULTS = results_folder(FOLDER or os.environ.get("ZAYA_RESULTS"), root / "resul
 show("block_size", RESULTS)
 
 # %% [markdown]
-# ## The rows behind it
+# ## The rows after it
 # Lossless sampling beside autoregression of the same converted models: means over training seeds and, in brackets, the
 # seeds' range (in the study every seed also meets other test problems). Rows are what a forward computes for each
 # sequence. The clock is tokens a second over autoregression's on the machine that ran the sweep, beside the sweep's
-# other jobs, so it is rough; `results/bench` has the careful one. Lossless and AR sample one law, so a gap between
-# their columns is sampling noise; from block size to block size the *models* differ.
+# other jobs, so it is rough; `results/bench` has the careful one. Lossless and AR sample one distribution, so a gap
+# between their columns is sampling noise; from block size to block size the *models* differ.
 
 # %%
 sweeps = {}
@@ -94,7 +94,8 @@ def told(rows, column, text="{:.2f}"):
 
 def table(rows):
     """The four figures that belong together, a line for each task, temperature and block size."""
-    heads = ("task", "temperature", "block", "T", "rows per forward", "clock vs AR", "pass@1", "AR's pass@1", "pass@16",
+    heads = ("task", "temperature", "block", "T", "query tokens per forward", "wall-clock vs AR", "pass@1",
+             "AR's pass@1", "pass@16",
              "AR's pass@16")  # fmt: skip
     lines, plain = ["|" + "|".join(heads) + "|", "|---" * len(heads) + "|"], by_block(rows, "autoregressive")
     for (task, temperature), blocks in by_block(rows).items():
@@ -121,10 +122,10 @@ for name, rows in sweeps.items():
 
 # %%
 def panels(rows, title):
-    """T against rows per forward, the clock and pass@1: a line a task and temperature, a point a block size."""
+    """T against query tokens per forward, the clock and pass@1: a line a task and temperature, a point a block size."""
     figure, axes = plt.subplots(1, 3, figsize=(11.5, 3.7), sharey=True, layout="constrained")
     colours = dict(zip(shared(rows, "source"), (style.BLUE, style.ORANGE, style.GREEN), strict=False))
-    named = {"rows_per_forward": "rows per forward", "speedup": "clock over AR", "accuracy": "pass@1"}
+    named = {"rows_per_forward": "query tokens per forward", "speedup": "clock over AR", "accuracy": "pass@1"}
     for axis, (column, words) in zip(axes, named.items(), strict=True):
         style.tidy(axis, "", words, "tokens per forward" if axis is axes[0] else "", grid="both")
         for (task, temperature), blocks in by_block(rows).items():
@@ -178,7 +179,7 @@ if not sweeps:
 # (`expected_tokens`, an anchor everywhere). Left: with the flat acceptances that give Zyphra's two numbers at block 16;
 # diamonds: TiDAR's models, one for each block size. Right: expected tokens a second over autoregression's with each
 # block's best anchors, at the lower acceptance, from a forward's cost against its rows: measured on a CPU
-# (`results/bench/few_experts.json`), or by roofline on GPUs (ZAYA1-8B, 32,768 tokens behind each sequence): a bound,
+# (`results/bench/few_experts.json`), or by roofline on GPUs (ZAYA1-8B, 32,768 tokens after each sequence): a bound,
 # nothing was run there. Printed: the best block, or autoregression where none is expected to be 5% faster.
 
 # %%
@@ -224,18 +225,19 @@ plt.show()
 # ## Live: one model, three block sizes
 # The quickstart's committed model was trained with block 8 on additions. Here it is sampled with blocks of 2, 4 and 8
 # and every anchor on the same 32 prompts, greedily and at temperature 1, by the function that evaluates every run
-# (`zaya_jax.evaluation.task_accuracy.run_task`). The law stays AR's at any block size; T, rows and the clock change.
+# (`zaya_jax.evaluation.task_accuracy.run_task`). The distribution stays AR's at any block size; T, rows and the clock
+# change.
 
 # %%
 if LIVE:
     config, variables = load_pretrained(root / "results" / "quickstart" / "model")
     tokenizer, addition, live = ByteTokenizer(), make_task("addition"), []
-    trial = Trial(prompts=32, samples=1, batch=32, max_new_tokens=64, seed=1_000)
+    protocol = EvaluationProtocol(prompts=32, samples=1, batch=32, max_new_tokens=64, seed=1_000)
     ways = [("autoregressive", "autoregressive", 1), *(("lossless", "single_pass", block) for block in (2, 4, 8))]
     for temperature in (0.0, 1.0):
         rest = dict(temperature=temperature, stop_tokens=(tokenizer.eos_id,))
         arms = [Arm(name, SamplerConfig(mode, block, **rest)) for name, mode, block in ways]
-        live += task_rows(run_task(Zaya(config), variables, tokenizer, addition, arms, trial), trial)
+        live += task_rows(run_task(Zaya(config), variables, tokenizer, addition, arms, protocol), protocol)
     live = [{"source": addition.name, **row} for row in live]
     table(live)
     panels(live, "live: the quickstart model, 32 additions, lossless, every anchor (toy)")

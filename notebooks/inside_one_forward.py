@@ -11,7 +11,7 @@
 # %% [markdown]
 # # Inside one forward
 #
-# A TiDAR forward verifies a block of drafts and drafts the next block behind every possible outcome. This notebook
+# A TiDAR forward verifies a block of drafts and drafts the next block after every possible outcome. This notebook
 # loads the quickstart's committed model (a toy: worked additions) and looks inside: who sees whom, which token comes
 # before which, and what an answer yields forward by forward. It always runs the model, in under a minute on two CPU
 # cores, so its live mode only samples more prompts: `LIVE = True` below, or `ZAYA_LIVE=1` outside. `FOLDER` below (or
@@ -64,9 +64,9 @@ prompts = [tokenizer.encode(text) for text in texts]
 
 # %% [markdown]
 # ## Who sees whom
-# The visibility rule as a picture. Training: a clean token sees the clean tokens up to itself; a draft slot sees the
-# clean tokens before its block, and its own block, never another one. Sampling: the same rule behind a cache; every
-# block starts behind another number of the tokens that are being verified.
+# The visibility rule as a picture. Training: a clean token sees the clean tokens up to itself; a mask token sees the
+# clean tokens before its block, and its own block, never another one. Sampling: the same rule after a cache; every
+# block starts after another number of the tokens that are being verified.
 
 # %%
 display(layout_picture(run))
@@ -74,7 +74,7 @@ display(layout_picture(run))
 # %% [markdown]
 # The same rule as text: `#` a clean key, `o` a slot of the same block, `.` hidden. Left of each row: the token and its
 # position in the text. First a training row (every position drafted, the blocks' grid shifted by 1), then an inference
-# row: two tokens to verify behind four cached ones, and a block behind each.
+# row: two tokens to verify after four cached ones, and a block after each.
 
 # %%
 training = Layout.tidar([list(b"1+2=")], block_size=3, offset=1)
@@ -86,8 +86,8 @@ print(sampling.render())
 # ## Which token comes before which
 # CCA looks back through two convolutions and a delayed value, and an attention mask does not stop it. So a `Layout`
 # says which token comes before each one *in the text* (`predecessor`). A convolution that knows of no layout reads the
-# row before it in memory instead (`Layout.blind()`, the negative control). Below, both for the two rows above: clean
-# tokens lose nothing by it, the first slot of a block does.
+# row before it in memory instead (`Layout.layout_unaware()`, the negative control). Below, both for the two rows above:
+# clean tokens lose nothing by it, the first slot of a block does.
 
 
 # %%
@@ -102,7 +102,9 @@ def names(layout, cached):
 for title, layout, cached in (("training", training, 0), ("sampling", sampling, 4)):
     name = names(layout, cached)
     print(f"{title:18}{'before it in the text':24}{'before it in memory (blind)'}")
-    for row, (right, blind) in enumerate(zip(layout.predecessor[0], layout.blind().predecessor[0], strict=True)):
+    for row, (right, blind) in enumerate(
+        zip(layout.predecessor[0], layout.layout_unaware().predecessor[0], strict=True)
+    ):
         print(f"{name[row]:18}{name[int(right)]:24}{name[int(blind)]:29}{'' if right == blind else '<- wrong'}")
     print()
 
@@ -150,12 +152,12 @@ for name, sampler in {
 # %% [markdown]
 # Each of those forwards but the first verified a block. A streamer sees what was proposed and what became final: green
 # drafts were accepted, struck red ones refused, and the bold blue token is the one that the forward settled by the
-# model's own law, behind the last accepted draft. The next block starts behind it.
+# model's own distribution, after the last accepted draft. The next block starts after it.
 
 
 # %%
 class Watcher:
-    """Keeps the first text's new tokens, and the drafts behind them, of every forward."""
+    """Keeps the first text's new tokens, and the drafts after them, of every forward."""
 
     def __init__(self):
         self.new, self.drafts = [], []
@@ -190,13 +192,13 @@ for temperature in (0.0, 1.0):
     display(HTML("<pre>" + "\n".join(lines) + "</pre>"))
 
 # %% [markdown]
-# The second of those forwards as a picture: the prompt in the cache, a block of tokens to verify, and a block behind
+# The second of those forwards as a picture: the prompt in the cache, a block of tokens to verify, and a block after
 # each outcome. Only one of the blocks will be kept; the rows of all of them are what the step costs.
 
 # %%
 figure, axis = plt.subplots(figsize=(10, 8.5), layout="constrained")
 step = Layout.verify_and_draft(np.zeros((1, BLOCK), int), len(prompts[0]), tuple(range(1, BLOCK + 1)), BLOCK)
-rows = f"{step.tokens.shape[1]} rows behind {len(prompts[0])} cached tokens"
+rows = f"{step.tokens.shape[1]} rows after {len(prompts[0])} cached tokens"
 draw_visibility(axis, step, cached=len(prompts[0]), title=rows)
 axis.tick_params(axis="x", labelrotation=90)
 plt.show()

@@ -11,7 +11,7 @@
 # %% [markdown]
 # # Reproduce the figures
 #
-# Ten figures in the layout of TiDAR's and Zyphra's, drawn from committed result files by the code behind
+# Ten figures in the layout of TiDAR's and Zyphra's, drawn from committed result files by the code after
 # `python -m experiments.figures`. Published numbers are hollow, hatched or purple; ours are toys. A figure whose inputs
 # are not there says which command makes them.
 #
@@ -27,7 +27,7 @@ import tempfile
 from pathlib import Path
 
 from zaya_jax import SamplerConfig, Zaya, load_pretrained
-from zaya_jax.evaluation.task_accuracy import Arm, Trial, run_task, task_rows
+from zaya_jax.evaluation.task_accuracy import Arm, EvaluationProtocol, run_task, task_rows
 from zaya_jax.reporting.paper.figures import FIGURES, show
 from zaya_jax.reporting.results import results_folder, write_sweep
 from zaya_jax.runs.provenance import hardware
@@ -103,7 +103,7 @@ show("roofline", RESULTS)
 
 # %% [markdown]
 # ## T against anchors
-# Behind how many accept lengths the next block must be drafted.
+# After how many accepted lengths the next block must be drafted.
 
 # %%
 show("anchors", RESULTS)
@@ -135,10 +135,10 @@ if LIVE:
             ("mix_stale", "single_pass", "mix_stale"),
         )
     ]
-    trial = Trial(prompts=32, samples=1, batch=32, max_new_tokens=64, seed=1_000)
-    outcomes = run_task(Zaya(config), variables, tokenizer, addition, arms, trial)
+    protocol = EvaluationProtocol(prompts=32, samples=1, batch=32, max_new_tokens=64, seed=1_000)
+    outcomes = run_task(Zaya(config), variables, tokenizer, addition, arms, protocol)
     common = {"kind": "sampling", "model": "quickstart", "source": addition.name, "hardware": hardware()}
-    rows = [common | row for row in task_rows(outcomes, trial)]
+    rows = [common | row for row in task_rows(outcomes, protocol)]
     with tempfile.TemporaryDirectory() as folder:
         sweep = Path(folder) / "sweeps" / "study"
         (sweep / "runs" / "live").mkdir(parents=True)

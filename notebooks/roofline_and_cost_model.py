@@ -192,7 +192,7 @@ for device, batch in itertools.product(NAMES, BATCHES):
 table(["roofline, ZAYA1-8B", f"T, block {BLOCK}, all anchors", "chosen", "rows", "T", "tokens a second vs AR"], lines)
 
 # %% [markdown]
-# The same from the toy's own runs at temperature 1 instead of a flat acceptance, behind 4,096 tokens
+# The same from the toy's own runs at temperature 1 instead of a flat acceptance, after 4,096 tokens
 # (`results/bench/samplers.json`, section `predicted`).
 
 # %%

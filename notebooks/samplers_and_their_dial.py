@@ -12,7 +12,7 @@
 # # The samplers and their dial
 #
 # One trained model can be sampled in many ways. `SamplerConfig` says how a forward is spent (`mode`), whose
-# distribution comes out (`target`), and has knobs that are run-time values. This notebook reads what the committed
+# distribution comes out (`target`), and has options that are run-time values. This notebook reads what the committed
 # benchmarks and sweeps measured: strategies, anchors against T, the mixing weight beta, the draft temperature. The
 # models are toys.
 #
@@ -51,12 +51,12 @@ RESULTS = results_folder(FOLDER or os.environ.get("ZAYA_RESULTS"), root / "resul
 # ## Modes and targets
 # `autoregressive` is one token a forward. `single_pass` verifies a block and drafts the next in the same forward.
 # `two_pass` drafts in one forward and verifies in another, which needs far fewer rows. `block_diffusion` verifies
-# nothing. The target says whose law is sampled: `autoregressive` (lossless) is exactly the AR law; `mix_stale` averages
-# in the logits that drew the draft, `mix_fresh` those of a block that starts at that very position. Rows are what a
-# forward computes for each sequence, here at block 16 with every anchor.
+# nothing. The target says whose distribution is sampled: `autoregressive` (lossless) is exactly the AR distribution;
+# `mix_stale` averages in the logits that drew the draft, `mix_fresh` those of a block that starts at that very
+# position. Rows are what a forward computes for each sequence, here at block 16 with every anchor.
 
 # %%
-lines = ["| mode | target | rows per forward, block 16 |", "|---|---|---|"]
+lines = ["| mode | target | query tokens per forward, block 16 |", "|---|---|---|"]
 for mode in MODES:
     for target in targets_of(mode) if mode != "auto" else ():
         lines.append(f"| {mode} | {target} | {SamplerConfig(mode, 16, target=target).rows_per_forward:g} |")
@@ -83,7 +83,7 @@ for temperature in (0.0, 1.0) if bench else ():
 
 # %% [markdown]
 # ## How many anchors
-# With an anchor behind every accept length a forward computes block_size^2 + block_size rows. A budget of K keeps the
+# With an anchor after every accepted length a forward computes block_size^2 + block_size rows. A budget of K keeps the
 # best K of them (`SamplerConfig(anchors=K, acceptance=...)`); the others' drafts come late, which costs T and never
 # exactness.
 
@@ -123,7 +123,7 @@ try:
 except FileNotFoundError as missing:
     print(missing)
     swept = []
-heads = ("task", "arm", "temperature", "of drafts", "beta", "anchors", "T", "rows", "clock vs AR", "pass@1", "p")
+heads = ("task", "arm", "temperature", "of drafts", "beta", "anchors", "T", "rows", "wall-clock vs AR", "pass@1", "p")
 lines = ["|" + "|".join(heads) + "|", "|---" * len(heads) + "|"]
 for row in sorted(swept, key=lambda r: (r["source"], r["arm"], r["temperature"])):
     draft, beta, p = row["changes"].get("evaluate.draft_temperature"), row["beta"], row["p_value"]

@@ -12,7 +12,7 @@ from tests.helpers import random_tokens, random_variables, small_config
 from zaya_jax.architecture import Zaya
 from zaya_jax.sampling import SamplerConfig
 from zaya_jax.sampling.loop import Prompts, Sizes, run, start
-from zaya_jax.sampling.options import knobs_of, plan_of
+from zaya_jax.sampling.options import options_of, plan_of
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
 from zaya_jax.training.state import init_state, make_train_step
@@ -49,18 +49,18 @@ def test_generation():
     config = small_config()
     model, variables = Zaya(config), random_variables(config)
     sampler = SamplerConfig("single_pass", 4, target="mix_stale", temperature=0.8, top_p=0.9, stop_tokens=(2,))
-    plan, knobs = plan_of(sampler), knobs_of(sampler)
+    plan, options = plan_of(sampler), options_of(sampler)
     tokens, count = jnp.asarray(random_tokens(config, 3, 8)), jnp.array([8, 3, 5])
     limit, data = jnp.int32(20), jax.random.key_data(jax.random.split(jax.random.key(1), 6))
     seen = jnp.zeros((3, config.vocab_size), bool)
 
-    def generation(variables, tokens, count, seen, data, limit, knobs):
+    def generation(variables, tokens, count, seen, data, limit, options):
         keys = jax.random.wrap_key_data(data)
         prompts, sizes = Prompts(tokens, count, seen), Sizes(buffer=32, samples=2, capacity=64)
-        state = start(model, variables, prompts, keys, limit, knobs, plan=plan, sizes=sizes)
-        state = run(model, variables, state, keys, limit, jnp.int32(100), knobs, plan=plan)
+        state = start(model, variables, prompts, keys, limit, options, plan=plan, sizes=sizes)
+        state = run(model, variables, state, keys, limit, jnp.int32(100), options, plan=plan)
         return state.tokens, state.accepted, state.progress.count
 
-    args = (variables, tokens, count, seen, data, limit, knobs)
+    args = (variables, tokens, count, seen, data, limit, options)
     for a, b in zip(round_trip(generation, *args), generation(*args), strict=True):
         np.testing.assert_array_equal(a, b)

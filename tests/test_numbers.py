@@ -28,7 +28,7 @@ from zaya_jax.architecture import Zaya, preset
 from zaya_jax.command_line import sampling_flags
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.lm_eval_adapter import Adapter
-from zaya_jax.evaluation.task_accuracy import Trial
+from zaya_jax.evaluation.task_accuracy import EvaluationProtocol
 from zaya_jax.interop.conversion.conversion import convert
 from zaya_jax.interop.formats import native
 from zaya_jax.parallel import MeshConfig
@@ -112,9 +112,11 @@ def test_what_was_accepted_and_should_not_be(field, value):
 
 
 def test_a_rows_seed_is_one_that_keys_are_made_of():
-    assert Trial(10**6, 4_000, 1, 1, 0)
-    with pytest.raises(UserError, match=r"^Trial\.samples: got 4294, may be such that seed \+ prompts \* samples"):
-        Trial(10**6, 4_294, 1, 1, 10**6)
+    assert EvaluationProtocol(10**6, 4_000, 1, 1, 0)
+    with pytest.raises(
+        UserError, match=r"^EvaluationProtocol\.samples: got 4294, may be such that seed \+ prompts \* samples"
+    ):
+        EvaluationProtocol(10**6, 4_294, 1, 1, 10**6)
 
 
 # --- the types that hold a user's numbers -----------------------------------------------------------------------------
@@ -125,13 +127,13 @@ GIVEN = {
     **{type(task): task for task in (make() for make in (*TASKS.values(), *BENCHMARKS.values()))},
     Phase: Phase("one", Objective(), OptimizerConfig(), 1),
     SamplerConfig: SamplerConfig(),
-    Trial: Trial(1, 1, 1, 1, 0),
+    EvaluationProtocol: EvaluationProtocol(1, 1, 1, 1, 0),
     Adapter: Adapter(MODEL, {}, ByteTokenizer(), SamplerConfig("autoregressive")),
 }
 # What holds numbers that no user types: results, counts, what was read and checked, compiled things.
 COMPUTED = ("zaya_jax.analysis.", "zaya_jax.interop.", "zaya_jax.checks", "zaya_jax.sampling.planning.auto",
             "zaya_jax.sampling.drafting", "zaya_jax.sampling.decoding", "zaya_jax.aot.targets")  # fmt: skip
-ALSO = {"Outcome", "Limits", "Verdict", "_Budget", "PublishedTokenizer", "ByteTokenizer", "BPETokenizer",
+ALSO = {"TaskResult", "Limits", "Verdict", "_Budget", "PublishedTokenizer", "ByteTokenizer", "BPETokenizer",
         "UntrainedBPE"}  # fmt: skip
 
 

@@ -20,7 +20,7 @@ def test_a_path_is_absolute_without_tilde_and_dots(tmp_path, monkeypatch):
     assert absolute(".") == tmp_path / "real"
     # the system follows the link before it goes up
     assert absolute(tmp_path / "link" / ".." / "new") == tmp_path / "real" / "new"
-    # a link without ".." behind it is kept: WORKDIR/checkpoints/STAGE may be one, and its WORKDIR is meant
+    # a link without ".." after it is kept: WORKDIR/checkpoints/STAGE may be one, and its WORKDIR is meant
     assert absolute(tmp_path / "link" / "x") == tmp_path / "link" / "x"
     for bad in ("~nobody_of_that_name/x", "a\0b/.."):
         with pytest.raises(UserError, match="not a path"):

@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # the same names as below, for type checkers and editors
     from zaya_jax.errors import UserError
     from zaya_jax.evaluation.likelihood import likelihood
     from zaya_jax.evaluation.pass_at_k import pass_at_k
-    from zaya_jax.evaluation.task_accuracy import Arm, Outcome, Trial, run_task, task_rows
+    from zaya_jax.evaluation.task_accuracy import Arm, EvaluationProtocol, TaskResult, run_task, task_rows
     from zaya_jax.interop.formats.huggingface import save_huggingface
     from zaya_jax.interop.pretrained import load_pretrained
     from zaya_jax.sampling import (
@@ -59,7 +59,7 @@ _MODULES = {
     "errors": ("UserError",),
     "evaluation.likelihood": ("likelihood",),
     "evaluation.pass_at_k": ("pass_at_k",),
-    "evaluation.task_accuracy": ("Arm", "Outcome", "Trial", "run_task", "task_rows"),
+    "evaluation.task_accuracy": ("Arm", "TaskResult", "EvaluationProtocol", "run_task", "task_rows"),
     "interop.formats.huggingface": ("save_huggingface",),
     "interop.pretrained": ("load_pretrained",),
     "sampling": (
@@ -73,11 +73,44 @@ _HOME = {name: f"{__name__}.{module}" for module, names in _MODULES.items() for 
 
 __version__ = "0.1.0"
 __all__ = [
-    "Arm", "BPETokenizer", "ByteTokenizer", "ChatTemplate", "Execution", "Generation", "Layout", "Objective",
-    "OptimizerConfig", "Outcome", "Problem", "Request", "SamplerConfig", "Session", "Streamer", "Target", "Task",
-    "Tokenizer", "TrainingLayout", "Trial", "UserError", "Zaya", "ZayaConfig", "choose_sampler", "generate",
-    "likelihood", "load_pretrained", "load_template", "load_tokenizer", "make_task", "pass_at_k", "preset",
-    "register_layout", "register_objective", "register_target", "register_task", "run_task", "save_huggingface",
+    "Arm",
+    "BPETokenizer",
+    "ByteTokenizer",
+    "ChatTemplate",
+    "EvaluationProtocol",
+    "Execution",
+    "Generation",
+    "Layout",
+    "Objective",
+    "OptimizerConfig",
+    "Problem",
+    "Request",
+    "SamplerConfig",
+    "Session",
+    "Streamer",
+    "Target",
+    "Task",
+    "TaskResult",
+    "Tokenizer",
+    "TrainingLayout",
+    "UserError",
+    "Zaya",
+    "ZayaConfig",
+    "choose_sampler",
+    "generate",
+    "likelihood",
+    "load_pretrained",
+    "load_template",
+    "load_tokenizer",
+    "make_task",
+    "pass_at_k",
+    "preset",
+    "register_layout",
+    "register_objective",
+    "register_target",
+    "register_task",
+    "run_task",
+    "save_huggingface",
     "task_rows",
 ]  # fmt: skip
 

@@ -7,9 +7,9 @@ from zaya_jax.errors import UserError
 
 
 def absolute(path: str | os.PathLike[str]) -> Path:
-    """An absolute path, "~" expanded (a shell leaves it alone behind "=") and without "..".
+    """An absolute path, "~" expanded (a shell leaves it alone after "=") and without "..".
 
-    What ".." leads to is what the system would find: links before it are followed, links behind it are kept.
+    What ".." leads to is what the system would find: links before it are followed, links after it are kept.
 
     Raises:
       UserError: no such user's home; a name that no path can have.

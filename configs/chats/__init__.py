@@ -1,6 +1,6 @@
 """Chats made of a task's problems, for configs/zaya1_8b.py:twin; `python -m configs.chats` writes the file anew.
 
-A chat asks one to three additions. The assistant works the columns out between <think> and </think> and answers behind
+A chat asks one to three additions. The assistant works the columns out between <think> and </think> and answers after
 them. The last one of every tenth chat has many digits, so that its thinking does not fit a row of 256 bytes; in every
 fiftieth all three have, so that the chat cannot fit.
 """

@@ -254,7 +254,7 @@ def cost(model: Model) -> list[dict]:
 
 
 def timed(model: Model, dtype: str, rows: int, steps: int) -> Callable[[], object]:
-    """A compiled call: `steps` forwards of `rows` tokens each behind CONTEXT tokens, argmax of the last logits."""
+    """A compiled call: `steps` forwards of `rows` tokens each after CONTEXT tokens, argmax of the last logits."""
     zaya, variables = model.in_dtype(dtype)
     cache = init_cache(zaya.config, 1, CONTEXT + rows)
     if rows == 1:

@@ -6,7 +6,7 @@
    the trained model and for a larger one with random weights; beside it nothing but matrix products over the same
    weights, where the time goes, and the lossless sampler that the cost model would take at that price if drafts
    survived like the trained model's (predicted, not run).
-2. context: a step's cost behind 1,024 and behind 32,768 tokens.
+2. context: a step's cost after 1,024 and after 32,768 tokens.
 3. anchors: acceptance, and for each budget K of anchors T, rows, clock over AR and accuracy, batch by batch. The list
    of a budget is found on validation problems, T is measured on test problems.
 4. strategies: every mode and target on the same prompts and seeds: T, rows, accuracy, clock.
@@ -35,7 +35,7 @@ from zaya_jax.costs.flops import parameter_count
 from zaya_jax.costs.roofline import HARDWARE, forward_seconds
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.forward_parts import forward_parts, gemm_cost, ratios, row_plans
-from zaya_jax.evaluation.task_accuracy import Arm, Trial, run_arm
+from zaya_jax.evaluation.task_accuracy import Arm, EvaluationProtocol, run_arm
 from zaya_jax.runs import provenance
 from zaya_jax.sampling import Request, acceptance_curve, choose_sampler
 from zaya_jax.sampling.planning.auto import candidates
@@ -157,7 +157,7 @@ def rows_section(bench: Bench, large: str, experts: int | None = None) -> list[d
 
 
 def context_section(bench: Bench) -> dict:
-    """Milliseconds of an autoregressive and of a 20-row step behind a short and a long context, batch 1."""
+    """Milliseconds of an autoregressive and of a 20-row step after a short and a long context, batch 1."""
     config = bench.model.config.replace(max_position_embeddings=65_536)
     plans = {1: AUTOREGRESSIVE, 20: Plan("single_pass", 4, (1, 2, 3, 4), "autoregressive")}
     out: dict = {}
@@ -226,7 +226,7 @@ def anchors_section(bench: Bench) -> list[dict]:
 
 
 def accepted_everywhere(bench: Bench, temperature: float) -> list[list[int]]:
-    """Tokens each forward yielded with an anchor behind every accept length, on validation problems."""
+    """Tokens each forward yielded with an anchor after every accepted length, on validation problems."""
     task, tokenizer = make_task(TASK), ByteTokenizer()
     prompts = [tokenizer.encode(task.problem("validation", i, 5).prompt) for i in range(len(bench.problems))]
     sampler = bench.sampler("single_pass", temperature)
@@ -235,11 +235,11 @@ def accepted_everywhere(bench: Bench, temperature: float) -> list[list[int]]:
 
 def measured(bench: Bench, sampler: SamplerConfig, name: str) -> dict:
     """T, rows and accuracy over all problems, one batch."""
-    trial = Trial(len(bench.problems), 1, len(bench.problems), bench.new_tokens, seed=1_000)
+    protocol = EvaluationProtocol(len(bench.problems), 1, len(bench.problems), bench.new_tokens, seed=1_000)
     outcome = run_arm(
-        bench.model, bench.variables, ByteTokenizer(), make_task(TASK), bench.problems, Arm(name, sampler), trial
+        bench.model, bench.variables, ByteTokenizer(), make_task(TASK), bench.problems, Arm(name, sampler), protocol
     )
-    row = outcome.row(trial)
+    row = outcome.row(protocol)
     kept = ("batch", "prompts", "seed", "tokens_per_forward", "rows_per_forward", "tokens_per_second", "accuracy",
             "accuracy_low", "accuracy_high")  # fmt: skip
     return {"block_size": sampler.block_size, **{name: row[name] for name in kept}}

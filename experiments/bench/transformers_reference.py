@@ -21,7 +21,7 @@ EXPERTS = 16
 TRIAL_REPEATS = 3  # timed calls of a setting
 NEAR = 1.5  # times the fastest setting's time, up to which one is timed again
 EXPERT_KERNELS = ("eager", "batched_mm", "grouped_mm")  # transformers' ways to compute experts
-PAUSE = 0.3  # seconds before each timed call: torch's and XLA's threads spin on behind a call
+PAUSE = 0.3  # seconds before each timed call: torch's and XLA's threads spin on after a call
 
 
 class Setting(NamedTuple):
@@ -32,17 +32,17 @@ class Setting(NamedTuple):
     threads: int
 
 
-def require_parity_extra(door: str) -> None:
+def require_parity_extra(command: str) -> None:
     """Raises UserError, with the command that installs them, unless torch and a transformers with ZAYA are here."""
     install = 'they come with the parity extra: pip install -e ".[parity]"'
     try:
         importlib.import_module("torch")
         transformers = importlib.import_module("transformers")
     except ImportError as error:
-        raise UserError(f"{door} needs torch and transformers ({error}); {install}") from None
+        raise UserError(f"{command} needs torch and transformers ({error}); {install}") from None
     if not hasattr(transformers, "ZayaForCausalLM"):
         version = transformers.__version__
-        raise UserError(f"{door} needs a transformers with ZAYA, {version} has none; {install}")
+        raise UserError(f"{command} needs a transformers with ZAYA, {version} has none; {install}")
 
 
 def benchmark_config(name: str) -> ZayaConfig:

@@ -76,7 +76,7 @@ def test_committed_results_say_what_they_are():
     assert lowered_table(runs).count("\n") == 1 + sum(len(run["programs"]) for run in runs)
 
 
-def test_the_reason_is_found_in_what_a_process_left_behind():
+def test_the_reason_is_found_in_what_a_process_left_after():
     log = "W0000 noise\nF0000 x.cc:12] Check failed: a == b (1 vs. 2)\n*** SIGABRT received\n  @ 0x1234 main\n"
     assert reason(-6, log) == "F0000 x.cc:12] Check failed: a == b (1 vs. 2) (aborted: SIGABRT)"
     assert (
@@ -98,7 +98,7 @@ def test_programs_are_those_of_generate():
         least = 4 * parameter_count(config).total + (name != "prefill") * cache
         assert least < size < least + 50_000
         assert "while" in program.lower("cpu").as_text() or name == "prefill"
-    rows = {"autoregressive": 1, "single_pass": 4 * (1 + 2)}  # the block, and one behind each of two anchors
+    rows = {"autoregressive": 1, "single_pass": 4 * (1 + 2)}  # the block, and one after each of two anchors
     for name, n in rows.items():
         heads = 1 if name == "autoregressive" else 4 + 3  # the verified block, the drafts that are kept
         assert programs[name].flops == forward_flops(config, 3 * n, 128 + n, 3 * heads).total

@@ -138,7 +138,7 @@ def test_an_ordered_row_in_pieces_is_the_dense_mask(document, offset, seed):
 
 @functools.cache
 def row_and_masks(block_size: int):
-    """Jitted: the layout, and what its clean and its draft slots see."""
+    """Jitted: the layout, and what its clean and its mask tokens see."""
 
     @jax.jit
     def build(document, offset):
@@ -151,7 +151,7 @@ def row_and_masks(block_size: int):
 
 @given(documents(size=LONG), st.sampled_from([1, 3, 8]), st.integers(0, 7))
 def test_ordered_layouts_are(document, block_size, offset):
-    """The first n clean slots, and the first whole blocks of n slots, see none but the first n clean slots."""
+    """The first n context tokens, and the first whole blocks of n slots, see none but the first n context tokens."""
     layout, parts = row_and_masks(block_size)(document, np.int32(offset % block_size))
     assert layout.ordered
     index = np.arange(LONG)
@@ -168,7 +168,7 @@ def test_a_part_of_a_row_is_not_ordered():
 
 @pytest.mark.parametrize("anchors", [None, (1, 2, 3, 5)])
 def test_a_context_longer_than_the_row(anchors, x64):
-    """A cache: the context is not the row's own clean slots, and most of it belongs to nobody yet."""
+    """A cache: the context is not the row's own context tokens, and most of it belongs to nobody yet."""
     rows, capacity, size = 5, 40, 3
     start = jnp.array([20, 3])
     layout = Layout.verify_and_draft(np.zeros((2, rows), np.int32), start, anchors, size, count=jnp.array([5, 4]))
@@ -206,7 +206,7 @@ def test_rows_that_see_nothing_give_zero():
 
     out, gradients = run(query, key, value)
     assert not out[0].any()
-    assert not out[1, :8].any()  # clean slots
+    assert not out[1, :8].any()  # context tokens
     assert not out[1, 12:].any()  # the second block is padding
     assert out[1, 8:12].any()
     assert jax.tree.all(jax.tree.map(lambda x: bool(np.isfinite(x).all()), gradients))

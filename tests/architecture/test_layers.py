@@ -1,4 +1,4 @@
-"""Small layers against their slow twins, exactly."""
+"""Small layers against their reference implementations, exactly."""
 
 import jax
 import jax.numpy as jnp

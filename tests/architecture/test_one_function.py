@@ -67,13 +67,13 @@ class Programs:
 
         @jax.jit
         def chunk(cache, tokens, count):
-            """Reads `count` of SIZE tokens behind the cache: (logits, the cache with them)."""
+            """Reads `count` of SIZE tokens after the cache: (logits, the cache with them)."""
             out = model.apply(variables, Layout.verify_and_draft(tokens, cache.length, count=count), cache)
             return out.logits, out.cache.commit(count)
 
         @jax.jit
         def verify(cache, tokens, kept):
-            """Verifies SIZE tokens and drafts behind each: (logits, the cache with the first `kept`)."""
+            """Verifies SIZE tokens and drafts after each: (logits, the cache with the first `kept`)."""
             anchors = tuple(range(1, SIZE + 1))
             out = model.apply(variables, Layout.verify_and_draft(tokens, cache.length, anchors, SIZE), cache)
             return out.logits, out.cache.commit(kept)
@@ -83,7 +83,7 @@ class Programs:
         self.tidar = jax.jit(
             lambda tokens, document, offset: logits(Layout.tidar(tokens, SIZE, offset, document=document))
         )
-        # the first `count` tokens and one block behind them, without a cache
+        # the first `count` tokens and one block after them, without a cache
         self.alone = jax.jit(
             lambda tokens, count: logits(Layout.verify_and_draft(tokens, 0, count[:, None], SIZE, count))
         )
@@ -125,7 +125,7 @@ def test_clean_half_of_a_tidar_row_is_the_ar_model(name, x64):
 
 @every_config
 def test_every_branch_is_the_block_drafted_alone_and_the_training_block(name, x64):
-    """Behind 6 and 5 cached tokens, verify 4 and draft behind each; the same blocks in a training row, and alone."""
+    """After 6 and 5 cached tokens, verify 4 and draft after each; the same blocks in a training row, and alone."""
     run, tokens, start = programs(name), texts(name, 1), np.array([6, 5], np.int32)
     _, cache = run.read(tokens, [np.int32([4, 4]), np.int32([2, 1])])
     block = np.stack([tokens[row, start[row] : start[row] + SIZE] for row in range(2)])

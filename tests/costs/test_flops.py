@@ -184,7 +184,7 @@ def test_describe_says_sizes_before_compiling():
     text = describe(preset("zaya1_8b"), batch_size=4, row_length=100, tidar=True, block_size=16)
     assert "8,840,488,784 total" in text
     assert "753,608,528" in text
-    assert "100 clean + 112 draft slots (block size 16)" in text
+    assert "100 clean + 112 mask tokens (block size 16)" in text
     assert "GFLOP a clean token" in text and "remat none" in text
     assert len(text.splitlines()) == 4
     assert "draft" not in describe(preset("tiny"), 4, 100, tidar=False)

@@ -118,7 +118,7 @@ def test_bad_templates_are_refused_at_once(template, message):
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("{% for m in messages %}{{ m.content }}{% endfor %}", "writes no {{ eos_token }} behind"),
+        ("{% for m in messages %}{{ m.content }}{% endfor %}", "writes no {{ eos_token }} after"),
         ("{{ messages | length }}{{ eos_token }}", "message 2 of a chat changes how those before it"),
         ("{% if messages | length > 1 %}{{ raise_exception('one only') }}{% endif %}{{ eos_token }}", "one only"),
     ],

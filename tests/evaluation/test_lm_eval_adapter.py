@@ -39,7 +39,7 @@ def adapter_of(sampler=None, **options):
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def law(model, variables, tokens, valid):
+def distribution(model, variables, tokens, valid):
     return jax.nn.log_softmax(model.apply(variables, Layout.causal(tokens, valid)).logits)
 
 
@@ -48,7 +48,7 @@ def plain(context, continuation, width=64):
     text = np.zeros((1, width), np.int32)
     n = len(context) + len(continuation)
     text[0, :n] = context + continuation
-    rows = np.asarray(law(*model_of(), text, np.arange(width)[None] < n), float)[0, len(context) - 1 : n - 1]
+    rows = np.asarray(distribution(*model_of(), text, np.arange(width)[None] < n), float)[0, len(context) - 1 : n - 1]
     ids = np.array(continuation)
     return rows[np.arange(len(ids)), ids].sum(), bool((rows.argmax(-1) == ids).all())
 
@@ -202,8 +202,8 @@ def test_options_become_the_samplers_run_time_fields():
         (dict(temperature=0.0), 0),
     ]:
         assert asked(**options)[0].temperature == temperature
-    warped = asked(top_k=9, top_p=0.5, min_p=0.1, repetition_penalty=1.5)[0]
-    assert (warped.top_k, warped.top_p, warped.min_p, warped.repetition_penalty) == (9, 0.5, 0.1, 1.5)
+    processed = asked(top_k=9, top_p=0.5, min_p=0.1, repetition_penalty=1.5)[0]
+    assert (processed.top_k, processed.top_p, processed.min_p, processed.repetition_penalty) == (9, 0.5, 0.1, 1.5)
     assert asked(max_new_tokens=7, max_tokens=9)[1] == 7 and asked(max_gen_toks=3, max_new_tokens=7)[1] == 3
     with pytest.raises(ValueError, match=r"^generate_until: got option 'beams', may be until, do_sample"):
         asked(beams=4)

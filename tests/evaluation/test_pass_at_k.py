@@ -23,8 +23,8 @@ def test_it_is_unbiased():
     n, k, p = 16, 4, 0.2
     counts = np.arange(n + 1)
     binomial = np.array([np.prod([(n - i) / (i + 1) for i in range(c)]) for c in counts])
-    law = binomial * p**counts * (1 - p) ** (n - counts)
-    assert law @ pass_at_k(n, counts, k) == pytest.approx(1 - (1 - p) ** k)
+    distribution = binomial * p**counts * (1 - p) ** (n - counts)
+    assert distribution @ pass_at_k(n, counts, k) == pytest.approx(1 - (1 - p) ** k)
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from zaya_jax.evaluation.answers import Answers, fingerprint
 from zaya_jax.evaluation.pass_at_k import pass_at_k, permutation_p_value
 from zaya_jax.evaluation.task_accuracy import (
     Arm,
-    Outcome,
-    Trial,
+    EvaluationProtocol,
+    TaskResult,
     _best_list,
     clock_interval,
     most_tokens_per_forward,
@@ -28,7 +28,7 @@ from zaya_jax.tasks import make_task
 from zaya_jax.text.tokenizers import ByteTokenizer
 
 TASK, TOKENIZER = make_task("addition", digits=1), ByteTokenizer()
-TRIAL = Trial(prompts=5, samples=2, batch=4, max_new_tokens=4, seed=7)
+TRIAL = EvaluationProtocol(prompts=5, samples=2, batch=4, max_new_tokens=4, seed=7)
 LOSSLESS = Arm("lossless", SamplerConfig("single_pass", block_size=2, temperature=1.0, stop_tokens=(257,)))
 
 
@@ -38,13 +38,13 @@ def setup():
     return Zaya(config), random_variables(config)
 
 
-def answers_of(outcome: Outcome) -> tuple:
+def answers_of(outcome: TaskResult) -> tuple:
     return outcome.tokens, outcome.accepted, outcome.correct
 
 
-def run(path=None, arm=LOSSLESS, trial=TRIAL, variables=None):
+def run(path=None, arm=LOSSLESS, protocol=TRIAL, variables=None):
     model, own = setup()
-    return run_arm(model, variables or own, TOKENIZER, TASK, trial.problems(TASK), arm, trial, path)
+    return run_arm(model, variables or own, TOKENIZER, TASK, protocol.problems(TASK), arm, protocol, path)
 
 
 def test_a_killed_evaluation_goes_on_to_the_same_answers(tmp_path):
@@ -83,9 +83,9 @@ def test_tokens_per_forward_without_the_prefill():
 def test_more_problems_go_on_behind_fewer(tmp_path):
     path = tmp_path / "answers.jsonl"
     few = dataclasses.replace(TRIAL, prompts=2)
-    first = run(path, trial=few)
+    first = run(path, protocol=few)
     assert answers_of(run(path)) == answers_of(run())
-    assert answers_of(run(path, trial=few)) == answers_of(first)  # and back
+    assert answers_of(run(path, protocol=few)) == answers_of(first)  # and back
 
 
 def test_other_answers_are_refused(tmp_path):
@@ -93,7 +93,7 @@ def test_other_answers_are_refused(tmp_path):
     run(path)
     hotter = Arm("lossless", dataclasses.replace(LOSSLESS.sampler, temperature=0.5))
     others = {
-        "seed was 7, is 8": dict(trial=dataclasses.replace(TRIAL, seed=8)),
+        "seed was 7, is 8": dict(protocol=dataclasses.replace(TRIAL, seed=8)),
         "sampler was": dict(arm=hotter),
         "weights was": dict(variables=random_variables(preset("tiny"), seed=1)),
     }
@@ -109,15 +109,18 @@ def test_other_answers_are_refused(tmp_path):
 
 
 def test_a_trials_numbers_are_integers():
-    assert Trial(*map(np.int64, (5, 2, 4, 4, 7))) == TRIAL and type(Trial(*map(np.int64, (5, 2, 4, 4, 7))).seed) is int
+    assert (
+        EvaluationProtocol(*map(np.int64, (5, 2, 4, 4, 7))) == TRIAL
+        and type(EvaluationProtocol(*map(np.int64, (5, 2, 4, 4, 7))).seed) is int
+    )
     for field, value in dict(prompts=0, samples=1.5, batch=True, max_new_tokens=None, seed=-1).items():
-        with pytest.raises(ValueError, match=rf"^Trial\.{field}: got .*, may be an integer of at least"):
+        with pytest.raises(ValueError, match=rf"^EvaluationProtocol\.{field}: got .*, may be an integer of at least"):
             dataclasses.replace(TRIAL, **{field: value})
 
 
 def test_a_budget_is_chosen_by_smoothed_evidence(monkeypatch):
     """As by `generate`: texts that always yield one length do not ask for an anchor there alone."""
-    found = Outcome(LOSSLESS, 1, [], [[1, 6, 6, 6, 6]] * 30, [], 1.0, 1)
+    found = TaskResult(LOSSLESS, 1, [], [[1, 6, 6, 6, 6]] * 30, [], 1.0, 1)
     monkeypatch.setattr("zaya_jax.evaluation.task_accuracy.run_arm", lambda *args: found)
     sampler = SamplerConfig(block_size=8)
     assert _best_list(*setup(), TOKENIZER, TASK, sampler, TRIAL, 1) == (1,)
@@ -131,7 +134,7 @@ def test_a_checksum_tells_weights_apart_and_not_their_place_in_memory():
 
 
 def test_row_seeds_do_not_depend_on_the_batch():
-    assert answers_of(run(trial=dataclasses.replace(TRIAL, batch=100))) == answers_of(run())
+    assert answers_of(run(protocol=dataclasses.replace(TRIAL, batch=100))) == answers_of(run())
 
 
 def test_greedy_arms_draw_one_sample_and_a_budget_of_anchors_is_chosen(tmp_path):
@@ -151,9 +154,9 @@ def test_greedy_arms_draw_one_sample_and_a_budget_of_anchors_is_chosen(tmp_path)
     assert "p_value" not in rows[0] and rows[0]["speedup"] == 1
 
 
-def outcome(name: str, correct: list[int], samples: int) -> Outcome:
+def outcome(name: str, correct: list[int], samples: int) -> TaskResult:
     sampler = dataclasses.replace(LOSSLESS.sampler, mode="autoregressive")
-    return Outcome(Arm(name, sampler), samples, [[1]] * len(correct), [[1]] * len(correct), correct, 2.0, 1)
+    return TaskResult(Arm(name, sampler), samples, [[1]] * len(correct), [[1]] * len(correct), correct, 2.0, 1)
 
 
 def test_pass_at_k_and_differences_come_from_the_same_answers():
@@ -190,5 +193,5 @@ def test_a_clock_has_an_interval_from_four_batches_on():
 
 def test_rows_hold_what_every_forward_yielded():
     sampler = SamplerConfig(mode="single_pass", block_size=4)
-    outcome = Outcome(Arm("lossless", sampler), 1, [[1] * 5, [1] * 3], [[1, 4], [1, 2]], [True, False], 2.0, 20)
-    assert outcome.row(Trial(2, 1, 2, 8, 0))["forwards_by_tokens"] == [0, 2, 1, 0, 1]
+    outcome = TaskResult(Arm("lossless", sampler), 1, [[1] * 5, [1] * 3], [[1, 4], [1, 2]], [True, False], 2.0, 20)
+    assert outcome.row(EvaluationProtocol(2, 1, 2, 8, 0))["forwards_by_tokens"] == [0, 2, 1, 0, 1]

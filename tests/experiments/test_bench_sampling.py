@@ -14,12 +14,12 @@ from zaya_jax.interop import save_huggingface
 ROOT = Path(__file__).parent.parent.parent
 
 
-def door(module: str, *flags: str) -> subprocess.CompletedProcess:
+def command(module: str, *flags: str) -> subprocess.CompletedProcess:
     return commands.run(f"experiments.{module}", *flags, XLA_FLAGS="--xla_backend_optimization_level=0")
 
 
 def measure(checkpoint: Path, block_size: int, sections: str, output: Path, *more: str) -> dict:
-    measured = door(
+    measured = command(
         "bench_sampling", f"--checkpoint={checkpoint}", f"--block_size={block_size}", "--prompts=8", "--repeats=1",
         f"--only={sections}", f"--output={output}", *more,
     )  # fmt: skip
@@ -52,7 +52,7 @@ def test_train_then_measure(tmp_path):
     small = [*tiny, "--config.pretrain.steps=2", "--config.convert.steps=2", "--config.control.steps=2"]
     small += ["--config.evaluate.prompts=4", "--config.evaluate.batch=4", "--config.evaluate.max_new_tokens=8"]
     config = "--config=configs/samplers.py:fast,block_size=4,preset=tiny"
-    trained = door("run", config, f"--workdir={tmp_path / 'run'}", *small)
+    trained = command("run", config, f"--workdir={tmp_path / 'run'}", *small)
     assert trained.returncode == 0, trained.stderr[-2000:]
     sections = "rows,context,anchors,strategies,auto,predicted"
     more = ("--large=tiny", "--batches=1,2", "--new_tokens=12")
@@ -76,5 +76,5 @@ def test_train_then_measure(tmp_path):
     ],
 )
 def test_bad_flags_are_one_line(flag, names):
-    failed = door("bench_sampling", flag)
+    failed = command("bench_sampling", flag)
     assert failed.returncode == 2 and names in failed.stderr and len(failed.stderr.strip().splitlines()) == 1

@@ -1,4 +1,4 @@
-"""The door that measures decoding against transformers: what it says without torch, and a run of seconds with it."""
+"""The command that measures decoding against transformers: what it says without torch, and a run of seconds with it."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ from tests import commands
 
 ROOT = Path(__file__).parents[2]
 MODULE = "experiments.bench.transformers"
-# The door as `python -m` runs it, on a machine where `import torch` fails.
+# The command as `python -m` runs it, on a machine where `import torch` fails.
 WITHOUT_TORCH = f"import runpy, sys; sys.modules['torch'] = None; runpy.run_module('{MODULE}', run_name='__main__')"
 
 

@@ -1,4 +1,4 @@
-"""The ceiling of list programs: exact laws, and the samplers' own rule."""
+"""The ceiling of list programs: exact distributions, and the samplers' own rule."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from zaya_jax.tasks.list_programs import ListPrograms
 
 
 @pytest.fixture
-def laws() -> Posterior:
+def distributions() -> Posterior:
     """Of a prompt that leaves several programs open."""
     task = make_task("list_programs", max_operations=2)
     assert isinstance(task, ListPrograms)
@@ -30,34 +30,34 @@ def test_the_prior_is_the_tasks():
         assert posed.count(text) / 3000 == pytest.approx(prior[text + END], abs=0.012)
 
 
-def test_laws_are_the_posteriors(laws):
+def test_laws_are_the_posteriors(distributions):
     for prefix in ("", "[v", "[v+1 for v in "):
-        law = np.exp(laws.law(prefix))
-        assert law.sum() == pytest.approx(1)
-        here = {text: weight for text, weight in laws.weights.items() if text.startswith(prefix)}
-        for letter, share in zip(laws.letters, law, strict=True):
+        distribution = np.exp(distributions.distribution(prefix))
+        assert distribution.sum() == pytest.approx(1)
+        here = {text: weight for text, weight in distributions.weights.items() if text.startswith(prefix)}
+        for letter, share in zip(distributions.letters, distribution, strict=True):
             expected = sum(w for text, w in here.items() if text[len(prefix)] == letter) / sum(here.values())
             assert share == pytest.approx(expected, abs=SPREAD)
-    later = np.exp(laws.law("", 400))
-    assert later[laws.letters.index(END)] > 1 - SPREAD
+    later = np.exp(distributions.distribution("", 400))
+    assert later[distributions.letters.index(END)] > 1 - SPREAD
 
 
-def test_the_lossless_rule_gives_the_posterior(laws):
+def test_the_lossless_rule_gives_the_posterior(distributions):
     """How long the answers are, against the posterior's lengths; and mixing is bound by the same ceiling."""
     rng = np.random.default_rng(0)
-    lengths = [sum(sample(laws, 8, 0.0, rng)) for _ in range(600)]
-    total = sum(laws.weights.values())
-    for length in sorted({len(text) for text in laws.weights}):
-        share = sum(w for text, w in laws.weights.items() if len(text) == length) / total
+    lengths = [sum(sample(distributions, 8, 0.0, rng)) for _ in range(600)]
+    total = sum(distributions.weights.values())
+    for length in sorted({len(text) for text in distributions.weights}):
+        share = sum(w for text, w in distributions.weights.items() if len(text) == length) / total
         assert lengths.count(length) / 600 == pytest.approx(share, abs=4 * np.sqrt(share * (1 - share) / 600) + 0.01)
     for beta in (0.0, 0.5):
-        measured = summary([sample(laws, 16, beta, rng) for _ in range(20)])
+        measured = summary([sample(distributions, 16, beta, rng) for _ in range(20)])
         assert 1 < measured["tokens_per_forward"] <= measured["most_tokens_per_forward"]
 
 
 def test_nothing_is_refused_where_one_program_is_left():
     task = make_task("list_programs", max_operations=1)
     assert isinstance(task, ListPrograms)
-    laws = Posterior(task, [([3, -1, 2], [9, 1, 4])])
-    assert list(laws.weights) == [f"[v*v for v in x]\n{END}"]
-    assert sample(laws, 16, 0.0, np.random.default_rng(1)) == [1, 16, 1]
+    distributions = Posterior(task, [([3, -1, 2], [9, 1, 4])])
+    assert list(distributions.weights) == [f"[v*v for v in x]\n{END}"]
+    assert sample(distributions, 16, 0.0, np.random.default_rng(1)) == [1, 16, 1]

@@ -28,8 +28,8 @@ pytestmark = pytest.mark.early
 CONFIG = preset("tiny")
 
 
-def run(door: str, *flags: str) -> subprocess.CompletedProcess:
-    return commands.run(f"experiments.{door}", *flags)
+def run(command: str, *flags: str) -> subprocess.CompletedProcess:
+    return commands.run(f"experiments.{command}", *flags)
 
 
 @pytest.fixture(scope="module")
@@ -191,8 +191,8 @@ MISTAKES = {
 
 @pytest.mark.parametrize("case", MISTAKES)
 def test_a_mistake_is_one_line(start, case):
-    door, flags, message = MISTAKES[case]
-    result = run(door, *(flag.format(start=start) for flag in flags))
+    command, flags, message = MISTAKES[case]
+    result = run(command, *(flag.format(start=start) for flag in flags))
     assert result.returncode == 2
     assert len(result.stderr.splitlines()) == 1 and message in result.stderr, result.stderr
 

@@ -1,4 +1,4 @@
-"""The evaluate door from the outside: any checkpoint, any task, and a user's mistakes."""
+"""The evaluate command from the outside: any checkpoint, any task, and a user's mistakes."""
 
 import json
 from pathlib import Path

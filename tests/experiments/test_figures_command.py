@@ -1,4 +1,4 @@
-"""The figures door from the outside: what it draws, what it says of the rest, and a user's mistakes."""
+"""The figures command from the outside: what it draws, what it says of the rest, and a user's mistakes."""
 
 import re
 import shutil
@@ -13,7 +13,7 @@ from zaya_jax.reporting.paper.figures import FIGURES
 ROOT = Path(__file__).parents[2]
 
 
-def door(*arguments: str) -> subprocess.CompletedProcess:
+def command(*arguments: str) -> subprocess.CompletedProcess:
     return commands.run("experiments.figures", *arguments)
 
 
@@ -25,7 +25,7 @@ def bench_only(tmp_path) -> Path:
 
 
 def test_everything_is_drawn_that_can_be(bench_only, tmp_path):
-    done = door(f"--results={bench_only}", f"--output={tmp_path / 'out'}")
+    done = command(f"--results={bench_only}", f"--output={tmp_path / 'out'}")
     assert done.returncode == 0, done.stderr
     can = {name for name, figure in FIGURES.items() if not any("sweeps" in each.path for each in figure.inputs)}
     assert can == {"strategies", "free_slots", "roofline", "anchors"}
@@ -44,14 +44,14 @@ def test_the_tables_of_all_pages_are_written_anew(tmp_path):
     text = (ROOT / "README.md").read_text()
     path = tmp_path / "README.md"
     path.write_text(text.replace("| lossless | 4.57 |", "| lossless | 7.57 |", 1))
-    done = door("pages", f"--pages={tmp_path}")
+    done = command("pages", f"--pages={tmp_path}")
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(path)]
     assert path.read_text() == text
 
 
 def test_a_named_figure_that_cannot_be_drawn_fails_and_the_others_are_drawn(bench_only, tmp_path):
-    done = door("beta", "roofline", f"--results={bench_only}", f"--output={tmp_path}")  # flags behind names
+    done = command("beta", "roofline", f"--results={bench_only}", f"--output={tmp_path}")  # flags after names
     assert done.returncode == 2
     assert (tmp_path / "roofline.png").exists() and not (tmp_path / "beta.png").exists()
     assert len(done.stderr.strip().splitlines()) == 1
@@ -60,7 +60,7 @@ def test_a_named_figure_that_cannot_be_drawn_fails_and_the_others_are_drawn(benc
 
 def test_damaged_results_are_one_line(bench_only, tmp_path):
     (bench_only / "bench" / "samplers.json").write_text("{")
-    done = door("anchors", f"--results={bench_only}", f"--output={tmp_path}")
+    done = command("anchors", f"--results={bench_only}", f"--output={tmp_path}")
     assert done.returncode == 2 and "samplers.json: not valid JSON" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
@@ -74,17 +74,17 @@ def test_damaged_results_are_one_line(bench_only, tmp_path):
     ],
 )
 def test_mistakes_are_one_line(arguments, says):
-    done = door(*arguments)
+    done = command(*arguments)
     assert done.returncode == 2 and says in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 
 def test_help_lists_every_figure_and_what_it_needs():
-    text = door("--help").stdout
+    text = command("--help").stdout
     for name, figure in FIGURES.items():
         assert f"  {name} " in text
         assert all(each.path in text for each in figure.inputs)
 
 
-def test_other_doors_still_take_flags_only():
+def test_other_commands_still_take_flags_only():
     done = commands.run("experiments.bench.step_cost", "roofline")
     assert done.returncode == 2 and "'roofline': unexpected, may be flags only" in done.stderr

@@ -1,4 +1,4 @@
-"""The generate door: files that survive a kill, what the terminal shows, chat, and a user's mistakes."""
+"""The generate command: files that survive a kill, what the terminal shows, chat, and a user's mistakes."""
 
 import dataclasses
 import io
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from experiments import generate as door
+from experiments import generate as command
 from tests import commands
 from tests.helpers import random_variables
 from tests.text.published import SPELLED, byte_level, publish
@@ -58,11 +58,11 @@ def files(tmp_path) -> Path:
 
 
 def run(*args) -> None:
-    """The door's main in this process."""
+    """The command's main in this process."""
     values = flags.FlagValues()
-    door.define_flags(values)
+    command.define_flags(values)
     values(["generate", *map(str, args)])
-    door.main(values)
+    command.main(values)
 
 
 def batch_job(checkpoint: Path, files: Path, *more) -> Path:
@@ -113,7 +113,7 @@ def test_a_killed_job_goes_on_to_the_identical_file(checkpoint, files, monkeypat
         output.write_bytes(whole[:size])
         batch_job(checkpoint, files)
         assert output.read_bytes() == whole
-    monkeypatch.setattr(door, "generate", None)  # all is done: nothing runs
+    monkeypatch.setattr(command, "generate", None)  # all is done: nothing runs
     capsys.readouterr()
     batch_job(checkpoint, files)
     assert output.read_bytes() == whole
@@ -137,7 +137,7 @@ def test_a_file_of_other_settings_is_refused_and_left_alone(checkpoint, files):
     assert output.read_bytes() == whole
     for foreign in ("my notes", "my notes\n", '{"prompt": "one"}\n', "[]\n", '{"other": '):
         output.write_text(foreign)
-        with pytest.raises(ValueError, match="not written by this door"):
+        with pytest.raises(ValueError, match="not written by this command"):
             batch_job(checkpoint, files)
         assert output.read_text() == foreign
 
@@ -227,7 +227,7 @@ def test_ctrl_c_in_an_answer_is_one_line(checkpoint, monkeypatch, capsys):
         streamer.put([[97]])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(door, "generate", interrupted)
+    monkeypatch.setattr(command, "generate", interrupted)
     with pytest.raises(SystemExit) as stop:
         talk(monkeypatch, "hello\n", f"--checkpoint={checkpoint}")
     assert stop.value.code == 130
@@ -250,7 +250,7 @@ def test_auto_chooses_once_and_a_resumed_job_keeps_the_choice(checkpoint, files,
         chosen = dataclasses.replace(sampler, mode="single_pass", block_size=3)
         return Choice(chosen, "because", (), (), {})
 
-    monkeypatch.setattr(door, "choose_sampler", choose)
+    monkeypatch.setattr(command, "choose_sampler", choose)
     output = batch_job(checkpoint, files, "--mode=auto")
     assert calls == [(2, 2)]
     assert "auto: because\n" in capsys.readouterr().err
@@ -263,7 +263,7 @@ def test_auto_chooses_once_and_a_resumed_job_keeps_the_choice(checkpoint, files,
 
 def test_every_field_of_the_sampler_is_a_flag():
     values = flags.FlagValues()
-    door.define_flags(values)
+    command.define_flags(values)
     assert set(sampling_flags.FIELDS) < set(values)
     values(["generate"])
     asked = sampling_flags.read(values)
@@ -275,7 +275,7 @@ def test_every_field_of_the_sampler_is_a_flag():
         "--stop_tokens=1,2", "--stop_strings=a,b", "--stop_strings=c", "--min_new_tokens=3", "--acceptance=0.9,0.8,0.7",
     ]  # fmt: skip
     values = flags.FlagValues()
-    door.define_flags(values)
+    command.define_flags(values)
     values(["generate", *changed])
     assert SamplerConfig(**sampling_flags.read(values)) == SamplerConfig(
         "single_pass", 4, (1,), "mix_stale", (0.9, 0.8, 0.7), 0.25, 0.5, 5, 0.9, 0.1, 1.5, 0.0, 3, 0.8, 0.5, 2, (1, 2),
@@ -321,7 +321,7 @@ def test_every_field_of_the_sampler_is_a_flag():
 def test_mistakes_are_named_before_anything_is_compiled(args, words, checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("generate", "choose_sampler"):
-        monkeypatch.setattr(door, name, None)
+        monkeypatch.setattr(command, name, None)
     with pytest.raises((ValueError, OSError, flags.Error), match=words) as error:
         run(f"--checkpoint={checkpoint}", *args)
     assert "\n" not in str(error.value)
@@ -451,7 +451,7 @@ def test_a_chat_is_written_down_as_the_folders_template_says(tmp_path, monkeypat
         begin = tokenizer.special_ids["<|im_start|>"]
         return [begin, *asked, end, *newline, begin, *start]
 
-    monkeypatch.setattr(door, "generate", spy)
+    monkeypatch.setattr(command, "generate", spy)
     talk(monkeypatch, "the cat<|im_end|>\nsat\n/reset\nsat\n", f"--checkpoint={tmp_path}", "--mode=autoregressive")
     first, second, third = texts
     assert first == turn("the cat<|im_end|>") and third == turn("sat")

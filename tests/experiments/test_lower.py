@@ -1,4 +1,4 @@
-"""The lowering door from the outside: refusals, and (slow, with the compilers at hand) real GPU code."""
+"""The lowering command from the outside: refusals, and (slow, with the compilers at hand) real GPU code."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ from tests import commands
 from zaya_jax.aot.targets import TARGETS, plugin_library
 
 
-def door(module: str, *arguments: str) -> subprocess.CompletedProcess:
+def command(module: str, *arguments: str) -> subprocess.CompletedProcess:
     # XLA_FLAGS: the tests' own, two CPU devices and no optimisation
     return commands.run(f"experiments.{module}", *arguments, XLA_FLAGS=None)
 
@@ -21,18 +21,20 @@ def refused(done: subprocess.CompletedProcess, words: str) -> bool:
 
 def test_mistakes_are_one_line():
     config = "--config=configs/quickstart.py:preset=tiny"
-    assert refused(door("lower", config, "--target=mi300"), "--target: got 'mi300', may be one of ['h100', 'mi300x',")
-    done = door("lower", config, "--target=mi300x", "--devices=3")
+    assert refused(
+        command("lower", config, "--target=mi300"), "--target: got 'mi300', may be one of ['h100', 'mi300x',"
+    )
+    done = command("lower", config, "--target=mi300x", "--devices=3")
     assert refused(done, "--devices: got 3, may be a divisor of convert.batch_size (16)")
     try:
         plugin_library(TARGETS["mi355x"])
     except FileNotFoundError:
-        done = door("lower", config, "--target=mi355x")
+        done = command("lower", config, "--target=mi355x")
         assert refused(done, "MI355X: its compiler is not installed, may be had by: pip install jax-rocm7-plugin==")
 
 
 def test_benchmarks_measure_nothing_for_a_device_that_is_not_there():
-    done = door("bench", "--device=mi300x")
+    done = command("bench", "--device=mi300x")
     assert refused(done, "--device: got 'mi300x', but JAX computes on cpu (cpu); nothing is measured")
 
 
@@ -44,7 +46,7 @@ def test_real_code_for_a_gpu_that_is_not_here(name, tmp_path):
     except FileNotFoundError as error:
         pytest.skip(str(error))
     model = ["--config.model.dtype=bfloat16", "--config.execution.expert_backend=ragged_dot"]
-    done = door(
+    done = command(
         "lower", "--config=configs/quickstart.py:preset=tiny", *model, f"--target={name}", "--what=train",
         "--devices=8", f"--output={tmp_path / 'found.json'}",
     )  # fmt: skip

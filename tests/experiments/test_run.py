@@ -1,4 +1,4 @@
-"""The run door from the outside: a whole run, a killed one, and a user's mistakes."""
+"""The run command from the outside: a whole run, a killed one, and a user's mistakes."""
 
 import json
 import os
@@ -98,7 +98,7 @@ def test_a_run_stopped_and_killed_goes_on_to_the_same_numbers(whole, tmp_path):
     process.terminate()
     output, _ = process.communicate(timeout=300)
     assert process.returncode == cli.INTERRUPTED, output
-    line = r"interrupted: pretrain: asked to stop; saved at step \d of 6; the same command goes on from there"
+    line = r"interrupted: pretrain: asked to stop; saved at step \d of 6; the same command resumes from there"
     assert re.fullmatch(line, output.strip().splitlines()[-1]), output
     assert list((workdir / "tensorboard" / "pretrain").glob("events*"))
     process = start(CONFIG, f"--workdir={workdir}", new_session=True)

@@ -1,4 +1,4 @@
-"""The sweep door: combinations, names, shared stages, failures that stop nobody else, and going on."""
+"""The sweep command: combinations, names, shared stages, failures that stop nobody else, and going on."""
 
 import csv
 import json

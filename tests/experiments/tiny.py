@@ -1,4 +1,4 @@
-"""A run of seconds, for tests of the doors."""
+"""A run of seconds, for tests of the commands."""
 
 from ml_collections import ConfigDict
 

@@ -161,7 +161,7 @@ def die_after(monkeypatch, format: str, pieces: int) -> None:
 
 @pytest.fixture
 def killed(start, tmp_path, monkeypatch):
-    """The partial folder of a conversion that died behind two shards."""
+    """The partial folder of a conversion that died after two shards."""
     with monkeypatch.context() as patch:
         die_after(patch, "legacy", 2)
         with pytest.raises(Killed):

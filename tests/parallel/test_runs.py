@@ -47,9 +47,9 @@ def one_device(tmp_path_factory) -> np.ndarray:
 
 
 def test_eight_devices_give_one_devices_losses_four_go_on_and_eight_again(one_device, tmp_path):
-    """FSDP x expert x context for 20 steps; a run killed behind step 8 goes on from 5 on four devices.
+    """FSDP x expert x context for 20 steps; a run killed after step 8 resumes from 5 on four devices.
 
-    Killed again behind step 13, it goes on from 10 on eight. What is compared was computed by both.
+    Killed again after step 13, it resumes from 10 on eight. What is compared was computed by both.
     """
     killed: dict[str, Any] = dict(workdir=str(tmp_path / "killed"), save_every=5)
     finish(start(**killed, mesh=CUBE, devices=8, limit=8), status=9)
@@ -95,10 +95,10 @@ def test_launchers_name_the_coordinator(one_device, tmp_path, launcher):
 def test_two_processes_train_through_the_door_and_one_goes_on_to_evaluate(tmp_path):
     """Every phase starts from the checkpoint that both wrote; the numbers are those of one process."""
     short = ["--config.evaluate.temperatures=(0.0,)", "--config.evaluate.cost=False"]
-    door = ["experiments.run", "--config=tests/experiments/tiny.py", *short]
+    command = ["experiments.run", "--config=tests/experiments/tiny.py", *short]
 
     def run(workdir: Path, *args: str) -> Command:
-        return Command(*door, f"--workdir={workdir}", *args, together=True, XLA_FLAGS=FLAGS)
+        return Command(*command, f"--workdir={workdir}", *args, together=True, XLA_FLAGS=FLAGS)
 
     address = free_address()
     two = [f"--coordinator={address}", "--processes=2", "--config.mesh.fsdp=2"]

@@ -109,7 +109,7 @@ def test_speedup_stands_beside_the_published_pair():
     assert "temperature not stated" in shown and "block size 16" in shown
     heights = bars(drawn.figure, 0)
     assert [h for i, h in enumerate(heights) if i % 5 == 0] == [1.0, 4.6, 7.7]  # of five groups the first
-    assert "theoretical" in drawn.caption and "rows per forward 272" in drawn.caption
+    assert "theoretical" in drawn.caption and "query tokens per forward 272" in drawn.caption
     hatched = [patch.get_hatch() for patch in drawn.figure.axes[0].patches]
     assert [bool(h) for h in hatched] == [i % 5 == 0 for i in range(15)]
 
@@ -241,7 +241,7 @@ def test_roofline_says_its_formula_inputs_and_sources():
         (lambda: negative_control([r for r in made_up.architecture() if "row" not in r["run"]]), "text and row"),
         (lambda: negative_control([r for r in made_up.architecture() if r["kind"] == "sampling"]), "likelihood"),
         (lambda: strategies({"hardware": "x"}), "section 'strategies'"),
-        (lambda: anchors(BENCH["samplers"] | {"anchors": BENCH["samplers"]["anchors"][:1]}), "every accept length"),
+        (lambda: anchors(BENCH["samplers"] | {"anchors": BENCH["samplers"]["anchors"][:1]}), "every accepted length"),
         (lambda: free_slots(BENCH["forward"], {"rows": BENCH["forward"]["rows"][:0]}), "section 'rows'"),
     ],
 )

@@ -87,7 +87,7 @@ def test_a_start_without_a_mask_token_gets_the_models(tmp_path):
     save_huggingface(tmp_path / "base", published, init_variables(Zaya(published), 0))
     rows = {
         vocab: load_start(preset("tiny", **choices, vocab_size=vocab), tmp_path / "base", "convert.start")
-        for vocab in (261, 260)  # the mask behind the vocabulary, and on its last row, which text then may not hold
+        for vocab in (261, 260)  # the mask after the vocabulary, and on its last row, which text then may not hold
     }
     one, other = (rows[vocab]["params"]["embed_tokens"] for vocab in (261, 260))
     np.testing.assert_array_equal(one[:260], other)
@@ -173,13 +173,13 @@ def test_stage_names_follow_what_a_phase_starts_from():
     assert keys(lambda c: c.update(phases=("pretrain", "convert"))) == {
         name: base[name] for name in ("pretrain", "convert")
     }
-    behind = keys(lambda c: c.control.update(start="convert"))
-    assert behind == base | {"control": behind["control"]} and behind["control"] != base["control"]
+    after = keys(lambda c: c.control.update(start="convert"))
+    assert after == base | {"control": after["control"]} and after["control"] != base["control"]
     for field, value in (("row_length", 64), ("rope_theta", 2e4), ("optimizer_state", "continue")):
         other = keys(lambda c, change={field: value}: c.convert.update(change))
         assert other == base | {"convert": other["convert"]} and other["convert"] != base["convert"], field
         deeper = keys(lambda c, change={field: value}: (c.convert.update(change), c.control.update(start="convert")))
-        assert deeper["control"] not in (behind["control"], base["control"]), field
+        assert deeper["control"] not in (after["control"], base["control"]), field
 
 
 def test_the_recipe_has_the_published_numbers(tmp_path):

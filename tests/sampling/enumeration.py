@@ -1,8 +1,9 @@
 """The whole output distribution of a sampler, by forcing every outcome of every draw in turn.
 
 The enumeration runs the loop's own `begin` and `advance`. Instead of random numbers, `Forced` answers each draw (which
-draft, accepted or not, which settled token) with a prescribed outcome and multiplies the probabilities of the laws it
-was asked to draw from. So what is summed is the law of the code that `generate` runs: cache, batching, stops and all.
+draft, accepted or not, which pending token) with a prescribed outcome and multiplies the probabilities of the
+distributions it was asked to draw from. So what is summed is the distribution of the code that `generate` runs: cache,
+batching, stops and all.
 """
 
 import functools
@@ -18,13 +19,13 @@ from zaya_jax.sampling import SamplerConfig
 from zaya_jax.sampling.core.distributions import at_token
 from zaya_jax.sampling.core.random_streams import Purpose
 from zaya_jax.sampling.loop import Prompts, Sizes, State, advance, begin
-from zaya_jax.sampling.options import knobs_of, plan_of
+from zaya_jax.sampling.options import options_of, plan_of
 from zaya_jax.sampling.strategies.base import Plan, Setup
 
 VOCAB, SIZE, NEW = 3, 3, 4
 PROMPTS = ([1, 0, 2, 2], [2])  # two rows of one batch, of different lengths
 BATCH = 1024  # rows the compiled step runs at once
-Law = dict[tuple[int, ...], float]
+Distribution = dict[tuple[int, ...], float]
 
 
 class Forced:
@@ -34,14 +35,14 @@ class Forced:
         self.settled, self.drafts, self.survivors = (x.astype(jnp.int32) for x in (settled, drafts, survivors))
         self.log_weight = jnp.zeros(settled.shape, jnp.float64)
 
-    def draw(self, purpose, position, law, warm):
-        wanted = self.settled if purpose == Purpose.SETTLE else self.drafts[:, : law.shape[-2]]
-        chosen = at_token(jax.nn.log_softmax(law, axis=-1), wanted)
+    def draw(self, purpose, position, distribution, warm):
+        wanted = self.settled if purpose == Purpose.SETTLE else self.drafts[:, : distribution.shape[-2]]
+        chosen = at_token(jax.nn.log_softmax(distribution, axis=-1), wanted)
         self.log_weight += chosen if purpose == Purpose.SETTLE else chosen.sum(axis=1)
         return wanted
 
     def accept(self, position, log_probability):
-        """The first `survivors` drafts live, the next one (if any) dies; those behind it are not tested."""
+        """The first `survivors` drafts live, the next one (if any) dies; those after it are not tested."""
         index, survivors = jnp.arange(log_probability.shape[1]), self.survivors[:, None]
         log_reject = jnp.log1p(-jnp.exp(log_probability))
         chosen = jnp.where(index < survivors, log_probability, jnp.where(index == survivors, log_reject, 0))
@@ -59,8 +60,8 @@ def tiny_model():
 
 
 @functools.cache
-def logits_behind(text: tuple[int, ...], anchor: int | None = None) -> np.ndarray:
-    """AR logits behind the text [VOCAB]; or with an anchor, of the block behind its first tokens [SIZE, VOCAB]."""
+def logits_after(text: tuple[int, ...], anchor: int | None = None) -> np.ndarray:
+    """AR logits after the text [VOCAB]; or with an anchor, of the block after its first tokens [SIZE, VOCAB]."""
     tokens = np.zeros((1, 16), np.int32)
     tokens[0, : len(text)] = text
     out = _plain()(tokens, np.array([len(text)]), np.array([[len(text) if anchor is None else anchor]]))
@@ -84,16 +85,16 @@ def _compiled(plan: Plan):
     model, variables = tiny_model()
 
     @jax.jit
-    def first(tokens, count, seen, knobs, outcomes):
+    def first(tokens, count, seen, options, outcomes):
         noise = Forced(*outcomes)
-        setup = Setup(model, variables, plan, knobs, noise)
+        setup = Setup(model, variables, plan, options, noise)
         capacity = tokens.shape[1] + NEW + 3 * SIZE
         return begin(setup, Prompts(tokens, count, seen), jnp.int32(NEW), Sizes(NEW, 1, capacity)), noise.log_weight
 
     @jax.jit
-    def go(state, knobs, outcomes):
+    def go(state, options, outcomes):
         noise = Forced(*outcomes)
-        return advance(Setup(model, variables, plan, knobs, noise), state, jnp.int32(NEW)), noise.log_weight
+        return advance(Setup(model, variables, plan, options, noise), state, jnp.int32(NEW)), noise.log_weight
 
     return first, go
 
@@ -132,13 +133,13 @@ def _outcomes(drafts: int) -> list[np.ndarray]:
     return [np.array(settled), np.array(drafted).reshape(len(settled), drafts), np.array(survivors)]
 
 
-def sampler_law(sampler: SamplerConfig) -> list[Law]:
-    """The law of each prompt's continuation (up to NEW tokens or a stop) under the sampler."""
-    plan, knobs = plan_of(sampler), knobs_of(sampler, np.float64)
+def sampler_distribution(sampler: SamplerConfig) -> list[Distribution]:
+    """The distribution of each prompt's continuation (up to NEW tokens or a stop) under the sampler."""
+    plan, options = plan_of(sampler), options_of(sampler, np.float64)
     drafts = {"autoregressive": 0, "single_pass": SIZE - 1, "two_pass": SIZE}[sampler.mode]
     first, go = _compiled(plan)
     every = _outcomes(drafts)
-    total: list[Law] = [{} for _ in PROMPTS]
+    total: list[Distribution] = [{} for _ in PROMPTS]
 
     width = max(map(len, PROMPTS))
     begins = [x[every[2] == 0] for x in every]  # nothing is tested yet
@@ -149,7 +150,7 @@ def sampler_law(sampler: SamplerConfig) -> list[Law]:
     count = np.array([len(p) for p in PROMPTS])[prompt]
     seen = np.array([[t in p for t in range(VOCAB)] for p in PROMPTS])[prompt]
     forced = [np.concatenate([x] * len(PROMPTS)) for x in begins]
-    state, log_weight = jax.device_get(first(tokens, count, seen, knobs, forced))
+    state, log_weight = jax.device_get(first(tokens, count, seen, options, forced))
     prompt, weight, state = _merge(prompt, np.exp(log_weight), state)
 
     while len(weight):
@@ -163,7 +164,7 @@ def sampler_law(sampler: SamplerConfig) -> list[Law]:
             rows = np.repeat(alive[at : at + each], len(every[0]))
             forced = [np.concatenate([x] * len(alive[at : at + each])) for x in every]
             padded = np.resize(np.arange(len(rows)), each * len(every[0]))
-            args = _take(state, rows[padded]), knobs, [x[padded] for x in forced]
+            args = _take(state, rows[padded]), options, [x[padded] for x in forced]
             after, log_weight = jax.device_get(go(*args))
             new_weight = np.exp(log_weight[: len(rows)]) * weight[rows]
             keep = np.flatnonzero(new_weight > 0)
@@ -175,6 +176,6 @@ def sampler_law(sampler: SamplerConfig) -> list[Law]:
     return total
 
 
-def total_variation(a: list[Law], b: list[Law]) -> float:
+def total_variation(a: list[Distribution], b: list[Distribution]) -> float:
     """The largest over prompts."""
     return max(sum(abs(x.get(t, 0.0) - y.get(t, 0.0)) for t in {*x, *y}) / 2 for x, y in zip(a, b, strict=True))

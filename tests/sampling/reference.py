@@ -1,4 +1,4 @@
-"""The sampler's slow twin: one row, a python loop, no cache; every forward reads the whole text again."""
+"""The sampler's reference implementation: one row, no cache; every forward reads the whole text again."""
 
 import functools
 
@@ -11,10 +11,10 @@ from zaya_jax.sampling import SamplerConfig
 from zaya_jax.sampling.core import distributions
 from zaya_jax.sampling.core.distributions import mix
 from zaya_jax.sampling.core.random_streams import KeyedNoise, Purpose
-from zaya_jax.sampling.options import knobs_of, plan_of
+from zaya_jax.sampling.options import options_of, plan_of
 
 WIDTH = 64  # texts are right-padded to this, so that one program serves all
-log_law, log_residual = jax.jit(distributions.log_law), jax.jit(distributions.log_residual)
+log_distribution, log_residual = jax.jit(distributions.log_distribution), jax.jit(distributions.log_residual)
 
 
 @functools.cache
@@ -28,15 +28,16 @@ def _logits(model: Zaya):
 
 
 @jax.jit
-def _draw(key, purpose, position, law):
+def _draw(key, purpose, position, distribution):
     return jax.lax.switch(
-        purpose, [lambda p=p: KeyedNoise(key[None]).draw(p, position[None], law[None], True)[0] for p in Purpose]
+        purpose,
+        [lambda p=p: KeyedNoise(key[None]).draw(p, position[None], distribution[None], True)[0] for p in Purpose],
     )
 
 
 @jax.jit
-def _draw_again(key, position, law, again):
-    return KeyedNoise(key[None]).draw(Purpose.DRAFT, position[None], law[None], True, again[None])[0]
+def _draw_again(key, position, distribution, again):
+    return KeyedNoise(key[None]).draw(Purpose.DRAFT, position[None], distribution[None], True, again[None])[0]
 
 
 @jax.jit
@@ -49,10 +50,10 @@ class Reference:
 
     def __init__(self, model: Zaya, variables, prompt, sampler: SamplerConfig, key) -> None:
         self.model, self.variables, self.sampler, self.key = model, variables, sampler, key
-        self.knobs, self.size, self.prompt = knobs_of(sampler), plan_of(sampler).block_size, list(prompt)
+        self.options, self.size, self.prompt = options_of(sampler), plan_of(sampler).block_size, list(prompt)
 
     def forward(self, text: list[int], anchor: int, block=None):
-        """Logits after each token of the text, and of the block behind its first `anchor` tokens."""
+        """Logits after each token of the text, and of the block after its first `anchor` tokens."""
         padded = np.zeros((1, WIDTH), np.int32)
         padded[0, : len(text)] = text
         block = np.array([[MASK] * self.size if block is None else block], np.int32)
@@ -60,48 +61,48 @@ class Reference:
         out = np.asarray(_logits(self.model)(*args, block_size=self.size))
         return out[: len(text)], out[WIDTH:]
 
-    def draw(self, purpose: Purpose, position: int, law) -> int:
-        return int(_draw(self.key, int(purpose), jnp.int32(position), law))
+    def draw(self, purpose: Purpose, position: int, distribution) -> int:
+        return int(_draw(self.key, int(purpose), jnp.int32(position), distribution))
 
     def target(self, text: list[int], stale):
-        """The target's law after the text; `stale` drew the draft that is tested there."""
+        """The target's distribution after the text; `stale` drew the draft that is tested there."""
         plain, block = self.forward(text, len(text))
         logits = np.array(plain[-1])
         if self.sampler.target == "mix_stale" and stale is not None:
-            logits = np.array(mix(logits, stale, self.knobs.beta))
+            logits = np.array(mix(logits, stale, self.options.beta))
         if self.sampler.target == "mix_fresh":
-            logits = np.array(mix(logits, block[0], self.knobs.beta))
+            logits = np.array(mix(logits, block[0], self.options.beta))
         penalty = self.sampler.repetition_penalty
         for token in set(text):  # transformers' rule
             logits[token] = logits[token] / penalty if logits[token] > 0 else logits[token] * penalty
         if len(text) - len(self.prompt) < self.sampler.min_new_tokens:
             logits[list(self.sampler.stop_tokens)] = -np.inf
-        return log_law(jnp.asarray(logits), self.knobs.warp)
+        return log_distribution(jnp.asarray(logits), self.options.processing)
 
     def draft(self, logits, first: int) -> list:
-        """(token, logits, law) for each draft of the positions first, first + 1, ..."""
+        """(token, logits, distribution) for each draft of the positions first, first + 1, ..."""
         drafts = []
         for i, row in enumerate(logits):
-            law = log_law(jnp.asarray(row), self.knobs.draft_warp)
-            drafts.append((self.draw(Purpose.DRAFT, first + i, law), row, law))
+            distribution = log_distribution(jnp.asarray(row), self.options.draft_processing)
+            drafts.append((self.draw(Purpose.DRAFT, first + i, distribution), row, distribution))
         return drafts
 
     def verified(self, text: list[int], drafts: list) -> list[int]:
-        """Accepted drafts and the settled token behind them; the text ends with the token before the drafts."""
+        """Accepted drafts and the pending token after them; the text ends with the token before the drafts."""
         kept = []
         for token, stale, log_q in drafts:
             p = self.target(text + kept, stale)
             if not bool(_accept(self.key, jnp.int32(len(text) + len(kept)), p[token] - log_q[token])):
                 return [*kept, self.draw(Purpose.SETTLE, len(text) + len(kept), log_residual(p, log_q))]
             kept.append(token)
-        law = self.target(text + kept, None)
-        return [*kept, self.draw(Purpose.SETTLE, len(text) + len(kept), law)]
+        distribution = self.target(text + kept, None)
+        return [*kept, self.draw(Purpose.SETTLE, len(text) + len(kept), distribution)]
 
     def single_pass(self):
         anchors = self.sampler.anchor_list
         text = self.prompt + [self.draw(Purpose.SETTLE, len(self.prompt), self.target(self.prompt, None))]
         yield text[-1:]
-        # Behind the prompt a block is always drafted, whatever the anchors.
+        # After the prompt a block is always drafted, whatever the anchors.
         slots = self.forward(self.prompt, len(self.prompt))[1][1:] if anchors else []
         while True:
             new = self.verified(text, self.draft(slots, len(text)))
@@ -109,7 +110,7 @@ class Reference:
             yield new
             lower = [a for a in anchors if a <= len(new)]
             late = len(new) - lower[-1] if lower else self.size
-            # everything before the settled token was in the forward, and the block stands behind the nearest anchor
+            # everything before the pending token was in the forward, and the block stands after the nearest anchor
             slots = self.forward(text[:-1], len(text) - 1 - late)[1][late + 1 :] if lower else []
 
     def two_pass(self):
@@ -142,10 +143,10 @@ class Reference:
 
     def draft_with(self, logits, first: int, forwards: int) -> list[int]:
         """Drawn with noise of this forward's own."""
-        distributions = [log_law(jnp.asarray(row), self.knobs.warp) for row in logits]
+        distributions = [log_distribution(jnp.asarray(row), self.options.processing) for row in logits]
         return [
-            int(_draw_again(self.key, jnp.int32(first + i), law, jnp.int32(forwards)))
-            for i, law in enumerate(distributions)
+            int(_draw_again(self.key, jnp.int32(first + i), distribution, jnp.int32(forwards)))
+            for i, distribution in enumerate(distributions)
         ]
 
 

@@ -101,10 +101,10 @@ def test_a_runs_config_says_that_a_stage_never_drafted(tmp_path):
 
 
 def draws(key: int, again: int, rows: int = 1) -> list[int]:
-    """A block's drawings in the forward number `again`, from a flat law."""
+    """A block's drawings in the forward number `again`, from a flat distribution."""
     noise, position = KeyedNoise(jax.random.key(key)[None]), jnp.arange(5, 45)[None]
-    law = jnp.zeros((1, 40, 1000))
-    return noise.draw(Purpose.DRAFT, position, law, True, jnp.full((1, 40), again)).tolist()[0]
+    distribution = jnp.zeros((1, 40, 1000))
+    return noise.draw(Purpose.DRAFT, position, distribution, True, jnp.full((1, 40), again)).tolist()[0]
 
 
 def test_every_forward_has_noise_of_its_own():
@@ -115,7 +115,8 @@ def test_every_forward_has_noise_of_its_own():
 
 
 def test_a_slot_that_waits_is_drawn_afresh():
-    """With logits that depend on nothing, the token that a slot shows first is what any forward draws: from the law.
+    """With logits that depend on nothing, the token that a slot shows first is what any forward draws: from the
+    distribution.
 
     By the noise of one forward alone the most confident slot of a block is chosen among drawings that stay the same, so
     a block's slots would show the very tokens that its first forward drew; drawn afresh, unlikely ones rarely wait.
@@ -130,11 +131,11 @@ def test_a_slot_that_waits_is_drawn_afresh():
     got = generate(Zaya(config), {**variables, "params": params}, [[1]], sampler, 4, seed=0, samples=2000)
     ones = np.array(got.tokens).sum(1)
     # A forward shows a likely token if any hidden slot drew one: with k slots hidden an unlikely one shows w.p. 0.3^k.
-    law = np.array([1.0])
+    distribution = np.array([1.0])
     for hidden in (4, 3, 2, 1):
-        law = np.convolve(law, [1 - 0.3**hidden, 0.3**hidden])
+        distribution = np.convolve(distribution, [1 - 0.3**hidden, 0.3**hidden])
     counts = np.bincount(ones, minlength=5)[:5]
-    expected = 2000 * law
+    expected = 2000 * distribution
     often = expected > 5
     assert (((counts - expected) ** 2 / np.maximum(expected, 1e-9))[often]).sum() < 20
     assert abs(ones.mean() - sum(0.3**k for k in range(1, 5))) < 0.05  # with the old noise: 4 * 0.3 = 1.2

@@ -1,4 +1,4 @@
-"""`generate` against its slow twin, and what a caller may rely on."""
+"""`generate` against its reference implementation, and what a caller may rely on."""
 
 import functools
 
@@ -39,7 +39,7 @@ def slow(sampler: SamplerConfig):
     return pytest.param(sampler, marks=pytest.mark.slow)
 
 
-# Samplers that differ in options alone share a program: nine programs, and two more in the slow tests. Behind one
+# Samplers that differ in options alone share a program: nine programs, and two more in the slow tests. After one
 # accepted token, anchors (2, 3) have drafted nothing.
 @pytest.mark.parametrize(
     "sampler",

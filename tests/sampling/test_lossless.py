@@ -1,7 +1,7 @@
 """Contract 4: the output distribution, enumerated whole, is the one written down in numpy here.
 
-Lossless samplers have the law of plain autoregression, under every truncation and penalty; the mixing samplers have
-exactly the law of their definition (docs/method.md#mixing), and are measured against autoregression.
+Lossless samplers have the distribution of plain autoregression, under every truncation and penalty; the mixing samplers
+have exactly the distribution of their definition (docs/method.md#mixing), and are measured against autoregression.
 """
 
 import functools
@@ -15,9 +15,9 @@ from tests.sampling.enumeration import (
     PROMPTS,
     SIZE,
     VOCAB,
-    Law,
-    logits_behind,
-    sampler_law,
+    Distribution,
+    logits_after,
+    sampler_distribution,
     tiny_model,
     total_variation,
 )  # fmt: skip
@@ -26,8 +26,8 @@ from zaya_jax.sampling import SamplerConfig, generate
 pytestmark = pytest.mark.early
 
 
-def law_of(logits: np.ndarray, sampler: SamplerConfig, text=(), new: int = NEW) -> np.ndarray:
-    """The target's law, spelled out one token at a time: penalty, minimum length, temperature, top-k, top-p, min-p."""
+def distribution_of(logits: np.ndarray, sampler: SamplerConfig, text=(), new: int = NEW) -> np.ndarray:
+    """The target's distribution, spelled out: penalty, minimum length, temperature, top-k, top-p, min-p."""
     logits = np.array(logits, float)
     for token in set(text):
         up = logits[token] > 0
@@ -36,28 +36,28 @@ def law_of(logits: np.ndarray, sampler: SamplerConfig, text=(), new: int = NEW) 
         logits[list(sampler.stop_tokens)] = -np.inf
     if sampler.temperature == 0:
         return np.eye(VOCAB)[np.argmax(logits)]
-    law = np.exp(logits / sampler.temperature - np.max(logits / sampler.temperature))
-    law /= law.sum()
+    distribution = np.exp(logits / sampler.temperature - np.max(logits / sampler.temperature))
+    distribution /= distribution.sum()
     if sampler.top_k:
-        law[np.argsort(-law)[sampler.top_k :]] = 0
-        law /= law.sum()
-    order = np.argsort(-law)
-    kept = [t for i, t in enumerate(order) if i == 0 or law[order[:i]].sum() < sampler.top_p]
-    law[[t for t in order if t not in kept]] = 0
-    law /= law.sum()
-    law[law < sampler.min_p * law.max()] = 0
-    return law / law.sum()
+        distribution[np.argsort(-distribution)[sampler.top_k :]] = 0
+        distribution /= distribution.sum()
+    order = np.argsort(-distribution)
+    kept = [t for i, t in enumerate(order) if i == 0 or distribution[order[:i]].sum() < sampler.top_p]
+    distribution[[t for t in order if t not in kept]] = 0
+    distribution /= distribution.sum()
+    distribution[distribution < sampler.min_p * distribution.max()] = 0
+    return distribution / distribution.sum()
 
 
-def autoregressive_law(sampler: SamplerConfig) -> list[Law]:
+def autoregressive_law(sampler: SamplerConfig) -> list[Distribution]:
     """p(continuation) from the plain forward pass, a token at a time."""
 
-    def grow(prompt, new: tuple[int, ...], weight: float, out: Law) -> Law:
+    def grow(prompt, new: tuple[int, ...], weight: float, out: Distribution) -> Distribution:
         if len(new) == NEW or (new and new[-1] in sampler.stop_tokens):
             out[new] = weight
             return out
         text = (*prompt, *new)
-        for token, p in enumerate(law_of(logits_behind(text), sampler, text, len(new))):
+        for token, p in enumerate(distribution_of(logits_after(text), sampler, text, len(new))):
             if p > 0:
                 grow(prompt, (*new, token), weight * p, out)
         return out
@@ -67,9 +67,9 @@ def autoregressive_law(sampler: SamplerConfig) -> list[Law]:
 
 def gap(sampler: SamplerConfig) -> float:
     """Total variation between the sampler and autoregression."""
-    found = sampler_law(sampler)
-    for law in found:
-        assert abs(sum(law.values()) - 1) < 1e-12
+    found = sampler_distribution(sampler)
+    for distribution in found:
+        assert abs(sum(distribution.values()) - 1) < 1e-12
     return total_variation(found, autoregressive_law(sampler))
 
 
@@ -99,11 +99,11 @@ def test_lossless_sampling_is_exactly_autoregressive(anchors, temperature, draft
     assert gap(sampler) < 1e-9
 
 
-@pytest.mark.parametrize("warp", list(WARPS))
+@pytest.mark.parametrize("processing", list(WARPS))
 @pytest.mark.parametrize("mode", ["autoregressive", "single_pass", "budgeted", "two_pass"])
-def test_truncations_penalties_and_stops_stay_lossless(mode, warp, x64):
+def test_truncations_penalties_and_stops_stay_lossless(mode, processing, x64):
     shape = dict(mode="single_pass", anchors=(1, 3)) if mode == "budgeted" else dict(mode=mode)
-    assert gap(SamplerConfig(block_size=SIZE, **shape, **WARPS[warp])) < 1e-9
+    assert gap(SamplerConfig(block_size=SIZE, **shape, **WARPS[processing])) < 1e-9
 
 
 @pytest.mark.parametrize(("temperature", "draft_temperature"), TEMPERATURES)
@@ -116,47 +116,47 @@ def mixed(plain: np.ndarray, draft: np.ndarray, beta: float) -> np.ndarray:
     return (1 - beta) * plain + beta * draft
 
 
-def mix_stale_law(sampler: SamplerConfig) -> list[Law]:
-    """By definition: a token x whose position has a draft slot follows the law m of the averaged logits. It came from
-    the draft with probability min(m, q)(x), and then the block's next slot is tested; or else the block ends with it
-    and the next one is drafted behind the tokens before it."""
+def mix_stale_law(sampler: SamplerConfig) -> list[Distribution]:
+    """By definition: a token x whose position has a mask token follows the distribution m of the averaged logits. It
+    came from the draft with probability min(m, q)(x), and then the block's next slot is tested; or else the block ends
+    with it and the next one is drafted after the tokens before it."""
 
-    def behind(text, accepted: int):
-        """Draft slots for the positions after the settled token text[-1], `accepted` tokens after the last forward."""
+    def after(text, accepted: int):
+        """Mask tokens for the positions after the pending token text[-1], `accepted` tokens after the last forward."""
         lower = [a for a in sampler.anchor_list if a <= accepted]
         if not lower:
             return ()
         late = accepted - lower[-1]
-        return tuple(logits_behind(text[:-1], len(text) - 1 - late)[late + 1 :])
+        return tuple(logits_after(text[:-1], len(text) - 1 - late)[late + 1 :])
 
-    def grow(prompt, new, weight, slots, settled_at, out: Law) -> Law:
+    def grow(prompt, new, weight, slots, settled_at, out: Distribution) -> Distribution:
         if len(new) == NEW or (new and new[-1] in sampler.stop_tokens):
             out[new] = out.get(new, 0.0) + weight
             return out
         text = (*prompt, *new)
-        plain = logits_behind(text)
-        following = len(new) - settled_at + 1  # accept length if this token ends the block
-        if not slots:  # nothing is tested: the AR law, and the block ends
-            for token, p in enumerate(law_of(plain, sampler, text, len(new))):
+        plain = logits_after(text)
+        following = len(new) - settled_at + 1  # accepted length if this token ends the block
+        if not slots:  # nothing is tested: the AR distribution, and the block ends
+            for token, p in enumerate(distribution_of(plain, sampler, text, len(new))):
                 if p > 0:
                     more = (*new, token)
-                    grow(prompt, more, weight * p, behind((*prompt, *more), following), len(more), out)
+                    grow(prompt, more, weight * p, after((*prompt, *more), following), len(more), out)
             return out
-        m = law_of(mixed(plain, slots[0], sampler.beta), sampler, text, len(new))
-        q = law_of(slots[0], draft_of(sampler))
+        m = distribution_of(mixed(plain, slots[0], sampler.beta), sampler, text, len(new))
+        q = distribution_of(slots[0], draft_of(sampler))
         for token in range(VOCAB):
             more, kept = (*new, token), min(m[token], q[token])
             if kept > 0:
                 grow(prompt, more, weight * kept, slots[1:], settled_at, out)
             if m[token] > kept:
                 rest = weight * (m[token] - kept)
-                grow(prompt, more, rest, behind((*prompt, *more), following), len(more), out)
+                grow(prompt, more, rest, after((*prompt, *more), following), len(more), out)
         return out
 
-    def start(prompt) -> Law:
-        out: Law = {}
-        for token, p in enumerate(law_of(logits_behind(prompt), sampler, prompt, 0)):
-            slots = tuple(logits_behind(prompt, len(prompt))[1:]) if sampler.anchor_list else ()
+    def start(prompt) -> Distribution:
+        out: Distribution = {}
+        for token, p in enumerate(distribution_of(logits_after(prompt), sampler, prompt, 0)):
+            slots = tuple(logits_after(prompt, len(prompt))[1:]) if sampler.anchor_list else ()
             if p > 0:
                 grow(prompt, (token,), p, slots, 1, out)
         return out
@@ -165,21 +165,21 @@ def mix_stale_law(sampler: SamplerConfig) -> list[Law]:
 
 
 def draft_of(sampler: SamplerConfig) -> SamplerConfig:
-    """A sampler whose target's law is this one's draft law."""
+    """A sampler whose target's distribution is this one's draft distribution."""
     temperature = sampler.temperature if sampler.draft_temperature is None else sampler.draft_temperature
     return SamplerConfig(temperature=temperature, top_k=sampler.draft_top_k, top_p=sampler.draft_top_p)
 
 
-def mix_fresh_law(sampler: SamplerConfig) -> list[Law]:
-    """By definition a language model: AR logits averaged with the first slot of the block behind the text."""
+def mix_fresh_law(sampler: SamplerConfig) -> list[Distribution]:
+    """By definition a language model: AR logits averaged with the first slot of the block after the text."""
 
-    def grow(prompt, new, weight, out: Law) -> Law:
+    def grow(prompt, new, weight, out: Distribution) -> Distribution:
         if len(new) == NEW:
             out[new] = weight
             return out
         text = (*prompt, *new)
-        logits = mixed(logits_behind(text), logits_behind(text, len(text))[0], sampler.beta)
-        for token, p in enumerate(law_of(logits, sampler, text, len(new))):
+        logits = mixed(logits_after(text), logits_after(text, len(text))[0], sampler.beta)
+        for token, p in enumerate(distribution_of(logits, sampler, text, len(new))):
             if p > 0:
                 grow(prompt, (*new, token), weight * p, out)
         return out
@@ -199,13 +199,13 @@ def mix_fresh_law(sampler: SamplerConfig) -> list[Law]:
 )  # fmt: skip
 def test_stale_mixing_has_the_law_of_its_definition(fields, x64):
     sampler = SamplerConfig("single_pass", SIZE, target="mix_stale", **fields)
-    assert total_variation(sampler_law(sampler), mix_stale_law(sampler)) < 1e-9
+    assert total_variation(sampler_distribution(sampler), mix_stale_law(sampler)) < 1e-9
 
 
 @pytest.mark.parametrize("fields", [dict(beta=0.5), dict(beta=0.8, temperature=0.6, top_k=2)], ids=str)
 def test_fresh_mixing_has_the_law_of_its_definition(fields, x64):
     sampler = SamplerConfig("single_pass", SIZE, target="mix_fresh", **fields)
-    assert total_variation(sampler_law(sampler), mix_fresh_law(sampler)) < 1e-9
+    assert total_variation(sampler_distribution(sampler), mix_fresh_law(sampler)) < 1e-9
 
 
 @pytest.mark.parametrize(
@@ -219,15 +219,15 @@ def test_the_yardstick_measures_the_mixing_samplers(mode, target, x64):
 
 
 def test_generate_draws_from_the_law():
-    """The noise end of it: 6,000 rows of `generate`, keyed noise and all, against the exact law (chi-square)."""
+    """The noise end of it: 6,000 rows of `generate` with keyed noise against the exact distribution (chi-square)."""
     with jax.enable_x64(True):
         sampler = SamplerConfig("single_pass", SIZE, temperature=1.0)
-        law = autoregressive_law(sampler)[0]
+        distribution = autoregressive_law(sampler)[0]
         model, variables = tiny_model()
         rows = 6000
         got = generate(model, variables, [PROMPTS[0]], sampler, NEW, seed=20, samples=rows)
     texts = [tuple(t) for t in got.tokens]
-    often = [text for text, p in law.items() if p * rows >= 5]
+    often = [text for text, p in distribution.items() if p * rows >= 5]
     assert len(often) > 10
-    statistic = sum((texts.count(t) - law[t] * rows) ** 2 / (law[t] * rows) for t in often)
+    statistic = sum((texts.count(t) - distribution[t] * rows) ** 2 / (distribution[t] * rows) for t in often)
     assert abs(statistic - len(often)) < 4 * np.sqrt(2 * len(often))

@@ -11,8 +11,8 @@ import pytest
 from absl import flags
 
 from tests.evaluation.test_task_accuracy import TASK, TOKENIZER, TRIAL, setup
-from tests.sampling.enumeration import SIZE, sampler_law, total_variation
-from tests.sampling.test_lossless import law_of, mix_fresh_law, mix_stale_law
+from tests.sampling.enumeration import SIZE, sampler_distribution, total_variation
+from tests.sampling.test_lossless import distribution_of, mix_fresh_law, mix_stale_law
 from zaya_jax.command_line import sampling_flags
 from zaya_jax.command_line.meter import Meter
 from zaya_jax.evaluation.task_accuracy import run_task, task_rows
@@ -57,16 +57,18 @@ def test_a_new_targets_beta_is_recorded_without_another_edit(mix_linear, tmp_pat
 
 @pytest.mark.parametrize("draft", ["tested", pytest.param("next", marks=pytest.mark.slow)])
 def test_a_new_target_is_sampled_as_defined(draft, registry, x64, monkeypatch):
-    """Its law, enumerated, is that of the averaged probabilities."""
+    """Its distribution, enumerated, is that of the averaged probabilities."""
     register_target(Target("linear", "Averages the two distributions.", average, draft=draft, beta=True))
     sampler = SamplerConfig("single_pass", SIZE, target="linear", beta=0.3)
 
     def mixed(plain, draft, beta):
-        return np.log((1 - beta) * law_of(plain, SamplerConfig()) + beta * law_of(draft, SamplerConfig()))
+        return np.log(
+            (1 - beta) * distribution_of(plain, SamplerConfig()) + beta * distribution_of(draft, SamplerConfig())
+        )
 
     monkeypatch.setattr("tests.sampling.test_lossless.mixed", mixed)
     wanted = {"tested": mix_stale_law, "next": mix_fresh_law}[draft]
-    assert total_variation(sampler_law(sampler), wanted(sampler)) < 1e-9
+    assert total_variation(sampler_distribution(sampler), wanted(sampler)) < 1e-9
 
 
 def test_flags_and_configs_know_every_target(mix_linear):

@@ -1,4 +1,4 @@
-"""Temperatures and penalties at the ends of what float32 holds: greedy's text, a flat law, or a refusal."""
+"""Temperatures and penalties at the ends of what float32 holds: greedy's text, a flat distribution, or a refusal."""
 
 import jax
 import jax.numpy as jnp
@@ -7,19 +7,19 @@ import pytest
 
 from tests.sampling.test_generate import model_of, prompts_of
 from zaya_jax.sampling import SamplerConfig, generate
-from zaya_jax.sampling.core.distributions import Warp, log_law, penalise
+from zaya_jax.sampling.core.distributions import LogitsProcessing, log_distribution, penalise
 
 pytestmark = pytest.mark.early
 
 COLD = (1e-6, 3e-7, 1e-8, 3e-9, 1e-9, 1e-10, 1e-20, 1.2e-38, 1e-40, 1e-46, 5e-324)
 
 
-def law(logits, temperature, **others) -> np.ndarray:
-    warp = Warp(
+def distribution(logits, temperature, **others) -> np.ndarray:
+    processing = LogitsProcessing(
         np.float32(temperature), np.int32(others.get("top_k", 0)), np.float32(others.get("top_p", 1)),
         np.float32(others.get("min_p", 0)),
     )  # fmt: skip
-    return np.asarray(jax.jit(log_law)(logits, warp))
+    return np.asarray(jax.jit(log_distribution)(logits, processing))
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -30,7 +30,7 @@ def test_a_cold_law_is_one_token(dtype, scale, others):
     logits = jnp.asarray(scale * np.random.default_rng(0).standard_normal((5, 260)), dtype)
     best = np.asarray(jnp.argmax(logits, axis=-1))
     for temperature in (1e-6, 3e-9, 1e-12, 1e-20, 1.2e-38):
-        found = law(logits, temperature, **others)
+        found = distribution(logits, temperature, **others)
         assert not np.isnan(found).any() and found.max() <= 0
         assert (found.argmax(-1) == best).all()
         np.testing.assert_allclose(np.exp(found).sum(-1), 1, rtol=1e-6)
@@ -40,7 +40,7 @@ def test_a_cold_law_is_one_token(dtype, scale, others):
 def test_a_hot_law_is_flat_and_keeps_what_is_barred(dtype):
     logits = jnp.asarray([[1.0, -50.0, 300.0, -jnp.inf]], dtype)
     for temperature in (1e10, 1e30, 1e38, np.finfo(np.float32).max):
-        np.testing.assert_allclose(np.exp(law(logits, temperature)), [[1 / 3, 1 / 3, 1 / 3, 0]], atol=1e-6)
+        np.testing.assert_allclose(np.exp(distribution(logits, temperature)), [[1 / 3, 1 / 3, 1 / 3, 0]], atol=1e-6)
 
 
 def test_a_law_at_ordinary_temperatures_is_the_softmax():
@@ -48,8 +48,8 @@ def test_a_law_at_ordinary_temperatures_is_the_softmax():
     for temperature in (0.05, 0.7, 1.0, 3.0):
         exact = logits.astype(np.float64) / temperature
         exact -= np.log(np.exp(exact).sum(-1, keepdims=True))
-        np.testing.assert_allclose(law(logits, temperature), exact, rtol=1e-5, atol=1e-5)
-    assert (law(logits, 1.0) == np.asarray(jax.jit(jax.nn.log_softmax)(logits))).all()  # to the bit
+        np.testing.assert_allclose(distribution(logits, temperature), exact, rtol=1e-5, atol=1e-5)
+    assert (distribution(logits, 1.0) == np.asarray(jax.jit(jax.nn.log_softmax)(logits))).all()  # to the bit
 
 
 @pytest.mark.parametrize("penalty", [1e-6, 1e6])

@@ -85,7 +85,7 @@ def test_stop_strings_cut_behind_the_token_that_completes_one(mode):
         assert got.tokens[row] == free.tokens[row][:end]
         assert sum(got.accepted[row]) == end == len(got.log_probabilities[row])
         assert got.finish[row] == ("stop_string" if stop in text else "length")
-    # A session goes on behind the cut, whatever was read behind it.
+    # A session resumes after the cut, whatever was read after it.
     if mode != "block_diffusion":
         more = generate(model, variables, [[1]] * 4, MODES[mode], 8, seeds, session=got.session)
         whole = [p + t + [1] for p, t in zip(prompts, got.tokens, strict=True)]
@@ -164,7 +164,7 @@ def test_logits_that_are_not_finite_are_one_clear_error(mode):
     model, variables = model_of()
     broken = jax.tree.map(lambda x: x, variables)
     broken["params"]["embed_tokens"] = variables["params"]["embed_tokens"].at[3].set(jnp.nan)  # logit 3 is NaN
-    with pytest.raises(FloatingPointError, match="logits are not finite behind 0 new tokens"):
+    with pytest.raises(FloatingPointError, match="logits are not finite after 0 new tokens"):
         generate(model, broken, [[1, 2]], MODES[mode], 5)
 
 

@@ -28,19 +28,19 @@ def setup():
 
 
 def naive_losses(model, variables, batch, block_size, offset, scored=None):
-    """Mean CE of next tokens and of draft slots, one term at a time; no loss on padding or across documents."""
+    """Mean CE of next tokens and of mask tokens, one term at a time; no loss on padding or across documents."""
     layout = Layout.tidar(batch["tokens"], block_size, offset, document=batch["document"])
-    law = np.asarray(jax.nn.log_softmax(jax.jit(model.apply)(variables, layout).logits))
+    distribution = np.asarray(jax.nn.log_softmax(jax.jit(model.apply)(variables, layout).logits))
     tokens, ar, draft = np.asarray(batch["tokens"]), [], []
     for r, row in enumerate(DOCUMENT):
         for i in range(11):
             if row[i] == row[i + 1] != -1 and (scored is None or scored[r, i + 1]):
-                ar.append(-law[r, i, tokens[r, i + 1]])
-        for slot in range(law.shape[1] - 12):
+                ar.append(-distribution[r, i, tokens[r, i + 1]])
+        for slot in range(distribution.shape[1] - 12):
             first = offset[r] + slot // block_size * block_size
             i = first + slot % block_size
             if i < 12 and row[i] == row[first] != -1 and (scored is None or scored[r, i]):
-                draft.append(-law[r, 12 + slot, tokens[r, i]])
+                draft.append(-distribution[r, 12 + slot, tokens[r, i]])
     return np.mean(ar), np.mean(draft)
 
 
@@ -49,16 +49,16 @@ def test_distillation_and_slot_weights_are_what_they_say(monkeypatch):
     model, variables, batch = setup()
     drawn, tokens = {"offset": jnp.array([0, 3, 1])}, np.asarray(batch["tokens"])
     layout = Layout.tidar(tokens, 4, drawn["offset"], document=batch["document"])
-    law = np.asarray(jax.nn.log_softmax(jax.jit(model.apply)(variables, layout).logits))
+    distribution = np.asarray(jax.nn.log_softmax(jax.jit(model.apply)(variables, layout).logits))
     total, weights = 0.0, 0.0
     for r, row in enumerate(DOCUMENT):
-        for slot in range(law.shape[1] - 12):
+        for slot in range(distribution.shape[1] - 12):
             first = int(drawn["offset"][r]) + slot // 4 * 4
             i, weight = first + slot % 4, 0.7 ** (slot % 4)
             if i < 12 and row[i] == row[first] != -1:
-                hard = soft = -law[r, 12 + slot, tokens[r, i]]
+                hard = soft = -distribution[r, 12 + slot, tokens[r, i]]
                 if i > 0 and row[i - 1] == row[i]:
-                    soft = -(np.exp(law[r, i - 1]) * law[r, 12 + slot]).sum()
+                    soft = -(np.exp(distribution[r, i - 1]) * distribution[r, 12 + slot]).sum()
                 total, weights = total + weight * (0.75 * soft + 0.25 * hard), weights + weight
     objective = Objective("tidar", 4, 0.0, distill=0.75, slot_decay=0.7)
 
@@ -74,7 +74,7 @@ def test_distillation_and_slot_weights_are_what_they_say(monkeypatch):
 
 
 def test_a_distilled_draft_does_not_move_its_teacher():
-    """With drafts that already are the teacher's law the gradient is zero; it would not be if the teacher moved."""
+    """With drafts that already are the teacher's distribution the gradient is zero, as if the teacher did not move."""
     model, variables, _ = setup()
     hidden = jnp.asarray(np.random.default_rng(0).standard_normal((1, 6, model.config.hidden_size)), jnp.float32)
     ids = jnp.zeros((1, 6), jnp.int32)
@@ -149,7 +149,7 @@ def test_offsets_are_uniform_and_random_masking_reveals_a_uniform_share():
 
 
 def test_clean_and_draft_rows_balance_apart():
-    """A collapse of the few draft rows is not hidden behind many balanced clean rows."""
+    """A collapse of the few draft rows is not hidden after many balanced clean rows."""
     load = jnp.array([[[100, 100, 100, 100, 0], [8, 0, 0, 0, 0]]])
     np.testing.assert_allclose(balancing_error(load)[0], [0.375, -0.125, -0.125, -0.125, 0], atol=1e-6)
     clean_only = jnp.array([[[300, 100, 0, 0, 0], [0, 0, 0, 0, 0]]])

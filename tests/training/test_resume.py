@@ -162,7 +162,7 @@ TOGETHER = """
 
 
 def test_processes_stop_together():
-    """One of two is asked, behind step 5; both stop where they next ask each other."""
+    """One of two is asked, after step 5; both stop where they next ask each other."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

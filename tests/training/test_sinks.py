@@ -128,7 +128,7 @@ def test_a_trace_of_steady_steps_is_written(tmp_path, monkeypatch):
         with StepTrace(tmp_path / folder, done=10) as trace:
             for current in range(11, 11 + steps):
                 trace.before(current)
-                trace.behind(current, jnp.ones(3) * current)
+                trace.after(current, jnp.ones(3) * current)
         assert list((tmp_path / folder).rglob("*.xplane.pb"))
     first = 11 + WARM_UP
     assert calls == [("start", first), ("stop", first + TRACED - 1), ("start", first), ("stop", 14)]

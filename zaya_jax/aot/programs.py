@@ -21,7 +21,7 @@ from zaya_jax.parallel import Placement
 from zaya_jax.sampling import SamplerConfig
 from zaya_jax.sampling.decoding import bucket
 from zaya_jax.sampling.loop import Prompts, Sizes, run, start
-from zaya_jax.sampling.options import knobs_of, plan_of
+from zaya_jax.sampling.options import options_of, plan_of
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
 from zaya_jax.training.state import init_state, init_variables, make_train_step
@@ -83,10 +83,10 @@ def decode_programs(
     """Reading prompts, and the loops of one-token and of verify-and-draft steps, on one device.
 
     A cache for `context` tokens a sequence; the prompt takes all of it but 32 new tokens' room and two blocks of slack.
-    Loops run until their rows end: FLOPs and traffic are those of one step, behind a full cache.
+    Loops run until their rows end: FLOPs and traffic are those of one step, after a full cache.
 
     Args:
-      anchors: blocks drafted a step; which accept lengths they stand behind does not change the program.
+      anchors: blocks drafted a step; which accepted lengths they stand after does not change the program.
 
     Returns:
       {"prefill", "autoregressive", "single_pass"}.
@@ -112,9 +112,9 @@ def decode_programs(
     out = {}
     for name, sampler in samplers.items():
         plan = plan_of(sampler)
-        knobs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype), knobs_of(sampler))
+        options = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype), options_of(sampler))
         static = dict(plan=plan, sizes=Sizes(buffer, samples=1, capacity=context))
-        reading = (model, variables, *whole((prompts, keys, integer, knobs)))
+        reading = (model, variables, *whole((prompts, keys, integer, options)))
         if name == "autoregressive":
             flops = forward_flops(config, batch * width, context, head_rows=batch).total
             out["prefill"] = Program(start, reading, static, flops, _traffic(config, width, batch, 0, 1))
@@ -125,7 +125,7 @@ def decode_programs(
         heads = 1 if name == "autoregressive" else 2 * block_size - 1
         out[name] = Program(
             run,
-            (model, variables, *whole((state, keys, integer, integer, knobs))),
+            (model, variables, *whole((state, keys, integer, integer, options))),
             {"plan": plan},
             flops=forward_flops(config, batch * rows, context + rows, head_rows=batch * heads).total,
             traffic=_traffic(config, rows, batch, context, heads),

@@ -2,7 +2,7 @@
 
 Keys and values are final the moment they are written. The convolutions and the delayed value also need the newest few
 tokens' raw projections; a forward pass therefore returns the cache *pending*, with the raw columns of every clean row
-it saw, and `commit` keeps those behind the accepted ones. Rolling back is not advancing `length`: slots at or beyond it
+it saw, and `commit` keeps those after the accepted ones. Rolling back is not advancing `length`: slots at or beyond it
 are nobody's (their document is PADDING) and the next forward overwrites them.
 """
 

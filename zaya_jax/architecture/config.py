@@ -97,7 +97,7 @@ class ZayaConfig:
     num_experts: int = 16  # without the skip expert, which is the router's last class
     router_hidden_size: int = 256
     cca_time0: int = 2  # taps of the depthwise convolution over queries and keys
-    cca_time1: int = 2  # taps of the grouped convolution behind it
+    cca_time1: int = 2  # taps of the grouped convolution after it
     rms_norm_eps: float = 1e-5
     rope_theta: float = 5_000_000.0
     sliding_rope_theta: float = 10_000.0
@@ -122,7 +122,7 @@ class ZayaConfig:
     cca_grouped: bool = True  # the grouped convolution
     cca_mean: bool = True  # the q-k mean
     cca_delayed_value: bool = True  # half of the values are the predecessor's
-    succession: str = "text"  # or "row": CCA looks back along the row in memory, the trap; a negative control
+    succession: str = "text"  # or "row": CCA looks back along the row in memory, the pitfall; a negative control
     # "unit": queries and keys of unit length, a temperature a key head; "rms": an RMSNorm of each head, one weight for
     # all query and one for all key heads (Qwen3); "none". None: "unit" with cca, "none" with gqa.
     qk_norm: str | None = None
@@ -143,7 +143,7 @@ class ZayaConfig:
     # mask token's embedding. They start as nothing.
     lora_rank: int = 0  # 0: none
     lora_alpha: float = 16.0  # additions are scaled by lora_alpha / lora_rank
-    lora_rows: str = "all"  # or "drafts": draft slots alone, so that clean rows stay the model's without adapters
+    lora_rows: str = "all"  # or "drafts": mask tokens alone, so that clean rows stay the model's without adapters
 
     dtype: str = "float32"  # of activations and matrix products; parameters stay as they are stored
     param_dtype: str = "float32"
@@ -274,7 +274,7 @@ class ZayaConfig:
 
     @property
     def conv_history(self) -> int:
-        """Pre-convolution columns a token needs from behind it: the two convolutions share one left pad."""
+        """Pre-convolution columns a token needs from before it: the two convolutions share one left pad."""
         return (self.cca_time0 - 1) * self.has("depthwise") + (self.cca_time1 - 1) * self.has("grouped")
 
     @property
@@ -293,7 +293,7 @@ class ZayaConfig:
         return self.router_hidden_size if self.feed_forward == "moe" and self.router_state else 0
 
     def adapted_from(self, clean_size: int) -> int:
-        """The first slot of a row that adapters act on; a row begins with its clean slots."""
+        """The first slot of a row that adapters act on; a row begins with its context tokens."""
         return clean_size if self.lora_rows == "drafts" else 0
 
     @property
@@ -364,7 +364,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         _BYTES, hidden_size=768, num_hidden_layers=12, num_attention_heads=8, num_key_value_heads=2, head_dim=64,
         moe_intermediate_size=448, num_experts=16, router_hidden_size=128,
     ),
-    # SmolLM2-135M with a row for the mask token behind its 49,152 (`zaya_jax.interop.families.llama`)
+    # SmolLM2-135M with a row for the mask token after its 49,152 (`zaya_jax.interop.families.llama`)
     "smollm2_135m": dict(
         vocab_size=49_153, hidden_size=576, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
         head_dim=64, attention="gqa", partial_rotary_factor=1.0, rope_theta=100_000.0, sliding_rope_theta=100_000.0,

@@ -1,6 +1,6 @@
 """The one idea: a forward pass reads a `Layout`.
 
-Autoregressive training, TiDAR training, prefill, decoding and "verify this draft and draft again behind every possible
+Autoregressive training, TiDAR training, prefill, decoding and "verify this draft and draft again after every possible
 outcome" are one model applied to a row of tokens whose order in memory is not their order in the text. A `Layout` says
 the difference in a few integers per token. Its two rules stand here and nowhere else:
 
@@ -8,7 +8,7 @@ the difference in a few integers per token. Its two rules stand here and nowhere
 * succession (`Layout.predecessor`): which token comes before this one *in the text*. Everything in CCA that looks
   backward (both convolutions and the delayed value) follows it, never the row index.
 
-A row is always [clean tokens ‖ blocks of block_size draft slots]. That split is static, so attention never needs scores
+A row is always [clean tokens ‖ blocks of block_size mask tokens]. That split is static, so attention never needs scores
 between two blocks (`attention.py`); it adds no rule of its own.
 """
 
@@ -21,7 +21,7 @@ from flax import struct
 
 from zaya_jax.errors import UserError
 
-MASK = -1  # in `tokens`: a draft slot; the model looks up its own mask_token_id
+MASK = -1  # in `tokens`: a mask token; the model looks up its own mask_token_id
 PADDING = -1  # in `document`: no document at all
 START = -1  # in `predecessor`: nothing stands before this token
 CONTEXT = -2  # in `predecessor`: the newest token of the cached context stands before this token
@@ -70,9 +70,9 @@ def visible(query: "Layout", key: Keys, window: Array | int | None = None) -> Ar
 class Layout(struct.PyTreeNode):
     """A row of tokens and where each stands in its text. Every array int32 [batch, row].
 
-    | field       | meaning                                    | clean token at i | draft slot i of block b           |
+    | field       | meaning                                    | clean token at i | mask token i of block b           |
     |-------------|--------------------------------------------|------------------|-----------------------------------|
-    | tokens      | ids; MASK for draft slots                  | x_i              | MASK (x_i where revealed)         |
+    | tokens      | ids; MASK for mask tokens                  | x_i              | MASK (x_i where revealed)         |
     | position    | logical position: rotary angle, window     | i                | i                                 |
     | document    | packed document; PADDING is its own value  | d                | d                                 |
     | horizon     | sees its document's clean positions < this | i + 1            | first position of block b         |
@@ -92,10 +92,11 @@ class Layout(struct.PyTreeNode):
     predecessor: Array
     clean_size: int = struct.field(pytree_node=False)
     block_size: int = struct.field(pytree_node=False, default=0)
-    # A part of a row that several devices share (`part`): the clean slots of all parts, and the axis they lie along.
-    everyones: Keys | None = None
+    # A part of a row that several devices share (`part`): the context tokens of all parts, and the axis they lie along.
+    global_keys: Keys | None = None
     axis: tuple[str, ...] = struct.field(pytree_node=False, default=())
-    # Whether the first n clean slots, and the first n draft slots for whole blocks, see no clean slots but the first n.
+    # Whether the first n context tokens, and the first n mask tokens for whole blocks, see no context tokens but the
+    # first n.
     ordered: bool = struct.field(pytree_node=False, default=False)
 
     @property
@@ -107,16 +108,16 @@ class Layout(struct.PyTreeNode):
         return (self.tokens.shape[-1] - self.clean_size) // self.block_size if self.block_size else 0
 
     def visibility(self, window: Array | int | None = None) -> Array:
-        """The dense mask bool [batch, row, row] of a row without cache: for tests, pictures and the slow twin."""
+        """The dense mask bool [batch, row, row] of a row without cache: for tests and pictures."""
         return visible(self, self.keys, window)
 
     @property
     def clean_keys(self) -> Keys:
-        """What visibility asks of the clean slots, those of the row's other parts included."""
-        return self.clean_rows().keys if self.everyones is None else self.everyones
+        """What visibility asks of the context tokens, those of the row's other parts included."""
+        return self.clean_rows().keys if self.global_keys is None else self.global_keys
 
     def gather(self, x: Array) -> Array:
-        """x [batch, clean_size, ...] of this part's clean slots -> of all parts' ([batch, whole row's, ...])."""
+        """x [batch, clean_size, ...] of this part's context tokens -> of all parts' ([batch, whole row's, ...])."""
         return jax.lax.all_gather(x, self.axis, axis=1, tiled=True) if self.axis else x
 
     def part(self, index: Array | int, count: int, axis: tuple[str, ...]) -> "Layout":
@@ -150,19 +151,19 @@ class Layout(struct.PyTreeNode):
         in_clean = jnp.where(before >= first, before - first, CONTEXT)
         in_drafts = before - first_draft + clean
         before = jnp.where(before < 0, before, jnp.where(before < self.clean_size, in_clean, in_drafts))
-        everyones = self.clean_rows().keys
-        return mine.replace(predecessor=before, clean_size=clean, everyones=everyones, axis=axis, ordered=False)
+        global_keys = self.clean_rows().keys
+        return mine.replace(predecessor=before, clean_size=clean, global_keys=global_keys, axis=axis, ordered=False)
 
     def clean_rows(self) -> "Layout":
-        """The clean slots alone."""
-        return self.replace(everyones=None, block_size=0)._map(lambda x: x[:, : self.clean_size])
+        """The context tokens alone."""
+        return self.replace(global_keys=None, block_size=0)._map(lambda x: x[:, : self.clean_size])
 
     def draft_rows(self) -> "Layout":
-        """The draft slots alone, all blocks in one axis: fields [batch, num_blocks * block_size]."""
-        return self.replace(everyones=None, clean_size=0)._map(lambda x: x[:, self.clean_size :])
+        """The mask tokens alone, all blocks in one axis: fields [batch, num_blocks * block_size]."""
+        return self.replace(global_keys=None, clean_size=0)._map(lambda x: x[:, self.clean_size :])
 
     def blocks(self) -> "Layout":
-        """The draft slots alone: fields [batch, num_blocks, block_size]."""
+        """The mask tokens alone: fields [batch, num_blocks, block_size]."""
         return self.draft_rows()._map(lambda x: x.reshape(x.shape[0], self.num_blocks, self.block_size))
 
     def _map(self, f) -> "Layout":
@@ -213,7 +214,7 @@ class Layout(struct.PyTreeNode):
     ) -> "Layout":
         """TiDAR's training rows: [row clean tokens ‖ ceil(row / block_size) blocks] (arXiv 2511.08923, section 3).
 
-        Block b starts behind the clean tokens 0 .. offset + b * block_size - 1 of its row and belongs to the document
+        Block b starts after the clean tokens 0 .. offset + b * block_size - 1 of its row and belongs to the document
         that stands at its first slot. Blocks are always whole, as at inference: slots that run past their document's or
         the row's end stay in the row but have no target (`draft_targets`). The first `offset` tokens of a row belong to
         no block, so draw the offset anew for every row and step: at inference blocks start anywhere.
@@ -222,7 +223,7 @@ class Layout(struct.PyTreeNode):
           tokens, valid, document: as in `causal`.
           block_size: slots a block, static.
           offset: first block's first row index, int or int [batch], in [0, block_size).
-          reveal: bool [batch, row], True where a draft slot shows its token instead of MASK (random masking); None for
+          reveal: bool [batch, row], True where a mask token shows its token instead of MASK (random masking); None for
             full masking.
 
         Raises:
@@ -291,16 +292,16 @@ class Layout(struct.PyTreeNode):
         block_size: int = 0,
         count: Array | None = None,
     ) -> "Layout":
-        """Inference rows behind `start` cached tokens: [tokens ‖ one block of draft slots behind each anchor].
+        """Inference rows after `start` cached tokens: [tokens ‖ one block of mask tokens after each anchor].
 
         Everything a sampler does is an instance: decoding (one token, no anchors), a prompt's prefill (anchor = its
-        length), "verify these drafts and draft behind every outcome" (TiDAR, section 3.3: anchors 1 .. block_size) and
-        a second pass seeded with the settled token (one token, anchor 1).
+        length), "verify these drafts and draft after every outcome" (TiDAR, section 3.3: anchors 1 .. block_size) and
+        a second pass seeded with the pending token (one token, anchor 1).
 
         Args:
           tokens: int [batch, row], the clean tokens at positions start .. start + row - 1.
           start: cached tokens before them, int or int [batch]. Must be the cache's length.
-          anchors: for each block, behind how many of `tokens` it starts (0 .. row; 0 is directly behind the cache):
+          anchors: for each block, after how many of `tokens` it starts (0 .. row; 0 is directly after the cache):
             static ints, or int [batch, block]. None for no blocks. Block a covers positions start + a ..
             start + a + block_size - 1.
           block_size: slots a block, static; needed with anchors.
@@ -352,7 +353,7 @@ class Layout(struct.PyTreeNode):
         return joined.replace(clean_size=self.clean_size, block_size=drafts.block_size)
 
     def draft_teachers(self, offset: Array | int = 0, first: Array | None = None) -> tuple[Array, Array]:
-        """The clean row slot whose AR law is of each draft slot's position: (index, there is one).
+        """The clean row slot whose AR distribution is of each mask token's position: (index, there is one).
 
         int32 and bool [batch, blocks * block_size]. None at a document's first token.
 
@@ -364,10 +365,10 @@ class Layout(struct.PyTreeNode):
         same = jnp.take_along_axis(self.clean_rows().document, source, axis=1) == self.draft_rows().document
         return source, same & (slot_row > 0)
 
-    def blind(self) -> "Layout":
+    def layout_unaware(self) -> "Layout":
         """The same rows, but succession follows the row in memory: what a convolution that knows of no layout does.
 
-        A negative control (`ZayaConfig.succession`): clean slots keep their predecessors, draft slots get the wrong
+        A negative control (`ZayaConfig.succession`): context tokens keep their predecessors, mask tokens get the wrong
         ones, their block's first the slot that happens to stand before it.
         """
         row = jnp.broadcast_to(jnp.arange(self.tokens.shape[1], dtype=jnp.int32), self.tokens.shape)
@@ -377,7 +378,7 @@ class Layout(struct.PyTreeNode):
     # --- targets and pictures -----------------------------------------------------------------------------------------
 
     def clean_targets(self, scored: Array | None = None) -> tuple[Array, Array]:
-        """Next-token targets of the clean slots: (ids, has_target), int32 and bool [batch, clean_size].
+        """Next-token targets of the context tokens: (ids, has_target), int32 and bool [batch, clean_size].
 
         The last token of a document and padding have none.
 
@@ -395,7 +396,7 @@ class Layout(struct.PyTreeNode):
     def draft_targets(
         self, offset: Array | int = 0, scored: Array | None = None, first: Array | None = None
     ) -> tuple[Array, Array]:
-        """Same-position targets of the draft slots of a `tidar` row: (ids, has_target) [batch, blocks * block_size].
+        """Same-position targets of the mask tokens of a `tidar` row: (ids, has_target) [batch, blocks * block_size].
 
         A slot has one iff it is MASK and its position exists in its document; so nothing is asked of slots beyond the
         document's end, of revealed slots and of padding.
@@ -414,7 +415,7 @@ class Layout(struct.PyTreeNode):
         return jnp.where(has, jnp.take_along_axis(clean.tokens, source, axis=1), 0), has
 
     def _slot_row(self, offset: Array | int, first: Array | None) -> Array:
-        """The clean row index that each draft slot stands for."""
+        """The clean row index that each mask token stands for."""
         if first is not None:
             return _slots(jnp.asarray(first, jnp.int32), self.block_size)
         return _grid(self.tokens.shape[0], self.clean_size, self.block_size, offset)
@@ -455,7 +456,7 @@ def _draft_slots(horizon: Array, document: Array, before: Array, clean_size: int
 
 
 def _grid(batch: int, row: int, block_size: int, offset: Array | int) -> Array:
-    """The row index each draft slot of a `tidar` row stands for, int32 [batch, slots]; may run past the row's end."""
+    """The row index each mask token of a `tidar` row stands for, int32 [batch, slots]; may run past the row's end."""
     offset = jnp.broadcast_to(jnp.asarray(offset, jnp.int32), (batch,))
     num_blocks = -(-row // block_size)
     return _slots(offset[:, None] + block_size * jnp.arange(num_blocks, dtype=jnp.int32), block_size)

@@ -32,7 +32,7 @@ class ZayaOutput(struct.PyTreeNode):
 
     logits: Array  # [batch, row, vocab], in at least float32 (`ZayaConfig.stream_dtype`)
     cache: Cache | None  # pending: `commit` it before the next forward
-    load: Array  # int32 [layer, 2, router_classes]: tokens per expert, clean slots and draft slots
+    load: Array  # int32 [layer, 2, router_classes]: tokens per expert, context tokens and mask tokens
 
 
 class LayerPast(struct.PyTreeNode):
@@ -205,7 +205,7 @@ class Zaya(nn.Module):
         if layout.num_blocks and cfg.mask_token_id == NO_MASK:
             may_be = "an id where blocks are drafted (`interop.mask` adds one; mode 'autoregressive' needs none)"
             raise UserError(f"ZayaConfig.mask_token_id: got none, may be {may_be}")
-        layout = layout.blind() if cfg.succession == "row" else layout
+        layout = layout.layout_unaware() if cfg.succession == "row" else layout
         stream = self.embed(layout.tokens) if stream is None else stream
         state = jnp.zeros((*layout.tokens.shape, cfg.state_size), cfg.dtype)
         key, value = (None, None) if cache is None else (cache.key, cache.value)

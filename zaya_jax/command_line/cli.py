@@ -1,4 +1,4 @@
-"""The command line shared by the doors: absl flags, one-line errors, compiled programs that are kept."""
+"""The command line shared by the commands: absl flags, one-line errors, compiled programs that are kept."""
 
 import json
 import os
@@ -72,10 +72,10 @@ def run(main: Callable[..., None], names: bool = False, keep_memory: bool = Fals
                 traceback.print_exc()
             fail(str(error))
         except Interrupted as stop:
-            print(f"interrupted: {stop}; the same command goes on from there", file=sys.stderr)
+            print(f"interrupted: {stop}; the same command resumes from there", file=sys.stderr)
             raise SystemExit(INTERRUPTED) from None
         except KeyboardInterrupt:
-            fail("interrupted; the same command goes on from the last checkpoint", status=BY_KEYBOARD)
+            fail("interrupted; the same command resumes from the last checkpoint", status=BY_KEYBOARD)
 
     # Orbax, tfds and JAX log every probe and file; a user's terminal shows progress bars and our own lines.
     logging.set_verbosity(logging.FATAL)

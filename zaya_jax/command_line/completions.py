@@ -1,4 +1,4 @@
-"""Files of the `generate` door: prompts in, finished rows out, one JSON line each, kept across a killed job."""
+"""Files of the `generate` command: prompts in, finished rows out, one JSON line each, kept across a killed job."""
 
 import json
 from collections.abc import Sequence

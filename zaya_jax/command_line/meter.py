@@ -8,7 +8,7 @@ import jax
 
 from zaya_jax.sampling import Generation, SamplerConfig, Streamer, find_target
 
-COMPILED = "/jax/core/compile/backend_compile_duration"  # the event JAX reports behind every XLA compilation
+COMPILED = "/jax/core/compile/backend_compile_duration"  # the event JAX reports after every XLA compilation
 
 
 class Meter:

@@ -35,7 +35,7 @@ def define(values: flags.FlagValues) -> None:
     number("block_size", "Slots of a drafted block, in tokens; an upper bound in mode auto.")
     text(
         "anchors", "all",
-        "single_pass: behind which accept lengths a block is drafted. all; a number: a budget of that many, the best "
+        "single_pass: after which accepted lengths a block is drafted. all; a number: a budget of that many, the best "
         "list is found from the acceptance (measured on the prompts unless --acceptance gives it); or a comma list "
         "such as 1,4 (a list of one: 4 and a comma, '4,').",
     )  # fmt: skip

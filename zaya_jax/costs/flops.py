@@ -166,7 +166,7 @@ def training_flops(
 def visible_pairs(row_length: int, tidar: bool = False, block_size: int = 8, window: int | None = None) -> int:
     """(query, key) pairs of a layer that see each other in a training row of one document.
 
-    Clean tokens see themselves and all before them; draft slots all clean tokens before their block, and their block;
+    Clean tokens see themselves and all before them; mask tokens all clean tokens before their block, and their block;
     both no further back than a window of so many positions, their own included. Blocks start at offset 0, and slots
     beyond the row count.
     """
@@ -260,7 +260,7 @@ def describe(
     drafts = _drafts(row_length, tidar, block_size)
     flops = training_flops(config, batch_size, row_length, tidar, block_size, how.remat)
     memory = training_memory(config, batch_size, row_length, tidar, block_size, optimizer, average, split, how)
-    halves = f"{row_length} clean" + (f" + {drafts} draft slots (block size {block_size})" if tidar else " tokens")
+    halves = f"{row_length} clean" + (f" + {drafts} mask tokens (block size {block_size})" if tidar else " tokens")
     ways = f" ({_ways(split)})" if split and split != Split() else ""
     return (
         f"parameters  {count.total:,} total ({count.total_without_embedding:,} without embedding); one token uses "
@@ -282,7 +282,7 @@ def _ways(split: Split) -> str:
 
 
 def _drafts(row_length: int, tidar: bool, block_size: int) -> int:
-    """Draft slots of a training row."""
+    """Mask tokens of a training row."""
     return -(-row_length // block_size) * block_size if tidar else 0
 
 

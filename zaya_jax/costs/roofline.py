@@ -132,7 +132,7 @@ def forward_traffic(
     """One decoding forward.
 
     Args:
-      rows: rows of each of `batch` sequences, behind `context` cached tokens each.
+      rows: rows of each of `batch` sequences, after `context` cached tokens each.
       head_rows: rows of a sequence whose logits are computed; None for all.
     """
     width = jnp.dtype(config.dtype).itemsize
@@ -147,7 +147,7 @@ def forward_traffic(
 
 
 def cache_bytes(config: ZayaConfig, batch: int, context: int) -> int:
-    """Keys and values of `batch` sequences behind `context` tokens each."""
+    """Keys and values of `batch` sequences after `context` tokens each."""
     width = jnp.dtype(config.dtype).itemsize
     seen = [min(context, config.sliding_window or context) if "sliding" in k else context for k in config.layer_kinds]
     return sum(seen) * batch * 2 * config.num_key_value_heads * config.head_dim * width

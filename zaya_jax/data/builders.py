@@ -1,6 +1,6 @@
 """Text corpora as tfds builders that write ArrayRecord, without TensorFlow and without network.
 
-`prepare_text` (and `prepare_chats`, for chats) is the door: it prepares a corpus once and opens one
+`prepare_text` (and `prepare_chats`, for chats) is the entry point: it prepares a corpus once and opens one
 split for random access. The prepared directory's name holds a hash of every byte that was read, so
 changed files are prepared again and stale data is never reused. A document (a file, or a line of a
 .jsonl) belongs to train, validation or test, 96/2/2, by a hash of its text. Where that would leave one of them empty

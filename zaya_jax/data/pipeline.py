@@ -40,7 +40,7 @@ _IN_THIS_THREAD = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 class Source(Protocol):
     """A random-access sequence of documents; each has at least the field "text", a str.
 
-    One with "prompt", the text's beginning, is answered behind it; its two parts are tokenised apart, as when sampling.
+    One with "prompt", the text's beginning, is answered after it; its two parts are tokenised apart, as when sampling.
     A `ChatSource` makes its own ids.
     """
 
@@ -75,7 +75,7 @@ def make_train_iterator(
     Returns:
       An iterator of {"tokens": int32 [batch_size, row_length], "document", "answer": the same}.
       `get_state()` gives a JSON-able dict; `set_state` on an iterator made with the same arguments
-      continues bit for bit behind it.
+      continues bit for bit after it.
 
     Raises:
       UserError: an argument out of range, an empty mixture, a source smaller than shard_count.

@@ -57,7 +57,7 @@ def divide(text: str, percents: Sequence[int], shortest: int = 400) -> dict[str,
 
 
 def _edge(text: str, at: int, within: int) -> int:
-    """Where to cut near `at`: behind the next line's end, else behind the next space, else there."""
+    """Where to cut near `at`: after the next line's end, else after the next space, else there."""
     for mark in ("\n", " "):
         found = text.find(mark, at, at + within)
         if found >= 0:

@@ -12,7 +12,7 @@ from zaya_jax.data.pipeline import Source
 from zaya_jax.data.splits import stable_hash
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.lm_eval_adapter import score
-from zaya_jax.evaluation.task_accuracy import Outcome, Trial
+from zaya_jax.evaluation.task_accuracy import EvaluationProtocol, TaskResult
 from zaya_jax.tasks.base import Problem, Task
 from zaya_jax.text.tokenizers import Tokenizer
 
@@ -73,10 +73,10 @@ class Continuations(Task):
 
 
 def log_probability(
-    model: Zaya, variables: Any, tokenizer: Tokenizer, task: Task, outcome: Outcome, trial: Trial
+    model: Zaya, variables: Any, tokenizer: Tokenizer, task: Task, outcome: TaskResult, protocol: EvaluationProtocol
 ) -> float:
     """ln p of what an arm wrote under the autoregressive model at temperature 1, in nats a token."""
-    prompts = [task.encode(problem, tokenizer) for problem in trial.problems(task)]
+    prompts = [task.encode(problem, tokenizer) for problem in protocol.problems(task)]
     pairs = [(prompts[i // outcome.samples], tokens) for i, tokens in enumerate(outcome.tokens)]
-    scores = [total for total, _ in score(model, variables, pairs, trial.batch)]
+    scores = [total for total, _ in score(model, variables, pairs, protocol.batch)]
     return float(np.sum(scores) / sum(map(len, outcome.tokens)))

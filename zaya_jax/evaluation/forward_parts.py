@@ -1,6 +1,6 @@
 """Where a forward's time goes, and what a plain matrix product over the same weights would take.
 
-Both answer the question behind a sampler's speed: is a forward over n rows expensive because of this code, or because
+Both answer the question after a sampler's speed: is a forward over n rows expensive because of this code, or because
 n rows meet more weights (a mixture of experts touches more experts) and more arithmetic than one row does?
 """
 
@@ -71,9 +71,9 @@ def forward_parts(
 ) -> dict[str, float]:
     """Milliseconds of a single_pass (or autoregressive) step by part: each part alone, in a loop, and the rest.
 
-    Parts: the whole backbone, the head for the rows whose logits are read, and what is left of the step (laws, draws,
-    commit, bookkeeping). The backbone is also run without its experts (one expert of width 1, the router kept) and, in
-    the difference, the experts.
+    Parts: the whole backbone, the head for the rows whose logits are read, and what is left of the step (distributions,
+    draws, commit, bookkeeping). The backbone is also run without its experts (one expert of width 1, the router kept)
+    and, in the difference, the experts.
     """
     small = model.config.replace(num_experts=1, moe_intermediate_size=1)
     lean = _with_small_experts(variables, small)

@@ -11,9 +11,9 @@
 
 Offline, `tasks` may be `ConfigurableTask`s whose `custom_dataset` returns data in memory, as in the adapter's test.
 
-Likelihoods are the autoregressive law's, whatever the sampler; the sampler writes where a task asks for text. Which
-tokens are scored in which context follows lm-eval's HFLM, so that numbers can stand beside its. The harness itself is
-imported by `make_lm` alone; all else here runs without it.
+Likelihoods are the autoregressive distribution's, whatever the sampler; the sampler writes where a task asks for text.
+Which tokens are scored in which context follows lm-eval's HFLM, so that numbers can stand beside its. The harness
+itself is imported by `make_lm` alone; all else here runs without it.
 """
 
 import dataclasses
@@ -212,7 +212,7 @@ def score(model: Zaya, variables: Any, pairs: Sequence[Pair], batch: int) -> lis
 def _run(
     model: Zaya, variables: Any, rows: list[list[int]], asked: list[int], batch: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of the last asked[i] tokens of every row, one row behind another: nll (float64) and whether each is likeliest."""
+    """Of the last asked[i] tokens of every row, one row after another: nll (float64) and whether each is likeliest."""
     width, total = bucket(max(map(len, rows)) - 1), sum(asked)
     tokens = np.zeros((batch, width), np.int32)
     length = np.zeros((batch,), np.int32)
@@ -234,7 +234,7 @@ def _run(
 def _forward(
     model: Zaya, variables: Any, tokens: Array, length: Array, row: Array, column: Array, ids: Array, total: Array
 ) -> tuple[Array, Array]:
-    """The clean rows' law at hidden[row, column], for the first `total` entries of row, column and ids."""
+    """The clean rows' distribution at hidden[row, column], for the first `total` entries of row, column and ids."""
     layout = Layout.causal(tokens, jnp.arange(tokens.shape[1]) < length[:, None])
     hidden = cast(tuple[Array, None, Array], model.apply(variables, layout, method="backbone"))[0]
     has = jnp.arange(ids.shape[0]) < total

@@ -74,7 +74,7 @@ def paired_difference(
 def permutation_p_value(arm: Sequence[float] | np.ndarray, other: Sequence[float] | np.ndarray, seed: int = 0) -> float:
     """How often chance alone would set two arms this far apart: the two-sided paired sign-flip test.
 
-    Under the hypothesis that both arms sample one law, each problem's two outcomes may be exchanged.
+    Under the hypothesis that both arms sample one distribution, each problem's two outcomes may be exchanged.
     """
     difference = np.asarray(arm, float) - np.asarray(other, float)
     found = scipy.stats.permutation_test(

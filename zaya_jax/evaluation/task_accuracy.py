@@ -27,7 +27,7 @@ BUDGET_PROBLEMS = 128  # validation problems that choose a budget's anchors
 FEW_BATCHES = 4  # the least from which a clock's interval is taken
 BOOTSTRAPS = 2_000
 KS = (4, 16)  # of pass@k, beside pass@1, which is the accuracy
-RULES: dict[str, Rule] = {  # of `Trial`'s fields
+RULES: dict[str, Rule] = {  # of `EvaluationProtocol`'s fields
     "prompts": ROWS,
     "samples": Integer(1, 65_536),
     "batch": ROWS,
@@ -45,7 +45,7 @@ class Arm:
 
 
 @dataclasses.dataclass(frozen=True)
-class Trial:
+class EvaluationProtocol:
     """What every arm goes through: the same problems, the same row seeds."""
 
     prompts: int  # test problems of each task, as far as it has so many
@@ -57,17 +57,17 @@ class Trial:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, plain(getattr(self, field.name)))
-        check_all("Trial", self, RULES)
+        check_all("EvaluationProtocol", self, RULES)
         if not KEY.allows(self.seed + self.prompts * self.samples):
             may_be = f"such that seed + prompts * samples (the last row's seed) is at most {KEY.most}"
-            raise UserError(f"Trial.samples: got {self.samples}, may be {may_be}")
+            raise UserError(f"EvaluationProtocol.samples: got {self.samples}, may be {may_be}")
 
     def problems(self, task: Task, split: str = "test") -> list[Problem]:
         return task.problems(split, self.prompts, self.seed)
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class TaskResult:
     """All of one arm's completions; the samples of a problem stand side by side."""
 
     arm: Arm
@@ -95,7 +95,7 @@ class Outcome:
         """How many samples of each problem are right, int [problem]."""
         return np.array(self.correct, int).reshape(-1, self.samples).sum(1)
 
-    def row(self, trial: Trial, baseline: "Outcome | None" = None) -> dict[str, Any]:
+    def row(self, protocol: EvaluationProtocol, baseline: "TaskResult | None" = None) -> dict[str, Any]:
         """This outcome's cells of results.csv.
 
         Args:
@@ -109,10 +109,10 @@ class Outcome:
             "beta": sampler.beta if find_target(str(sampler.target)).beta else None,
             "block_size": 1 if sampler.mode == "autoregressive" else sampler.block_size,
             "anchors": _anchors(sampler),
-            "batch": trial.batch,
+            "batch": protocol.batch,
             "prompts": len(self.tokens) // self.samples,
-            "seed": trial.seed,
-            "max_new_tokens": trial.max_new_tokens,
+            "seed": protocol.seed,
+            "max_new_tokens": protocol.max_new_tokens,
             "draft_temperature": sampler.draft_temperature,
             "samples": self.samples,
             **self._passes(),
@@ -143,7 +143,7 @@ class Outcome:
                 cells |= {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
         return cells
 
-    def _against(self, baseline: "Outcome") -> dict[str, float]:
+    def _against(self, baseline: "TaskResult") -> dict[str, float]:
         """Clock, sameness of greedy texts, the paired difference of pass@16, and whether chance explains the rest."""
         cells = {"speedup": self.tokens_per_second / baseline.tokens_per_second}
         if self is not baseline and (interval := clock_interval(self.clocks, baseline.clocks)):
@@ -200,9 +200,9 @@ def tokens_per_decoding_forward(accepted: Iterable[Sequence[int]]) -> float | No
     Args:
       accepted: tokens of each forward, one list a text (`Generation.accepted`).
     """
-    behind = [a[1:] for a in accepted]
-    forwards = sum(map(len, behind))
-    return sum(map(sum, behind)) / forwards if forwards else None
+    after = [a[1:] for a in accepted]
+    forwards = sum(map(len, after))
+    return sum(map(sum, after)) / forwards if forwards else None
 
 
 def _anchors(sampler: SamplerConfig) -> str | list[int] | None:
@@ -218,30 +218,30 @@ def run_arm(
     task: Task,
     problems: Sequence[Problem],
     arm: Arm,
-    trial: Trial,
+    protocol: EvaluationProtocol,
     path: Path | None = None,
-) -> Outcome:
-    """Completes every problem, about `trial.batch` rows at a time; a first batch also runs untimed, to compile.
+) -> TaskResult:
+    """Completes every problem, about `protocol.batch` rows at a time; a first batch also runs untimed, to compile.
 
     Args:
-      problems: `trial.problems(task)`, mostly.
+      problems: `protocol.problems(task)`, mostly.
       path: of a file that gets a line a problem as batches end, and that a killed evaluation resumes from.
 
     Raises:
       UserError: `path` holds another evaluation's answers.
       SandboxError: a task that runs code, where that cannot be done safely.
     """
-    samples = trial.samples if arm.sampler.temperature > 0 else 1  # greedy samples would all be the same
+    samples = protocol.samples if arm.sampler.temperature > 0 else 1  # greedy samples would all be the same
     prompts = [task.encode(problem, tokenizer) for problem in problems]
     answers_text = Detokenizer(tokenizer, start=False)
-    answers = Answers(path, _made_by(variables, task, problems, arm, trial))
-    at_once, done, warm = max(1, trial.batch // samples), len(answers.lines), set()
+    answers = Answers(path, _made_by(variables, task, problems, arm, protocol))
+    at_once, done, warm = max(1, protocol.batch // samples), len(answers.lines), set()
     label = f"{task.name} {arm.name} T={arm.sampler.temperature:g}"
     bar = tqdm(total=len(problems), initial=done, desc=label, unit="problem", dynamic_ncols=True)
     for start in range(done, len(prompts), at_once):
         part = range(start, min(start + at_once, len(prompts)))
-        seeds = [trial.seed + i * samples + s for i in part for s in range(samples)]
-        args = (model, variables, [prompts[i] for i in part], arm.sampler, trial.max_new_tokens, seeds)
+        seeds = [protocol.seed + i * samples + s for i in part for s in range(samples)]
+        args = (model, variables, [prompts[i] for i in part], arm.sampler, protocol.max_new_tokens, seeds)
         if len(part) not in warm:
             generate(*args, samples=samples)
             warm.add(len(part))
@@ -265,19 +265,21 @@ def run_arm(
         for start in range(0, len(lines), at_once)
         for batch in [lines[start : start + at_once]]
     ]
-    return Outcome(
+    return TaskResult(
         arm, samples, **together, seconds=seconds, rows_per_forward=arm.sampler.rows_per_forward, clocks=clocks
     )
 
 
-def _made_by(variables: dict, task: Task, problems: Sequence[Problem], arm: Arm, trial: Trial) -> dict[str, Any]:
-    """What decides an answer; the number of problems does not, so a longer evaluation goes on behind a shorter one."""
+def _made_by(
+    variables: dict, task: Task, problems: Sequence[Problem], arm: Arm, protocol: EvaluationProtocol
+) -> dict[str, Any]:
+    """What decides an answer; the number of problems does not, so a longer evaluation resumes after a shorter one."""
     return {
         "task": repr(task),
         "first_problem": problems[0].identity,
-        "seed": trial.seed,
-        "samples": trial.samples,
-        "max_new_tokens": trial.max_new_tokens,
+        "seed": protocol.seed,
+        "samples": protocol.samples,
+        "max_new_tokens": protocol.max_new_tokens,
         "sampler": dataclasses.asdict(arm.sampler),
         "weights": fingerprint(variables),
     }
@@ -289,10 +291,10 @@ def run_task(
     tokenizer: Tokenizer,
     task: Task,
     arms: Sequence[Arm],
-    trial: Trial,
+    protocol: EvaluationProtocol,
     folder: Path | None = None,
     anchor_budget: int = 0,
-) -> list[Outcome]:
+) -> list[TaskResult]:
     """Every arm over the same problems.
 
     Args:
@@ -305,11 +307,11 @@ def run_task(
     """
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-    problems = trial.problems(task)
+    problems = protocol.problems(task)
     budgeted = [arm.sampler for arm in arms if arm.sampler.mode == "single_pass" and not arm.sampler.reads_next_block]
     if anchor_budget and budgeted:
         hottest = max(budgeted, key=lambda sampler: sampler.temperature)
-        chosen = _best_list(model, variables, tokenizer, task, hottest, trial, anchor_budget)
+        chosen = _best_list(model, variables, tokenizer, task, hottest, protocol, anchor_budget)
         arms = [
             Arm(arm.name, dataclasses.replace(arm.sampler, anchors=chosen)) if arm.sampler in budgeted else arm
             for arm in arms
@@ -318,22 +320,28 @@ def run_task(
     for arm in arms:
         name = f"{task.name}-{arm.name}-temperature-{arm.sampler.temperature:g}.jsonl"
         path = None if folder is None else folder / name
-        outcomes.append(run_arm(model, variables, tokenizer, task, problems, arm, trial, path))
+        outcomes.append(run_arm(model, variables, tokenizer, task, problems, arm, protocol, path))
     return outcomes
 
 
 def _best_list(
-    model: Zaya, variables: dict, tokenizer: Tokenizer, task: Task, like: SamplerConfig, trial: Trial, budget: int
+    model: Zaya,
+    variables: dict,
+    tokenizer: Tokenizer,
+    task: Task,
+    like: SamplerConfig,
+    protocol: EvaluationProtocol,
+    budget: int,
 ) -> Sequence[int]:
     """The best list of `budget` anchors for problems of the tuning split."""
-    few = dataclasses.replace(trial, prompts=min(BUDGET_PROBLEMS, trial.prompts), samples=1)
+    few = dataclasses.replace(protocol, prompts=min(BUDGET_PROBLEMS, protocol.prompts), samples=1)
     lossless = dataclasses.replace(like, target=None)
     problems = few.problems(task, task.tuning_split)
     probe = run_arm(model, variables, tokenizer, task, problems, Arm("all anchors", lossless), few)
     return best_anchors(evidence(probe.accepted, like.block_size), like.block_size, budget)
 
 
-def task_rows(outcomes: Sequence[Outcome], trial: Trial) -> list[dict[str, Any]]:
+def task_rows(outcomes: Sequence[TaskResult], protocol: EvaluationProtocol) -> list[dict[str, Any]]:
     """The cells of results.csv of every outcome, each against the autoregressive one at its temperature."""
     baseline = {o.arm.sampler.temperature: o for o in outcomes if o.arm.name == "autoregressive"}
-    return [outcome.row(trial, baseline.get(outcome.arm.sampler.temperature)) for outcome in outcomes]
+    return [outcome.row(protocol, baseline.get(outcome.arm.sampler.temperature)) for outcome in outcomes]

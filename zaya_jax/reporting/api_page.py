@@ -14,7 +14,8 @@ MODULES = {
     "zaya_jax.tasks": "Tasks",
     "zaya_jax.interop": "Checkpoints",
     "zaya_jax.parallel": "Devices and processes",
-    "zaya_jax.analysis": "Costs and result files",
+    "zaya_jax.costs": "Costs",
+    "zaya_jax.reporting": "Result files",
 }
 
 

@@ -10,13 +10,13 @@ from zaya_jax.reporting.results import ARMS, Row
 
 
 def sampling_table(rows: list[Row]) -> str:
-    """The four figures every claim of speed needs: tokens per forward, rows per forward, clock, quality.
+    """The four figures every claim of speed needs: tokens per forward, query tokens per forward, clock, quality.
 
     Args:
       rows: of results.csv; those of kind "sampling" are shown, in their order.
     """
     return _table(
-        ("temperature", "sampler", "tokens per forward", "rows per forward", "wall-clock vs AR",
+        ("temperature", "sampler", "tokens per forward", "query tokens per forward", "wall-clock vs AR",
          "accuracy (95% interval)", "same tokens as greedy AR"),
         (
             (
@@ -49,8 +49,8 @@ def anchors_table(rows: list[dict]) -> str:
     """Budgets of anchors: the "anchors" section of results/bench/samplers.json."""
     batches = list(rows[0]["clock_over_ar"])
     return _table(
-        ("temperature", "K", "anchors", "rows per forward", "tokens per forward", "of all anchors'", "accuracy",
-         *(f"clock vs AR, batch {batch}" for batch in batches)),
+        ("temperature", "K", "anchors", "query tokens per forward", "tokens per forward", "of all anchors'", "accuracy",
+         *(f"wall-clock vs AR, batch {batch}" for batch in batches)),
         (
             (
                 f"{row['temperature']:g}", str(row["anchors"]),
@@ -80,7 +80,7 @@ def strategies_table(rows: list[dict]) -> str:
         cells = [cell for row in pair for cell in (f"{row['tokens_per_forward']:.2f}", _accuracy(row))]
         lines.append((name, f"{pair[0]['rows_per_forward']:g}", *cells))
     return _table(
-        ("strategy", "rows per forward", "T, temperature 0", "accuracy (95% interval)", "T, temperature 1",
+        ("strategy", "query tokens per forward", "T, temperature 0", "accuracy (95% interval)", "T, temperature 1",
          "accuracy (95% interval)"),
         lines,
     )  # fmt: skip
@@ -116,7 +116,7 @@ def few_experts_table(rows: list[dict]) -> str:
     counts = list(rows[0]["ratio"])
     return _table(
         ("parameters", "experts", "one row", *(f"{n} rows" for n in counts[1:]), "predicted best", "at T",
-         "clock vs AR"),
+         "wall-clock vs AR"),
         (
             (
                 f"{row['parameters'] / 1e6:.1f}M", str(row["experts"]), f"{row['milliseconds']['1']:.2f} ms",
@@ -137,7 +137,8 @@ def auto_table(rows: list[dict]) -> str:
         return f"single_pass, block {row['block_size']}, anchors {', '.join(map(str, row['anchors']))}"
 
     return _table(
-        ("prompts", "batch", "temperature", "chosen", "rows per forward", "tokens per forward", "clock vs AR"),
+        ("prompts", "batch", "temperature", "chosen", "query tokens per forward", "tokens per forward",
+         "wall-clock vs AR"),
         (
             (
                 row["prompts"], str(row["batch"]), f"{row['temperature']:g}", chosen(row),
@@ -201,7 +202,8 @@ def study_table(rows: list[Row]) -> str:
         )  # fmt: skip
     return _table(
         ("task", "block", "sampler", "T, temperature 0", "T, temperature 1 (seeds)", "at most", "prefill left out",
-         "rows per forward", "clock vs AR", "pass@1", "pass@4", "pass@16", "pass@16 minus AR (95%)", "p, by seed"),
+         "query tokens per forward", "wall-clock vs AR", "pass@1", "pass@4", "pass@16",
+         "pass@16 minus AR (95%)", "p, by seed"),
         lines,
     )  # fmt: skip
 
@@ -209,8 +211,8 @@ def study_table(rows: list[Row]) -> str:
 def evaluated_table(rows: list[Row]) -> str:
     """pass@1/4/16 of evaluations at one temperature, a line an arm."""
     return _table(
-        ("seeds from", "sampler", "T", "rows per forward", "pass@1", "pass@4", "pass@16", "pass@16 minus AR (95%)",
-         "p"),
+        ("seeds from", "sampler", "T", "query tokens per forward", "pass@1", "pass@4", "pass@16",
+         "pass@16 minus AR (95%)", "p"),
         (
             (
                 f"{row['seed']:g}", row["arm"], f"{row['tokens_per_forward']:.2f}", f"{row['rows_per_forward']:g}",
@@ -255,7 +257,7 @@ def _grouped(rows: list[Row]) -> list[tuple[tuple, list[Row]]]:
 
 
 def ceiling_table(rows: list[dict]) -> str:
-    """T under exact laws: the "rows" of results/bench/ceiling.json."""
+    """T under exact distributions: the "rows" of results/bench/ceiling.json."""
     return _table(
         ("operations", "examples", "beta", "T", "at most", "prefill left out"),
         (
@@ -289,8 +291,8 @@ def dial_table(rows: list[Row]) -> str:
             )
         )  # fmt: skip
     return _table(
-        ("sampler", "temperature", "of the drafts", "beta", "anchors", "rows per forward", "T", "pass@1", "pass@4",
-         "pass@16", "p"),
+        ("sampler", "temperature", "of the drafts", "beta", "anchors", "query tokens per forward", "T", "pass@1",
+         "pass@4", "pass@16", "p"),
         lines,
     )  # fmt: skip
 

@@ -8,7 +8,7 @@ import numpy as np
 from zaya_jax.architecture import Zaya
 from zaya_jax.data.pipeline import Source
 from zaya_jax.evaluation.continuations import Continuations, log_probability
-from zaya_jax.evaluation.task_accuracy import Outcome, run_task, task_rows
+from zaya_jax.evaluation.task_accuracy import TaskResult, run_task, task_rows
 from zaya_jax.files import write_lines
 from zaya_jax.interop.formats.native import load_native
 from zaya_jax.reporting.results import Row, write_results
@@ -30,14 +30,21 @@ def evaluate(setup: settings.Settings, workdir: Path, folders: dict[str, Path], 
     samples = []
     for task in [*setup.tasks, *continuations(setup, workdir)]:
         outcomes = run_task(
-            model, variables, setup.tokenizer, task, setup.arms, setup.trial, workdir / "answers", setup.anchor_budget
+            model,
+            variables,
+            setup.tokenizer,
+            task,
+            setup.arms,
+            setup.protocol,
+            workdir / "answers",
+            setup.anchor_budget,
         )
         common = {"kind": "sampling", "model": setup.sampled, "source": task.name, "hardware": hardware}
-        mine = [common | row for row in task_rows(outcomes, setup.trial)]
+        mine = [common | row for row in task_rows(outcomes, setup.protocol)]
         if isinstance(task, Continuations):
             for row, outcome in zip(mine, outcomes, strict=True):
                 row["ar_log_probability"] = log_probability(
-                    model, variables, setup.tokenizer, task, outcome, setup.trial
+                    model, variables, setup.tokenizer, task, outcome, setup.protocol
                 )
         rows += mine
         samples += some_samples(setup, task, outcomes)
@@ -90,9 +97,9 @@ def cost_rows(model: Zaya, variables: dict, name: str, hardware: str) -> list[di
     ]  # fmt: skip
 
 
-def some_samples(setup: settings.Settings, task: Task, outcomes: list[Outcome], count: int = 6) -> list[dict]:
+def some_samples(setup: settings.Settings, task: Task, outcomes: list[TaskResult], count: int = 6) -> list[dict]:
     """The first sample of the first problems by every arm, token by token."""
-    problems = task.problems("test", min(count, setup.trial.prompts), setup.trial.seed)
+    problems = task.problems("test", min(count, setup.protocol.prompts), setup.protocol.seed)
     return [
         {
             "arm": outcome.arm.name,

@@ -100,7 +100,7 @@ def read_jobs(config: Any) -> dict[str, dict[str, Any]]:
 
 
 def find_base(spec: str, sweep_file: Path) -> str:
-    """The base config as a path that can be opened from here, its :argument behind it.
+    """The base config as a path that can be opened from here, its :argument after it.
 
     It is looked for from the sweep's file, then in the clone that this command belongs to, then from here.
 

@@ -32,7 +32,7 @@ from zaya_jax.data.chat import THINKING
 from zaya_jax.data.contents import Digests, of_tokenizer
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.task_accuracy import RULES as TRIAL_RULES
-from zaya_jax.evaluation.task_accuracy import Arm, Trial
+from zaya_jax.evaluation.task_accuracy import Arm, EvaluationProtocol
 from zaya_jax.parallel.devices import CPU_DEVICES
 from zaya_jax.runs import fields
 from zaya_jax.runs.mixture import Mixtures, MixtureSource
@@ -91,7 +91,7 @@ class Settings:
     tasks: tuple[Task, ...]  # to evaluate on
     texts: tuple[str, ...]  # sources of text whose held-out documents are gone on with
     arms: tuple[Arm, ...]
-    trial: Trial
+    protocol: EvaluationProtocol
     anchor_budget: int  # 0: all anchors
     measures_cost: bool
 
@@ -152,7 +152,9 @@ def read(config: ConfigDict, trained: Tokenizer | None = None) -> Settings:
             for arm in _arms(config.evaluate, block_size, tokenizer)
             if drafts or arm.sampler.mode == "autoregressive"
         ),
-        trial=Trial(*(config.evaluate[name] for name in ("prompts", "samples", "batch", "max_new_tokens", "seed"))),
+        protocol=EvaluationProtocol(
+            *(config.evaluate[name] for name in ("prompts", "samples", "batch", "max_new_tokens", "seed"))
+        ),
         measures_cost=config.evaluate.cost and drafts,
         anchor_budget=_budget(config.evaluate.anchor_budget, block_size),
     )
@@ -310,7 +312,7 @@ def known_arms() -> dict[str, dict[str, Any]]:
 
 
 def make_arms(names: Sequence[str], temperatures: Sequence[float], **common: Any) -> tuple[Arm, ...]:
-    """Every named arm (of `known_arms`) at every temperature, one temperature behind the other.
+    """Every named arm (of `known_arms`) at every temperature, one temperature after the other.
 
     Args:
       common: fields of SamplerConfig that all arms share.

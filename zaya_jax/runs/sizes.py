@@ -38,7 +38,7 @@ def check(setup: Settings, placements: dict[str, Placement | None]) -> None:
         held = setup.validation_batches * len(stage.mixture) * tokens
         change = f"data.validation_batches, {name}.batch_size or {name}.row_length may be smaller"
         require(f"data.validation_batches: {setup.validation_batches} of {name}", held, host_memory(), change)
-    trial = setup.trial
+    trial = setup.protocol
     rows = min(trial.prompts, max(1, trial.batch // trial.samples)) * trial.samples  # as `run_task` cuts them
     if setup.arms and (setup.tasks or setup.texts):
         change = "evaluate.batch, evaluate.samples or evaluate.max_new_tokens may be smaller"

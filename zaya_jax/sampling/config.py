@@ -47,21 +47,22 @@ class SamplerConfig:
       mode: how a forward is spent.
         "autoregressive": one token a forward.
         "single_pass": verify a block and draft the next one in the same forward (TiDAR).
-        "two_pass": one forward drafts a block behind the settled token, which the drafts then know, a second one
+        "two_pass": one forward drafts a block after the pending token, which the drafts then know, a second one
           verifies it; a step counts two forwards.
         "block_diffusion": no verification: a block is unmasked over several forwards (TiDAR's baselines).
         "auto": the fastest of autoregressive and single_pass on this machine, chosen by measurement
           (`zaya_jax.sampling.planning.auto`); block_size is then an upper bound.
       block_size: slots a drafted block has (TiDAR's B). single_pass verifies as many tokens a forward, of which the
         first is settled already; two_pass verifies block_size drafts.
-      anchors: for single_pass, behind which accept lengths (1 .. block_size) a next block is drafted: "all", a list of
+      anchors: for single_pass, after which accepted lengths (1 .. block_size) a next block is drafted: "all", a list of
         them, or a budget: the int K stands for the list of K that yields most tokens under `acceptance`. Where an
-        accept length has none, the nearest lower anchor's remaining slots are used; that costs tokens per forward,
+        accepted length has none, the nearest lower anchor's remaining slots are used; that costs tokens per forward,
         never exactness.
       target: whose distribution is sampled; these, and what `register_target` adds.
-        "autoregressive" (also "lossless"): exactly the AR law.
+        "autoregressive" (also "lossless"): exactly the AR distribution.
         "mix_stale": at a position whose draft is tested, softmax of (1 - beta) * AR logits + beta * the logits that
-          drew that draft (Zyphra's logit mixing); the AR law where no draft is tested. Depends on where blocks fall.
+          drew that draft (Zyphra's logit mixing); the AR distribution where no draft is tested. Depends on where blocks
+          fall.
         "mix_fresh": (1 - beta) * AR logits + beta * the logits of the block that starts at that very position (TiDAR's
           "trust diffusion"); single_pass with anchors="all" only.
         "threshold", "left_to_right": for block_diffusion: reveal the slots whose token has at least probability
@@ -70,13 +71,13 @@ class SamplerConfig:
         acceptance rates (`acceptance_curve`), which knows less.
       beta: weight of the draft in the mixing targets, in [0, 1].
       temperature: of the target; 0 is exact greedy, and so is anything below 1e-6, which is kept as 0.
-      top_k, top_p, min_p: truncate the target's law, in this order and after temperature, as transformers does; 0, 1
-        and 0 leave it whole.
+      top_k, top_p, min_p: truncate the target's distribution, in this order and after temperature, as transformers
+        does; 0, 1 and 0 leave it whole.
       repetition_penalty: divides the positive and multiplies the negative logits of every token the text already holds
         (transformers' rule, before temperature); 1 is none; 1e-6 to 1e6. Lossless: the drafts' own tokens count as
         text.
       draft_temperature: of the drafts; None follows temperature, 0 drafts the likeliest token.
-      draft_top_k, draft_top_p: truncate the drafts' law. These three change speed only.
+      draft_top_k, draft_top_p: truncate the drafts' distribution. These three change speed only.
       threshold, reveal: see target.
       stop_tokens: ids that end a row (and are kept as its last token).
       stop_strings: texts that end a row, which is cut after the token that completes one (needs a tokenizer). A
@@ -154,7 +155,7 @@ class SamplerConfig:
             _one_of("anchors", anchors, ("all",))
             return
         if self.mode != "single_pass":
-            _fail("anchors", anchors, f"'all' when mode is {self.mode!r} (only single_pass drafts behind anchors)")
+            _fail("anchors", anchors, f"'all' when mode is {self.mode!r} (only single_pass drafts after anchors)")
         may_be = f"'all', a budget in 1 .. block_size ({size}), or increasing integers in that range"
         if not isinstance(anchors, tuple):
             if not Integer(1, size).allows(anchors):
@@ -193,7 +194,7 @@ class SamplerConfig:
 
     @property
     def anchor_list(self) -> tuple[int, ...]:
-        """Accept lengths behind which a block is drafted; empty where a step does not verify and draft at once."""
+        """Accepted lengths after which a block is drafted; empty where a step does not verify and draft at once."""
         if self.mode != "single_pass" or (self.block_size == 1 and not self.reads_next_block):
             return ()  # with a block of one nothing is ever drafted
         if isinstance(self.anchors, str):

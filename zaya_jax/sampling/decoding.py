@@ -13,7 +13,7 @@ from zaya_jax.sampling.config import SamplerConfig
 from zaya_jax.sampling.core.random_streams import row_keys
 from zaya_jax.sampling.drafting import require_mask
 from zaya_jax.sampling.loop import METHODS, Prompts, Sizes, State, run, start
-from zaya_jax.sampling.options import knobs_of, plan_of
+from zaya_jax.sampling.options import options_of, plan_of
 from zaya_jax.sampling.types import Generation, Request, Session
 from zaya_jax.sampling.watching import Watch
 
@@ -25,18 +25,18 @@ def decode(model: Zaya, variables: Any, request: Request, sampler: SamplerConfig
     change = "samples, max_new_tokens or the prompts given at once may be fewer"
     longest = max(map(len, texts)) + request.max_new_tokens
     require_cache(model.config, request.rows, longest, "generate", change, variables)
-    plan, knobs = plan_of(sampler), knobs_of(sampler)
+    plan, options = plan_of(sampler), options_of(sampler)
     keys, limit = row_keys(request.seed, request.rows), np.int32(request.max_new_tokens)
     width, buffer = bucket(max(map(len, unread))), bucket(request.max_new_tokens)
     # Two blocks of slack: a forward writes a block beyond the committed tokens, and the last commit may end past limit.
     need = bucket(max(len(text) - len(new) for new, text in zip(unread, texts, strict=True)) + width + buffer)
     sizes = Sizes(buffer, request.samples, need + 2 * plan.block_size)
     prompts = prompts_of(request, width, model.config.vocab_size)
-    state = start(model, variables, prompts, keys, limit, knobs, plan=plan, sizes=sizes)
+    state = start(model, variables, prompts, keys, limit, options, plan=plan, sizes=sizes)
     watch = Watch(request, sampler, METHODS[plan.mode].drafts)
     state = watch.look(state)
     while not np.asarray(state.done).all():
-        state = run(model, variables, state, keys, limit, np.int32(watch.steps), knobs, plan=plan)
+        state = run(model, variables, state, keys, limit, np.int32(watch.steps), options, plan=plan)
         state = watch.look(state)
     if request.streamer is not None:
         request.streamer.end()
@@ -70,7 +70,7 @@ def _result(state: State, texts: list[list[int]], cut: dict[int, int], sampler: 
     if not healthy.all():
         row = int(np.argmin(healthy))
         raise Diverged(
-            f"row {row}: the model's logits are not finite behind {count[row]} new tokens (NaN or infinite weights?)"
+            f"row {row}: the model's logits are not finite after {count[row]} new tokens (NaN or infinite weights?)"
         )
     ends = [cut.get(row, int(n)) for row, n in enumerate(count)]
     new = [row[:n].tolist() for row, n in zip(tokens, ends, strict=True)]
@@ -79,7 +79,7 @@ def _result(state: State, texts: list[list[int]], cut: dict[int, int], sampler: 
         for row, out in enumerate(new)
     ]
     texts = [text + out for text, out in zip(texts, new, strict=True)]
-    # A row that a stop string ended may have read on behind it; convolutions cannot be rewound, so it is read anew.
+    # A row that a stop string ended may have read on after it; convolutions cannot be rewound, so it is read anew.
     length = np.where(length > np.array([len(text) for text in texts]), 0, length)
     return Generation(
         tokens=new,

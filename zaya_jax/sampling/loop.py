@@ -9,7 +9,7 @@ from flax import struct
 
 from zaya_jax.architecture import Cache, Zaya, init_cache
 from zaya_jax.sampling.core.random_streams import KeyedNoise
-from zaya_jax.sampling.strategies.base import Knobs, Method, Outcome, Plan, Progress, Setup
+from zaya_jax.sampling.strategies.base import Method, Options, Outcome, Plan, Progress, Setup
 from zaya_jax.sampling.strategies.block_diffusion import BLOCK_DIFFUSION
 from zaya_jax.sampling.strategies.single_pass import SINGLE_PASS
 from zaya_jax.sampling.strategies.two_pass import TWO_PASS
@@ -84,7 +84,7 @@ def begin(setup: Setup, prompts: Prompts, limit: Array, sizes: Sizes) -> State:
         done=zeros > 0,
         healthy=zeros == 0,
     )
-    return _record(state, outcome, 1, setup.knobs, limit)[0]
+    return _record(state, outcome, 1, setup.options, limit)[0]
 
 
 def advance(setup: Setup, state: State, limit: Array) -> State:
@@ -92,25 +92,25 @@ def advance(setup: Setup, state: State, limit: Array) -> State:
     method = METHODS[setup.plan.mode]
     active = ~state.done
     outcome, follow = method.step(setup, state.carry, state.cache, active, state.progress)
-    state, kept = _record(state, outcome, method.forwards, setup.knobs, limit)
+    state, kept = _record(state, outcome, method.forwards, setup.options, limit)
     carry, cache = follow(active, kept)
     return state.replace(carry=carry, cache=cache)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "plan", "sizes"))
 def start(
-    model: Zaya, variables, prompts: Prompts, keys: Array, limit: Array, knobs: Knobs, *, plan: Plan, sizes: Sizes
+    model: Zaya, variables, prompts: Prompts, keys: Array, limit: Array, options: Options, *, plan: Plan, sizes: Sizes
 ) -> State:
     """`begin`, compiled; keys [prompts * samples]."""
-    return begin(Setup(model, variables, plan, knobs, KeyedNoise(keys)), prompts, limit, sizes)
+    return begin(Setup(model, variables, plan, options, KeyedNoise(keys)), prompts, limit, sizes)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "plan"), donate_argnames=("state",))
 def run(
-    model: Zaya, variables, state: State, keys: Array, limit: Array, steps: Array, knobs: Knobs, *, plan: Plan
+    model: Zaya, variables, state: State, keys: Array, limit: Array, steps: Array, options: Options, *, plan: Plan
 ) -> State:
     """Up to `steps` (int32 []) steps, compiled; fewer when every row has ended before."""
-    setup = Setup(model, variables, plan, knobs, KeyedNoise(keys))
+    setup = Setup(model, variables, plan, options, KeyedNoise(keys))
 
     def going(loop: tuple[Array, State]) -> Array:
         return (loop[0] < steps) & ~jnp.all(loop[1].done)
@@ -125,12 +125,12 @@ def _repeat(x: Array, times: int, axis: int) -> Array:
     return jnp.repeat(x, times, axis=axis) if times > 1 else x
 
 
-def _record(state: State, outcome: Outcome, forwards: int, knobs: Knobs, limit: Array) -> tuple[State, Array]:
+def _record(state: State, outcome: Outcome, forwards: int, options: Options, limit: Array) -> tuple[State, Array]:
     """Appends what a step produced, up to a stop token or the limit: (state, tokens kept int32 [rows])."""
     produced, count = outcome.produced, state.progress.count
     rows, buffer = state.tokens.shape
     index = jnp.arange(produced.shape[1], dtype=jnp.int32)
-    is_stop = (produced[..., None] == knobs.stop).any(-1) & (index < outcome.amount[:, None])
+    is_stop = (produced[..., None] == options.stop).any(-1) & (index < outcome.amount[:, None])
     until_stop = jnp.where(is_stop.any(1), jnp.argmax(is_stop, axis=1).astype(jnp.int32) + 1, outcome.amount)
     kept = jnp.minimum(jnp.minimum(outcome.amount, until_stop), limit - count)
     healthy = outcome.healthy | state.done

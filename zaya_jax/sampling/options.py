@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 from zaya_jax.sampling.config import SamplerConfig
-from zaya_jax.sampling.core.distributions import Warp
-from zaya_jax.sampling.strategies.base import Knobs, Plan
+from zaya_jax.sampling.core.distributions import LogitsProcessing
+from zaya_jax.sampling.strategies.base import Options, Plan
 
 
 def plan_of(sampler: SamplerConfig) -> Plan:
@@ -16,7 +16,7 @@ def plan_of(sampler: SamplerConfig) -> Plan:
     return Plan(sampler.mode, block_size, sampler.anchor_list, sampler.target)
 
 
-def knobs_of(sampler: SamplerConfig, dtype: Any = np.float32) -> Knobs:
+def options_of(sampler: SamplerConfig, dtype: Any = np.float32) -> Options:
     """The run-time part of a sampler, on the host."""
     s = sampler
     draft_temperature = s.temperature if s.draft_temperature is None else s.draft_temperature
@@ -24,12 +24,12 @@ def knobs_of(sampler: SamplerConfig, dtype: Any = np.float32) -> Knobs:
     stop: Any = np.full((max(8, -(-len(s.stop_tokens) // 8) * 8),), -1, np.int32)
     stop[: len(s.stop_tokens)] = s.stop_tokens
 
-    def warp(temperature: float, k: int, p: float, min_p: float) -> Warp:
-        return Warp(dtype(temperature), integer(min(k, 2**31 - 1)), dtype(p), dtype(min_p))
+    def processing(temperature: float, k: int, p: float, min_p: float) -> LogitsProcessing:
+        return LogitsProcessing(dtype(temperature), integer(min(k, 2**31 - 1)), dtype(p), dtype(min_p))
 
-    return Knobs(
-        warp=warp(s.temperature, s.top_k, s.top_p, s.min_p),
-        draft_warp=warp(draft_temperature, s.draft_top_k, s.draft_top_p, 0.0),
+    return Options(
+        processing=processing(s.temperature, s.top_k, s.top_p, s.min_p),
+        draft_processing=processing(draft_temperature, s.draft_top_k, s.draft_top_p, 0.0),
         beta=dtype(s.beta),
         repetition_penalty=dtype(s.repetition_penalty),
         min_new_tokens=integer(s.min_new_tokens),

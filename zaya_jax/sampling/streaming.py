@@ -1,4 +1,4 @@
-"""Text on a terminal while it is sampled: whole characters, a colour for each forward's run, drafts dim behind them."""
+"""Text on a terminal while it is sampled: whole characters, a colour for each forward's run, drafts dim after them."""
 
 import re
 import unicodedata
@@ -20,9 +20,9 @@ def escape(text: str) -> str:
 
 
 class TerminalStreamer:
-    """A `Streamer` for one row: final tokens in their forward's colour, drafts dim behind them until the next step.
+    """A `Streamer` for one row: final tokens in their forward's colour, drafts dim after them until the next step.
 
-    The row goes on behind a prompt. A character belongs to the forward that completes it. Nothing the model writes
+    The row resumes after a prompt. A character belongs to the forward that completes it. Nothing the model writes
     reaches the terminal as a command (`escape`).
     """
 
@@ -46,7 +46,7 @@ class TerminalStreamer:
         self._drafted = False
 
     def prompt(self, text: str) -> None:
-        """Shows what the model goes on from."""
+        """Shows what the model resumes from."""
         self._show(escape(text), QUIET)
 
     def put(self, tokens: list[list[int]]) -> None:
@@ -115,7 +115,7 @@ def _fit(text: str, cells: int) -> str:
 
 
 def _column_after(text: str, column: int, columns: int | None) -> int:
-    """Where the cursor stands behind text; `columns` itself when the line is full and the next character will wrap."""
+    """Where the cursor stands after text; `columns` itself when the line is full and the next character will wrap."""
     if columns is None:
         return 0
     for character in text:

@@ -22,7 +22,7 @@ class Streamer(Protocol):
         """New tokens, final."""
 
     def put_draft(self, tokens: list[list[int]]) -> None:
-        """Proposed tokens behind them, not verified; they replace the drafts shown before."""
+        """Proposed tokens after them, not verified; they replace the drafts shown before."""
 
     def end(self) -> None:
         """Nothing more comes."""

@@ -1,7 +1,7 @@
 """Addition with worked columns: "37+486=" -> "7+6+0=13,3+8+1=12,0+4+1=05:523".
 
 Each step is digit + digit + carry = two-digit sum, from the least significant column on, as many
-columns as the longer number has; the answer stands behind the colon.
+columns as the longer number has; the answer stands after the colon.
 """
 
 import random
@@ -32,7 +32,7 @@ class Addition(Task):
         )
 
     def check_line(self, problem: Problem, line: str) -> bool:
-        """The text behind the last colon must be the sum; the worked columns are not judged."""
+        """The text after the last colon must be the sum; the worked columns are not judged."""
         _, colon, answer = line.rpartition(":")
         return bool(colon) and answer == problem.answer
 

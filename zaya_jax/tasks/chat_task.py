@@ -10,7 +10,7 @@ from zaya_jax.text.tokenizers import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class ChatTask(Task):
-    """`task` behind a template: the same problems, put to a model in another way."""
+    """`task` after a template: the same problems, put to a model in another way."""
 
     task: Task
     template: ChatTemplate

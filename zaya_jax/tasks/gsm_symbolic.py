@@ -63,7 +63,7 @@ class GsmSymbolic(Task):
         )
 
     def check_line(self, problem: Problem, line: str) -> bool:
-        """Whether the line holds "####" once and behind it nothing but the answer.
+        """Whether the line holds "####" once and after it nothing but the answer.
 
         Commas between thousands, a last full stop and spaces are allowed. Two marks are refused: which one is meant?
         """

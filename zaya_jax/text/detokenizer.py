@@ -39,7 +39,7 @@ class Detokenizer:
 
     Attributes:
       start: whether the tokens begin a text. Where they do not, a tokenizer that leaves out the space in front of a
-        text keeps it: they are decoded behind `Decoder.context`.
+        text keeps it: they are decoded after `Decoder.context`.
     """
 
     tokenizer: Decoder
@@ -48,7 +48,7 @@ class Detokenizer:
     @property
     def begin(self) -> Pending:
         """The state before any token."""
-        return Pending((), 0) if self.start else self._behind(self.tokenizer.context)
+        return Pending((), 0) if self.start else self._after(self.tokenizer.context)
 
     def push(self, state: Pending, tokens: Sequence[int]) -> tuple[Pending, str]:
         """(next state, the text that became certain with these tokens)."""
@@ -87,7 +87,7 @@ class Detokenizer:
             out[-1] += self.flush(state)
         return out
 
-    def _behind(self, context: tuple[int, ...]) -> Pending:
+    def _after(self, context: tuple[int, ...]) -> Pending:
         return Pending(context, len(self.tokenizer.decode(context)))
 
     def _compact(self, state: Pending) -> Pending:
@@ -95,8 +95,8 @@ class Detokenizer:
         last = state.held[-1:]
         alone = self.tokenizer.decode(last)
         if UNKNOWN in alone:
-            return self._behind(self.tokenizer.context)  # it ends a character: a byte, whose text depends on no space
-        return self._behind(last) if alone.strip() else state
+            return self._after(self.tokenizer.context)  # it ends a character: a byte, whose text depends on no space
+        return self._after(last) if alone.strip() else state
 
 
 def _untouched(text: str) -> int:

@@ -180,7 +180,7 @@ class PublishedTokenizer:
 
     @functools.cached_property
     def context(self) -> tuple[int, ...]:
-        """A token of visible text to decode later parts of a text behind; () where none has any."""
+        """A token of visible text to decode later parts of a text after; () where none has any."""
         for id_ in range(self.vocab_size):
             if id_ not in self._silent and id_ not in self._fallback_bytes:
                 text = self.model.decode([id_])

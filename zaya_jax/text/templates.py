@@ -151,7 +151,7 @@ class ChatTemplate:
         return "".join(gap + character for gap, character in zip(gaps, content, strict=False)) + gaps[-1]
 
     def prompt(self, messages: Messages, tokenizer: Tokenizer) -> list[int]:
-        """The ids behind which an assistant answers `messages`."""
+        """The ids after which an assistant answers `messages`."""
         return encode(self.render(messages, tokenizer, add_generation_prompt=True), tokenizer)
 
     def turns(self, messages: Messages, tokenizer: Tokenizer, tools: Tools = None) -> list[tuple[str, bool]]:
@@ -171,7 +171,7 @@ class ChatTemplate:
             ends = (f.end() for f in SPECIAL.finditer(after, len(before)) if int(f[1]) in tokenizer.eos_ids)
             end = next(ends, None)
             if end is None:
-                raise UserError("chat_template: writes no {{ eos_token }} behind an assistant's content")
+                raise UserError("chat_template: writes no {{ eos_token }} after an assistant's content")
             turns += [(before[len(done) :], False), (after[len(before) : end], True)]
             done = after[:end]
         return turns

@@ -17,7 +17,7 @@ from zaya_jax.files import write_text
 from zaya_jax.paths import absolute
 from zaya_jax.text.published import TOKENIZER_FILE, PublishedTokenizer, read_description, require_unicode
 
-NUM_SPECIALS = 4  # BOS, EOS, PAD, MASK, in this order, behind the ordinary tokens.
+NUM_SPECIALS = 4  # BOS, EOS, PAD, MASK, in this order, after the ordinary tokens.
 NUM_BYTES = 256
 OWN_BPE = "bpe:"  # and a number of ids: a tokenizer that a run trains
 
@@ -31,7 +31,7 @@ class Tokenizer(Protocol):
     def bos_id(self) -> int | None: ...
     @property
     def eos_id(self) -> int:
-        """The one to write behind a text."""
+        """The one to write after a text."""
         ...
 
     @property
@@ -63,7 +63,7 @@ class Tokenizer(Protocol):
 
     @property
     def context(self) -> tuple[int, ...]:
-        """What to decode a later part of a text behind, where a beginning would lose its space; else ()."""
+        """What to decode a later part of a text after, where a beginning would lose its space; else ()."""
         ...
 
     @property
@@ -84,7 +84,7 @@ class Tokenizer(Protocol):
         ...
 
     def joins(self, id_: int) -> bool:
-        """Whether tokens behind it may change its text beyond completing a character."""
+        """Whether tokens after it may change its text beyond completing a character."""
         ...
 
 

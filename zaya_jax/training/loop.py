@@ -140,7 +140,7 @@ def train(
             rate = schedule(phase.optimizer, step - 1, phase.steps)
             state, metrics = train_step(state, batch, rate, phase.spike_factor or math.inf)
             bad_steps.add(step, position, rows, metrics)
-            trace.behind(step, state.step)
+            trace.after(step, state.step)
             bar.update()
             last = step == phase.steps
             if step % phase.log_every == 0 or last:

@@ -33,11 +33,12 @@ class Objective:
         or what `register_objective` adds.
       block_size: slots a draft block (tidar).
       alpha: weight of the autoregressive loss (tidar); 0: drafts alone are trained, that loss is a mere metric.
-      masking: "full" (every draft slot is MASK, as at inference) or "random" (each block reveals a uniformly drawn
+      masking: "full" (every mask token is MASK, as at inference) or "random" (each block reveals a uniformly drawn
         share of its slots, which then have no loss: the ablation of TiDAR's table 4).
       loss_on: "all" tokens, or "answers": only those that a task asks for (text without a prompt is all answer).
-      distill: share of the draft loss whose target is not the token but the model's own AR law of its position, held
-        constant. Its gradient has the same mean where that law is the data's, and less noise (tidar).
+      distill: share of the draft loss whose target is not the token but the model's own AR distribution of its
+        position, held constant. Its gradient has the same mean where that distribution is the data's, and less noise
+        (tidar).
       slot_decay: the draft loss of slot s + 1 weighs this much of slot s's: a refused draft ends the run (tidar).
       row_layout: where a row's draft blocks stand: "tidar" (a grid), or what `register_layout` adds (tidar).
     """
@@ -114,7 +115,7 @@ class Objective:
         layout = whole.part(index, count, axis) if axis else whole
 
         def mine(x: Array) -> Array:
-            """This part's share of something along the whole row's clean slots, or its draft slots."""
+            """This part's share of something along the whole row's context tokens, or its mask tokens."""
             size = x.shape[1] // count
             return jax.lax.dynamic_slice_in_dim(x, index * size, size, axis=1) if axis else x
 
@@ -132,7 +133,7 @@ class Objective:
                 source, has_teacher = map(mine, whole.draft_teachers(**_where(drawn)))
                 teacher = layout.gather(jax.lax.stop_gradient(clean))
                 teacher = jnp.take_along_axis(teacher, source[..., None], axis=1)
-                # a document's first token has no AR law
+                # a document's first token has no AR distribution
                 soft, _ = cross_entropy(model, variables, drafts, ids, has & has_teacher, teacher)
                 by_slot["draft_soft_nll"] = jnp.where(has_teacher, soft, nll)
             for name, value in by_slot.items():
@@ -216,7 +217,7 @@ def cross_entropy(
     Args:
       hidden: [batch, row, hidden_size].
       ids, has: int32 and bool [batch, row].
-      teacher: like hidden: the target is the law that the head gives these, a constant, instead of `ids`.
+      teacher: like hidden: the target is the distribution that the head gives these, a constant, instead of `ids`.
     """
 
     def logits_of(hidden: Array) -> Array:
@@ -227,8 +228,8 @@ def cross_entropy(
         target = jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]
         right = target >= logits.max(-1)
         if teacher is not None:
-            law = jax.nn.softmax(jax.lax.stop_gradient(logits_of(teacher)), axis=-1)
-            target = (law * logits).sum(-1)
+            distribution = jax.nn.softmax(jax.lax.stop_gradient(logits_of(teacher)), axis=-1)
+            target = (distribution * logits).sum(-1)
         return jax.nn.logsumexp(logits, axis=-1) - target, right
 
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (hidden, ids, teacher))

@@ -166,11 +166,11 @@ def _muon_axes(params):
 
 
 def frozen_parameters(config: OptimizerConfig, params):
-    """What `config.freeze` holds still, a tree like `params` with leaves True, False, or bool [layer, 1, ...].
+    """What `config.freeze` freezes, a tree like `params` with leaves True, False, or bool [layer, 1, ...].
 
     A pattern is matched with a parameter's whole path, such as layers/mlp/gate_up_proj; `*` stands for any text,
     slashes too, and `?` and `[...]` are as in a shell. `layers[2]/...` and `layers[0:2]/...` mean some of the layers,
-    which are stacked along the first axis, and count as Python's slices do. A pattern behind a `!` lets go of what the
+    which are stacked along the first axis, and count as Python's slices do. A pattern after a `!` lets go of what the
     patterns before it hold: `("*", "!*lora*")` trains adapters alone.
 
     Raises:
@@ -197,7 +197,7 @@ def frozen_parameters(config: OptimizerConfig, params):
     return jax.tree.unflatten(tree, leaves)
 
 
-def held_still(frozen, params):
+def with_frozen(frozen, params):
     """`params`, those that are frozen whole as constants: no gradient is computed for them."""
     return jax.tree.map(lambda mask, leaf: jax.lax.stop_gradient(leaf) if mask is True else leaf, frozen, params)
 
@@ -224,8 +224,8 @@ def _slice(layers: re.Match) -> slice:
 def balancing_error(load: Array, balance_skip: bool = False) -> Array:
     """How far each class is above its fair share of tokens (docs/architecture.md#training-facts).
 
-    Clean and draft slots are two populations (all drafts share one embedding), so their fractions are averaged, not
-    their counts: otherwise a collapse of one could hide behind the other.
+    Clean and mask tokens are two populations (all drafts share one embedding), so their fractions are averaged, not
+    their counts: otherwise a collapse of one could hide after the other.
 
     Args:
       load: int32 [layer, 2, classes], skip last.

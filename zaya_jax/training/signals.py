@@ -24,7 +24,7 @@ class StopRequest:
         self.signal: signal.Signals | None = None
 
     def agreed(self, look: bool) -> bool:
-        """Whether to stop behind this step; the same in every process.
+        """Whether to stop after this step; the same in every process.
 
         Args:
           look: with several processes, they ask each other only if this is True, which must be so in all or in none:

@@ -20,9 +20,9 @@ from zaya_jax.training.optimizer import (
     OptimizerConfig,
     balancing_error,
     frozen_parameters,
-    held_still,
     hold,
     make_optimizer,
+    with_frozen,
 )
 
 Array = jax.Array
@@ -114,15 +114,15 @@ def _train_step(
     balancing_rule = optax.adam(optimizer.balancing_rate)
 
     def held(params: dict) -> dict:
-        return held_still(frozen_parameters(optimizer, params), params) if optimizer.freeze else params
+        return with_frozen(frozen_parameters(optimizer, params), params) if optimizer.freeze else params
 
     gradients = make_gradients(model, objective, placement, optimizer.accumulate, held)
 
     def moved(state: TrainState, grads: dict, load: Array, rate: Array) -> TrainState:
-        """The state behind an update, the counters aside."""
+        """The state after an update, the counters aside."""
         updates, opt_state = rule.update(grads, state.opt_state, state.params)
         updates = jax.tree.map(lambda update: update * rate, updates)
-        if optimizer.freeze:  # weight decay would move the layers that are held still within a stacked parameter
+        if optimizer.freeze:  # weight decay would move the layers that are frozen within a stacked parameter
             updates = hold(frozen_parameters(optimizer, state.params), updates)
         params = cast(dict, optax.apply_updates(state.params, updates))
         error = jax.tree.map(

@@ -203,7 +203,7 @@ class Attention(nn.Module):
     def _halo(self, columns: Array, layout: Layout) -> Array:
         """The conv_history columns that stand before this part of a row: the newest of the part to its left.
 
-        Along that part's text, not its row: behind a document's start there is nothing but the zero column.
+        Along that part's text, not its row: after a document's start there is nothing but the zero column.
         """
         history = self.config.conv_history
         if layout.clean_size < history:

@@ -1,8 +1,8 @@
 """Softmax attention of a row's queries over [context ‖ own block], never over the whole row.
 
 `visible` allows a key in a block to its own block alone, so scores between two blocks need not exist. Every query meets
-the clean keys (the cache, or the row's clean slots); draft slots also meet the block_size slots of their own block, and
-both parts share one softmax. For a TiDAR training row of 2N slots that is 2N·N + N·block_size pairs, not (2N)².
+the clean keys (the cache, or the row's context tokens); mask tokens also meet the block_size slots of their own block,
+and both parts share one softmax. For a TiDAR training row of 2N slots that is 2N·N + N·block_size pairs, not (2N)².
 
 Scores and the softmax's sums are in at least float32, whatever the dtype of queries, keys and values; weights are
 rounded to the values' dtype for their product, and the output once (`precision`).
@@ -37,11 +37,11 @@ def attend(
 
     Args:
       query: [batch, row, head, head_dim].
-      layout: the row's; clean slots first, then whole blocks.
-      context: keys and values every row may meet, [batch, context, kv_head, head_dim] each: the row's own clean slots,
-        or more than those (a cache, or other devices' share of a row).
+      layout: the row's; context tokens first, then whole blocks.
+      context: keys and values every row may meet, [batch, context, kv_head, head_dim] each: the row's own context
+        tokens, or more than those (a cache, or other devices' share of a row).
       context_keys: their visibility fields [batch, context].
-      own: keys and values of the draft slots, [batch, num_blocks * block_size, kv_head, head_dim] each.
+      own: keys and values of the mask tokens, [batch, num_blocks * block_size, kv_head, head_dim] each.
       window: see `visible`.
       query_chunk: bounds the memory of scores, see `is_small` and `tile_sizes`.
       tiles: tile by tile, however short the row. On one CPU thread faster in training: tiles stay in its cache.
@@ -58,10 +58,10 @@ def attend(
 
 
 def _direct(query, rows, own, context, context_keys, window):
-    """All clean slots (own: None) or all draft slots, their scores computed in a few large products.
+    """All context tokens (own: None) or all mask tokens, their scores computed in a few large products.
 
-    Slots of an ordered layout stand as its clean slots do: a piece of them meets the context up to its own end alone.
-    The backward pass computes the scores again instead of keeping them.
+    Slots of an ordered layout stand as its context tokens do: a piece of them meets the context up to its own end
+    alone. The backward pass computes the scores again instead of keeping them.
     """
     length, unit = query.shape[1], rows.block_size or 1
     pieces = PIECES if rows.ordered and length >= LEAST_TO_SPLIT else 1
@@ -82,7 +82,8 @@ def _direct(query, rows, own, context, context_keys, window):
 
 
 def is_small(row: int, context: int, query_chunk: int) -> bool:
-    """Whether `attend` computes all scores at once: no more of them than a training row of query_chunk clean slots has.
+    """Whether `attend` computes all scores at once: no more of them than a training row of query_chunk context tokens
+    has.
 
     So does decoding with any usual cache: few rows, and no tables to make for them.
     """
@@ -90,7 +91,7 @@ def is_small(row: int, context: int, query_chunk: int) -> bool:
 
 
 def attend_dense(query: Array, key: Array, value: Array, layout: Layout, window: Array | None) -> Array:
-    """The slow twin of `attend` for a row without cache: the row x row mask, spelled out."""
+    """The reference implementation of `attend` for a row without cache: the row x row mask, spelled out."""
     heads, dim = query.shape[2:]
     groups = heads // key.shape[2]
     key, value = (jnp.repeat(x, groups, axis=2) for x in (key, value))
@@ -121,14 +122,14 @@ def count_pairs(layout: Layout, window: int | None, query_chunk: int, context_ke
 
 
 def _over_context(query, rows, context, context_keys, window):
-    """Queries that see the context alone (clean slots)."""
+    """Queries that see the context alone (context tokens)."""
     scores = _scores(query, context[0], visible(rows, context_keys, window))
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
     return (_mix(weights, context[1]) / _total(weights)).astype(query.dtype)
 
 
 def _with_own_block(query, rows, context, context_keys, window, own):
-    """Queries that see the context and their own block (draft slots), under one softmax."""
+    """Queries that see the context and their own block (mask tokens), under one softmax."""
     size = rows.block_size
     batch, kv_heads, dim = own[0].shape[0], own[0].shape[2], own[0].shape[3]
     blocks = rows.blocks()

@@ -278,7 +278,7 @@ def _each_tile(tile, state, seen: Visibility, sizes: tuple[int, ...]):
 
 
 def _with_own_blocks(grouped: Array, own, seen: Visibility, wide):
-    """The softmax's state when draft slots have met their own block, and clean slots nothing yet.
+    """The softmax's state when mask tokens have met their own block, and context tokens nothing yet.
 
     (largest score, denominator, weighted sum of values), [batch, row, kv_head, group (, head_dim)].
     """
@@ -299,7 +299,7 @@ def _with_own_blocks(grouped: Array, own, seen: Visibility, wide):
 
 
 def _own_scores(grouped: Array, own, seen: Visibility, wide) -> Array:
-    """Scores of draft slots and their own block, [batch, block, kv_head, query, group, key]; hidden ones the lowest."""
+    """Scores of mask tokens and their own block, [batch, block, kv_head, query, group, key]; hidden ones the lowest."""
     query, key = _by_block(grouped[:, seen.rows.clean_size :], seen.rows), _by_block(own[0], seen.rows)
     scores = product("bnqkgd,bnjkd->bnkqgj", query, key) * query.shape[-1] ** -0.5
     blocks = seen.rows.blocks()
@@ -333,13 +333,13 @@ def _own_blocks_backward(query, own, seen: Visibility, gradient, log_total, inne
 
 
 def _by_block(x: Array, rows: Layout) -> Array:
-    """[batch, draft slots, ...] (or more slots behind them) -> [batch, block, slot, ...]."""
+    """[batch, mask tokens, ...] (or more slots after them) -> [batch, block, slot, ...]."""
     blocks, size = rows.num_blocks, rows.block_size
     return x[:, : blocks * size].reshape(x.shape[0], blocks, size, *x.shape[2:])
 
 
 def _by_row(x: Array) -> Array:
-    """[batch, block, kv_head, slot, ...] -> [batch, draft slot, kv_head, ...]."""
+    """[batch, block, kv_head, slot, ...] -> [batch, mask token, kv_head, ...]."""
     x = jnp.moveaxis(x, 2, 3)
     return x.reshape(x.shape[0], -1, *x.shape[3:])
 
@@ -350,7 +350,7 @@ def _allowed(rows: Layout, keys: Keys, window: Array | None) -> Array:
 
 
 def _padded(query: Array, context, seen: Visibility, size: int):
-    """Whole tiles: (query [batch, row, kv_head, group, head_dim], context, seen) with padding behind both axes."""
+    """Whole tiles: (query [batch, row, kv_head, group, head_dim], context, seen) with padding after both axes."""
     batch, row, heads, dim = query.shape
     length, kv_heads = context[0].shape[1:3]
     rows, keys = -(-row // size) * size, -(-length // size) * size
@@ -359,7 +359,7 @@ def _padded(query: Array, context, seen: Visibility, size: int):
 
 
 def _whole_tiles(seen: Visibility, size: int) -> Visibility:
-    """`seen` with padding behind both axes, up to a multiple of `size`."""
+    """`seen` with padding after both axes, up to a multiple of `size`."""
 
     def filled(x: Array) -> Array:
         return _fill(x, -(-x.shape[1] // size) * size, PADDING)

@@ -146,9 +146,9 @@ def init_balancing_biases(classes: int) -> Array:
 
 
 def expert_load(choice: Array, layout: Layout, config: ZayaConfig) -> Array:
-    """How many tokens chose each class, int32 [2, classes]: clean slots, then draft slots; padding counts nowhere.
+    """How many tokens chose each class, int32 [2, classes]: context tokens, then mask tokens; padding counts nowhere.
 
-    Apart, because all draft slots share one embedding and would hide or be hidden by the clean tokens' balance.
+    Apart, because all mask tokens share one embedding and would hide or be hidden by the clean tokens' balance.
     """
     classes = jnp.arange(config.router_classes, dtype=choice.dtype)
     real = layout.document != PADDING

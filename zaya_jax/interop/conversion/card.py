@@ -95,7 +95,7 @@ def _mask(config: ZayaConfig) -> str:
         f"transformers keeps that key and makes nothing of it. The vocabulary has {config.vocab_size} rows"
         + (", of which this is the last" if token == config.vocab_size - 1 else "") + ". It must be an id that no text "
         "holds"
-        + (": ZAYA's tokenizer gives ids below 262,145, so the rows behind them are free" if zaya else "")
+        + (": ZAYA's tokenizer gives ids below 262,145, so the rows after them are free" if zaya else "")
         + ". Samplers treat it like any other token: training never asks for it, so it is improbable, but above "
         "temperature 0 it can be drawn. Our decoding writes nothing for it.", "",
     ])  # fmt: skip

@@ -45,7 +45,7 @@ def copy_companions(source: Path, folder: Path, taken: Path | None = None) -> li
             notes += _copy_tokenizer_config(path, folder / name)
         else:
             shutil.copyfile(path, folder / name)
-    return notes + (_left_behind(taken, list(found)) if taken is not None else [])
+    return notes + (_left_after(taken, list(found)) if taken is not None else [])
 
 
 def check_companions(source: Path) -> dict[str, Path]:
@@ -72,7 +72,7 @@ def _companions(source: Path) -> Iterator[str]:
         yield from (f"{TEMPLATES}/{path.name}" for path in sorted(templates.glob("*.jinja")))
 
 
-def _left_behind(checkpoint: Path, copied: list[str]) -> list[str]:
+def _left_after(checkpoint: Path, copied: list[str]) -> list[str]:
     """Notes on what is not copied: code, and whatever else is neither weights nor written anew."""
     anew = (CONFIG_FILE, CARD_FILE, MODEL_FILE, TEMPLATES, ".*", *WEIGHTS)
     rest = [

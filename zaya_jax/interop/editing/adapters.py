@@ -40,7 +40,7 @@ def merge_adapters(config: ZayaConfig, variables: Mapping[str, Any]) -> tuple[Za
     Equal up to rounding, the weights' own dtype included.
 
     Raises:
-      UserError: adapters that act on draft slots alone, which no plain weights can do.
+      UserError: adapters that act on mask tokens alone, which no plain weights can do.
     """
     if not config.lora_rank:
         return config, dict(variables)

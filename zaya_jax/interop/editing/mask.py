@@ -16,7 +16,7 @@ Array = jax.Array
 def add_mask_token(
     config: ZayaConfig, variables: Mapping[str, Any], token: int | None = None
 ) -> tuple[ZayaConfig, dict[str, Any]]:
-    """The model with a mask token: a row behind its vocabulary, or an id that it has.
+    """The model with a mask token: a row after its vocabulary, or an id that it has.
 
     The new row's embedding is the mean of all others', and so are the column and the bias of an untied head: its logit
     is the mean of the other logits, which are as they were. Drafting is learned from there.

@@ -1,7 +1,7 @@
 """Zyphra's own layout of ZAYA1, that of checkpoints from before June 2026: ZAYA1-base, -reasoning-base, -8B-legacy.
 
 Their code counts sublayers: layer 2N is our layer N's attention, layer 2N+1 its experts; one tensor an expert; and
-`res_scale` stands at the *input* of a sublayer, where transformers' and ours stand behind one. The 8B has 2,483
+`res_scale` stands at the *input* of a sublayer, where transformers' and ours stand after one. The 8B has 2,483
 tensors.
 
 What was checked: the names of all tensors, their shapes, the order of gate and up, the skip expert (identity: the
@@ -275,6 +275,6 @@ def _vectors(config: ZayaConfig) -> Iterator[Entry]:
     last = config.num_hidden_layers - 1
     for vector in ("hidden_states_scale", "hidden_states_bias", "residual_scale", "residual_bias"):
         yield _sublayer(config, 1, f"post_attention_residual_scale/{vector}", f"res_scale.{vector}")
-        behind = [f"model.layers.{2 * n + 2}.res_scale.{vector}" for n in range(last)]
-        names = (*behind, f"model.res_scale.{vector}")
+        after = [f"model.layers.{2 * n + 2}.res_scale.{vector}" for n in range(last)]
+        names = (*after, f"model.res_scale.{vector}")
         yield Entry(("params", "layers", "post_mlp_residual_scale", vector), names, stacked=1)

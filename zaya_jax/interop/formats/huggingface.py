@@ -81,7 +81,7 @@ def _place(folder: Folder, path: Path, struct: jax.ShapeDtypeStruct, place: jax.
 
 
 def _put(array: np.ndarray, struct: jax.ShapeDtypeStruct, place: jax.sharding.Sharding) -> jax.Array:
-    """An array in our dtype, of which each device gets its own share, one device behind the other."""
+    """An array in our dtype, of which each device gets its own share, one device after the other."""
     shares = []
     for device, index in place.addressable_devices_indices_map(struct.shape).items():
         # A copy: `array` is a view of what the next tensor is read over.

@@ -100,7 +100,7 @@ def layered(
     collection: str = "params",
     part: tuple[int, int] = (0, 1),
 ) -> Entry:
-    """An array of the scanned layers, `path` with slashes behind them; "{}" in `name` stands for the layer."""
+    """An array of the scanned layers, `path` with slashes after them; "{}" in `name` stands for the layer."""
     names = tuple(name.format(layer) for layer in range(config.num_hidden_layers))
     return Entry((collection, "layers", *path.split("/")), names, lay, stacked=1, part=part)
 

@@ -157,7 +157,7 @@ def _tensors(values: Any, start: int, size: int) -> dict[str, Tensor]:
     reached, last = start, "the header"
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
         if tensor.start != reached:
-            how = "overlaps" if tensor.start < reached else "leaves a gap behind"
+            how = "overlaps" if tensor.start < reached else "leaves a gap after"
             raise UserError(f"tensor {name}: data_offsets: {how} {last}")
         reached, last = tensor.stop, f"tensor {name}"
     if reached != size:

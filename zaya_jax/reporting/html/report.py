@@ -24,12 +24,12 @@ GLOSSARY = {
         "forward. Autoregressive decoding has T = 1. T depends on temperature, block size and anchors."
     ),
     "block size": "Slots of a draft block (B). A forward verifies up to B tokens and yields between 1 and B.",
-    "rows per forward": (
+    "query tokens per forward": (
         "Token rows one forward computes for a sequence: 1 when autoregressive, B (B + 1) when a block is drafted "
-        "behind every possible outcome."
+        "after every possible outcome."
     ),
     "anchors": (
-        "Behind which numbers of accepted tokens a next block is drafted; all = behind every one of 1 .. B. Fewer "
+        "After which numbers of accepted tokens a next block is drafted; all = after every one of 1 .. B. Fewer "
         "anchors mean fewer rows and somewhat fewer tokens per forward, never another distribution."
     ),
     "wall-clock ratio": "The arm's tokens per second over autoregressive's at the same temperature; below 1 is slower.",
@@ -157,7 +157,7 @@ def _sampling_table(run: Run) -> str:
     names = dict(zip(map(id, rows), style.series_labels(rows), strict=True))
     rows = sorted(rows, key=lambda r: r["temperature"] or 0)
     head = (
-        "temperature", "arm", "tokens per forward (T)", "rows per forward", "wall-clock ratio", "tokens / s",
+        "temperature", "arm", "tokens per forward (T)", "query tokens per forward", "wall-clock ratio", "tokens / s",
         "accuracy", "95% interval", "same tokens as greedy AR", "log-probability under AR (nats / token)",
     )  # fmt: skip
     shown = len(head) if any(r["ar_log_probability"] is not None for r in rows) else -1
@@ -307,7 +307,7 @@ def _visible(text: str) -> str:
 
 
 def _files(run: Run) -> str:
-    """The files behind the page, and what one may type next."""
+    """The files after the page, and what one may type next."""
     links = [
         f'<a href="{name}">{name}</a>'
         for name in (RESULTS, METRICS, SAMPLES, ENVIRONMENT, "config.json")

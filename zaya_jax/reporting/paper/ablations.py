@@ -1,4 +1,4 @@
-"""Figures of sweeps that compare trained models: masking, block size, and the CCA-blind negative control.
+"""Figures of sweeps that compare trained models: masking, block size, and the negative control, a layout-unaware CCA.
 
 Each takes the rows of its sweeps and gives a `Drawn`, or raises `MissingData` with the rows it lacks.
 """
@@ -36,7 +36,7 @@ from zaya_jax.reporting.results import Row
 MASKING, SUCCESSION = "convert.objective.masking", "model.succession"
 MASKING_COLOURS = {"full": style.BLUE, "random": style.VERMILION}
 SUCCESSION_COLOURS = {"text": style.BLUE, "row": style.VERMILION}
-SUCCESSION_NAMES = {"text": "CCA along the text", "row": "CCA-blind: along the rows (negative control)"}
+SUCCESSION_NAMES = {"text": "CCA along the text", "row": "layout-unaware: along the row (negative control)"}
 SECOND = "block_size sweep"
 SLOTS = "draft_accuracy_by_slot"
 
@@ -117,7 +117,7 @@ def block_size(study: Sequence[Row], sweep: Sequence[Row] = ()) -> Drawn:
 
 
 def negative_control(rows: Sequence[Row]) -> Drawn:
-    """CCA along the text against CCA-blind rows: the AR loss they share, the T they do not, drafts by slot."""
+    """CCA along the text against layout-unaware CCA: the AR loss they share, the T they do not, drafts by slot."""
     likelihood = [r for r in pick(rows, "likelihood", ("ar_loss",), model="convert") if _is_cca(r)]
     lossless = pick(with_same_anchors(rows), "sampling", ("tokens_per_forward",), arm="lossless")
     lossless = [row for row in lossless if _is_cca(row)]
@@ -158,7 +158,7 @@ def _control_title(loss: dict[str, list[Row]], speed: dict[str, list[Row]]) -> s
                 blind, seeing = (f"{np.mean(values[name]):.{digits}f}" for name in ("row", "text"))
                 parts.append(f"{what} {blind} against {seeing}".replace(" ", "\N{NO-BREAK SPACE}"))
         told.append(f"{task.replace('_', ' ')} {', '.join(parts)}")
-    return f"CCA-blind against CCA along the text, temperature {coldest:g}: {'; '.join(told)}"
+    return f"Layout-unaware CCA against CCA along the text, temperature {coldest:g}: {'; '.join(told)}"
 
 
 def _is_cca(row: Row) -> bool:

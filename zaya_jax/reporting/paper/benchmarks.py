@@ -113,10 +113,12 @@ def anchors(samplers: dict[str, Any]) -> Drawn:
     three = [r["tokens_per_forward"] / _all_anchors(rows, r["temperature"]) for r in rows if r["anchors"] == 3]
     kept = f": three keep {100 * min(three):.0f}% of all anchors' tokens per forward" if three else ""
     figure = new_figure(
-        f"Behind how many accept lengths to draft{kept}",
+        f"After how many accepted lengths to draft{kept}",
         _footer(samplers, rows[0], f"block size {block:g}", "lossless", "temperature 0 / 1"), width=10.5, height=5.2,
     )  # fmt: skip
-    axis = style.tidy(figure.subplots(), "", "anchors K (rows per forward: block size x (K + 1))", "tokens per forward")
+    axis = style.tidy(
+        figure.subplots(), "", "anchors K (query tokens per forward: block size x (K + 1))", "tokens per forward"
+    )
     for temperature in sorted({row["temperature"] for row in rows}):
         here = sorted((r for r in rows if r["temperature"] == temperature), key=lambda r: r["anchors"])
         colour = TEMPERATURE_COLOURS.get(temperature, style.GREEN)
@@ -231,11 +233,11 @@ def _cost_lines(axis: Axes, row: dict[str, Any]) -> None:
 
 
 def _all_anchors(rows: list[dict], temperature: float) -> float:
-    """Tokens per forward with an anchor behind every accept length."""
+    """Tokens per forward with an anchor after every accepted length."""
     for row in rows:
         if row["anchors"] == row["block_size"] and row["temperature"] == temperature:
             return row["tokens_per_forward"]
-    raise MissingData(f"anchors: a row with an anchor at every accept length at temperature {temperature:g}")
+    raise MissingData(f"anchors: a row with an anchor at every accepted length at temperature {temperature:g}")
 
 
 def _strategies_caption(samplers: dict[str, Any], by: dict, names: Sequence[str]) -> str:
@@ -286,7 +288,7 @@ def _free_slots_caption(panels: list[tuple[str, dict]]) -> str:
 
 def _anchors_caption(rows: list[dict], flat: dict[float, dict[int, float]]) -> str:
     lines = [
-        "Tokens per forward (T) against the number K of accept lengths behind which the next block is drafted. "
+        "Tokens per forward (T) against the number K of accepted lengths after which the next block is drafted. "
         "Measured: lossless single_pass; the list of each K was chosen on validation problems, T is of test problems."
     ]
     for row in rows:

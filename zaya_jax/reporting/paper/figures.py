@@ -115,7 +115,7 @@ FIGURES: Mapping[str, PaperFigure] = {
     "roofline": PaperFigure("proposals a forward against hardware (Zyphra); published peaks, no file", (), roofline),
     "anchors": PaperFigure("expected and measured T against anchors", (_SAMPLERS,), anchors),
     "negative_control": PaperFigure(
-        "CCA-blind against CCA along the text: AR loss and T", (_sweep("architecture"),), negative_control
+        "layout-unaware CCA against CCA along the text: AR loss and T", (_sweep("architecture"),), negative_control
     ),
 }
 

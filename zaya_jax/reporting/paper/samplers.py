@@ -280,7 +280,7 @@ def _speedup_caption(groups: dict[str, list[Row]], block: float) -> str:
                 f"{min(clocks):.2f} to {max(clocks):.2f}x ({len(clocks)} runs)")  # fmt: skip
             clock = "" if arm == "autoregressive" else f", clock {clock}"
             values = f"T {_mean(here, arm, 'tokens_per_forward'):.2f}{clock}"
-            told.append(f"{ARM_NAMES[arm]} {values}, rows per forward {_list(rows)}")
+            told.append(f"{ARM_NAMES[arm]} {values}, query tokens per forward {_list(rows)}")
         lines.append(f"{name.replace(chr(10), ', ')}: " + "; ".join(told) + ".")
     if not all(map(_clocked, groups.values())):
         lines.append(

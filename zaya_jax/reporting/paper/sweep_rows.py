@@ -40,7 +40,7 @@ def pick(rows: Iterable[Row], kind: str, having: Sequence[str] = (), **equal: An
 
 
 def anchor_count(row: Row) -> int | None:
-    """Accept lengths behind which a row's sampler drafted; None where it does not draft and verify at once."""
+    """Accepted lengths after which a row's sampler drafted; None where it does not draft and verify at once."""
     if row["anchors"] is None:
         return None
     return int(row["block_size"]) if row["anchors"] == "all" else len(row["anchors"].split())

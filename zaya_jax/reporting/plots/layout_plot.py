@@ -13,7 +13,7 @@ from zaya_jax.reporting.paper.marks import legend_below, new_figure
 from zaya_jax.reporting.plots import style
 from zaya_jax.reporting.results import Run
 
-BLOCK, ROW, CACHED = 4, 8, 4  # drawn small, whatever the run used: 8 clean tokens, or 4 drafts behind 4 cached tokens
+BLOCK, ROW, CACHED = 4, 8, 4  # drawn small, whatever the run used: 8 clean tokens, or 4 drafts after 4 cached tokens
 HIDDEN, CLEAN, OWN = 0, 1, 2
 COLOURS = ("#f3f5f8", style.BLUE, style.ORANGE)
 
@@ -29,7 +29,7 @@ def layout_picture(run: Run) -> Figure:
     step = Layout.verify_and_draft(
         jnp.zeros((1, BLOCK), jnp.int32), start=CACHED, anchors=tuple(range(1, BLOCK + 1)), block_size=BLOCK
     )
-    draw_visibility(right, step, cached=CACHED, title=f"Sampling: verify {BLOCK}, draft behind each outcome")
+    draw_visibility(right, step, cached=CACHED, title=f"Sampling: verify {BLOCK}, draft after each outcome")
     names = ("hidden", "clean token (or cache)", "own draft block")
     patches = [Patch(facecolor=c, edgecolor=style.RULE, label=n) for c, n in zip(COLOURS, names, strict=True)]
     legend_below(figure, patches[1:] + patches[:1])

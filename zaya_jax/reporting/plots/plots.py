@@ -54,7 +54,7 @@ CAPTIONS = {
 
 # What a reader who cannot see a figure is told that it shows; the caption says what to make of it.
 DESCRIPTIONS = {
-    "tokens_per_forward": "Four bar charts by temperature and sampler: tokens per forward, rows per forward, "
+    "tokens_per_forward": "Four bar charts by temperature and sampler: tokens per forward, query tokens per forward, "
     "wall-clock ratio, accuracy. The table under Sampling holds the numbers.",
     "forward_cost": "Line chart: what a forward costs over a one-row forward, by its number of token rows.",
     "training_curves": "Line charts of the training and validation losses of each phase by clean tokens.",

@@ -12,7 +12,7 @@ from zaya_jax.reporting.results import Row, Run
 
 
 def tokens_per_forward(run: Run) -> Figure | None:
-    """Tokens per forward, rows per forward, wall-clock ratio and accuracy of every arm: T is never shown alone."""
+    """T, query tokens per forward, wall-clock ratio and accuracy of every sampler: T is never shown alone."""
     rows = [r for r in run.rows("sampling") if r["tokens_per_forward"] is not None and r["temperature"] is not None]
     if not rows:
         return None

@@ -11,7 +11,7 @@ from zaya_jax.reporting.results import Run
 
 
 def training_curves(run: Run) -> Figure | None:
-    """AR loss of every phase behind the one it starts from, and the draft loss beside it; None without metrics."""
+    """AR loss of every phase after the one it starts from, and the draft loss beside it; None without metrics."""
     stages = [stage for stage in run.phases if run.stage(stage, "ar_loss")]
     if not stages:
         return None
@@ -23,7 +23,7 @@ def training_curves(run: Run) -> Figure | None:
     style.tidy(axes[0], "Autoregressive loss", f"{unit} ({_order(run, stages)})", "nats per token")
     _loss_curves(axes[0], run, "ar_loss")
     if drafts:
-        style.tidy(axes[1], f"Draft loss, all slots ({', '.join(drafting)})", unit, "nats per draft slot")
+        style.tidy(axes[1], f"Draft loss, all slots ({', '.join(drafting)})", unit, "nats per mask token")
         _loss_curves(axes[1], run, "draft_loss")
     for axis in axes:
         axis.set_yscale("log")

@@ -34,12 +34,13 @@ class Noise(Protocol):
     """What a sampling step asks for; tests answer with forced outcomes instead."""
 
     def draw(
-        self, purpose: Purpose, position: Array, law: Array, warm: Array, again: Array | None = None
+        self, purpose: Purpose, position: Array, distribution: Array, warm: Array, again: Array | None = None
     ) -> Array:  # fmt: skip
-        """A token from each (unnormalised) log law [batch, ..., vocab]; position and result int32 [batch, ...].
+        """A token from each (unnormalised) log distribution [batch, ..., vocab]; position and result int32 [batch,
+        ...].
 
-        Where `warm` (bool []) is False, every law holds one token alone, and no randomness is needed. `again` (int32
-        [batch, ...]) numbers the drawings of one position whose noise must not be the same.
+        Where `warm` (bool []) is False, every distribution holds one token alone, and no randomness is needed. `again`
+        (int32 [batch, ...]) numbers the drawings of one position whose noise must not be the same.
         """
         ...
 
@@ -54,15 +55,17 @@ class KeyedNoise(struct.PyTreeNode):
     keys: Array  # key array [batch]
 
     def draw(
-        self, purpose: Purpose, position: Array, law: Array, warm: Array, again: Array | None = None
+        self, purpose: Purpose, position: Array, distribution: Array, warm: Array, again: Array | None = None
     ) -> Array:  # fmt: skip
         """By Gumbel-max."""
 
-        def shaken(law: Array) -> Array:
-            gumbel = lambda key: jax.random.gumbel(key, law.shape[-1:], law.dtype)  # noqa: E731
-            return law + self._each(purpose, position, gumbel, again)
+        def shaken(distribution: Array) -> Array:
+            gumbel = lambda key: jax.random.gumbel(key, distribution.shape[-1:], distribution.dtype)  # noqa: E731
+            return distribution + self._each(purpose, position, gumbel, again)
 
-        return jnp.argmax(jax.lax.cond(warm, shaken, lambda law: law, law), axis=-1).astype(jnp.int32)
+        return jnp.argmax(jax.lax.cond(warm, shaken, lambda distribution: distribution, distribution), axis=-1).astype(
+            jnp.int32
+        )
 
     def accept(self, position: Array, log_probability: Array) -> Array:
         tiny = jnp.finfo(log_probability.dtype).tiny  # u in (0, 1): what has probability 0 never happens

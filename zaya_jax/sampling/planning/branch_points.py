@@ -1,12 +1,12 @@
-"""Which accept lengths deserve a drafted block: tokens per forward of a list of anchors, and the best list of K.
+"""Which accepted lengths deserve a drafted block: tokens per forward of a list of anchors, and the best list of K.
 
-A step of single_pass accepts k of the block's tokens. The next block is drafted behind the nearest anchor a <= k and
+A step of single_pass accepts k of the block's tokens. The next block is drafted after the nearest anchor a <= k and
 its first k - a slots lie in the past: k - a is how *late* the block is (docs/method.md#branch-points). What a list of
-anchors yields is foretold from either of two measurements, both with an anchor behind every accept length:
+anchors yields is foretold from either of two measurements, both with an anchor after every accepted length:
 
 * the runs themselves: where drafting stopped belongs to the text (a digit that cannot be foreseen), so a list of
   anchors is replayed over the same texts; a late block stops there too, or earlier, at its own end;
-* an acceptance curve, one rate a slot: accept lengths are then a Markov chain over lateness. It knows nothing of the
+* an acceptance curve, one rate a slot: accepted lengths are then a Markov chain over lateness. It knows nothing of the
   text, so prefer the runs where they are at hand.
 """
 
@@ -83,13 +83,13 @@ def expected_tokens(acceptance: Acceptance, block_size: int, anchors: Sequence[i
     Args:
       acceptance: a curve or runs, measured with a block at least as large and an anchor everywhere.
       block_size: tokens verified a forward.
-      anchors: increasing accept lengths in 1 .. block_size; none means one token a forward.
+      anchors: increasing accepted lengths in 1 .. block_size; none means one token a forward.
     """
     return float(_judge(acceptance, block_size)(np.array([list(anchors)], int).reshape(1, -1))[0])
 
 
 def best_anchors(acceptance: Acceptance, block_size: int, budget: int) -> tuple[int, ...]:
-    """The `budget` anchors that yield most tokens per forward; among equals, the lowest accept lengths.
+    """The `budget` anchors that yield most tokens per forward; among equals, the lowest accepted lengths.
 
     All lists are compared up to EXACT_LIMIT; beyond, the best anchor is added `budget` times.
     """
@@ -122,9 +122,10 @@ def _first_best(tokens: np.ndarray) -> int:
 
 
 def _lateness(block_size: int, lists: np.ndarray) -> np.ndarray:
-    """How late the next block is behind accept lengths 1 .. block_size, int [lists, block_size].
+    """How late the next block is after accepted lengths 1 .. block_size, int [lists, block_size].
 
-    The accept length minus the nearest anchor at or below it; block_size - 1 (nothing is drafted) where there is none.
+    The accepted length minus the nearest anchor at or below it; block_size - 1 (nothing is drafted) where there is
+    none.
     """
     lengths = np.arange(1, block_size + 1)
     late = np.full((len(lists), block_size), block_size - 1)
@@ -137,10 +138,10 @@ def _replay(runs: Sequence[Sequence[int]], block_size: int, lists: np.ndarray) -
     """Tokens per forward of each list over the runs' texts, stopping where they stopped and at every block's end."""
     ends = [np.cumsum(run) for run in runs if sum(run)]
     length = np.array([end[-1] for end in ends])
-    following = np.zeros((len(ends), length.max()), int)  # the next stop behind each position
+    following = np.zeros((len(ends), length.max()), int)  # the next stop after each position
     for row, end in zip(following, ends, strict=True):
         row[: end[-1]] = np.repeat(end, np.diff(end, prepend=0))
-    late_behind = _lateness(block_size, lists)
+    late_after = _lateness(block_size, lists)
     position = np.broadcast_to(np.array([end[0] for end in ends]), (len(lists), len(ends)))  # the prefill's token
     late, forwards = np.zeros_like(position), np.ones_like(position)
     row = np.arange(len(ends))
@@ -149,29 +150,31 @@ def _replay(runs: Sequence[Sequence[int]], block_size: int, lists: np.ndarray) -
         accepted = np.clip(stop - position, 1, block_size - late)
         position = position + np.where(going, accepted, 0)
         forwards = forwards + going
-        late = np.take_along_axis(late_behind, accepted - 1, axis=1)
+        late = np.take_along_axis(late_after, accepted - 1, axis=1)
     return length.sum() / forwards.sum(axis=1)
 
 
 def _long_run(acceptance: Sequence[float], block_size: int, lists: np.ndarray) -> np.ndarray:
-    """Stationary mean accept length for each list of anchors, float64 [lists]."""
+    """Stationary mean accepted length for each list of anchors, float64 [lists]."""
     size, count = block_size, len(lists)
-    # law[s, k - 1]: probability of accept length k when the block is s slots late (s = size - 1: nothing is drafted).
-    law = np.zeros((size, size))
+    # distribution[s, k - 1]: probability of accepted length k when the block is s slots late (s = size - 1: nothing is
+    # drafted).
+    distribution = np.zeros((size, size))
     for late in range(size):
         alive = 1.0
         for k in range(1, size - late):
             rate = acceptance[late + k - 1]
-            law[late, k - 1] = alive * (1 - rate)
+            distribution[late, k - 1] = alive * (1 - rate)
             alive *= rate
-        law[late, size - late - 1] = alive
+        distribution[late, size - late - 1] = alive
     late = _lateness(size, lists)
     move = np.zeros((count, size, size))  # lateness -> lateness
     for k in range(size):
-        move[np.arange(count), :, late[:, k]] += law[:, k]
+        move[np.arange(count), :, late[:, k]] += distribution[:, k]
     # Where the chain is after 2 ** 20 lazy steps from a block that is not late. Lazy, so that no period remains; and
-    # powers, since without an anchor at 1 "nothing drafted" is never left and the stationary law is not unique.
+    # powers, since without an anchor at 1 "nothing drafted" is never left and the stationary distribution is not
+    # unique.
     after = (move + np.eye(size)) / 2
     for _ in range(20):
         after = after @ after
-    return (after[:, 0] @ law) @ np.arange(1, size + 1)
+    return (after[:, 0] @ distribution) @ np.arange(1, size + 1)

@@ -11,7 +11,7 @@ import numpy as np
 from zaya_jax.architecture import Zaya, init_cache
 from zaya_jax.sampling.config import SamplerConfig
 from zaya_jax.sampling.core.random_streams import KeyedNoise, row_keys
-from zaya_jax.sampling.options import knobs_of
+from zaya_jax.sampling.options import options_of
 from zaya_jax.sampling.strategies.base import Drafted, Plan, Progress, Setup
 from zaya_jax.sampling.strategies.single_pass import Proposal, step
 from zaya_jax.timing import medians
@@ -70,8 +70,8 @@ def _prepare(model: Zaya, variables: Any, plan: Plan, batch: int, context: int, 
     idle = jnp.zeros((batch,), bool)  # nothing is committed: the context stays as long as it is
 
     @jax.jit
-    def loop(variables, proposal, cache, keys, knobs):
-        setup = Setup(model, variables, plan, knobs, KeyedNoise(keys))
+    def loop(variables, proposal, cache, keys, options):
+        setup = Setup(model, variables, plan, options, KeyedNoise(keys))
 
         def body(i, carry):
             proposal, cache = carry
@@ -82,4 +82,4 @@ def _prepare(model: Zaya, variables: Any, plan: Plan, batch: int, context: int, 
 
         return jax.lax.fori_loop(0, steps, body, (proposal, cache))
 
-    return functools.partial(loop, variables, proposal, cache, row_keys(0, batch), knobs_of(SamplerConfig()))
+    return functools.partial(loop, variables, proposal, cache, row_keys(0, batch), options_of(SamplerConfig()))

@@ -1,4 +1,4 @@
-"""The ways of decoding a block: each is one jitted step behind one interface (base).
+"""The ways of decoding a block: each is one jitted step after one interface (base).
 
 Imports zaya_jax.architecture and sampling.core.
 """

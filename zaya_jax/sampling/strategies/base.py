@@ -1,4 +1,4 @@
-"""What the ways of decoding share: their static and run-time settings, the target's law, verification.
+"""What the ways of decoding share: their static and run-time settings, the target's distribution, verification.
 
 A method is four functions (`Method`): `read` runs the prompt, `begin` decides the first token from what was read,
 `step` makes one step, `drafts` shows what is proposed but not verified. The loop around them (`loop.py`) knows nothing
@@ -13,7 +13,14 @@ import jax.numpy as jnp
 from flax import struct
 
 from zaya_jax.architecture import Cache, Layout, Zaya
-from zaya_jax.sampling.core.distributions import Warp, at_token, log_acceptance, log_law, log_residual, penalise
+from zaya_jax.sampling.core.distributions import (
+    LogitsProcessing,
+    at_token,
+    log_acceptance,
+    log_distribution,
+    log_residual,
+    penalise,
+)
 from zaya_jax.sampling.core.random_streams import Noise, Purpose
 from zaya_jax.sampling.core.targets import Target, find_target
 
@@ -29,11 +36,11 @@ class Plan(NamedTuple):
     target: str  # of `zaya_jax.sampling.core.targets`
 
 
-class Knobs(NamedTuple):
+class Options(NamedTuple):
     """The run-time part, scalars; changing them compiles nothing."""
 
-    warp: Warp  # of the target
-    draft_warp: Warp
+    processing: LogitsProcessing  # of the target
+    draft_processing: LogitsProcessing
     beta: Array
     repetition_penalty: Array
     min_new_tokens: Array  # int32
@@ -53,7 +60,7 @@ class Setup(NamedTuple):
     model: Zaya
     variables: Any
     plan: Plan
-    knobs: Knobs
+    options: Options
     noise: Noise
 
     @property
@@ -71,7 +78,7 @@ class Setup(NamedTuple):
 
 
 class Progress(struct.PyTreeNode):
-    """What the target's law may depend on besides the text's hidden states."""
+    """What the target's distribution may depend on besides the text's hidden states."""
 
     count: Array  # int32 [batch]: new tokens so far
     seen: Array  # bool [batch, vocab]: tokens of the prompt and the new ones
@@ -87,7 +94,7 @@ class Outcome(NamedTuple):
 
 
 class Drafted(struct.PyTreeNode):
-    """Drafts of the positions behind a settled token."""
+    """Drafts of the positions after a pending token."""
 
     tokens: Array  # int32 [batch, drafts]
     logits: Array  # [batch, drafts, vocab]: what drew them
@@ -95,10 +102,10 @@ class Drafted(struct.PyTreeNode):
 
 
 class Verdict(NamedTuple):
-    """What verification found out about a settled token's drafts."""
+    """What verification found out about a pending token's drafts."""
 
     accepted: Array  # int32 [batch], 0 .. drafts: drafts that are now text
-    settled: Array  # int32 [batch]: the token behind them
+    settled: Array  # int32 [batch]: the token after them
     outcome: Outcome  # drafts[:accepted], then settled
 
 
@@ -117,8 +124,8 @@ class Method(NamedTuple):
     forwards: int = 1  # in a step
 
 
-def target_law(setup: Setup, logits: Array, following: Array, progress: Progress) -> Array:
-    """The target's law at consecutive positions.
+def target_distribution(setup: Setup, logits: Array, following: Array, progress: Progress) -> Array:
+    """The target's distribution at consecutive positions.
 
     Args:
       logits: [batch, n, vocab], of the next new token and the n - 1 after it.
@@ -128,26 +135,28 @@ def target_law(setup: Setup, logits: Array, following: Array, progress: Progress
     Returns:
       log-probabilities [batch, n, vocab], at least float32.
     """
-    knobs = setup.knobs
+    options = setup.options
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
     def edit(logits: Array) -> Array:
         batch, n, vocab = logits.shape
         added = jnp.cumsum(jax.nn.one_hot(following, vocab, dtype=jnp.int32), axis=1) > 0
         added = jnp.concatenate([jnp.zeros((batch, 1, vocab), bool), added], axis=1)
-        logits = penalise(logits, progress.seen[:, None] | added, knobs.repetition_penalty)
-        early = progress.count[:, None] + jnp.arange(n) < knobs.min_new_tokens
-        stops = (jnp.arange(vocab)[:, None] == knobs.stop).any(-1)
+        logits = penalise(logits, progress.seen[:, None] | added, options.repetition_penalty)
+        early = progress.count[:, None] + jnp.arange(n) < options.min_new_tokens
+        stops = (jnp.arange(vocab)[:, None] == options.stop).any(-1)
         return jnp.where(early[..., None] & stops, -jnp.inf, logits)
 
-    return log_law(jax.lax.cond(knobs.edits, edit, lambda logits: logits, logits), knobs.warp)
+    return log_distribution(jax.lax.cond(options.edits, edit, lambda logits: logits, logits), options.processing)
 
 
 def draft(setup: Setup, logits: Array, exists: Array, first: Array) -> Drafted:
     """Draws drafts of the positions first, first + 1, ... from logits [batch, drafts, vocab]; first int32 [batch]."""
     position = first[:, None] + jnp.arange(logits.shape[1], dtype=jnp.int32)
-    law = log_law(logits, setup.knobs.draft_warp)
-    return Drafted(setup.noise.draw(Purpose.DRAFT, position, law, setup.knobs.draft_warp.warm), logits, exists)
+    distribution = log_distribution(logits, setup.options.draft_processing)
+    return Drafted(
+        setup.noise.draw(Purpose.DRAFT, position, distribution, setup.options.draft_processing.warm), logits, exists
+    )
 
 
 def with_tested(setup: Setup, logits: Array, drafted: Drafted) -> Array:
@@ -158,7 +167,7 @@ def with_tested(setup: Setup, logits: Array, drafted: Drafted) -> Array:
     target = setup.target
     if target.combine is None or target.draft != "tested":
         return logits
-    tested = target.combine(logits[:, :-1], drafted.logits, setup.knobs.beta)
+    tested = target.combine(logits[:, :-1], drafted.logits, setup.options.beta)
     tested = jnp.where(drafted.exists[..., None], tested, logits[:, :-1])
     return jnp.concatenate([tested, logits[:, -1:].astype(tested.dtype)], axis=1)
 
@@ -168,36 +177,40 @@ def with_next(setup: Setup, logits: Array, slots: Array) -> Array:
 
     Args:
       logits: the AR ones.
-      slots: hidden states [batch, m, hidden_size] of draft slots, block by block; the first of each block is read,
+      slots: hidden states [batch, m, hidden_size] of mask tokens, block by block; the first of each block is read,
         and there are n blocks. For any other target they are not looked at, and the logits stay as they are.
     """
     target = setup.target
     if target.combine is None or target.draft != "next":
         return logits
-    return target.combine(logits, setup.head(slots[:, :: setup.plan.block_size]), setup.knobs.beta)
+    return target.combine(logits, setup.head(slots[:, :: setup.plan.block_size]), setup.options.beta)
 
 
 def verify(setup: Setup, logits: Array, drafted: Drafted, first: Array, progress: Progress) -> Verdict:
-    """Accepts a run of drafts and settles the token behind it (arXiv 2211.17192, algorithm 1).
+    """Accepts a run of drafts and settles the token after it (arXiv 2211.17192, algorithm 1).
 
     Args:
-      logits: the target's [batch, drafts + 1, vocab], at the drafts' positions and the one behind them.
+      logits: the target's [batch, drafts + 1, vocab], at the drafts' positions and the one after them.
       first: int32 [batch], position of the first draft.
       progress: before the first draft.
     """
     batch, n, vocab = logits.shape
-    log_p = target_law(setup, logits, drafted.tokens, progress)
-    log_q = jnp.where(drafted.exists[..., None], log_law(drafted.logits, setup.knobs.draft_warp), -jnp.inf)
+    log_p = target_distribution(setup, logits, drafted.tokens, progress)
+    log_q = jnp.where(
+        drafted.exists[..., None], log_distribution(drafted.logits, setup.options.draft_processing), -jnp.inf
+    )
     position = first[:, None] + jnp.arange(n - 1, dtype=jnp.int32)
     log_accept = jnp.where(drafted.exists, log_acceptance(log_p[:, :-1], log_q, drafted.tokens), -jnp.inf)
     survives = setup.noise.accept(position, log_accept)
     accepted = jnp.cumprod(survives, axis=1, dtype=jnp.int32).sum(axis=1, dtype=jnp.int32)
 
-    law = log_p[:, 0]
-    if n > 1:  # behind all drafts nothing was drafted: q = 0 there, and the residual is p itself
+    distribution = log_p[:, 0]
+    if n > 1:  # after all drafts nothing was drafted: q = 0 there, and the residual is p itself
         log_q = jnp.concatenate([log_q, jnp.full((batch, 1, vocab), -jnp.inf, log_q.dtype)], axis=1)
-        law = log_residual(*(jnp.take_along_axis(x, accepted[:, None, None], axis=1)[:, 0] for x in (log_p, log_q)))
-    settled = setup.noise.draw(Purpose.SETTLE, first + accepted, law, setup.knobs.warp.warm)
+        distribution = log_residual(
+            *(jnp.take_along_axis(x, accepted[:, None, None], axis=1)[:, 0] for x in (log_p, log_q))
+        )
+    settled = setup.noise.draw(Purpose.SETTLE, first + accepted, distribution, setup.options.processing.warm)
 
     last = jnp.arange(n, dtype=jnp.int32) == accepted[:, None]
     produced = jnp.where(last, settled[:, None], jnp.concatenate([drafted.tokens, settled[:, None]], axis=1))

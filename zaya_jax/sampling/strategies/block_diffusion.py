@@ -2,7 +2,7 @@
 
 Every forward reads [the finished block before ‖ the block being unmasked], so that one kind of forward both writes a
 finished block's keys and values and goes on with the next. Rows of a batch are at different stages: where the block
-before is committed already, its slots are padding. The law of what comes out is that of no language model.
+before is committed already, its slots are padding. The distribution of what comes out is that of no language model.
 
 A slot that stays hidden is drawn again by the next forward, with noise of its own: which tokens a slot shows must not
 depend on which of them its first noise happened to favour. The noise belongs to (row's key, position, number of the
@@ -28,12 +28,12 @@ class Canvas(struct.PyTreeNode):
     before: Array  # int32 [batch, block_size]: the finished block before it
     pending: Array  # int32 [batch]: how many of `before` are not in the cache yet (block_size or 0)
     tokens: Array  # int32 [batch, block_size], MASK where not revealed
-    log_law: Array  # [batch, block_size]: of each revealed token, under the law that drew it
+    log_distribution: Array  # [batch, block_size]: of each revealed token, under the distribution that drew it
     forwards: Array  # int32 [batch]: that have drawn this block's slots
 
 
 def read(setup: Setup, tokens: Array, count: Array, cache: Cache) -> tuple[Array, Cache]:
-    """Reads prompts and a block of MASK behind them; returns the block's logits, and the cache with the prompts."""
+    """Reads prompts and a block of MASK after them; returns the block's logits, and the cache with the prompts."""
     layout = Layout.verify_and_draft(tokens, cache.length, count[:, None], setup.plan.block_size, count)
     hidden, cache = setup.forward(layout, cache)
     return setup.head(hidden[:, layout.clean_size :]), cache.commit(count)
@@ -43,8 +43,8 @@ def begin(setup: Setup, logits: Array, cache: Cache, progress: Progress) -> tupl
     """Reveals the first slots."""
     batch, size, _ = logits.shape
     none = jnp.zeros((batch, size), jnp.int32)
-    log_law = jnp.zeros((batch, size), jnp.promote_types(logits.dtype, jnp.float32))
-    empty = Canvas(none, none[:, 0], none + MASK, log_law, none[:, 0])
+    log_distribution = jnp.zeros((batch, size), jnp.promote_types(logits.dtype, jnp.float32))
+    empty = Canvas(none, none[:, 0], none + MASK, log_distribution, none[:, 0])
     return _reveal(setup, logits, empty, cache.length)
 
 
@@ -63,19 +63,19 @@ def _reveal(setup: Setup, logits: Array, canvas: Canvas, first: Array) -> tuple[
     """Draws every hidden slot, keeps some; a block that is whole is produced and the next one begins."""
     size = setup.plan.block_size
     position = first[:, None] + jnp.arange(size, dtype=jnp.int32)
-    law = distributions.log_law(logits, setup.knobs.warp)
+    distribution = distributions.log_distribution(logits, setup.options.processing)
     again = jnp.broadcast_to(canvas.forwards[:, None], position.shape)
-    drawn = setup.noise.draw(Purpose.DRAFT, position, law, setup.knobs.warp.warm, again)
+    drawn = setup.noise.draw(Purpose.DRAFT, position, distribution, setup.options.processing.warm, again)
     chosen = _chosen(setup, logits, drawn, canvas.tokens == MASK)
     tokens = jnp.where(chosen, drawn, canvas.tokens)
-    log_of = jnp.where(chosen, at_token(law, drawn), canvas.log_law)
+    log_of = jnp.where(chosen, at_token(distribution, drawn), canvas.log_distribution)
     whole = (tokens != MASK).all(axis=1)
     outcome = Outcome(tokens, log_of, jnp.where(whole, size, 0).astype(jnp.int32), is_healthy(logits))
     return outcome, Canvas(
         before=jnp.where(whole[:, None], tokens, canvas.before),
         pending=outcome.amount,
         tokens=jnp.where(whole[:, None], MASK, tokens),
-        log_law=log_of,
+        log_distribution=log_of,
         forwards=jnp.where(whole, 0, canvas.forwards + 1),
     )
 
@@ -84,10 +84,10 @@ def _chosen(setup: Setup, logits: Array, drawn: Array, hidden: Array) -> Array:
     """Which hidden slots show their token now, bool [batch, block_size]; at least one if any is hidden."""
     reveal = setup.target.reveal
     assert reveal is not None  # a target of this mode
-    order, sure = reveal(logits, drawn, setup.knobs.threshold)
+    order, sure = reveal(logits, drawn, setup.options.threshold)
     order = jnp.where(hidden, order, -jnp.inf)
     rank = jnp.argsort(jnp.argsort(-order, axis=1), axis=1)
-    return hidden & (sure | (rank < setup.knobs.reveal))
+    return hidden & (sure | (rank < setup.options.reveal))
 
 
 BLOCK_DIFFUSION = Method(read, begin, step, lambda canvas: (canvas.tokens, canvas.tokens != MASK))

@@ -1,8 +1,8 @@
 """Verify the block, settle the next token and draft the next block, in one forward (TiDAR; docs/method.md#one-step).
 
-Between steps L tokens are committed in the cache; one more is settled (its law was known a step earlier) and behind it
-stand drafts, drawn from stored logits. A forward reads [settled, drafts ‖ a block behind each anchor]. Autoregressive
-decoding is the same step with a block of one and nothing drafted.
+Between steps L tokens are committed in the cache; one more is settled (its distribution was known a step earlier) and
+after it stand drafts, drawn from stored logits. A forward reads [settled, drafts ‖ a block after each anchor].
+Autoregressive decoding is the same step with a block of one and nothing drafted.
 """
 
 import jax
@@ -23,7 +23,7 @@ from zaya_jax.sampling.strategies.base import (  # fmt: skip
     Setup,
     draft,
     is_healthy,
-    target_law,
+    target_distribution,
     verify,
     with_next,
     with_tested,
@@ -45,7 +45,7 @@ class Proposal(struct.PyTreeNode):
 
 
 def read(setup: Setup, tokens: Array, count: Array, cache: Cache) -> tuple[tuple[Array, Array], Cache]:
-    """Reads prompts and drafts behind them.
+    """Reads prompts and drafts after them.
 
     Args:
       tokens: int32 [prompts, width], right-padded.
@@ -53,8 +53,8 @@ def read(setup: Setup, tokens: Array, count: Array, cache: Cache) -> tuple[tuple
       cache: empty, or what an earlier turn committed.
 
     Returns:
-      ((the target's logits behind the prompt [prompts, 1, vocab], the draft slots' hidden states), cache with the
-      prompt committed). A block is drafted behind the prompt whatever the anchors are, unless there are none.
+      ((the target's logits after the prompt [prompts, 1, vocab], the mask tokens' hidden states), cache with the
+      prompt committed). A block is drafted after the prompt whatever the anchors are, unless there are none.
     """
     plan = setup.plan
     anchors = count[:, None] if plan.anchors else None
@@ -76,11 +76,11 @@ def begin(setup: Setup, readout: tuple[Array, Array], cache: Cache, progress: Pr
 
 
 def settle_first(setup: Setup, logits: Array, cache: Cache, progress: Progress) -> tuple[Outcome, Array]:
-    """The first new token from the target's logits behind the prompt [batch, 1, vocab]."""
-    law = target_law(setup, logits, jnp.zeros((logits.shape[0], 0), jnp.int32), progress)[:, 0]
-    settled = setup.noise.draw(Purpose.SETTLE, cache.length, law, setup.knobs.warp.warm)
+    """The first new token from the target's logits after the prompt [batch, 1, vocab]."""
+    distribution = target_distribution(setup, logits, jnp.zeros((logits.shape[0], 0), jnp.int32), progress)[:, 0]
+    settled = setup.noise.draw(Purpose.SETTLE, cache.length, distribution, setup.options.processing.warm)
     one = jnp.ones_like(settled)
-    return Outcome(settled[:, None], at_token(law, settled)[:, None], one, is_healthy(logits)), settled
+    return Outcome(settled[:, None], at_token(distribution, settled)[:, None], one, is_healthy(logits)), settled
 
 
 def step(setup: Setup, proposal: Proposal, cache: Cache, active: Array, progress: Progress) -> tuple[Outcome, Follow]:
@@ -93,7 +93,7 @@ def step(setup: Setup, proposal: Proposal, cache: Cache, active: Array, progress
     verdict = verify(setup, logits, proposal.drafted, cache.length + 1, progress)
 
     def follow(active: Array, kept: Array) -> tuple[Proposal, Cache]:
-        # The settled token before the block was kept a step ago, the one behind it is not in the forward.
+        # The pending token before the block was kept a step ago, the one after it is not in the forward.
         committed = pending.commit(jnp.where(active, jnp.minimum(verdict.accepted, kept) + 1, 0))
         row, exists = _next_slots(verdict.accepted + 1, plan)
         slots = jnp.take_along_axis(hidden, row[:, :, None], axis=1)
@@ -105,7 +105,7 @@ def step(setup: Setup, proposal: Proposal, cache: Cache, active: Array, progress
 def _next_slots(accepted: Array, plan: Plan) -> tuple[Array, Array]:
     """Rows of the forward that drafted the next block's slots 1 .. block_size - 1, and whether there was such a row.
 
-    `accepted` (1 .. block_size) counts the settled token. Behind an accept length without an anchor of its own, the
+    `accepted` (1 .. block_size) counts the pending token. After an accepted length without an anchor of its own, the
     nearest lower anchor's block already covers the next positions with its later slots; the last ones are then missing.
     Both int32/bool [batch, block_size - 1].
     """

@@ -1,8 +1,8 @@
 """Draft in one forward, verify in the next (docs/method.md#one-step).
 
-The drafting forward reads [settled token ‖ one block behind it]: unlike in single_pass the drafts know the settled
-token, and the block's every slot is a draft. It also yields the law behind the settled token, so the verifying forward
-reads the drafts alone.
+The drafting forward reads [pending token ‖ one block after it]: unlike in single_pass the drafts know the settled
+token, and the block's every slot is a draft. It also yields the distribution after the pending token, so the verifying
+forward reads the drafts alone.
 """
 
 import jax
@@ -21,7 +21,7 @@ def begin(setup: Setup, readout: tuple[Array, Array], cache: Cache, progress: Pr
 
 
 def step(setup: Setup, settled: Array, cache: Cache, active: Array, progress: Progress) -> tuple[Outcome, Follow]:
-    """Two forwards: the first commits the settled token; `follow` commits the drafts that were kept."""
+    """Two forwards: the first commits the pending token; `follow` commits the drafts that were kept."""
     size = setup.plan.block_size
     hidden, pending = setup.forward(Layout.verify_and_draft(settled[:, None], cache.length, (1,), size), cache)
     cache = pending.commit(active.astype(jnp.int32))

@@ -16,7 +16,7 @@ class Sink(Protocol):
     """Something that shows curves."""
 
     def rewind(self, stage: str, step: int) -> None:
-        """A stage starts, or goes on behind `step`."""
+        """A stage starts, or resumes after `step`."""
 
     def write(self, stage: str, step: int, metrics: dict[str, Any]) -> None:
         """Numbers and nested lists of them by name; None where a step has none."""
@@ -69,17 +69,17 @@ class TensorBoard:
     def __init__(self, directory: Path):
         self._directory = directory
         self._writers: dict[str, Any] = {}
-        self._behind: dict[str, int] = {}
+        self._after: dict[str, int] = {}
 
     def rewind(self, stage: str, step: int) -> None:
-        self._behind[stage] = step
+        self._after[stage] = step
 
     def write(self, stage: str, step: int, metrics: dict[str, Any]) -> None:
         if stage not in self._writers:
             from tensorboardX import SummaryWriter  # pyrefly: ignore[missing-import]
 
             # TensorBoard hides what files before this one say of these steps. Their names have a time in seconds,
-            purge = self._behind.get(stage.split("/")[0], 0) + 1
+            purge = self._after.get(stage.split("/")[0], 0) + 1
             # so a suffix keeps those of a quick restart apart, in order.
             self._writers[stage] = SummaryWriter(
                 str(self._directory / stage), purge_step=purge, filename_suffix=f".{purge:09}"

@@ -9,7 +9,7 @@ TRACED = 3  # steps that are
 
 
 class StepTrace:
-    """Traces steps WARM_UP + 1 .. WARM_UP + TRACED behind where a run starts, or as many of them as there are.
+    """Traces steps WARM_UP + 1 .. WARM_UP + TRACED after where a run starts, or as many of them as there are.
 
     The folder is TensorBoard's and xprof's: FOLDER/plugins/profile/DATE/*.xplane.pb. None traces nothing.
     """
@@ -23,8 +23,8 @@ class StepTrace:
             jax.profiler.start_trace(str(self._folder))
             self._on = True
 
-    def behind(self, step: int, result: jax.Array) -> None:
-        """Called behind a step, with an array that it makes: the trace waits for it, and only for the last one."""
+    def after(self, step: int, result: jax.Array) -> None:
+        """Called after a step, with an array that it makes: the trace waits for it, and only for the last one."""
         if self._on and step == self._first + TRACED - 1:
             jax.block_until_ready(result)
             self._stop()
