@@ -19,15 +19,16 @@ import sys
 import threading
 
 PRELOADED = ("ml_collections.config_flags", "tensorflow_datasets", "matplotlib.backends.backend_agg")
+DEFINES_FLAGS = "zaya_jax.command_line"
 OPTIONAL = ("lm_eval_adapter",)  # what imports an extra, which takes longer than all else
 
 
 def preload() -> None:
-    """Imports what commands do; only the commands themselves, which define flags, are left to them."""
+    """Imports what commands do; what defines flags is left to them."""
     import zaya_jax
 
-    packages = pkgutil.walk_packages(zaya_jax.__path__, "zaya_jax.")
-    for name in (*PRELOADED, *(found.name for found in packages if not found.name.endswith(OPTIONAL))):
+    names = [found.name for found in pkgutil.walk_packages(zaya_jax.__path__, "zaya_jax.")]
+    for name in (*PRELOADED, *(name for name in names if not name.endswith(OPTIONAL) and DEFINES_FLAGS not in name)):
         importlib.import_module(name)
     assert threading.active_count() == 1, threading.enumerate()
 

@@ -38,7 +38,7 @@ LOAD = """
 import json, re, sys, time
 import jax
 from zaya_jax import load_pretrained
-from zaya_jax.interop.folder import Folder
+from zaya_jax.interop.formats.folder import Folder
 from zaya_jax.parallel import MeshConfig, make_placement, use_cpu_devices
 def memory(name):
     return int(re.search(name + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1]) << 10

@@ -211,7 +211,7 @@ def test_the_real_stdlib_packs_without_tensorflow(tmp_path):
         import sys
         from zaya_jax.data.builders import prepare_text
         from zaya_jax.data.pipeline import make_train_iterator
-        from zaya_jax.data.tokenizers import ByteTokenizer
+        from zaya_jax.text.tokenizers import ByteTokenizer
         source = prepare_text("stdlib", sys.argv[1], "train")
         batch = next(make_train_iterator([(source, 1.0)], ByteTokenizer(), 64, 2, seed=0))
         loaded = [name for name in sys.modules if name.split(".")[0] == "tensorflow"]

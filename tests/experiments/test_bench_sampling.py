@@ -20,7 +20,7 @@ def command(module: str, *flags: str) -> subprocess.CompletedProcess:
 
 def measure(checkpoint: Path, block_size: int, sections: str, output: Path, *more: str) -> dict:
     measured = command(
-        "bench_sampling", f"--checkpoint={checkpoint}", f"--block_size={block_size}", "--prompts=8", "--repeats=1",
+        "bench.sampling", f"--checkpoint={checkpoint}", f"--block_size={block_size}", "--prompts=8", "--repeats=1",
         f"--only={sections}", f"--output={output}", *more,
     )  # fmt: skip
     assert measured.returncode == 0, measured.stderr[-2000:]
@@ -76,5 +76,5 @@ def test_train_then_measure(tmp_path):
     ],
 )
 def test_bad_flags_are_one_line(flag, names):
-    failed = command("bench_sampling", flag)
+    failed = command("bench.sampling", flag)
     assert failed.returncode == 2 and names in failed.stderr and len(failed.stderr.strip().splitlines()) == 1

@@ -68,7 +68,7 @@ def test_inspect_lists_what_training_saves(tmp_path):
         for step in (1, 2):
             state = {**variables, "ema": variables["params"], "optimizer": {"mu": variables["params"]["norm"]}}
             steps.save(step, state, {"data": 7})
-    result = run("inspect", f"--checkpoint={tmp_path}", "--stats")
+    result = run("inspect_checkpoint", f"--checkpoint={tmp_path}", "--stats")
     assert result.returncode == 0, result.stderr
     for part in ("steps [1, 2], the newest (2)", "data: 7", "holds average, buffers, optimizer, weights",
                  "ema/embed_tokens float32[260, 32]", "optimizer: 1 arrays, 32 values", "rms", "complete"):  # fmt: skip
@@ -81,7 +81,7 @@ def test_inspect_says_all_that_is_wrong_and_still_lists(start, tmp_path):
     tensors["ghost"] = tensors.pop("model.layers.0.self_attn.qk_norm.temp")
     save_file(tensors, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text((start / "config.json").read_text())
-    result = run("inspect", f"--checkpoint={tmp_path}")
+    result = run("inspect_checkpoint", f"--checkpoint={tmp_path}")
     assert result.returncode == 1
     for part in ("model.layers.*.mlp.experts.gate_up_proj F32[4, 64, 32] x 2", "tensor ghost: unexpected",
                  "model.norm.weight: missing", "qk_norm.temp: missing"):  # fmt: skip
@@ -200,7 +200,7 @@ def test_a_mistake_is_one_line(start, case):
 @pytest.mark.slow
 def test_the_benchmark_kills_resumes_and_verifies(tmp_path):
     output = tmp_path / "numbers.json"
-    result = run("bench_convert", f"--workdir={tmp_path / 'w'}", "--preset=zaya1_25m", f"--output={output}")
+    result = run("bench.convert", f"--workdir={tmp_path / 'w'}", "--preset=zaya1_25m", f"--output={output}")
     assert result.returncode == 0, result.stderr
     rows = json.loads(output.read_text())["conversions"]
     assert [row["tensors_verified"] for row in rows] == [259] * 4

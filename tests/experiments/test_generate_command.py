@@ -124,7 +124,7 @@ def test_a_file_of_other_settings_is_refused_and_left_alone(checkpoint, files):
     output = batch_job(checkpoint, files)
     whole = output.read_bytes()
     for change, words in [
-        ("--temperature=0.5", r"line 1 was made with other settings: temperature \(1.0 there, 0.5 now\)"),
+        ("--temperature=0.5", r"line 1: made with other settings: temperature \(1.0 there, 0.5 now\)"),
         ("--seed=1", r"seed \(0 there, 1 now\)"),
         ("--max_new_tokens=10", r"max_new_tokens \(9 there, 10 now\)"),
         ("--stop_strings=x", "stop_strings"),

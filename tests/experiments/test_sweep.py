@@ -30,7 +30,7 @@ def test_products_and_zips():
     ]
     assert [tuple(dict(job).values()) for job in zipped(a, b)] == [(0, 4), (1, 8)]
     assert together(evaluate__beta=0.5, seed=1) == [(("evaluate.beta", 0.5), ("seed", 1))]
-    with pytest.raises(ValueError, match="argument 2 is longer"):
+    with pytest.raises(ValueError, match=r"zipped: got axes of \[2, 3\] values"):
         zipped(a, axis("seed", 0, 1, 2))
 
 

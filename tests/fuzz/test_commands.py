@@ -49,7 +49,7 @@ NO_SWEEPS = (
     "", "x", "def get_config(): pass", "def get_config(): return 3", "1/0", "import x_y", "get_config = 3", "\0",
     "def get_config(): return sweep()", "(" * 300,
 )  # fmt: skip
-COMMANDS = ("inspect", "convert", "merge", "compare", "generate", "evaluate")
+COMMANDS = ("inspect_checkpoint", "convert", "merge", "compare", "generate", "evaluate")
 
 
 class Files(dict):
@@ -106,10 +106,10 @@ def test_what_is_whole_is_read(published, sharded, native):
                 ended = command("generate", f"--checkpoint={folder}", *arguments, *GENERATED, stdin="hello\n")
                 assert ended.status == 0, ended.errors
             assert command("convert", f"--checkpoint={folder}", f"--output={top}/{name}2").status == 0
-            assert command("inspect", f"--checkpoint={folder}", "--stats").status == 0
+            assert command("inspect_checkpoint", f"--checkpoint={folder}", "--stats").status == 0
 
 
-@pytest.mark.parametrize("name", ["inspect", "convert", "generate", "evaluate"])
+@pytest.mark.parametrize("name", ["inspect_checkpoint", "convert", "generate", "evaluate"])
 @pytest.mark.parametrize("kind", ["published", "sharded", "native"])
 @fuzzed
 @given(data=st.data())
@@ -120,7 +120,7 @@ def test_damaged_checkpoints(name, kind, published, sharded, native, data):
         folder, output = hostile.write(Path(top) / "model", files), Path(top) / "out"
         about = f"{name} of a {kind} folder whose {which} was damaged"
         more = {
-            "inspect": ["--stats"],
+            "inspect_checkpoint": ["--stats"],
             "convert": [f"--output={output}", f"--format={'huggingface' if kind == 'native' else 'native'}"],
             "generate": ["--prompt=the cat", *GENERATED],
             "evaluate": [

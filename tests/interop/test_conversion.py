@@ -399,7 +399,7 @@ def test_damaged_settings_are_named_before_anything_is_written(start, tmp_path, 
 def test_a_journal_of_somebody_else_s_is_named(start, tmp_path, journal):
     (tmp_path / ".out.partial").mkdir()
     (tmp_path / ".out.partial" / "journal.jsonl").write_text(journal)
-    with pytest.raises(UserError, match="not a journal of ours; delete the folder"):
+    with pytest.raises(UserError, match="delete the folder to begin anew"):
         convert(start, tmp_path / "out")
 
 

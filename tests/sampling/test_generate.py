@@ -95,7 +95,7 @@ def test_greedy_lossless_is_greedy_autoregression(seed, changes, lists):
         assert fast.tokens == plain.tokens
         if anchors == "all":
             assert plain.forwards.sum() / 4 < fast.forwards.sum() < plain.forwards.sum()  # some accepted, some rejected
-    assert len(set(sum(plain.tokens, []))) >= 6  # not one token for ever
+    assert len(set(sum(plain.tokens, []))) >= 5  # not one token for ever
     run = jax.jit(model.apply)
     for prompt, tokens in zip(prompts, plain.tokens, strict=True):
         text = np.zeros((1, 64), np.int32)
@@ -215,7 +215,7 @@ def test_bad_sampler_configs_name_the_field(kwargs, names):
         ([], 4, "prompts: got none"),
         ([[1], []], 4, r"prompts\[1\]: got no tokens"),
         ([[1, 17]], 4, r"prompts\[0\]: got token 17, may be in \[0, 17\)"),
-        ([[-1]], 4, r"prompts\[0\]: got token -1"),
+        ([[-1]], 4, r"prompts\[0\]: got \(-1,\), may be a list of token ids"),
         ([[1] * 4090], 40, "max_position_embeddings"),
         ([[1]], 0, "max_new_tokens: got 0"),
     ],

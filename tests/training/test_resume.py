@@ -147,7 +147,7 @@ def test_a_signal_in_the_last_step_lets_the_phase_end(whole, tmp_path):
 TOGETHER = """
     import os, signal, sys, time
     import jax
-    from zaya_jax.training.interrupt import stop_request
+    from zaya_jax.training.signals import stop_request
 
     process = int(sys.argv[2])
     jax.distributed.initialize(f"127.0.0.1:{sys.argv[1]}", 2, process)
@@ -304,7 +304,7 @@ def test_missing_checkpoints_are_named(tmp_path):
 FULL_DISK = """
     import resource, sys
     import jax.numpy as jnp
-    from zaya_jax.interop.native import CheckpointError
+    from zaya_jax.interop.formats.native import CheckpointError
     from zaya_jax.training.checkpoints import Checkpoints
 
     big = {"x": jnp.arange(2_000_000, dtype=jnp.float32) * 1.1}

@@ -2,7 +2,7 @@
 
     import lm_eval
     from zaya_jax import SamplerConfig, Zaya, load_pretrained
-    from zaya_jax.data.tokenizers import ByteTokenizer
+    from zaya_jax.text.tokenizers import ByteTokenizer
     from zaya_jax.evaluation.lm_eval_adapter import make_lm
 
     config, variables = load_pretrained("results/quickstart/model")

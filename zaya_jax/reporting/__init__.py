@@ -3,6 +3,20 @@
 Imports costs, sampling, training and what is below them; runs no model.
 """
 
+import importlib
+import os
+import sys
+
+if "MPLBACKEND" in os.environ:
+    # Figures here are drawn and saved without a backend, but matplotlib refuses to be imported under one that it does
+    # not know: a notebook hands its own to the programs that it starts, where that one's package may be missing.
+    try:
+        importlib.import_module("matplotlib")
+    except (ImportError, ValueError):
+        del os.environ["MPLBACKEND"]
+        for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+            del sys.modules[name]  # imported by half
+
 from zaya_jax.reporting.results import RESULT_COLUMNS, Run, load_run, read_results, wilson, write_results
 
 __all__ = ["RESULT_COLUMNS", "Run", "load_run", "read_results", "wilson", "write_results"]

@@ -183,7 +183,10 @@ def _stage(
 
 def _phase(name: str, section: ConfigDict, seed: int) -> Phase:
     values: dict[str, Any] = {key: value for key, value in section.items() if key not in OURS}
-    kind = objective_type(f"{name}.objective.kind", section.objective.get("kind", Objective.kind))
+    given = section.objective
+    kind: type = Objective
+    if isinstance(given, ConfigDict):  # else `build` says what it may be
+        kind = objective_type(f"{name}.objective.kind", given.get("kind", Objective.kind))
     values["objective"] = fields.build(kind, section.objective, f"{name}.objective")
     values["optimizer"] = fields.build(OptimizerConfig, section.optimizer, f"{name}.optimizer")
     values = {"name": name, "seed": seed, **values}

@@ -206,7 +206,7 @@ def _contents(mixture: Any, digests: Digests) -> list[dict[str, Any]]:
 
 
 def _model(config: ConfigDict, tokenizer: Tokenizer) -> ZayaConfig:
-    if moved := [name for name in EXECUTION if name in config.model]:
+    if moved := [name for name in EXECUTION if isinstance(config.model, ConfigDict) and name in config.model]:
         raise UserError(f"model.{moved[0]}: how a model is computed stands in execution.{moved[0]}")
     model = fields.build(ZayaConfig, config.model, "model")
     if ids_in_texts(tokenizer) > model.vocab_size:

@@ -79,3 +79,4 @@ class _Whole:
         self.context: tuple[int, ...] = getattr(tokenizer, "context", (before,) if visible else ())
         joins = getattr(tokenizer, "joins", None)
         self.joins = joins if joins is not None else lambda id_: False
+        self.tidies: bool = getattr(tokenizer, "tidies", False)
