@@ -152,7 +152,7 @@ def test_an_objective_of_ones_own_is_built_from_the_config(read):
     counts = {"ar_count": jnp.array(4.0), "draft_count": jnp.full(objective.block_size, 2.0)}
     assert objective.loss(sums, counts) == pytest.approx((objective.alpha * 2 + 2) / (1 + objective.alpha))
     config.convert.objective.slots = 99
-    with pytest.raises(UserError, match=r"convert.objective: FirstSlots.slots: got 99"):
+    with pytest.raises(UserError, match=r"convert.objective.slots: got 99"):
         settings.read(config)
     with pytest.raises(UserError, match=r"Objective.kind: got 'first_slots', which is the kind of FirstSlots"):
         Objective("first_slots")

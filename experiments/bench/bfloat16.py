@@ -72,11 +72,13 @@ _ONLY = flags.DEFINE_list("only", list(SHOW), f"Sections to run, of {', '.join(S
 _MODELS = flags.DEFINE_list("models", list(MODELS), f"Models, of {', '.join(MODELS)}.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A ZAYA folder to measure in place of --models.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file; what it holds of other sections and models stays.")
-_BLOCK_SIZE = flags.DEFINE_integer("block_size", 8, "Of greedy drafting.", lower_bound=2)
-_PROMPTS = flags.DEFINE_integer("prompts", 200, "Test prompts of the greedy section.", lower_bound=1)
-_TEXTS = flags.DEFINE_integer("texts", 32, "Texts of the logits section.", lower_bound=1)
-_NEW_TOKENS = flags.DEFINE_integer("new_tokens", 64, "Tokens a text may grow by.", lower_bound=1)
-_REPEATS = flags.DEFINE_integer("repeats", 9, "Timed calls of each side of a ratio.", lower_bound=1)
+_BLOCK_SIZE = flags.DEFINE_integer("block_size", 8, "Of greedy drafting.", lower_bound=2, upper_bound=65_536)
+_PROMPTS = flags.DEFINE_integer(
+    "prompts", 200, "Test prompts of the greedy section.", lower_bound=1, upper_bound=1_000_000
+)
+_TEXTS = flags.DEFINE_integer("texts", 32, "Texts of the logits section.", lower_bound=1, upper_bound=100_000)
+_NEW_TOKENS = flags.DEFINE_integer("new_tokens", 64, "Tokens a text may grow by.", lower_bound=1, upper_bound=2**24)
+_REPEATS = flags.DEFINE_integer("repeats", 9, "Timed calls of each side of a ratio.", lower_bound=1, upper_bound=10_000)
 
 
 class Model(NamedTuple):

@@ -38,8 +38,9 @@ def likelihood_table(rows: list[Row]) -> str:
     compared = {"convert", "control"} <= set(models)
     lines = []
     for source in dict.fromkeys(source for source, _ in loss):
-        cells = [f"{loss[source, model]:.4f}" for model in models]
-        cells += [f"{loss[source, 'convert'] / loss[source, 'control'] - 1:+.1%}"] * compared
+        cells = ["" if (one := loss.get((source, model))) is None else f"{one:.4f}" for model in models]
+        if compared:
+            cells.append(f"{loss[source, 'convert'] / loss[source, 'control'] - 1:+.1%}")
         lines.append((source, *cells))
     head = [names.get(model, model) for model in models] + ["converted vs control"] * compared
     return _table(("held-out source", *head), lines)
