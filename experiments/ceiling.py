@@ -2,6 +2,7 @@
 best.
 
     python -m experiments.ceiling --output=results/bench/ceiling.json
+    python -m experiments.ceiling --help
 
 The verifier's distribution is the posterior over all programs that fit the shown examples; a mask token's distribution
 is the posterior's marginal at that position, given the text that the block stands after. What is left to refuse is what

@@ -1,6 +1,8 @@
 """The figures after TiDAR's and Zyphra's papers, from committed result files, with the published numbers beside ours.
 
     python -m experiments.figures [NAME ...] [--results=results] [--output=results/figures]
+    python -m experiments.figures roofline --output=/tmp/figures
+    python -m experiments.figures pages
 
 Writes NAME.png and its caption NAME.txt, and README.md, a page of all of them. No name, or `all`, draws every figure
 whose inputs are there and names the command that makes the others'. --results may also be the folder of your own sweep

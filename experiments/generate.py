@@ -98,7 +98,6 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )  # fmt: skip
     sampling_flags.define(values)
-    flags.adopt_module_key_flags(sampling_flags, values)  # --help lists them too
 
 
 def main(values: flags.FlagValues) -> None:

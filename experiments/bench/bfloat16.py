@@ -2,6 +2,7 @@
 
     python -m experiments.bench.bfloat16 [--output=FILE.json] [--only=logits,greedy,cost]
         [--models=quickstart,samplers,list_programs,smollm2] [--checkpoint=DIR] [--prompts=200] [--repeats=N]
+    python -m experiments.bench.bfloat16 --only=greedy --models=quickstart --output=results/bench/bfloat16.json
 
 Weights are rounded to bfloat16 first; float32 means the same rounded weights in float32.
 

@@ -1,6 +1,7 @@
 """SmolLM2 (Q4_1-dequantised) here and in transformers: the same logits, the same greedy text.
 
     python -m experiments.bench.smollm2 [--checkpoint=DIR] [--output=FILE.json] [--new_tokens=64] [--threads=1]
+    python -m experiments.bench.smollm2 --checkpoint=smollm2 --output=results/bench/smollm2_parity.json
 
 Both sides read one folder, that of --checkpoint or one that `experiments.smollm2` makes for the occasion, and compute
 in float32 on this machine's CPU. For each of 20 prompts, in the chat template or as they are:

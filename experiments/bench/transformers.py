@@ -2,6 +2,7 @@
 
     python -m experiments.bench.transformers [--output=FILE.json] [--presets=zaya1_1m,zaya1_25m,zaya1_200m]
                                              [--batches=1,8] [--repeats=N] [--threads=1]
+    python -m experiments.bench.transformers --presets=zaya1_1m --threads=1 --output=FILE.json
 
 Greedy, float32, 16 experts, prompts of 32 random tokens, 64 new ones, no end token on either side. transformers runs
 with its cache, in torch's inference mode, and with whichever of its attention and expert implementations and thread

@@ -132,7 +132,7 @@ def test_a_file_of_other_settings_is_refused_and_left_alone(checkpoint, files):
         with pytest.raises(ValueError, match=words):
             batch_job(checkpoint, files, change)
     (files / "prompts.txt").write_text("other\n")
-    with pytest.raises(ValueError, match="line 1 continues another prompt"):
+    with pytest.raises(ValueError, match="line 1: continues another prompt"):
         batch_job(checkpoint, files)
     assert output.read_bytes() == whole
     for foreign in ("my notes", "my notes\n", '{"prompt": "one"}\n', "[]\n", '{"other": '):

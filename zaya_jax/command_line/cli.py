@@ -23,7 +23,7 @@ from zaya_jax.training.signals import Interrupted
 
 _THREADS = flags.DEFINE_integer(
     "threads", None, "CPU threads to compute with; default: one for each core. Decoding with a model whose active "
-    "weights fit the processor's cache is faster with 1 (README, \"Measured\").", lower_bound=1, upper_bound=1024,
+    "weights fit the processor's cache is faster with 1 (docs/results/benchmarks.md).", lower_bound=1, upper_bound=1024,
 )  # fmt: skip
 _CACHE = flags.DEFINE_string(
     "compilation_cache", None, "Folder where compiled programs are kept for the next time; empty: nowhere. Default: "
@@ -137,11 +137,25 @@ def write_numbers(path: Path | str | None, numbers: dict[str, Any]) -> None:
         print(f"written: {absolute(path)}")
 
 
+def _help() -> str:
+    """The command's purpose and examples, then flags in groups, the sampler's by themselves."""
+    groups = {
+        "Flags of this command": sys.argv[0],
+        "The config": config_files.__name__,
+        "Options of the sampler": "zaya_jax.command_line.sampling_flags",
+        "Flags of every command": __name__,
+    }
+    parts = [(sys.modules["__main__"].__doc__ or "").rstrip()]
+    for title, module in groups.items():
+        listed = flags.FLAGS.module_help(module).splitlines()[2:]  # the first two name the module
+        if listed:
+            parts.append("\n".join([f"{title}:", *listed]))
+    return "\n\n".join(parts)
+
+
 def _parse(argv: Sequence[str]) -> list[str]:
     if any(arg in ("--help", "-h", "-help", "--helpshort") for arg in argv[1:]):
-        print(sys.modules["__main__"].__doc__)
-        print(flags.FLAGS.main_module_help())
-        print(flags.FLAGS.module_help(sys.modules[__name__]))
+        print(_help())
         raise SystemExit(0)
     try:
         return config_files.parse(argv)

@@ -342,6 +342,18 @@ def loading_table(rows: list[dict]) -> str:
     return _table(("devices", "weights", "held by the devices", "peak", "beyond what is held"), lines)
 
 
+def cache_table(commands: list[dict]) -> str:
+    """Whole commands without and with the compilation cache (`experiments.bench.cache`)."""
+    lines = [
+        (
+            row["command"], *(f"{row[side]['median']:.1f} s" for side in ("off", "cold", "warm")),
+            f"{row['warm_over_off']:.2f}", f"{row['cache']['programs']} files, {row['cache']['bytes'] / 1e6:.1f} MB",
+        )
+        for row in commands
+    ]  # fmt: skip
+    return _table(("command", "no cache", "empty cache", "filled cache", "filled over none", "the cache holds"), lines)
+
+
 def bfloat16_logits_table(rows: list[dict]) -> str:
     """Errors of bfloat16 logits over float32's deviation, by model and side (`experiments.bench.bfloat16`)."""
 
