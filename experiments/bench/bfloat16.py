@@ -52,7 +52,7 @@ from zaya_jax.tasks import make_task
 from zaya_jax.text.tokenizers import ByteTokenizer
 from zaya_jax.timing import medians
 
-RESULTS = Path(__file__).parent.parent / "results"
+RESULTS = Path(__file__).parents[2] / "results"
 LIST_PROGRAMS = ("list_programs", {"max_operations": 2})  # as its config has it; the others learned `addition`
 MODELS = ("quickstart", "samplers", "list_programs", "smollm2")
 ORDER = ("checkpoint", *MODELS)
