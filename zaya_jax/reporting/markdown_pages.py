@@ -74,6 +74,7 @@ TABLES: dict[str, Maker] = {
     "conversions": _bench("convert_8b", "conversions", tables.conversions_table),
     "loading": _bench("loading", "loads", tables.loading_table),
     "bfloat16_logits": _bench("bfloat16", "logits", tables.bfloat16_logits_table),
+    "bfloat16_greedy": _bench("bfloat16", "greedy", tables.bfloat16_greedy_table),
     "compilation_cache": _bench("compilation_cache", "commands", tables.cache_table),
     "long_rows": _bench("long_rows", "train_step", tables.long_rows_table),
     "trained_rows": _trained_rows,
