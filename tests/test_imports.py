@@ -2,14 +2,17 @@
 
 import ast
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import zaya_jax
+from zaya_jax import moved
 
 ROOT = Path(__file__).parents[1]
 # Files beside the packages, which every one of them may import; each imports only those before it.
-BASICS = ("errors", "checks", "paths", "files", "timing", "compilation_cache", "memory", "registry")
+BASICS = ("errors", "checks", "paths", "files", "timing", "compilation_cache", "memory", "registry", "moved")
 ORDER = tuple(re.findall(r"^\* (\w+): ", zaya_jax.__doc__ or "", re.MULTILINE))[::-1]  # from the bottom
 
 
@@ -51,8 +54,6 @@ def test_every_package_says_what_it_is_for_and_what_it_imports():
 
 def test_no_file_shadows_the_standard_library():
     """`python experiments/run.py` puts experiments/ first on the path: its files are then top-level modules."""
-    import sys
-
     shadows = {path.stem for path in (ROOT / "experiments").glob("*.py")} & set(sys.stdlib_module_names)
     assert not shadows - {"__init__", "__main__"}
 
@@ -73,3 +74,17 @@ def _imports(folder: Path) -> Iterator[tuple[Path, str]]:
 
 def _ours() -> set[str]:
     return {"zaya_jax", "experiments", "configs", "tests"}
+
+
+def test_what_has_moved_is_found_under_its_old_name():
+    """By every name that 0.1.0's documentation gave; the module is one, not two."""
+    names = [f"zaya_jax.{name}" for name in moved.MOVED]
+    code = "; ".join(
+        f"import {name}; assert sys.modules['{name}'] is sys.modules[sys.modules['{name}'].__spec__.name]"
+        for name in names
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "always", "-c", f"import sys; {code}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "zaya_jax.data.tokenizers is now zaya_jax.text.tokenizers" in done.stderr
