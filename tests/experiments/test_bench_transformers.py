@@ -12,7 +12,15 @@ from tests import commands
 ROOT = Path(__file__).parents[2]
 MODULE = "experiments.bench.transformers"
 # The command as `python -m` runs it, on a machine where `import torch` fails.
-WITHOUT_TORCH = f"import runpy, sys; sys.modules['torch'] = None; runpy.run_module('{MODULE}', run_name='__main__')"
+WITHOUT_TORCH = f"""
+import runpy, sys
+class Hide:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "torch":
+            raise ModuleNotFoundError("No module named 'torch'", name=name)
+sys.meta_path.insert(0, Hide())
+runpy.run_module("{MODULE}", run_name="__main__")
+"""
 
 
 def run(*command) -> subprocess.CompletedProcess:

@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import scipy.stats
-
 from zaya_jax.architecture import ZayaConfig, preset
 from zaya_jax.architecture.execution import without_execution
 from zaya_jax.checks import shown
@@ -357,7 +355,9 @@ def wilson(successes: int, total: int) -> tuple[float, float]:
     """
     if total < 1 or not 0 <= successes <= total:
         raise UserError(f"successes, total: got {successes}, {total}, may be 0 <= successes <= total, total >= 1")
-    interval = scipy.stats.binomtest(successes, total).proportion_ci(0.95, method="wilson")
+    from scipy import stats  # a second to import, which no other reader of results needs
+
+    interval = stats.binomtest(successes, total).proportion_ci(0.95, method="wilson")
     return float(interval.low), float(interval.high)
 
 
