@@ -75,8 +75,11 @@ class Signalled(Dying):
     def __next__(self):
         self.after -= 1
         for number in self.signals if self.after == 0 else ():
+            handler, patience = signal.getsignal(number), time.monotonic() + 60
             os.kill(os.getpid(), number)
-            time.sleep(0.5)  # its handler runs before the next one comes: another thread may have taken the signal
+            # another thread may have taken the signal; its handler, which puts others back, runs before the next one
+            while signal.getsignal(number) is handler and time.monotonic() < patience:
+                time.sleep(0.01)
         return super().__next__()
 
 
