@@ -292,7 +292,7 @@ def test_arithmetic_agrees_with_python(text):
         ),
         ("addition", {"digit": 3}, "task addition: option digit: unknown, did you mean digits"),
         ("addition", {"digits": 0}, "digits: got 0, may be an integer of at least 1 and at most 18"),
-        ("countdown", {"numbers": "3"}, "numbers: got '3', may be an integer in"),
+        ("countdown", {"numbers": "3"}, "numbers: got '3', may be an integer of at least"),
     ],
 )
 def test_bad_tasks_are_one_clear_line(name, options, message):
