@@ -24,8 +24,6 @@ What a user needs stands here by name (docs/api.md), and each name's package is 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from zaya_jax import moved
-
 if TYPE_CHECKING:  # the same names as below, for type checkers and editors
     from zaya_jax.architecture import Execution, Layout, Zaya, ZayaConfig, preset
     from zaya_jax.architecture.training_layouts import TrainingLayout, register_layout
@@ -73,7 +71,7 @@ _MODULES = {
 }  # fmt: skip
 _HOME = {name: f"{__name__}.{module}" for module, names in _MODULES.items() for name in names}
 
-moved.install()
+importlib.import_module(f"{__name__}.moved").install()
 __version__ = "0.1.0"
 __all__ = [
     "Arm",
