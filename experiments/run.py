@@ -115,7 +115,7 @@ def finish(setup: settings.Settings, workdir: Path, folders: dict[str, Path], he
     run = load_run(workdir)
     write_report(run, figures, workdir / "report.html")
     checkpoint = folders[setup.sampled]
-    drafts = "" if setup.stages[setup.sampled].phase.objective.kind == "tidar" else " --mode=autoregressive"
+    drafts = "" if setup.stages[setup.sampled].phase.objective.drafts else " --mode=autoregressive"
     files = {
         "report": workdir / "report.html", "figures": workdir / "figures", "table": workdir / "results.csv",
         "checkpoint": checkpoint,

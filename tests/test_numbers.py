@@ -30,6 +30,7 @@ from zaya_jax import generate as sample
 from zaya_jax import load_pretrained, memory
 from zaya_jax.architecture import Execution, Zaya, preset
 from zaya_jax.command_line import sampling_flags
+from zaya_jax.costs.flops import Split
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.lm_eval_adapter import Adapter
 from zaya_jax.evaluation.task_accuracy import EvaluationProtocol
@@ -274,6 +275,15 @@ def test_a_run_that_does_not_fit_leaves_nothing(tmp_path):
     assert done.returncode == 2
     assert re.match(r"error: pretrain: a training step: needs at least .*, (1 MiB|512 KiB) are there; ", done.stderr)
     assert not list(tmp_path.iterdir())
+
+
+def test_memory_is_that_of_how_the_stage_is_computed():
+    config = tiny.get_config()
+    plain = settings.read(config).stages["convert"]
+    config.execution = ConfigDict({"remat": "full"})
+    again = settings.read(config).stages["convert"]
+    kept, recomputed = (sizes.stage_memory(stage, Split()).activations for stage in (plain, again))
+    assert recomputed < kept
 
 
 def test_what_is_frozen_counts_neither_gradients_nor_moments():

@@ -106,7 +106,11 @@ def forward_parts(
         run = jax.jit(lambda x: jax.lax.fori_loop(0, steps, body, x))
         return lambda: run(read)
 
-    calls = {"backbone": backbone(model, variables), "lean": backbone(Zaya(small), lean), "head": head()}
+    calls = {
+        "backbone": backbone(model, variables),
+        "lean": backbone(Zaya(small, model.execution), lean),
+        "head": head(),
+    }
     times = {name: ms / steps for name, ms in medians(calls, repeats, "parts").items()}
     whole = forward_cost(model, variables, [plan], batch, context, steps, repeats)[plan]
     return {

@@ -14,7 +14,7 @@ from zaya_jax.runs.settings import Settings
 from zaya_jax.sampling.decoding import require_cache
 
 CHANGE = "{name}.batch_size, {name}.row_length or the model may be smaller, {name}.optimizer.accumulate larger, " \
-    "model.remat 'full', or the mesh over more devices"  # fmt: skip
+    "execution.remat 'full', or the mesh over more devices"  # fmt: skip
 BATCH_BYTES = 3 * 4  # of a token: itself, its document, whether it is an answer; int32 each
 
 
@@ -49,8 +49,8 @@ def stage_memory(stage: Stage, split: Split) -> TrainingMemory:
     """Of one device, during a step; a batch that is accumulated holds the activations of one piece."""
     objective, optimizer = stage.phase.objective, stage.phase.optimizer
     return training_memory(
-        stage.model, stage.batch_size // optimizer.accumulate, stage.row_length, objective.kind == "tidar",
-        objective.block_size, optimizer.name, optimizer.ema_decay > 0, split,
+        stage.model, stage.batch_size // optimizer.accumulate, stage.row_length, objective.drafts,
+        objective.block_size, optimizer.name, optimizer.ema_decay > 0, split, stage.execution,
     )  # fmt: skip
 
 

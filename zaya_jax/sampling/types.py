@@ -1,6 +1,7 @@
 """What goes into `generate` and what comes out: requests, sessions, generations, and who watches them grow."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -78,13 +79,13 @@ class Request:
         """Sequences that are generated: prompts x samples."""
         return len(self.prompts) * self.samples
 
-    @property
+    @functools.cached_property
     def texts(self) -> list[list[int]]:
         """Each prompt's whole text so far: what a session has, and what is new."""
         before = [[] for _ in self.prompts] if self.session is None else self.session.texts
         return [[*text, *prompt] for text, prompt in zip(before, self.prompts, strict=True)]
 
-    @property
+    @functools.cached_property
     def unread(self) -> list[list[int]]:
         """What of each text is not in the session's cache."""
         read = [0] * len(self.prompts) if self.session is None else np.asarray(self.session.cache.length).tolist()
