@@ -15,10 +15,11 @@ from typing import Any
 
 from absl import flags
 
-from zaya_jax import Zaya, load_pretrained
+from zaya_jax import load_pretrained
 from zaya_jax.checks import FLOAT32, no_such
 from zaya_jax.command_line import cli
 from zaya_jax.command_line.closing import aligned, closing
+from zaya_jax.command_line.models import decoding_form
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.task_accuracy import Arm, EvaluationProtocol, run_task, task_rows
 from zaya_jax.paths import absolute
@@ -97,8 +98,9 @@ def main() -> None:
     folder = absolute(output)
     folder.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
+    model, variables = decoding_form(config, variables)
     for task in tasks:
-        outcomes = run_task(Zaya(config), variables, tokenizer, task, arms, protocol, folder / "answers", _BUDGET.value)
+        outcomes = run_task(model, variables, tokenizer, task, arms, protocol, folder / "answers", _BUDGET.value)
         common = {
             "kind": "sampling", "model": given, "source": task.name, "hardware": provenance.hardware()
         }  # fmt: skip

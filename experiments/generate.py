@@ -41,6 +41,7 @@ from zaya_jax import Zaya, load_pretrained
 from zaya_jax.command_line import cli, sampling_flags
 from zaya_jax.command_line.completions import SETTLED, Completions, checked_prompt, read_prompts
 from zaya_jax.command_line.meter import Meter
+from zaya_jax.command_line.models import decoding_form
 from zaya_jax.errors import UserError
 from zaya_jax.paths import absolute
 from zaya_jax.runs.tokens import INSTEAD, checkpoint_of, choose_template, choose_tokenizer, never_drafted
@@ -113,7 +114,8 @@ def main(values: flags.FlagValues) -> None:
         if asked["stop_tokens"] is None:
             asked["stop_tokens"] = list(tokenizer.eos_ids)
         with Meter() as meter:
-            engine = Engine(Zaya(config), variables, tokenizer, asked, values.max_new_tokens, values.samples, meter)
+            model, variables = decoding_form(config, variables)
+            engine = Engine(model, variables, tokenizer, asked, values.max_new_tokens, values.samples, meter)
             engine.why = never_drafted(folder)
             if values.chat:
                 chat(

@@ -25,7 +25,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the same names as below, for type checkers and editors
-    from zaya_jax.architecture import Execution, Layout, Zaya, ZayaConfig, preset
+    from zaya_jax.architecture import Execution, Layout, Zaya, ZayaConfig, for_decoding, preset
     from zaya_jax.architecture.training_layouts import TrainingLayout, register_layout
     from zaya_jax.errors import UserError
     from zaya_jax.evaluation.likelihood import likelihood
@@ -51,7 +51,7 @@ if TYPE_CHECKING:  # the same names as below, for type checkers and editors
     from zaya_jax.training.optimizer import OptimizerConfig
 
 _MODULES = {
-    "architecture": ("Execution", "Layout", "Zaya", "ZayaConfig", "preset"),
+    "architecture": ("Execution", "Layout", "Zaya", "ZayaConfig", "for_decoding", "preset"),
     "architecture.training_layouts": ("TrainingLayout", "register_layout"),
     "tasks": ("Problem", "Task", "make_task", "register_task"),
     "text.templates": ("ChatTemplate", "load_template"),
@@ -98,7 +98,7 @@ __all__ = [
     "Zaya",
     "ZayaConfig",
     "choose_sampler",
-    "generate",
+    "for_decoding", "generate",
     "likelihood",
     "load_pretrained",
     "load_template",

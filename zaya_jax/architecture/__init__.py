@@ -5,8 +5,9 @@ from zaya_jax.architecture.config import PRESETS, ZayaConfig, preset
 from zaya_jax.architecture.execution import Execution
 from zaya_jax.architecture.layout import CONTEXT, MASK, PADDING, START, Layout, visible
 from zaya_jax.architecture.model import Zaya, ZayaOutput
+from zaya_jax.architecture.separate import for_decoding
 
 __all__ = [
     "CONTEXT", "MASK", "PADDING", "PRESETS", "START", "Cache", "Execution", "Layout", "Zaya", "ZayaConfig",
-    "ZayaOutput", "init_cache", "preset", "visible",
+    "ZayaOutput", "for_decoding", "init_cache", "preset", "visible",
 ]  # fmt: skip

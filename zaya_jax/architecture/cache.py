@@ -14,49 +14,70 @@ from zaya_jax.architecture.config import ZayaConfig
 from zaya_jax.architecture.layout import PADDING, Keys
 
 Array = jax.Array
+Layers = Array | tuple[Array, ...]
 
 
 class Cache(struct.PyTreeNode):
     """State of all layers for a batch of rows; slot s of a row holds the token at position s.
 
     With nothing pending, pending = 0; a forward over n clean rows leaves pending = n until `commit`.
+
+    Each field but `length` is one array for all layers, or a tuple of one a layer, each with a layer axis of 1: as the
+    model's weights are (`Zaya.separate`).
     """
 
-    key: Array  # [layer, batch, capacity, kv_head, head_dim]: after convolution, mean, norm, temperature and rotation
-    value: Array  # like key
-    conv: Array  # [layer, batch, conv_history + pending, conv_channels]: raw [queries | keys], oldest first
-    delayed: Array  # [layer, batch, 1 + pending, delayed_dim]: raw delayed values, oldest first
+    key: Layers  # [layer, batch, capacity, kv_head, head_dim]: after convolution, mean, norm, temperature and rotation
+    value: Layers  # like key
+    conv: Layers  # [layer, batch, conv_history + pending, conv_channels]: raw [queries | keys], oldest first
+    delayed: Layers  # [layer, batch, 1 + pending, delayed_dim]: raw delayed values, oldest first
     length: Array  # int32 [batch]: committed tokens
 
     @property
     def capacity(self) -> int:
-        return self.key.shape[2]
+        return jax.tree.leaves(self.key)[0].shape[2]
+
+    @property
+    def separate(self) -> bool:
+        """One array a layer?"""
+        return isinstance(self.key, tuple)
 
     def grow(self, capacity: int) -> "Cache":
         """The same with slots for at least `capacity` tokens."""
         pad = [(0, 0), (0, 0), (0, max(0, capacity - self.capacity)), (0, 0), (0, 0)]
-        return self.replace(key=jnp.pad(self.key, pad), value=jnp.pad(self.value, pad))
+        key, value = jax.tree.map(lambda x: jnp.pad(x, pad), (self.key, self.value))
+        return self.replace(key=key, value=value)
 
     def commit(self, count: Array) -> "Cache":
         """Accepts the first `count` (int32 [batch]) of the pending rows and forgets the rest."""
-        history = self.conv.shape[2] - (self.delayed.shape[2] - 1)
+        conv, delayed = (jax.tree.leaves(x)[0] for x in (self.conv, self.delayed))
+        history = conv.shape[2] - (delayed.shape[2] - 1)
         return self.replace(
-            conv=_window(self.conv, count, history),
-            delayed=_window(self.delayed, count, 1),
+            conv=jax.tree.map(lambda x: _window(x, count, history), self.conv),
+            delayed=jax.tree.map(lambda x: _window(x, count, 1), self.delayed),
             length=self.length + count,
         )
 
 
-def init_cache(config: ZayaConfig, batch: int, capacity: int) -> Cache:
-    """An empty cache. `capacity` must hold every position ever written: prompt, new tokens and two blocks of slack."""
+def init_cache(config: ZayaConfig, batch: int, capacity: int, separate: bool = False) -> Cache:
+    """An empty cache.
+
+    Args:
+      capacity: must hold every position ever written: prompt, new tokens and two blocks of slack.
+      separate: `Zaya.separate` of the model that will use it.
+    """
     layers = config.num_hidden_layers
-    dtype = jnp.dtype(config.dtype)
-    kv = (layers, batch, capacity, config.num_key_value_heads, config.head_dim)
+
+    def zeros(*shape: int) -> Layers:
+        dtype = jnp.dtype(config.dtype)
+        if separate:
+            return tuple(jnp.zeros((1, batch, *shape), dtype) for _ in range(layers))
+        return jnp.zeros((layers, batch, *shape), dtype)
+
     return Cache(
-        key=jnp.zeros(kv, dtype),
-        value=jnp.zeros(kv, dtype),
-        conv=jnp.zeros((layers, batch, config.conv_history, config.conv_channels), dtype),
-        delayed=jnp.zeros((layers, batch, 1, config.delayed_dim), dtype),
+        key=zeros(capacity, config.num_key_value_heads, config.head_dim),
+        value=zeros(capacity, config.num_key_value_heads, config.head_dim),
+        conv=zeros(config.conv_history, config.conv_channels),
+        delayed=zeros(1, config.delayed_dim),
         length=jnp.zeros((batch,), jnp.int32),
     )
 

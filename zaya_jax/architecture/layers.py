@@ -52,30 +52,47 @@ class Linear(nn.Module):
     wide: bool = False
 
     @nn.compact
-    def parts(self, width: int) -> tuple[Array, Array | None, LowRank | None]:
-        """(kernel [width, features] in `dtype`, bias [features] if there is one, adapter if there is one)."""
-        kernel = self.param("kernel", nn.initializers.normal(self.stddev), (width, self.features), self.param_dtype)
-        bias = low_rank = None
+    def parts(self, width: int, kernel: bool = True) -> tuple[Array | None, Array | None, LowRank | None]:
+        """(kernel [width, features] in `dtype`, bias [features] if there is one, adapter if there is one).
+
+        Without `kernel` it is not looked up: it stands elsewhere, or is not needed.
+        """
+        weight = bias = low_rank = None
+        if kernel:
+            shape = (width, self.features)
+            weight = self.param("kernel", nn.initializers.normal(self.stddev), shape, self.param_dtype)
+            weight = weight.astype(self.dtype)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype).astype(self.dtype)
         if self.adapted is not None:
             low_rank = LowRank(self.adapted, self.features, name="lora")
-        return kernel.astype(self.dtype), bias, low_rank
+        return weight, bias, low_rank
 
     def __call__(self, x: Array, first: int = 0) -> Array:
         """x [..., in]; with an adapter [batch, row, in], which acts from slot `first` on."""
         return project(x, [self], first)[0]
 
+    def of_zero(self, x: Array) -> Array:
+        """What zeros of the shape of x [..., in] give: the bias [..., features], or zeros."""
+        _, bias, _ = self.parts(x.shape[-1], kernel=False)
+        zeros = jnp.zeros((*x.shape[:-1], self.features), self.dtype)
+        return zeros if bias is None else zeros + bias
 
-def project(x: Array, linears: Sequence[Linear], first: int = 0) -> list[Array]:
+
+def project(x: Array, linears: Sequence[Linear], first: int = 0, joined: Array | None = None) -> list[Array]:
     """Each of `linears` on x as `Linear.__call__` has it, all as one product of matrices.
 
     They share a dtype and `wide`, and have a bias all or none.
+
+    Args:
+      joined: their kernels side by side, [in, sum of features], where they are kept so (`architecture.separate`).
     """
-    kernels, biases, low_ranks = zip(*(linear.parts(x.shape[-1]) for linear in linears), strict=True)
+    parts = (linear.parts(x.shape[-1], kernel=joined is None) for linear in linears)
+    kernels, biases, low_ranks = zip(*parts, strict=True)
     # As a matrix: with more axes XLA's CPU copies both factors of the weights' gradient into another order first.
     dtype, kept_wide, use_bias = linears[0].dtype, linears[0].wide, linears[0].use_bias
-    rows, kernel = x.astype(dtype).reshape(-1, x.shape[-1]), jnp.concatenate(kernels, axis=1)
+    kernel = jnp.concatenate(kernels, axis=1) if joined is None else joined.astype(dtype)
+    rows = x.astype(dtype).reshape(-1, x.shape[-1])
     *ends, features = itertools.accumulate(linear.features for linear in linears)
     # a bias or an adapter is added before the sum is rounded, as torch's addmm does; alone, a product rounds by itself
     alone = not (kept_wide or use_bias or any(low_rank is not None for low_rank in low_ranks))

@@ -20,7 +20,7 @@ from zaya_jax.architecture.layers import (
 )
 from zaya_jax.architecture.layout import MASK, Layout
 from zaya_jax.architecture.moe.router import BALANCING, ExpertStack, FeedForward, MixtureOfExperts
-from zaya_jax.architecture.precision import lookup, product
+from zaya_jax.architecture.precision import lookup, on_rows, product
 from zaya_jax.architecture.sharding import Shards
 from zaya_jax.errors import UserError
 
@@ -118,6 +118,32 @@ class DecoderLayer(nn.Module):
         return ResidualScaling(jnp.dtype(self.config.param_dtype), name=name)(branch, stream)
 
 
+class SeparateLayers(nn.Module):
+    """`DecoderLayer`s one after the other, each with arrays of its own; called as the scan over stacked ones is."""
+
+    config: ZayaConfig
+    execution: Execution = Execution()
+
+    @nn.compact
+    def __call__(self, carry, per_layer, layout: Layout, angles, experts) -> tuple[tuple, tuple]:
+        """carry's key and value and per_layer's conv and delayed: tuples of one array a layer, or None."""
+        stream, state, keys, values = carry
+        kept = []
+        for i in range(self.config.num_hidden_layers):
+            past = (None, None) if keys is None else (keys[i], values[i])
+            mine = {name: None if part is None else part[i] for name, part in per_layer.items()}
+            mine |= {"layer": 0} | {name: None if mine[name] is None else mine[name][0] for name in ("conv", "delayed")}
+            layer = DecoderLayer(self.config, self.execution, name=str(i))
+            stack = None if experts is None else tuple(weights[None] for weights in experts[i])
+            (stream, state, *past), columns = layer((stream, state, *past), mine, layout, angles, stack)
+            kept.append((*past, *columns))
+        keys, values, convs, delays, loads = zip(*kept, strict=True)
+        if carry[2] is None:
+            return (stream, state, None, None), (None, None, jnp.stack(loads))
+        columns = tuple(tuple(x[None] for x in parts) for parts in (convs, delays))
+        return (stream, state, keys, values), (*columns, jnp.stack(loads))
+
+
 class Zaya(nn.Module):
     """`Zaya(config, execution).apply(variables, layout)` -> ZayaOutput.
 
@@ -128,11 +154,13 @@ class Zaya(nn.Module):
       execution: how.
       shards: inside `jax.shard_map`, how its devices share the weights. Each layer's are gathered when it is computed;
         the caller gathers the few that stand outside the layers (`Shards.gather`).
+      separate: each layer's weights and cache are arrays of their own, as `architecture.separate.separate` makes them.
     """
 
     config: ZayaConfig
     execution: Execution = Execution()
     shards: Shards = Shards()
+    separate: bool = False
 
     def setup(self) -> None:
         cfg = self.config
@@ -149,14 +177,23 @@ class Zaya(nn.Module):
             # The first layer has no state to scale, hence one row fewer than layers; it stands here, not in the scan.
             shape = (cfg.num_hidden_layers - 1, cfg.state_size)
             self.router_states_scale = self.param("router_states_scale", nn.initializers.ones, shape, param_dtype)
-        layer = DecoderLayer
+        self.layers = SeparateLayers(cfg, self.execution) if self.separate else self._scanned()
+        self.norm = RMSNorm(cfg.rms_norm_eps, dtype, param_dtype)
+        if not cfg.tie_word_embeddings:
+            self.lm_head = Linear(cfg.vocab_size, False, cfg.initializer_range, dtype, param_dtype, wide=True)
+        if cfg.lm_head_bias:
+            self.lm_head_bias = self.param("lm_head_bias", nn.initializers.zeros, (cfg.vocab_size,), param_dtype)
+
+    def _scanned(self) -> nn.Module:
+        """All layers as a scan over weights that are stacked along a leading axis."""
+        cfg, layer = self.config, DecoderLayer
         if self.shards.rules:
             layer = nn.map_variables(layer, "params", self.shards.gather_layer)
         if self.execution.remat != "none":
             dots = self.execution.remat == "dots"
             keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if dots else None
             layer = nn.remat(layer, prevent_cse=False, policy=keep)
-        self.layers = nn.scan(
+        return nn.scan(
             layer,
             variable_axes={"params": 0, BALANCING: 0},
             split_rngs={"params": True},
@@ -164,11 +201,6 @@ class Zaya(nn.Module):
             length=cfg.num_hidden_layers,
             unroll=cfg.num_hidden_layers if self.execution.unroll_layers else 1,
         )(cfg, self.execution, self.shards)
-        self.norm = RMSNorm(cfg.rms_norm_eps, dtype, param_dtype)
-        if not cfg.tie_word_embeddings:
-            self.lm_head = Linear(cfg.vocab_size, False, cfg.initializer_range, dtype, param_dtype, wide=True)
-        if cfg.lm_head_bias:
-            self.lm_head_bias = self.param("lm_head_bias", nn.initializers.zeros, (cfg.vocab_size,), param_dtype)
 
     def __call__(self, layout: Layout, cache: Cache | None = None) -> ZayaOutput:
         """Logits for every row of the layout.
@@ -227,7 +259,8 @@ class Zaya(nn.Module):
         In at least float32: in bfloat16 logits near 20 are 1/8 apart or equal, and argmax takes the lower id.
         """
         if self.config.tie_word_embeddings:
-            logits = product("@", hidden, self.embed_tokens.astype(hidden.dtype).T)
+            table = self.embed_tokens.astype(hidden.dtype)
+            logits = on_rows(hidden, table) if self.separate else product("@", hidden, table.T)
             if self._ties_mask_lora:  # so that the sum of the two is one embedding again
                 added = product("@", hidden, self.mask_lora.astype(hidden.dtype))
                 logits = logits.at[..., self.config.mask_token_id].add(added)
@@ -249,12 +282,15 @@ class Zaya(nn.Module):
         frequencies = scale_frequencies(frequencies, cfg)
         return rotation(layout.position, frequencies[:, None, None])
 
-    def _experts(self) -> tuple[Array, Array] | None:
+    def _experts(self) -> tuple | None:
         """All layers' (gate_up, down) as they are stored; None where there are none, or none yet (`init`)."""
         if self.is_initializing() or self.config.feed_forward == "dense":
             return None
-        experts = self.variables["params"]["layers"]["mlp"]
-        return experts["gate_up_proj"], experts["down_proj"]
+        layers = self.variables["params"]["layers"]
+        if self.separate:
+            each = (layers[str(i)]["mlp"] for i in range(self.config.num_hidden_layers))
+            return tuple((experts["gate_up_proj"], experts["down_proj"]) for experts in each)
+        return layers["mlp"]["gate_up_proj"], layers["mlp"]["down_proj"]
 
     def _per_layer(self, cache: Cache | None) -> dict:
         """What differs from layer to layer, stacked along the scanned axis."""

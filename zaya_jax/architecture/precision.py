@@ -38,6 +38,15 @@ def product(equation: str, a: Array, b: Array) -> Array:
     return _product(equation, a, b)
 
 
+def on_rows(x: Array, table: Array) -> Array:
+    """x [..., width] on every row of table [n, width]: `product("@", x, table.T)`, [..., n].
+
+    As table @ x.T, and so that XLA leaves it there: its CPU backend would copy the table into another order first.
+    """
+    columns = jax.lax.optimization_barrier(x.reshape(-1, x.shape[-1]).T)
+    return jax.lax.optimization_barrier(product("@", table, columns)).T.reshape(*x.shape[:-1], table.shape[0])
+
+
 def _contract(equation: str, a: Array, b: Array, dtype: Any = None) -> Array:
     if equation == "@":
         return jnp.matmul(a, b, preferred_element_type=dtype)

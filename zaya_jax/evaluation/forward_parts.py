@@ -84,7 +84,7 @@ def forward_parts(
     )
     shape = (steps, *layout.tokens.shape)
     texts = jax.random.randint(jax.random.key(1), shape, 0, model.config.vocab_size)  # others each time: `forward_cost`
-    cache = init_cache(model.config, batch, context + 2 * block)
+    cache = init_cache(model.config, batch, context + 2 * block, model.separate)
     cache = cache.replace(length=jnp.full((batch,), context, jnp.int32))
     read = jnp.ones((batch, block + (block - 1 if plan.anchors else 0), model.config.hidden_size), model.config.dtype)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from zaya_jax.architecture import Zaya
+from zaya_jax.architecture import Zaya, for_decoding
 from zaya_jax.data.pipeline import Source
 from zaya_jax.evaluation.continuations import Continuations, log_probability
 from zaya_jax.evaluation.task_accuracy import TaskResult, run_task, task_rows
@@ -25,8 +25,8 @@ def evaluate(setup: settings.Settings, workdir: Path, folders: dict[str, Path], 
     hardware = provenance.hardware()
     rows: list[Row] = likelihood_rows(setup, folders, held_out, hardware)
     stage = setup.stages[setup.sampled]
-    model = Zaya(stage.model, stage.execution)
     variables = load_native(folders[setup.sampled], stage.phase.evaluate_ema)[1]
+    model, variables = for_decoding(Zaya(stage.model, stage.execution), variables, release=True)
     samples = []
     for task in [*setup.tasks, *continuations(setup, workdir)]:
         outcomes = run_task(

@@ -22,6 +22,7 @@ def decode(model: Zaya, variables: Any, request: Request, sampler: SamplerConfig
     """`generate` for any mode but "auto"; raises as there."""
     texts, unread = request.texts, request.unread
     check(model.config, request, sampler)
+    _check_session(model, request.session)
     change = "samples, max_new_tokens or the prompts given at once may be fewer"
     longest = max(map(len, texts)) + request.max_new_tokens
     require_cache(model.config, request.rows, longest, "generate", change, variables)
@@ -107,6 +108,15 @@ def require_cache(
     there = memory.device_memory(devices[0], len(devices))
     parts = f"keys and values of {rows} x {tokens} tokens"
     memory.require(what, needed, there and there * len(devices), change, parts)
+
+
+def _check_session(model: Zaya, session: Session | None) -> None:
+    if session is not None and session.cache.separate != model.separate:
+        form = {True: "separate", False: "stacked"}
+        got, may_be = form[session.cache.separate], form[model.separate]
+        raise UserError(
+            f"session: got a cache of a model with {got} layers, may be one of this model ({may_be} layers)"
+        )
 
 
 def _until(accepted: list[int], tokens: int) -> list[int]:

@@ -63,7 +63,9 @@ def begin(setup: Setup, prompts: Prompts, limit: Array, sizes: Sizes) -> State:
     """
     buffer, samples, capacity = sizes
     tokens, count, seen, cache = prompts.tokens, prompts.count, prompts.seen, prompts.cache
-    cache = init_cache(setup.model.config, tokens.shape[0], capacity) if cache is None else cache.grow(capacity)
+    if cache is None:
+        cache = init_cache(setup.model.config, tokens.shape[0], capacity, setup.model.separate)
+    cache = cache.grow(capacity)
     plan, method = setup.plan, METHODS[setup.plan.mode]
     readout, cache = method.read(setup, tokens, count, cache)
     readout, seen, length = jax.tree.map(lambda x: _repeat(x, samples, 0), (readout, seen, cache.length))

@@ -20,6 +20,9 @@ from zaya_jax.architecture.sharding import from_left
 from zaya_jax.errors import UserError
 
 Array = jax.Array
+# Attention's input projections, in the order in which their kernels stand side by side where they are joined.
+PROJECTIONS = ("q_proj", "k_proj", "v_proj_current", "v_proj_delayed", "v_proj")
+JOINED = "joined"  # the collection of kernels that stand side by side (`architecture.separate`)
 
 
 def history_columns(layout: Layout, context: int) -> Array:
@@ -171,12 +174,13 @@ class Attention(nn.Module):
         else:
             features["v_proj"] = kv_dim
         linears = [self._linear(name, size) for name, size in features.items()]
-        if self.execution.qkv_backend == "fused" and whole:
-            query, key, *value = project(x, linears, first)
+        joined = self.get_variable(JOINED, "qkv") if self.has_variable(JOINED, "qkv") else None
+        if joined is not None or (self.execution.qkv_backend == "fused" and whole):
+            query, key, *value = project(x, linears, first, joined)
         else:
             query, key, *value = (linear(x, first) for linear in linears)
         if cfg.has("delayed_value"):
-            value.append(linears[-1](jnp.zeros_like(x[:, :1]), 1))
+            value.append(linears[-1].of_zero(x[:, :1]))
         return jnp.concatenate([query, key], axis=-1), value
 
     def _queries_and_keys(self, raw: Array, layout: Layout, past: Array | None):

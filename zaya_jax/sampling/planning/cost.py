@@ -56,7 +56,7 @@ def cost_at(cost: Mapping[int, float], rows: float) -> float:
 def _prepare(model: Zaya, variables: Any, plan: Plan, batch: int, context: int, steps: int) -> Callable[[], object]:
     """A call that runs `steps` sampling steps."""
     config = model.config
-    cache = init_cache(config, batch, context + 2 * plan.block_size)
+    cache = init_cache(config, batch, context + 2 * plan.block_size, model.separate)
     # The content of the context does not matter for time; routing does. So every step meets other tokens: one that met
     # the same experts again and again finds their weights in the processor's cache, and would look too cheap.
     cache = cache.replace(length=jnp.full((batch,), context, jnp.int32))

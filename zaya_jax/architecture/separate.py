@@ -1,0 +1,93 @@
+"""Weights and cache in one array a layer, for decoding on a CPU.
+
+Stacked along a leading axis, as training wants them, a layer's matrices are copied out of the stack before XLA's CPU
+multiplies by them: a forward over one token then moves three times the bytes that it must. In arrays of their own they
+are read where they lie. Attention's input projections are joined, so that a layer is four products.
+
+Results are those of the stacked form but for rounding. Compiling takes longer: every layer is in the program.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from zaya_jax.architecture.attention.cca import JOINED, PROJECTIONS
+from zaya_jax.architecture.model import Zaya
+from zaya_jax.errors import UserError
+
+Array = jax.Array
+
+
+def for_decoding(model: Zaya, variables: Any, release: bool = False, widen: bool = False) -> tuple[Zaya, Any]:
+    """The same model, in the form in which this backend decodes it fastest; as it is where that is the stacked one.
+
+    Args:
+      release: see `separate`.
+      widen: compute bfloat16 weights in float32 on a CPU, which does so anyway, a matrix at a time: twice the bytes
+        are held, none are converted at each forward, and nothing is rounded. The model's config says which it is.
+    """
+    if model.separate or jax.default_backend() != "cpu" or model.shards.rules:
+        return model, variables
+    variables = separate(variables, release)
+    if widen and model.config.dtype == "bfloat16":
+        model = model.clone(config=model.config.replace(dtype="float32", param_dtype="float32"))
+        variables = jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, variables)
+    return model.clone(separate=True), variables
+
+
+def separate(variables: Any, release: bool = False) -> Any:
+    """Variables of a `Zaya` for the same with `separate=True`.
+
+    params/layers/... [layer, ...] become params/layers/0/..., /1/..., and so the balancing biases; kernels of
+    `PROJECTIONS` stand side by side in joined/layers/0/self_attn/qkv [hidden, sum of features].
+
+    Args:
+      release: delete each stacked array once it is copied, so that both forms are never held at once; `variables`
+        cannot be used afterwards.
+
+    Raises:
+      UserError: variables that are not stacked.
+    """
+    params = dict(variables["params"])
+    layers = params.pop("layers")
+    if "self_attn" not in layers:
+        raise UserError("variables: got layers in separate arrays, may be a Zaya's with stacked layers")
+    attention = dict(layers["self_attn"])
+    names = [name for name in PROJECTIONS if name in attention]
+    kernels = [attention[name]["kernel"] for name in names]
+    for name in names:  # their biases and adapters stay where they are
+        attention[name] = {part: leaf for part, leaf in attention[name].items() if part != "kernel"}
+    joined = {"self_attn": {"qkv": _each(lambda *parts: jnp.concatenate(parts, axis=1), kernels, release)}}
+    out = dict(variables)
+    out["params"] = {**params, "layers": _split({**layers, "self_attn": attention}, release)}
+    out[JOINED] = {"layers": _transpose(joined)}
+    for name, collection in variables.items():
+        if name != "params" and "layers" in collection:
+            out[name] = {**collection, "layers": _split(collection["layers"], release)}
+    return out
+
+
+def _split(stacked: Any, release: bool) -> dict[str, Any]:
+    return _transpose(jax.tree.map(lambda leaf: _each(lambda part: part, [leaf], release), stacked))
+
+
+def _transpose(lists: Any) -> dict[str, Any]:
+    """A tree of lists, one entry a layer -> {"0": tree, "1": tree, ...}."""
+
+    def of_layer(i: int) -> Any:
+        return jax.tree.map(lambda parts: parts[i], lists, is_leaf=lambda x: isinstance(x, list))
+
+    count = len(jax.tree.leaves(lists, is_leaf=lambda x: isinstance(x, list))[0])
+    return {str(i): of_layer(i) for i in range(count)}
+
+
+def _each(f, stacked: list[Array], release: bool) -> list[Array]:
+    """f of each layer's share of the stacked arrays."""
+    compiled = jax.jit(lambda i, *whole: f(*(jax.lax.dynamic_index_in_dim(x, i, 0, keepdims=False) for x in whole)))
+    out = jax.block_until_ready([compiled(i, *stacked) for i in range(stacked[0].shape[0])])
+    if release:
+        for leaf in stacked:
+            if isinstance(leaf, jax.Array):
+                leaf.delete()
+    return out
