@@ -33,7 +33,7 @@ def forward_cost(
     Steps run inside one compiled loop (as in generation: no dispatch is counted) over a context that does not grow. The
     repeats of all plans are interleaved, so that a busy machine disturbs them alike.
     """
-    calls = {str(plan): _prepare(model, variables, plan, batch, context, steps) for plan in plans}
+    calls = {str(plan): step_call(model, variables, plan, batch, context, steps) for plan in plans}
     times = medians(calls, repeats, label)
     return {plan: times[str(plan)] / steps for plan in plans}
 
@@ -53,8 +53,10 @@ def cost_at(cost: Mapping[int, float], rows: float) -> float:
     return float(np.interp(rows, x, y))
 
 
-def _prepare(model: Zaya, variables: Any, plan: Plan, batch: int, context: int, steps: int) -> Callable[[], object]:
-    """A call that runs `steps` sampling steps."""
+def step_call(
+    model: Zaya, variables: Any, plan: Plan, batch: int, context: int, steps: int, sampler: SamplerConfig | None = None
+) -> Callable[[], object]:
+    """A call that runs `steps` sampling steps after `context` tokens, with the sampler's options (temperature 1)."""
     config = model.config
     cache = init_cache(config, batch, context + 2 * plan.block_size, model.separate)
     # The content of the context does not matter for time; routing does. So every step meets other tokens: one that met
@@ -82,4 +84,6 @@ def _prepare(model: Zaya, variables: Any, plan: Plan, batch: int, context: int, 
 
         return jax.lax.fori_loop(0, steps, body, (proposal, cache))
 
-    return functools.partial(loop, variables, proposal, cache, row_keys(0, batch), options_of(SamplerConfig()))
+    return functools.partial(
+        loop, variables, proposal, cache, row_keys(0, batch), options_of(sampler or SamplerConfig())
+    )
