@@ -1,4 +1,4 @@
-"""The command that measures a decoding forward: what it refuses, and a run of seconds whose ratios are those of its times."""
+"""The command that measures a decoding forward: what it refuses, and a run of seconds."""
 
 import json
 

@@ -22,11 +22,13 @@ class Cache(struct.PyTreeNode):
 
     With nothing pending, pending = 0; a forward over n clean rows leaves pending = n until `commit`.
 
+    Slots stand inside heads, so that attention multiplies a head's keys and values as they lie.
+
     Each field but `length` is one array for all layers, or a tuple of one a layer, each with a layer axis of 1: as the
     model's weights are (`Zaya.separate`).
     """
 
-    key: Layers  # [layer, batch, capacity, kv_head, head_dim]: after convolution, mean, norm, temperature and rotation
+    key: Layers  # [layer, batch, kv_head, capacity, head_dim]: after convolution, mean, norm, temperature and rotation
     value: Layers  # like key
     conv: Layers  # [layer, batch, conv_history + pending, conv_channels]: raw [queries | keys], oldest first
     delayed: Layers  # [layer, batch, 1 + pending, delayed_dim]: raw delayed values, oldest first
@@ -34,7 +36,7 @@ class Cache(struct.PyTreeNode):
 
     @property
     def capacity(self) -> int:
-        return jax.tree.leaves(self.key)[0].shape[2]
+        return jax.tree.leaves(self.key)[0].shape[3]
 
     @property
     def separate(self) -> bool:
@@ -43,7 +45,7 @@ class Cache(struct.PyTreeNode):
 
     def grow(self, capacity: int) -> "Cache":
         """The same with slots for at least `capacity` tokens."""
-        pad = [(0, 0), (0, 0), (0, max(0, capacity - self.capacity)), (0, 0), (0, 0)]
+        pad = [(0, 0), (0, 0), (0, 0), (0, max(0, capacity - self.capacity)), (0, 0)]
         key, value = jax.tree.map(lambda x: jnp.pad(x, pad), (self.key, self.value))
         return self.replace(key=key, value=value)
 
@@ -74,8 +76,8 @@ def init_cache(config: ZayaConfig, batch: int, capacity: int, separate: bool = F
         return jnp.zeros((layers, batch, *shape), dtype)
 
     return Cache(
-        key=zeros(capacity, config.num_key_value_heads, config.head_dim),
-        value=zeros(capacity, config.num_key_value_heads, config.head_dim),
+        key=zeros(config.num_key_value_heads, capacity, config.head_dim),
+        value=zeros(config.num_key_value_heads, capacity, config.head_dim),
         conv=zeros(config.conv_history, config.conv_channels),
         delayed=zeros(1, config.delayed_dim),
         length=jnp.zeros((batch,), jnp.int32),

@@ -12,6 +12,7 @@ from zaya_jax.architecture.config import ZayaConfig
 from zaya_jax.architecture.precision import product, wide_dtype
 
 Array = jax.Array
+ARRANGED = "arranged"  # the collection of weights that lie otherwise than in "params" (`architecture.separate`)
 
 
 class LowRank(nn.Module):

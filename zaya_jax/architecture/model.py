@@ -38,7 +38,7 @@ class ZayaOutput(struct.PyTreeNode):
 class LayerPast(struct.PyTreeNode):
     """One layer's share of the cache; keys and values stay in the whole stack, which is updated in place."""
 
-    key: Array  # [layer, batch, capacity, kv_head, head_dim]
+    key: Array  # [layer, batch, kv_head, capacity, head_dim]
     value: Array
     layer: Array  # int32 []
     length: Array  # int32 [batch]
@@ -47,13 +47,14 @@ class LayerPast(struct.PyTreeNode):
 
     @property
     def capacity(self) -> int:
-        return self.key.shape[2]
+        return self.key.shape[3]
 
     def write(self, key: Array, value: Array) -> "LayerPast":
-        """Puts the row's clean keys and values at slots length, length + 1, ..."""
-        batch, rows = key.shape[:2]
+        """Puts the row's clean keys and values, [batch, row, kv_head, head_dim], at slots length, length + 1, ..."""
+        batch, rows, heads = key.shape[:3]
         slot = self.length[:, None] + jnp.arange(rows, dtype=jnp.int32)
-        at = (self.layer, jnp.arange(batch)[:, None], slot)
+        at = (self.layer, jnp.arange(batch)[:, None, None], jnp.arange(heads)[:, None], slot[:, None])
+        key, value = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
         # "drop": a slot beyond capacity must never clamp onto a valid one; callers size the cache (`init_cache`).
         return self.replace(
             key=self.key.at[at].set(key, mode="drop", unique_indices=True),
@@ -62,7 +63,7 @@ class LayerPast(struct.PyTreeNode):
 
     def read(self) -> tuple[Array, Array]:
         """This layer's keys and values, [batch, capacity, kv_head, head_dim]."""
-        return self.key[self.layer], self.value[self.layer]
+        return jnp.swapaxes(self.key[self.layer], 1, 2), jnp.swapaxes(self.value[self.layer], 1, 2)
 
 
 class DecoderLayer(nn.Module):

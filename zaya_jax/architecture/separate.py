@@ -2,7 +2,8 @@
 
 Stacked along a leading axis, as training wants them, a layer's matrices are copied out of the stack before XLA's CPU
 multiplies by them: a forward over one token then moves three times the bytes that it must. In arrays of their own they
-are read where they lie. Attention's input projections are joined, so that a layer is four products.
+are read where they lie. Attention's input projections are joined, so that a dense layer is four products, and its last
+matrix, whose rows are long, is transposed: XLA's product reads it faster so.
 
 Results are those of the stacked form but for rounding. Compiling takes longer: every layer is in the program.
 """
@@ -12,7 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from zaya_jax.architecture.attention.cca import JOINED, PROJECTIONS
+from zaya_jax.architecture.attention.cca import PROJECTIONS
+from zaya_jax.architecture.layers import ARRANGED
 from zaya_jax.architecture.model import Zaya
 from zaya_jax.errors import UserError
 
@@ -40,7 +42,8 @@ def separate(variables: Any, release: bool = False) -> Any:
     """Variables of a `Zaya` for the same with `separate=True`.
 
     params/layers/... [layer, ...] become params/layers/0/..., /1/..., and so the balancing biases; kernels of
-    `PROJECTIONS` stand side by side in joined/layers/0/self_attn/qkv [hidden, sum of features].
+    `PROJECTIONS` stand side by side in arranged/layers/0/self_attn/qkv [hidden, sum of features], a dense
+    feed-forward's down_proj transposed in arranged/layers/0/mlp/down [hidden, intermediate].
 
     Args:
       release: delete each stacked array once it is copied, so that both forms are never held at once; `variables`
@@ -58,10 +61,13 @@ def separate(variables: Any, release: bool = False) -> Any:
     kernels = [attention[name]["kernel"] for name in names]
     for name in names:  # their biases and adapters stay where they are
         attention[name] = {part: leaf for part, leaf in attention[name].items() if part != "kernel"}
-    joined = {"self_attn": {"qkv": _each(lambda *parts: jnp.concatenate(parts, axis=1), kernels, release)}}
+    arranged = {"self_attn": {"qkv": _each(lambda *parts: jnp.concatenate(parts, axis=1), kernels, release)}}
+    feed_forward = dict(layers["mlp"])
+    if feed_forward["down_proj"].ndim == 3:  # [layer, intermediate, hidden]: no experts
+        arranged["mlp"] = {"down": _each(jnp.transpose, [feed_forward.pop("down_proj")], release)}
     out = dict(variables)
-    out["params"] = {**params, "layers": _split({**layers, "self_attn": attention}, release)}
-    out[JOINED] = {"layers": _transpose(joined)}
+    out["params"] = {**params, "layers": _split({**layers, "self_attn": attention, "mlp": feed_forward}, release)}
+    out[ARRANGED] = {"layers": _transpose(arranged)}
     for name, collection in variables.items():
         if name != "params" and "layers" in collection:
             out[name] = {**collection, "layers": _split(collection["layers"], release)}

@@ -13,7 +13,7 @@ from zaya_jax.architecture.attention.direct import attend, attend_dense
 from zaya_jax.architecture.cache import cached_keys
 from zaya_jax.architecture.config import ZayaConfig
 from zaya_jax.architecture.execution import Execution
-from zaya_jax.architecture.layers import Linear, RMSNorm, project, rotate, rotate_by_product
+from zaya_jax.architecture.layers import ARRANGED, Linear, RMSNorm, project, rotate, rotate_by_product
 from zaya_jax.architecture.layout import CONTEXT, START, Layout
 from zaya_jax.architecture.precision import product, rounded_once, wide_dtype
 from zaya_jax.architecture.sharding import from_left
@@ -22,7 +22,6 @@ from zaya_jax.errors import UserError
 Array = jax.Array
 # Attention's input projections, in the order in which their kernels stand side by side where they are joined.
 PROJECTIONS = ("q_proj", "k_proj", "v_proj_current", "v_proj_delayed", "v_proj")
-JOINED = "joined"  # the collection of kernels that stand side by side (`architecture.separate`)
 
 
 def history_columns(layout: Layout, context: int) -> Array:
@@ -174,7 +173,7 @@ class Attention(nn.Module):
         else:
             features["v_proj"] = kv_dim
         linears = [self._linear(name, size) for name, size in features.items()]
-        joined = self.get_variable(JOINED, "qkv") if self.has_variable(JOINED, "qkv") else None
+        joined = self.get_variable(ARRANGED, "qkv") if self.has_variable(ARRANGED, "qkv") else None
         if joined is not None or (self.execution.qkv_backend == "fused" and whole):
             query, key, *value = project(x, linears, first, joined)
         else:

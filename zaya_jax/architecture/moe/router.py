@@ -11,10 +11,10 @@ from flax import linen as nn
 
 from zaya_jax.architecture.config import ZayaConfig
 from zaya_jax.architecture.execution import Execution
-from zaya_jax.architecture.layers import Linear, LowRank, RMSNorm, adapt
+from zaya_jax.architecture.layers import ARRANGED, Linear, LowRank, RMSNorm, adapt
 from zaya_jax.architecture.layout import PADDING, Layout
 from zaya_jax.architecture.moe.experts import across, dispatch, dispatch_cached, gated, swiglu
-from zaya_jax.architecture.precision import product, rounded_once
+from zaya_jax.architecture.precision import on_rows, product, rounded_once
 from zaya_jax.architecture.sharding import Shards
 
 Array = jax.Array
@@ -125,12 +125,17 @@ class FeedForward(nn.Module):
             return self.param(name, init, shape, jnp.dtype(cfg.param_dtype)).astype(cfg.dtype)
 
         gate_up = weights("gate_up_proj", normal, hidden, 2 * inner)
-        down = weights("down_proj", normal, inner, hidden)
-        if not (cfg.mlp_bias or cfg.lora_rank):
+        by_row = self.has_variable(ARRANGED, "down")  # [hidden, inner]: `architecture.separate`
+        down = self.get_variable(ARRANGED, "down") if by_row else weights("down_proj", normal, inner, hidden)
+        if not (cfg.mlp_bias or cfg.lora_rank or by_row):
             return swiglu(x, gate_up, down)
 
         def project(name: str, x: Array, kernel: Array) -> Array:
-            y, features = product("@", x, kernel), kernel.shape[-1]
+            transposed = by_row and name == "down"
+            y, features = (
+                on_rows(x, kernel) if transposed else product("@", x, kernel),
+                hidden if name == "down" else 2 * inner,
+            )
             if cfg.mlp_bias:
                 y += weights(f"{name}_bias", nn.initializers.zeros, features)
             if cfg.lora_rank:
