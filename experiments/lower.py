@@ -27,7 +27,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from zaya_jax.aot import compiled, targets
+from zaya_jax.aot import compiled, targets, traffic
 from zaya_jax.aot.lowering import failure, reason, table
 from zaya_jax.aot.programs import Program, decode_programs, train_program
 from zaya_jax.architecture import PRESETS, ZayaConfig, preset
@@ -105,7 +105,8 @@ def compile_here(target: targets.Target, setup: settings.Settings, name: str) ->
     except jax.errors.JaxRuntimeError as error:
         raise UserError(str(error).splitlines()[0]) from None
     seconds = {"trace": traced - start, "compile": time.perf_counter() - traced}
-    memory, parts = compiled.Memory.of(executable), compiled.anatomy(executable.as_text())
+    hlo = executable.as_text()
+    memory, parts, moved = compiled.Memory.of(executable), compiled.anatomy(hlo), traffic.kernels(hlo)
     kernels = compiled.amd_kernels(Path(os.environ["TMPDIR"])) if target.platform == "rocm" else None
     return {
         "compiles": True,
@@ -116,6 +117,8 @@ def compile_here(target: targets.Target, setup: settings.Settings, name: str) ->
         "fits": memory.total <= target.memory,
         "flops": program.flops,
         "traffic": program.traffic,
+        "moved": traffic.total(moved),
+        "wastes": [dataclasses.asdict(kernel) for kernel in traffic.wastes(moved)],
         **dataclasses.asdict(parts),
         "grouped_matmuls": parts.grouped_matmuls,
         "library_matmuls": parts.library_matmuls,

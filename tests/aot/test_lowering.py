@@ -26,6 +26,8 @@ FOUND = {
     "fits": True,
     "flops": 8e12,
     "traffic": None,
+    "moved": 199.4 * 2**30,
+    "wastes": [dict(name="f", source="layers/mlp", shape="bf16[2,4]", reads=1, writes=2**20, times=3)],
     "collectives": {"all-reduce": {"instructions": 2, "executions": 14, "bytes": 17_700_000_000}},
     "grouped_matmuls": 6,
     "library_matmuls": 92,
@@ -40,6 +42,7 @@ def test_a_program_that_fits():
     for words in (
         "104.0 GB, 54% of 192.0 GB", "new outputs 1.0 GB", "8 TFLOP, 1 TFLOP a device", "14 x all-reduce (17.7 GB)",
         "6 grouped, 92 other", "spilled 7 VGPRs in 1 kernels", "53.3 to compile", "at least 99.7 GiB",
+        "199 GiB, 2.00 times as many; written most:", "3 MiB in 3 x bf16[2,4] layers/mlp",
     ):  # fmt: skip
         assert words in text, words
 

@@ -81,12 +81,15 @@ class Anatomy:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Instruction:
+class Instruction:
+    """A line of HLO text."""
+
     name: str
     shape: str
     opcode: str
     operands: list[str]
     attributes: str
+    argument: str  # what stands in its parentheses
 
     @property
     def kind(self) -> str:
@@ -99,7 +102,7 @@ def anatomy(hlo: str) -> Anatomy:
     Raises:
       UserError: text without an entry computation.
     """
-    computations, entry = _computations(hlo)
+    computations, entry = computations_of(hlo)
     executions = _executions(computations, entry)
     collectives, custom_calls = defaultdict(list), defaultdict(list)
     counts = Counter()
@@ -113,7 +116,7 @@ def anatomy(hlo: str) -> Anatomy:
                 match = re.search(r'custom_call_target="([^"]*)"', i.attributes)
                 custom_calls[match[1] if match else "?"].append((times, 0))
             counts["fusion"] += i.opcode == "fusion"
-            counts["open"] += i.opcode == "while" and _trips(i) is None
+            counts["open"] += i.opcode == "while" and trips(i) is None
     return Anatomy(
         {kind: _calls(found) for kind, found in sorted(collectives.items())},
         {target: _calls(found) for target, found in sorted(custom_calls.items())},
@@ -139,9 +142,9 @@ def _calls(found: list[tuple[int, int]]) -> Calls:
     return Calls(len(found), sum(times for times, _ in found), sum(times * size for times, size in found))
 
 
-def _computations(hlo: str) -> tuple[dict[str, list[_Instruction]], str]:
+def computations_of(hlo: str) -> tuple[dict[str, list[Instruction]], str]:
     """Instructions of every computation by its name, in the text's order, and the entry's name."""
-    computations: dict[str, list[_Instruction]] = {}
+    computations: dict[str, list[Instruction]] = {}
     entry, current = "", []
     for line in hlo.splitlines():
         if line[:1] not in ("", " ", "}") and line.endswith("{") and "->" in line:
@@ -155,14 +158,16 @@ def _computations(hlo: str) -> tuple[dict[str, list[_Instruction]], str]:
     return computations, entry
 
 
-def _instruction(line: str) -> _Instruction:
+def _instruction(line: str) -> Instruction:
     name, _, rest = line.strip().removeprefix("ROOT ").partition(" = ")
     end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
     shape, rest = rest[:end], rest[end:].lstrip()
     opening = rest.index("(")
     closing = _closing(rest, opening)
     operands = re.findall(r"%([\w.\-]+)", rest[opening:closing])
-    return _Instruction(name.lstrip("%"), shape, rest[:opening], operands, rest[closing + 1 :])
+    return Instruction(
+        name.lstrip("%"), shape, rest[:opening], operands, rest[closing + 1 :], rest[opening + 1 : closing]
+    )  # fmt: skip
 
 
 def _closing(text: str, opening: int) -> int:
@@ -175,7 +180,7 @@ def _closing(text: str, opening: int) -> int:
     raise UserError(f"HLO text: unbalanced parentheses in {text[:80]!r}")
 
 
-def _executions(computations: dict[str, list[_Instruction]], entry: str) -> dict[str, int]:
+def _executions(computations: dict[str, list[Instruction]], entry: str) -> dict[str, int]:
     """How often each computation runs in one run of the entry; callees stand before their callers in the text."""
     times = dict.fromkeys(computations, 0)
     times[entry] = 1
@@ -189,22 +194,22 @@ def _executions(computations: dict[str, list[_Instruction]], entry: str) -> dict
     return times
 
 
-def _callees(i: _Instruction) -> Iterator[tuple[str, int]]:
+def _callees(i: Instruction) -> Iterator[tuple[str, int]]:
     for attribute, name in re.findall(r"\b(body|calls|\w+_computation)=%?([\w.\-]+)", i.attributes):
-        yield name, (_trips(i) or 1) if attribute == "body" else 1
+        yield name, (trips(i) or 1) if attribute == "body" else 1
     for names in re.findall(r"\bbranch_computations=\{([^}]*)\}", i.attributes):
         yield from ((name.strip().lstrip("%"), 1) for name in names.split(","))
     if i.opcode == "call":
         yield from ((name, 1) for name in re.findall(r"\bto_apply=%?([\w.\-]+)", i.attributes))
 
 
-def _trips(i: _Instruction) -> int | None:
+def trips(i: Instruction) -> int | None:
     """Rounds of a while loop, where XLA knows them."""
     match = re.search(r'"known_trip_count":\{"n":"(\d+)"', i.attributes)
     return int(match[1]) if match else None
 
 
-def _result(i: _Instruction) -> str:
+def _result(i: Instruction) -> str:
     """A collective's result; `-start` may give (operands, results, ...)."""
     if i.opcode in ("all-gather-start", "collective-permute-start"):
         parts = _parts(i.shape)

@@ -42,6 +42,11 @@ def table(found: dict[str, Any]) -> str:
     else:
         least, what = found["traffic"], "read: weights, experts touched, cache"
     lines.append(f"  bytes a step      at least {binary(least)} ({what})")
+    if (moved := found.get("moved")) is not None:  # not in files written before it was counted
+        lines.append(f"  bytes moved       {binary(moved)}, {moved / least:.2f} times as many; written most:")
+        for kernel in found["wastes"]:
+            written = binary(kernel["writes"] * kernel["times"])
+            lines.append(f"                    {written} in {kernel['times']} x {kernel['shape']} {kernel['source']}")
     lines.append(f"  collectives       {_collectives(found['collectives'])}")
     calls = f"{found['grouped_matmuls']} grouped, {found['library_matmuls']} other"
     lines.append(f"  library products  {calls}; other custom calls: {', '.join(found['other_calls']) or 'none'}")

@@ -164,7 +164,7 @@ def _scores(query: Array, key: Array, allowed: Array) -> Array:
     folded = query.reshape(batch, rows, kv_heads, heads // kv_heads, dim).transpose(0, 2, 3, 1, 4)
     folded = folded.reshape(batch, kv_heads, -1, dim)
     if folded.shape[2] < dim:
-        # XLA's CPU transposes the second factor of such a product: the queries, if they are fewer than the keys' channels
+        # XLA's CPU transposes the second factor of such a product: the queries, where they are few
         scores = jnp.swapaxes(product("bskd,bkqd->bksq", key, folded), 2, 3) * dim**-0.5
     else:
         scores = product("bkqd,bskd->bkqs", folded, key) * dim**-0.5

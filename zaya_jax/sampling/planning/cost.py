@@ -57,6 +57,14 @@ def step_call(
     model: Zaya, variables: Any, plan: Plan, batch: int, context: int, steps: int, sampler: SamplerConfig | None = None
 ) -> Callable[[], object]:
     """A call that runs `steps` sampling steps after `context` tokens, with the sampler's options (temperature 1)."""
+    jitted, arguments = step_program(model, variables, plan, batch, context, steps, sampler)
+    return functools.partial(jitted, *arguments)
+
+
+def step_program(
+    model: Zaya, variables: Any, plan: Plan, batch: int, context: int, steps: int, sampler: SamplerConfig | None = None
+) -> tuple[Any, tuple]:
+    """What `step_call` calls: (jitted function, its arguments)."""
     config = model.config
     cache = init_cache(config, batch, context + 2 * plan.block_size, model.separate)
     # The content of the context does not matter for time; routing does. So every step meets other tokens: one that met
@@ -84,6 +92,4 @@ def step_call(
 
         return jax.lax.fori_loop(0, steps, body, (proposal, cache))
 
-    return functools.partial(
-        loop, variables, proposal, cache, row_keys(0, batch), options_of(sampler or SamplerConfig())
-    )
+    return loop, (variables, proposal, cache, row_keys(0, batch), options_of(sampler or SamplerConfig()))
