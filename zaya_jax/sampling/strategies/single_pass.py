@@ -88,7 +88,11 @@ def step(setup: Setup, proposal: Proposal, cache: Cache, active: Array, progress
     plan, size = setup.plan, setup.plan.block_size
     layout = Layout.verify_and_draft(proposal.block, cache.length, plan.anchors or None, size)
     hidden, pending = setup.forward(layout, cache)
-    logits = with_tested(setup, setup.head(hidden[:, :size]), proposal.drafted)
+    # Which rows draft next is known after verification. With one block they are all of its own, and the head, a large
+    # part of a small model's bytes, is read once for both; with more it is read twice, for far fewer rows.
+    at_once = len(plan.anchors) == 1
+    read = setup.head(hidden if at_once else hidden[:, :size])
+    logits = with_tested(setup, read[:, :size], proposal.drafted)
     logits = with_next(setup, logits, hidden[:, size:])  # with all anchors there is a block after each block token
     verdict = verify(setup, logits, proposal.drafted, cache.length + 1, progress)
 
@@ -96,8 +100,9 @@ def step(setup: Setup, proposal: Proposal, cache: Cache, active: Array, progress
         # The pending token before the block was kept a step ago, the one after it is not in the forward.
         committed = pending.commit(jnp.where(active, jnp.minimum(verdict.accepted, kept) + 1, 0))
         row, exists = _next_slots(verdict.accepted + 1, plan)
-        slots = jnp.take_along_axis(hidden, row[:, :, None], axis=1)
-        return Proposal(verdict.settled, draft(setup, setup.head(slots), exists, committed.length + 1)), committed
+        slots = jnp.take_along_axis(read if at_once else hidden, row[:, :, None], axis=1)
+        slots = slots if at_once else setup.head(slots)
+        return Proposal(verdict.settled, draft(setup, slots, exists, committed.length + 1)), committed
 
     return verdict.outcome, follow
 
