@@ -3,9 +3,11 @@
 import gc
 import os
 
-# Before anything starts JAX: two CPU devices, so that data parallelism is tested; and cheap compilation, since these
-# programs are compiled once and run for milliseconds. (Speed is measured by experiments.bench, never here.)
-FLAGS = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+from tests import xla
+
+# Before anything starts JAX: two CPU devices, so that data parallelism is tested; and cheap compilation. (Speed is
+# measured by experiments.bench, never here.)
+FLAGS = f"--xla_force_host_platform_device_count=2 {xla.CHEAPLY}"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 
 import jax

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import commands
+from tests import commands, xla
 from tests.helpers import random_variables
 from zaya_jax import preset
 from zaya_jax.interop import save_huggingface
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def command(module: str, *flags: str) -> subprocess.CompletedProcess:
-    return commands.run(f"experiments.{module}", *flags, XLA_FLAGS="--xla_backend_optimization_level=0")
+    return commands.run(f"experiments.{module}", *flags, XLA_FLAGS=xla.CHEAPLY)
 
 
 def measure(checkpoint: Path, block_size: int, sections: str, output: Path, *more: str) -> dict:

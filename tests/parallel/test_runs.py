@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests import xla
 from tests.commands import Command
 from zaya_jax.training.logging.metrics import read_metrics
 
@@ -20,11 +21,9 @@ ROOT = Path(__file__).parents[2]
 CUBE = {"data": 1, "fsdp": 2, "expert": 2, "context": 2}
 
 
-FLAGS = "--xla_backend_optimization_level=0"  # the device count is the worker's own
-
-
 def start(**arguments) -> Command:
-    return Command("tests.parallel.worker", json.dumps(arguments), together=True, XLA_FLAGS=FLAGS)
+    # the device count is the worker's own
+    return Command("tests.parallel.worker", json.dumps(arguments), together=True, XLA_FLAGS=xla.CHEAPLY)
 
 
 def finish(*workers: Command, status: int = 0) -> None:
@@ -98,7 +97,7 @@ def test_two_processes_train_through_the_door_and_one_goes_on_to_evaluate(tmp_pa
     command = ["experiments.run", "--config=tests/experiments/tiny.py", *short]
 
     def run(workdir: Path, *args: str) -> Command:
-        return Command(*command, f"--workdir={workdir}", *args, together=True, XLA_FLAGS=FLAGS)
+        return Command(*command, f"--workdir={workdir}", *args, together=True, XLA_FLAGS=xla.CHEAPLY)
 
     address = free_address()
     two = [f"--coordinator={address}", "--processes=2", "--config.mesh.fsdp=2"]
