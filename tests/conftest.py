@@ -2,6 +2,7 @@
 
 import gc
 import os
+from pathlib import Path
 
 from tests import xla
 
@@ -13,6 +14,7 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 import jax
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadFileScheduling
 
 from zaya_jax import compilation_cache
 
@@ -25,6 +27,10 @@ if CACHE not in os.environ:
         os.environ[CACHE] = jax.config.jax_compilation_cache_dir
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
+SHARE_A_SAMPLER = {"test_generate", "test_turns", "test_temperatures", "test_stopping", "test_drafting"}
+
+MAPS, MANY_MAPS = Path("/proc/self/maps"), 20_000  # Linux allows a process 65,530
+
 settings.register_profile("zaya", deadline=None, max_examples=15, derandomize=True)
 settings.load_profile("zaya")
 
@@ -35,12 +41,33 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path not in early)
 
 
+def pytest_collection_finish():
+    """What has been imported stays: the garbage collector need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+class Scopes(LoadFileScheduling):
+    """A worker takes whole files (setup.cfg), and all of those that sample one small model: they share its programs."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = super()._split_scope(nodeid)
+        return "tests/sampling" if Path(path).stem in SHARE_A_SAMPLER else path
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return Scopes(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
 @pytest.fixture(scope="module", autouse=True)
 def free_programs():
-    """Drops a module's compiled programs: thousands of them in one process exhaust its memory maps, and XLA crashes."""
+    """Drops compiled programs once there are many: thousands of them in one process exhaust its memory maps, and XLA
+    crashes. Fewer stay, for modules that need the same.
+    """
     yield
-    jax.clear_caches()
-    gc.collect()
+    if not MAPS.exists() or MAPS.read_bytes().count(b"\n") > MANY_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture

@@ -75,6 +75,7 @@ def main() -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
+    sys.path.insert(0, request["folder"])
     sys.argv = ["-m", *request["arguments"]]
     runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
 

@@ -14,7 +14,7 @@ U = 2.0**-8  # bfloat16's unit roundoff
 TOLERANCE = 2e-4  # of the logits' std: the contract (docs/testing.md#what-is-proven-and-where)
 
 
-@functools.lru_cache(maxsize=4)
+@functools.cache
 def compiled(config: ZayaConfig, execution: Execution = DEFAULT):
     """A jitted forward pass (variables, layout, cache) -> ZayaOutput; one per config, shared by its tests."""
     return jax.jit(Zaya(config, execution).apply)
