@@ -29,8 +29,6 @@ if CACHE not in os.environ:
 
 SHARE_A_SAMPLER = {"test_generate", "test_turns", "test_temperatures", "test_stopping", "test_drafting"}
 
-MAPS, MANY_MAPS = Path("/proc/self/maps"), 20_000  # Linux allows a process 65,530
-
 settings.register_profile("zaya", deadline=None, max_examples=15, derandomize=True)
 settings.load_profile("zaya")
 
@@ -61,13 +59,22 @@ def pytest_xdist_make_scheduler(config, log):
 
 @pytest.fixture(scope="module", autouse=True)
 def free_programs():
-    """Drops compiled programs once there are many: thousands of them in one process exhaust its memory maps, and XLA
-    crashes. Fewer stay, for modules that need the same.
+    """Drops compiled programs where there are many: thousands of them in one process take its memory, then its memory
+    maps, and XLA crashes. Fewer stay, for modules that need the same.
     """
     yield
-    if not MAPS.exists() or MAPS.read_bytes().count(b"\n") > MANY_MAPS:
+    if is_full():
         jax.clear_caches()
         gc.collect()
+
+
+def is_full() -> bool:
+    """Whether this process has taken much of its memory or of its memory maps; True where nothing tells."""
+    process = Path("/proc/self")
+    if not (process / "maps").exists():
+        return True
+    resident = int((process / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return resident > 2 << 30 or (process / "maps").read_bytes().count(b"\n") > 20_000  # of 65,530 on Linux
 
 
 @pytest.fixture

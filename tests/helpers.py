@@ -34,5 +34,10 @@ def random_variables(config: ZayaConfig, seed: int = 0, scale: float = 0.35) -> 
     return jax.tree.unflatten(tree, [jnp.asarray(x) for x in noisy])
 
 
+def cast(tree, dtype: str):
+    """The tree's arrays in another dtype, by NumPy: a program for each shape would take longer."""
+    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x).astype(jnp.dtype(dtype))), tree)
+
+
 def random_tokens(config: ZayaConfig, *shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, config.vocab_size, shape).astype(np.int32)
