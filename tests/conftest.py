@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from tests import xla
+from tests.forks import keep_imports
 
 # Before anything starts JAX: two CPU devices, so that data parallelism is tested; and cheap compilation. (Speed is
 # measured by experiments.bench, never here.)
@@ -40,9 +41,8 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """What has been imported stays: the garbage collector need not look at it again and again."""
-    gc.collect()
-    gc.freeze()
+    """Tracing makes many objects and little garbage; looking for it at the usual pace takes a seventh of all time."""
+    keep_imports()
 
 
 class Scopes(LoadFileScheduling):

@@ -37,8 +37,14 @@ def preload() -> None:
     for name in (*PRELOADED, *(name for name in names if not name.endswith(OPTIONAL) and DEFINES_FLAGS not in name)):
         importlib.import_module(name)
     assert threading.active_count() == 1, threading.enumerate()
+    keep_imports()
+
+
+def keep_imports() -> None:
+    """What has been imported stays: the garbage collector need not look through it, and looks more rarely."""
     gc.collect()
-    gc.freeze()  # children need not look through what they share
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 20)
 
 
 def watched(report: int) -> None:
