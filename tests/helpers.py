@@ -9,6 +9,8 @@ import numpy as np
 from flax import linen as nn
 
 from zaya_jax.architecture import Layout, Zaya, ZayaConfig, preset
+from zaya_jax.training.optimizer import OptimizerConfig
+from zaya_jax.training.state import TrainState, init_state
 
 
 def small_config(**changes) -> ZayaConfig:
@@ -37,6 +39,12 @@ def random_variables(config: ZayaConfig, seed: int = 0, scale: float = 0.35) -> 
 def cast(tree, dtype: str):
     """The tree's arrays in another dtype, by NumPy: a program for each shape would take longer."""
     return jax.tree.map(lambda x: jnp.asarray(np.asarray(x).astype(jnp.dtype(dtype))), tree)
+
+
+def fresh_state(variables: dict, optimizer: OptimizerConfig, seed: int = 0) -> TrainState:
+    """`init_state` in one program, of copies: a train step gives its state's buffers away."""
+    copies = jax.tree.map(lambda x: jnp.array(np.asarray(x)), variables)
+    return jax.jit(lambda copies: init_state(copies, optimizer, seed))(copies)
 
 
 def random_tokens(config: ZayaConfig, *shape: int, seed: int = 0) -> np.ndarray:

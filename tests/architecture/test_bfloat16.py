@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from tests.helpers import cast, random_tokens, random_variables, small_config
+from tests.helpers import cast, fresh_state, random_tokens, random_variables, small_config
 from zaya_jax.architecture import Execution, Layout, Zaya, init_cache
 from zaya_jax.architecture.attention.direct import attend, attend_dense
 from zaya_jax.architecture.attention.tiled import Visibility, attend_tiles
@@ -21,7 +21,7 @@ from zaya_jax.sampling import SamplerConfig, generate
 from zaya_jax.training import loop
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
-from zaya_jax.training.state import init_state, make_train_step
+from zaya_jax.training.state import make_train_step
 
 U = 2.0**-8
 CLEAN, BLOCK, HEADS, KV_HEADS, DIM = 24, 4, 4, 2, 16
@@ -237,7 +237,7 @@ def test_one_whole_train_step_of_a_mixture_is_float32s_rounded():
     }
     sides = {}
     for name, one, start in (("low", model, variables), ("wide", wide_model, wide)):
-        state = jax.tree.map(jnp.copy, init_state(start, optimizer, 0))
+        state = fresh_state(start, optimizer)
         sides[name] = make_train_step(one, Objective("tidar", BLOCK), optimizer)(state, batch, 1.0)
     (low, low_metrics), (after, metrics) = sides["low"], sides["wide"]
     layout = Layout.causal(batch["tokens"])
