@@ -18,6 +18,8 @@ from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
 from zaya_jax.training.state import make_train_step
 
+pytestmark = pytest.mark.early
+
 KINDS = {
     "zaya": {},
     "dense": dict(attention="gqa", feed_forward="dense", residual_scaling=False, mlp_bias=True, attention_bias=True),

@@ -23,6 +23,8 @@ from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
 from zaya_jax.training.state import make_train_step
 
+pytestmark = pytest.mark.early
+
 U = 2.0**-8
 CLEAN, BLOCK, HEADS, KV_HEADS, DIM = 24, 4, 4, 2, 16
 ROW = 2 * CLEAN

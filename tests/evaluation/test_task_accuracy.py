@@ -27,6 +27,8 @@ from zaya_jax.sampling import SamplerConfig
 from zaya_jax.tasks import make_task
 from zaya_jax.text.tokenizers import ByteTokenizer
 
+pytestmark = pytest.mark.early
+
 TASK, TOKENIZER = make_task("addition", digits=1), ByteTokenizer()
 # batches of two problems, twice each: one size for all
 TRIAL = EvaluationProtocol(prompts=6, samples=2, batch=4, max_new_tokens=4, seed=7)

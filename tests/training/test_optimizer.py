@@ -24,6 +24,8 @@ from zaya_jax.training.optimizer import (
 )
 from zaya_jax.training.state import make_train_step
 
+pytestmark = pytest.mark.early
+
 CONFIG = small_config(tie_word_embeddings=False)
 
 
