@@ -38,7 +38,12 @@ def random_variables(config: ZayaConfig, seed: int = 0, scale: float = 0.35) -> 
 
 def cast(tree, dtype: str):
     """The tree's arrays in another dtype, by NumPy: a program for each shape would take longer."""
-    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x).astype(jnp.dtype(dtype))), tree)
+    return jax.tree.map(lambda x: placed_as(x, np.asarray(x).astype(jnp.dtype(dtype))), tree)
+
+
+def placed_as(x: jax.Array, values: np.ndarray) -> jax.Array:
+    """Values where `x` is, and bound to it as `x` is; a program that takes `x` would be compiled anew for others."""
+    return jax.device_put(values, x.sharding) if x.committed else jnp.asarray(values)
 
 
 def fresh_state(variables: dict, optimizer: OptimizerConfig, seed: int = 0) -> TrainState:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from tests.helpers import cast
+from tests.helpers import cast, placed_as
 from zaya_jax.architecture import Execution, Layout, Zaya, ZayaConfig, init_cache
 from zaya_jax.architecture.execution import DEFAULT
 
@@ -72,7 +72,9 @@ def assert_hangs_on_every_parameter(config: ZayaConfig, variables, expected: dic
     rng, flat = np.random.default_rng(0), traverse_util.flatten_dict(variables)
     for path, value in flat.items():
         noise = rng.standard_normal(value.shape, np.float32)
-        disturbed = traverse_util.unflatten_dict({**flat, path: np.asarray(value) + np.float32(0.3) * noise})
+        disturbed = traverse_util.unflatten_dict(
+            {**flat, path: placed_as(value, np.asarray(value) + np.float32(0.3) * noise)}
+        )
         got = logits(config, disturbed, expected["tokens"], expected["valid"])
         assert deviation(got, expected["logits"], expected["valid"]) > 10 * TOLERANCE, path
 
