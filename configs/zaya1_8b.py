@@ -8,7 +8,7 @@ Arguments: start= folder of ZAYA1-8B-base (in the layout of transformers 5.23); 
            files of chats), and for :scratch pretrain/; block_size=16; devices=8, GPUs to lay it over; :scratch, from
            nothing in place of the base; :twin, the same phases tiny, on data that every checkout has
 Hardware:  the 8B phases have not been run (README.md has what was compiled); the twin, 2 CPU cores
-Time and result: the twin runs in the tests, in about two minutes; it shows that the phases work, nothing else
+Time and result: the tests run the twin from mid-training on, in about a minute; it shows that phases work, nothing else
 
 From the base: TiDAR mid-training at 32k, extension to 128k, diffusion SFT on chats. From nothing, pretraining at 4k
 comes before. The twin has all four.

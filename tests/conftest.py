@@ -2,15 +2,20 @@
 
 import gc
 import os
+from pathlib import Path
 
-# Before anything starts JAX: two CPU devices, so that data parallelism is tested; and cheap compilation, since these
-# programs are compiled once and run for milliseconds. (Speed is measured by experiments.bench, never here.)
-FLAGS = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+from tests import xla
+from tests.forks import keep_imports
+
+# Before anything starts JAX: two CPU devices, so that data parallelism is tested; and cheap compilation. (Speed is
+# measured by experiments.bench, never here.)
+FLAGS = f"--xla_force_host_platform_device_count=2 {xla.CHEAPLY}"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 
 import jax
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadFileScheduling
 
 from zaya_jax import compilation_cache
 
@@ -23,6 +28,8 @@ if CACHE not in os.environ:
         os.environ[CACHE] = jax.config.jax_compilation_cache_dir
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
+SHARE_A_SAMPLER = {"test_generate", "test_turns", "test_temperatures", "test_stopping", "test_drafting"}
+
 settings.register_profile("zaya", deadline=None, max_examples=15, derandomize=True)
 settings.load_profile("zaya")
 
@@ -33,12 +40,41 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path not in early)
 
 
+def pytest_collection_finish():
+    """Tracing makes many objects and little garbage; looking for it at the usual pace takes a seventh of all time."""
+    keep_imports()
+
+
+class Scopes(LoadFileScheduling):
+    """A worker takes whole files (setup.cfg), and all of those that sample one small model: they share its programs."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = super()._split_scope(nodeid)
+        return "tests/sampling" if Path(path).stem in SHARE_A_SAMPLER else path
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return Scopes(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
 @pytest.fixture(scope="module", autouse=True)
 def free_programs():
-    """Drops a module's compiled programs: thousands of them in one process exhaust its memory maps, and XLA crashes."""
+    """Drops compiled programs where there are many: thousands of them in one process take its memory, then its memory
+    maps, and XLA crashes. Fewer stay, for modules that need the same.
+    """
     yield
-    jax.clear_caches()
-    gc.collect()
+    if is_full():
+        jax.clear_caches()
+        gc.collect()
+
+
+def is_full() -> bool:
+    """Whether this process has taken much of its memory or of its memory maps; True where nothing tells."""
+    process = Path("/proc/self")
+    if not (process / "maps").exists():
+        return True
+    resident = int((process / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return resident > 2 << 30 or (process / "maps").read_bytes().count(b"\n") > 20_000  # of 65,530 on Linux
 
 
 @pytest.fixture

@@ -9,6 +9,8 @@ import numpy as np
 from flax import linen as nn
 
 from zaya_jax.architecture import Layout, Zaya, ZayaConfig, preset
+from zaya_jax.training.optimizer import OptimizerConfig
+from zaya_jax.training.state import TrainState, init_state
 
 
 def small_config(**changes) -> ZayaConfig:
@@ -32,6 +34,22 @@ def random_variables(config: ZayaConfig, seed: int = 0, scale: float = 0.35) -> 
     rng = np.random.default_rng(seed)
     noisy = [np.asarray(x) + (scale * rng.standard_normal(x.shape)).astype(x.dtype) for x in leaves]
     return jax.tree.unflatten(tree, [jnp.asarray(x) for x in noisy])
+
+
+def cast(tree, dtype: str):
+    """The tree's arrays in another dtype, by NumPy: a program for each shape would take longer."""
+    return jax.tree.map(lambda x: placed_as(x, np.asarray(x).astype(jnp.dtype(dtype))), tree)
+
+
+def placed_as(x: jax.Array, values: np.ndarray) -> jax.Array:
+    """Values where `x` is, and bound to it as `x` is; a program that takes `x` would be compiled anew for others."""
+    return jax.device_put(values, x.sharding) if x.committed else jnp.asarray(values)
+
+
+def fresh_state(variables: dict, optimizer: OptimizerConfig, seed: int = 0) -> TrainState:
+    """`init_state` in one program, of copies: a train step gives its state's buffers away."""
+    copies = jax.tree.map(lambda x: jnp.array(np.asarray(x)), variables)
+    return jax.jit(lambda copies: init_state(copies, optimizer, seed))(copies)
 
 
 def random_tokens(config: ZayaConfig, *shape: int, seed: int = 0) -> np.ndarray:

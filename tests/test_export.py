@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from tests.helpers import random_tokens, random_variables, small_config
+from tests.helpers import fresh_state, random_tokens, random_variables, small_config
 from zaya_jax.architecture import Zaya
 from zaya_jax.sampling import SamplerConfig
 from zaya_jax.sampling.loop import Prompts, Sizes, run, start
 from zaya_jax.sampling.options import options_of, plan_of
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
-from zaya_jax.training.state import init_state, make_train_step
+from zaya_jax.training.state import make_train_step
 
 PLATFORMS = ("cpu", "cuda", "rocm")
 
@@ -36,7 +36,7 @@ def round_trip(f, *args):
 def test_train_step():
     config = small_config(dtype="float32")
     model, optimizer = Zaya(config), OptimizerConfig()
-    state = init_state(random_variables(config), optimizer, 0)
+    state = fresh_state(random_variables(config), optimizer)
     batch = {"tokens": jnp.asarray(random_tokens(config, 4, 16)), "document": jnp.zeros((4, 16), jnp.int32)}
     step = make_train_step(model, Objective("tidar", 4), optimizer)
     got = round_trip(lambda *args: step(*args), state, batch, jnp.float32(1.0))

@@ -6,12 +6,9 @@ import importlib
 import inspect
 import json
 import math
-import os
 import pkgutil
 import re
 import shutil
-import subprocess
-import sys
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +22,7 @@ from ml_collections import ConfigDict
 
 import experiments
 import zaya_jax
+from tests import commands
 from tests.experiments import tiny
 from zaya_jax import generate as sample
 from zaya_jax import load_pretrained, memory
@@ -268,13 +266,12 @@ runpy.run_module("experiments.run", run_name="__main__")
 
 
 def test_a_run_that_does_not_fit_leaves_nothing(tmp_path):
-    given = ["--config=tests/experiments/tiny.py", f"--workdir={tmp_path / 'run'}"]
-    line = [sys.executable, "-c", SMALL_MACHINE, *given]
-    kept = os.environ | {"GLIBC_TUNABLES": ""}  # else the command starts itself anew, on this machine
-    done = subprocess.run(line, cwd=ROOT, env=kept, capture_output=True, text=True, timeout=300, check=False)
+    (tmp_path / "small_machine.py").write_text(SMALL_MACHINE)
+    given = [f"--config={ROOT / 'tests' / 'experiments' / 'tiny.py'}", f"--workdir={tmp_path / 'run'}"]
+    done = commands.run("small_machine", *given, folder=tmp_path)
     assert done.returncode == 2
     assert re.match(r"error: pretrain: a training step: needs at least .*, (1 MiB|512 KiB) are there; ", done.stderr)
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "run").exists()
 
 
 def test_memory_is_that_of_how_the_stage_is_computed():

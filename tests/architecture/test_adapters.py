@@ -3,12 +3,11 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
 
-from tests.helpers import random_tokens, random_variables, small_config
+from tests.helpers import fresh_state, random_tokens, random_variables, small_config
 from zaya_jax import SamplerConfig, generate
 from zaya_jax.architecture import Layout, Zaya, ZayaConfig, init_cache
 from zaya_jax.interop import save_huggingface
@@ -17,7 +16,9 @@ from zaya_jax.interop.formats.names import abstract_variables
 from zaya_jax.runs.phases import load_start
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
-from zaya_jax.training.state import init_state, make_train_step
+from zaya_jax.training.state import make_train_step
+
+pytestmark = pytest.mark.early
 
 KINDS = {
     "zaya": {},
@@ -114,7 +115,7 @@ def test_adapters_alone_are_trained_and_have_the_optimizers_state(accumulate):
     model, objective = Zaya(config), Objective("tidar", block_size=4, alpha=0.0)
     tokens = random_tokens(config, 2, 16)
     batch = {"tokens": tokens, "document": np.zeros_like(tokens), "answer": np.ones_like(tokens)}
-    state = init_state(jax.tree.map(jnp.copy, variables), optimizer, seed=0)
+    state = fresh_state(variables, optimizer)
     adapters = sum(leaf.size for path, leaf in flat(variables).items() if is_adapter(path))
     assert sum(leaf.size for leaf in jax.tree.leaves(state.opt_state)) <= 2 * adapters + 8  # two moments, counters
     state, metrics = make_train_step(model, objective, optimizer)(state, batch, 1e-2)
@@ -133,7 +134,7 @@ def test_no_gradient_is_computed_for_what_is_frozen():
     for freeze in ((), ("*", "!*lora*")):
         optimizer = OptimizerConfig(freeze=freeze)
         step = make_train_step(Zaya(config), objective, optimizer)
-        lowered = step.lower(init_state(variables, optimizer, 0), batch, 1e-2)
+        lowered = step.lower(fresh_state(variables, optimizer), batch, 1e-2)
         flops.append(lowered.compile().cost_analysis()["flops"])
     assert flops[1] < 0.85 * flops[0]
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import export
 
-from tests.helpers import random_tokens, small_config
+from tests.helpers import fresh_state, random_tokens, small_config
 from zaya_jax.architecture import PADDING, Execution, Layout, Zaya, preset
 from zaya_jax.architecture.attention.direct import LEAST_TO_SPLIT, attend, attend_dense, count_pairs, is_small
 from zaya_jax.architecture.attention.tiled import Visibility, attend_tiles, table, worklist
@@ -21,7 +21,7 @@ from zaya_jax.architecture.layout import Keys, visible
 from zaya_jax.parallel import MeshConfig, make_placement
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
-from zaya_jax.training.state import init_state, init_variables, make_train_step
+from zaya_jax.training.state import init_variables, make_train_step
 
 pytestmark = pytest.mark.early
 
@@ -286,7 +286,7 @@ def train_step_of(config, length: int, batch: int = 1, placement=None, execution
     step = make_train_step(Zaya(config, execution), Objective("tidar", 4), optimizer, placement)
     document = np.searchsorted([length // 3, length // 2], np.arange(length), side="right")
     data = {"tokens": random_tokens(config, batch, length), "document": np.tile(document.astype(np.int32), (batch, 1))}
-    return step, (init_state(init_variables(Zaya(config), 0), optimizer, 0), data, jnp.float32(1.0))
+    return step, (fresh_state(init_variables(Zaya(config), 0), optimizer), data, jnp.float32(1.0))
 
 
 def test_a_whole_train_step_by_tiles():

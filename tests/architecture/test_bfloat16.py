@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from tests.helpers import random_tokens, random_variables, small_config
+from tests.helpers import cast, fresh_state, random_tokens, random_variables, small_config
 from zaya_jax.architecture import Execution, Layout, Zaya, init_cache
 from zaya_jax.architecture.attention.direct import attend, attend_dense
 from zaya_jax.architecture.attention.tiled import Visibility, attend_tiles
@@ -21,7 +21,9 @@ from zaya_jax.sampling import SamplerConfig, generate
 from zaya_jax.training import loop
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
-from zaya_jax.training.state import init_state, make_train_step
+from zaya_jax.training.state import make_train_step
+
+pytestmark = pytest.mark.early
 
 U = 2.0**-8
 CLEAN, BLOCK, HEADS, KV_HEADS, DIM = 24, 4, 4, 2, 16
@@ -36,11 +38,16 @@ def rounded(*shape: int, seed: int, scale: float = 1.0) -> jax.Array:
 @functools.cache
 def attention_case(temperature: float):
     """(layout, query, key, value): unit queries, keys of length `temperature` * sqrt(DIM), as CCA's trained ones."""
-    layout = Layout.tidar(jnp.zeros((1, CLEAN), jnp.int32), BLOCK, 0)
-    query, key = (rounded(1, ROW, heads, DIM, seed=seed) for seed, heads in ((0, HEADS), (1, KV_HEADS)))
-    unit = [x / jnp.linalg.norm(x.astype(jnp.float32), axis=-1, keepdims=True) * DIM**0.5 for x in (query, key)]
-    query, key = unit[0].astype(jnp.bfloat16), (unit[1] * temperature).astype(jnp.bfloat16)
-    return layout, query, key, rounded(1, ROW, KV_HEADS, DIM, seed=2)
+    drawn = [rounded(1, ROW, heads, DIM, seed=seed) for seed, heads in ((0, HEADS), (1, KV_HEADS))]
+    query, key = (np.asarray(x, np.float32) for x in drawn)
+    query, key = (x / np.linalg.norm(x, axis=-1, keepdims=True) * DIM**0.5 for x in (query, key))
+    narrow = [jnp.asarray(x, jnp.bfloat16) for x in (query, key * temperature)]
+    return tidar_layout(), *narrow, rounded(1, ROW, KV_HEADS, DIM, seed=2)
+
+
+@functools.cache
+def tidar_layout() -> Layout:
+    return jax.jit(lambda: Layout.tidar(jnp.zeros((1, CLEAN), jnp.int32), BLOCK, 0))()
 
 
 def exactly(layout: Layout, query, key, value) -> tuple[np.ndarray, np.ndarray]:
@@ -134,8 +141,8 @@ def pair(kind: str):
     """(bfloat16 model, its variables, the float32 model of the very same numbers, those in float32)."""
     config = small_config(**KINDS[kind], **BF16)
     variables = dict(random_variables(config))
-    variables["params"] = jax.tree.map(lambda x: x.astype(jnp.bfloat16), variables["params"])
-    wide = variables | {"params": jax.tree.map(lambda x: x.astype(jnp.float32), variables["params"])}
+    variables["params"] = cast(variables["params"], "bfloat16")
+    wide = variables | {"params": cast(variables["params"], "float32")}
     return Zaya(config), variables, Zaya(small_config(**KINDS[kind])), wide
 
 
@@ -197,7 +204,7 @@ def test_gradients_are_finite_and_near_those_of_the_same_weights_in_float32(back
     kind, how = dict(attention="cca", feed_forward="dense"), Execution(attention_backend=backend)
     config = small_config(**kind, **BF16)
     variables = dict(random_variables(config))
-    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), variables["params"])
+    params = cast(variables["params"], "bfloat16")
     batch = {"tokens": jnp.asarray(random_tokens(config, 2, 16, seed=2)), "document": jnp.zeros((2, 16), jnp.int32)}
     objective = Objective("tidar", block_size=BLOCK)
 
@@ -209,9 +216,9 @@ def test_gradients_are_finite_and_near_those_of_the_same_weights_in_float32(back
         return jax.jit(jax.grad(loss))(params)
 
     got = gradient(Zaya(config, how), params)
-    wanted = gradient(Zaya(small_config(**kind), how), jax.tree.map(lambda x: x.astype(jnp.float32), params))
+    wanted = gradient(Zaya(small_config(**kind), how), cast(params, "float32"))
     for (path, one), other in zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(wanted), strict=True):
-        one, other = (np.asarray(x.astype(jnp.float32)).ravel() for x in (one, other))
+        one, other = (np.asarray(x).astype(np.float32).ravel() for x in (one, other))
         assert np.isfinite(one).all(), path
         assert np.linalg.norm(one - other) <= 16 * U * np.linalg.norm(other) + 1e-6, path
 
@@ -232,7 +239,7 @@ def test_one_whole_train_step_of_a_mixture_is_float32s_rounded():
     }
     sides = {}
     for name, one, start in (("low", model, variables), ("wide", wide_model, wide)):
-        state = jax.tree.map(jnp.copy, init_state(start, optimizer, 0))
+        state = fresh_state(start, optimizer)
         sides[name] = make_train_step(one, Objective("tidar", BLOCK), optimizer)(state, batch, 1.0)
     (low, low_metrics), (after, metrics) = sides["low"], sides["wide"]
     layout = Layout.causal(batch["tokens"])
@@ -246,7 +253,7 @@ def test_one_whole_train_step_of_a_mixture_is_float32s_rounded():
     leaves = zip(jax.tree_util.tree_leaves_with_path(low.params), jax.tree.leaves(after.params), gradients, strict=True)
     for (path, got), wanted, gradient in leaves:
         assert got.dtype == jnp.bfloat16, path
-        got, wanted, gradient = (np.asarray(x, np.float64) for x in (got.astype(jnp.float32), wanted, gradient))
+        got, wanted, gradient = (np.asarray(x).astype(np.float64) for x in (got, wanted, gradient))
         sure = abs(gradient) > 3 * 16 * U * np.sqrt(np.mean(gradient**2))
         allowed = 1.01 * U * abs(wanted) + 8 * U * rate
         assert (abs(got - wanted) <= np.where(sure, allowed, allowed + 2 * rate)).all(), path

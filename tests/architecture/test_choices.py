@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.helpers import random_tokens, random_variables, small_config
+from tests.helpers import fresh_state, random_tokens, random_variables, small_config
 from zaya_jax.architecture import Layout, Zaya, ZayaConfig
 from zaya_jax.architecture.config import PARTS
 from zaya_jax.interop.families.configuration import config_to_huggingface
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
-from zaya_jax.training.state import init_state, make_train_step
+from zaya_jax.training.state import make_train_step
 
 WIDE = dict(dtype="float64", param_dtype="float64")
 
@@ -114,7 +114,7 @@ def test_blind_succession_spares_the_clean_rows_and_no_draft(x64):
 def test_ablations_train(changes):
     config = small_config(**changes)
     model, optimizer = Zaya(config), OptimizerConfig(learning_rate=1e-2)
-    state = init_state(random_variables(config, scale=0.1), optimizer, 0)
+    state = fresh_state(random_variables(config, scale=0.1), optimizer)
     step = make_train_step(model, Objective("tidar", 3), optimizer)
     batch = {"tokens": random_tokens(config, 2, 12), "document": np.zeros((2, 12), np.int32)}
     losses = []

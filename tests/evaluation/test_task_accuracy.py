@@ -27,8 +27,11 @@ from zaya_jax.sampling import SamplerConfig
 from zaya_jax.tasks import make_task
 from zaya_jax.text.tokenizers import ByteTokenizer
 
+pytestmark = pytest.mark.early
+
 TASK, TOKENIZER = make_task("addition", digits=1), ByteTokenizer()
-TRIAL = EvaluationProtocol(prompts=5, samples=2, batch=4, max_new_tokens=4, seed=7)
+# batches of two problems, twice each: one size for all
+TRIAL = EvaluationProtocol(prompts=6, samples=2, batch=4, max_new_tokens=4, seed=7)
 LOSSLESS = Arm("lossless", SamplerConfig("single_pass", block_size=2, temperature=1.0, stop_tokens=(257,)))
 
 
@@ -50,14 +53,14 @@ def run(path=None, arm=LOSSLESS, protocol=TRIAL, variables=None):
 def test_a_killed_evaluation_goes_on_to_the_same_answers(tmp_path):
     path = tmp_path / "answers.jsonl"
     whole = run(path)
-    assert answers_of(whole) == answers_of(run()) and len(whole.tokens) == 10
+    assert answers_of(whole) == answers_of(run()) and len(whole.tokens) == 12
     lines = path.read_text().splitlines(keepends=True)
-    assert len(lines) == 1 + 5
+    assert len(lines) == 1 + 6
     for kept in ("".join(lines[:3]), "".join(lines[:4]) + lines[4][:10], lines[0][:5], ""):
         path.write_text(kept)
         assert answers_of(run(path)) == answers_of(whole)
         again = [json.loads(line) for line in path.read_text().splitlines()]
-        assert [line.get("problem") for line in again] == [None, 0, 1, 2, 3, 4]
+        assert [line.get("problem") for line in again] == [None, 0, 1, 2, 3, 4, 5]
     before = path.read_text()
     assert answers_of(run(path)) == answers_of(whole)
     assert path.read_text() == before  # nothing was left to do
@@ -110,8 +113,8 @@ def test_other_answers_are_refused(tmp_path):
 
 def test_a_trials_numbers_are_integers():
     assert (
-        EvaluationProtocol(*map(np.int64, (5, 2, 4, 4, 7))) == TRIAL
-        and type(EvaluationProtocol(*map(np.int64, (5, 2, 4, 4, 7))).seed) is int
+        EvaluationProtocol(*map(np.int64, (6, 2, 4, 4, 7))) == TRIAL
+        and type(EvaluationProtocol(*map(np.int64, (6, 2, 4, 4, 7))).seed) is int
     )
     for field, value in dict(prompts=0, samples=1.5, batch=True, max_new_tokens=None, seed=-1).items():
         with pytest.raises(ValueError, match=rf"^EvaluationProtocol\.{field}: got .*, may be an integer of at least"):
@@ -139,16 +142,17 @@ def test_row_seeds_do_not_depend_on_the_batch():
 
 def test_greedy_arms_draw_one_sample_and_a_budget_of_anchors_is_chosen(tmp_path):
     model, variables = setup()
+    trial = dataclasses.replace(TRIAL, prompts=4)
     arms = [
         Arm(name, dataclasses.replace(LOSSLESS.sampler, mode=mode, temperature=t))
         for t in (0.0, 1.0) for name, mode in (("autoregressive", "autoregressive"), ("lossless", "single_pass"))
     ]  # fmt: skip
-    outcomes = run_task(model, variables, TOKENIZER, TASK, arms, TRIAL, tmp_path / "a", anchor_budget=1)
+    outcomes = run_task(model, variables, TOKENIZER, TASK, arms, trial, tmp_path / "a", anchor_budget=1)
     assert [o.samples for o in outcomes] == [1, 1, 2, 2]
     assert outcomes[0].tokens == outcomes[1].tokens
     assert all(len(o.arm.sampler.anchor_list) == 1 for o in outcomes if o.arm.name == "lossless")
     assert len(list((tmp_path / "a").iterdir())) == 4
-    rows = task_rows(outcomes, TRIAL)
+    rows = task_rows(outcomes, trial)
     assert [row["rows_per_forward"] for row in rows] == [1, 4, 1, 4]
     assert rows[1]["identical_to_autoregressive"] == 1 and rows[1]["p_value"] == 1
     assert "p_value" not in rows[0] and rows[0]["speedup"] == 1

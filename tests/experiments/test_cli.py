@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from tests import commands
 from zaya_jax.command_line import terminal
 
 DOOR = """
@@ -64,12 +65,8 @@ cli.run(lambda: (sys.argv.append(kind), main()))
     ],
 )
 def test_a_users_mistake_is_one_line_and_any_other_error_keeps_its_traceback(tmp_path, arguments, line, traced):
-    command = tmp_path / "command.py"
-    command.write_text(BREAKS)
-    environment = os.environ | {"PYTHONPATH": "."}
-    done = subprocess.run(
-        [sys.executable, str(command), *arguments], env=environment, capture_output=True, text=True, check=False
-    )
+    (tmp_path / "breaking.py").write_text(BREAKS)
+    done = commands.run("breaking", *arguments, folder=tmp_path)
     assert done.returncode == (2 if line else 1)
     assert ("Traceback (most recent call last)" in done.stderr) == traced
     assert done.stderr.splitlines()[-1] == line if line else "ValueError" in done.stderr or "TypeError" in done.stderr

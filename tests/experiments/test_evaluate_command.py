@@ -19,18 +19,18 @@ def run(*args: str) -> tuple[int, str]:
 
 def test_a_checkpoint_is_evaluated_on_several_tasks_and_goes_on(tmp_path):
     args = [
-        MODEL, "--tasks=addition,human_eval", f"--output={tmp_path}", "--prompts=2", "--samples=2", "--batch=2",
+        MODEL, "--tasks=addition,countdown", f"--output={tmp_path}", "--prompts=2", "--samples=2", "--batch=2",
         "--max-new-tokens=8", "--arms=lossless", "--temperatures=1", "--block_size=4", "--anchor_budget=2",
     ]  # fmt: skip
     status, output = run(*args)
     assert status == 0, output
     rows = read_results(tmp_path / "results.csv")
     assert [(r["source"], r["arm"], r["temperature"], r["samples"]) for r in rows] == [
-        (task, arm, 1, 2) for task in ("addition", "human_eval") for arm in ("autoregressive", "lossless")
+        (task, arm, 1, 2) for task in ("addition", "countdown") for arm in ("autoregressive", "lossless")
     ]
     assert all(r["rows_per_forward"] == (1 if r["arm"] == "autoregressive" else 12) for r in rows)
     assert rows[0]["p_value"] is None and rows[1]["p_value"] > 0
-    path = tmp_path / "answers" / "human_eval-lossless-temperature-1.jsonl"
+    path = tmp_path / "answers" / "countdown-lossless-temperature-1.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     assert [json.loads(line).get("problem") for line in lines] == [None, 0, 1]
     # cut short, as a kill would: the same command finishes it, to the same answers

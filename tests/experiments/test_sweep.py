@@ -209,10 +209,10 @@ def test_a_sweep_trains_shared_stages_once_survives_a_failure_and_goes_on(tmp_pa
     for name in names:
         own = read_results(workdir / "runs" / name / "results.csv")
         assert [r["accuracy"] for r in own] == [r["accuracy"] for r in rows if r["run"] == name]
-        assert {r["samples"] for r in own if r["kind"] == "sampling"} == {2}
+        assert {r["seed"] for r in own if r["kind"] == "sampling"} == {7}
     # both start from one pretraining, which the first of them trained
     stages = [path.name.partition("-")[0] for path in (workdir / "stages").iterdir() if path.is_dir()]
-    assert sorted(stages) == ["control", "convert", "convert", "pretrain"]
+    assert sorted(stages) == ["convert", "convert", "pretrain"]
     trained = [{m["stage"] for m in read_metrics(workdir / "runs" / name / "metrics.jsonl")} for name in names]
     assert "pretrain" in trained[0] and "pretrain" not in trained[1]
 
@@ -225,15 +225,15 @@ def test_a_sweep_trains_shared_stages_once_survives_a_failure_and_goes_on(tmp_pa
     assert before == written()
 
     # an override that all share stands in no name: what was run with another is told, and deleted on demand alone
-    other = f"{SWEEP}:samples=1"
+    other = f"{SWEEP}:seed=8"
     status, output = run(workdir, "--only=alpha", config=other)
     assert status == 2 and before == written()
     errors = [line for line in output.splitlines() if line.startswith("error:")]
-    assert len(errors) == 2 and all("evaluate.samples (2 there, 1 now); --redo=alpha=" in line for line in errors)
+    assert len(errors) == 2 and all("evaluate.seed (7 there, 8 now); --redo=alpha=" in line for line in errors)
     status, output = run(workdir, "--only=alpha=0.5", "--redo=alpha=0.5", config=other)
     assert status == 0 and "left out: alpha=1.0: its run has another config" in output
     rows = read_sweep(workdir / "results.csv")
-    assert {(r["run"], r["samples"]) for r in rows if r["kind"] == "sampling"} == {("alpha=0.5", 1)}
+    assert {(r["run"], r["seed"]) for r in rows if r["kind"] == "sampling"} == {("alpha=0.5", 8)}
     now = written()
     assert now["alpha=1.0"] == before["alpha=1.0"] and now["alpha=0.5"] != before["alpha=0.5"]
     metrics = workdir / "runs" / "alpha=0.5" / "metrics.jsonl"

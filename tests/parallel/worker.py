@@ -50,7 +50,7 @@ class Batches:
 
 
 def main(
-    workdir: str, mesh: dict | None = None, devices: int = 1, steps: int = 20, save_every: int = 10,
+    workdir: str, mesh: dict | None = None, devices: int = 1, steps: int = 10, save_every: int = 10,
     limit: int | None = None, coordinator: str | None = None, processes: int | None = None, process: int | None = None,
 ) -> None:  # fmt: skip
     use_cpu_devices(devices)

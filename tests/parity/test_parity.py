@@ -20,6 +20,8 @@ from comparison import (
 from zaya_jax.architecture import Execution, Layout
 from zaya_jax.interop import load_huggingface
 
+pytestmark = pytest.mark.early
+
 CASES = make_fixtures.CASES
 CHUNKS = {name: how["chunks"] for name, (_, _, how) in CASES.items() if "chunks" in how} | {"kernels_1_1": (3, 13)}
 

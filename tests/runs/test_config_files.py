@@ -1,13 +1,11 @@
 """A user's mistakes in flags, config files and overrides, each one line; and the listing of a config."""
 
-import subprocess
-import sys
-
 import pytest
 from absl import flags
 from ml_collections import ConfigDict
 
 from configs.common import axis, zipped
+from tests import commands
 from tests.experiments import tiny
 from zaya_jax.command_line import sampling_flags
 from zaya_jax.errors import UserError
@@ -237,15 +235,17 @@ def test_a_listing_has_every_field_and_can_be_compared():
 
 
 def test_a_run_prints_its_config_and_writes_nothing(tmp_path):
-    command = [sys.executable, "-m", "experiments.run", f"--config={TINY}", "--config.seed=7", "--print_config"]
-    done = subprocess.run([*command, f"--workdir={tmp_path / 'w'}"], capture_output=True, text=True, check=True)
+    given = (f"--config={TINY}", "--config.seed=7", "--print_config", f"--workdir={tmp_path / 'w'}")
+    done = commands.run("experiments.run", *given)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == listing.lines_of(config_files.read_config(TINY, ["--config.seed=7"]))
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
 def test_a_sweep_prints_its_base_and_what_each_job_changes(tmp_path):
-    command = [sys.executable, "-m", "experiments.sweep", "--config=configs/sweeps/block_size.py", "--print_config"]
-    done = subprocess.run([*command, f"--workdir={tmp_path / 'w'}"], capture_output=True, text=True, check=True)
+    given = ("--config=configs/sweeps/block_size.py", "--print_config", f"--workdir={tmp_path / 'w'}")
+    done = commands.run("experiments.sweep", *given)
+    assert done.returncode == 0, done.stderr
     assert "# job block_size=4\nconvert.objective.block_size = 4\nevaluate.anchor_budget = 0\n" in done.stdout
     assert not list(tmp_path.iterdir())

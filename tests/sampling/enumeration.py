@@ -115,15 +115,14 @@ def _join(states: list[State]) -> State:
 
 def _merge(prompt: np.ndarray, weight: np.ndarray, state: State):
     """Adds up rows that have emitted the same and will go on the same."""
-    groups: dict = {}
-    for i in range(len(weight)):
-        text = state.tokens[i, : state.progress.count[i]].tobytes()
-        carry = [np.round(np.asarray(x[i], np.float64), 9) + 0.0 for x in jax.tree.leaves(state.carry)]
-        key = (prompt[i], text, bool(state.done[i]), *(x.tobytes() for x in carry))
-        groups.setdefault(key, []).append(i)
-    index = np.array([members[0] for members in groups.values()])
-    weight = np.array([weight[members].sum() for members in groups.values()])
-    return prompt[index], weight, _take(state, index)
+    rows, count = len(weight), np.asarray(state.progress.count)
+    text = np.where(np.arange(state.tokens.shape[1]) < count[:, None], state.tokens, -1)
+    carry = [np.round(np.asarray(x, np.float64), 9) + 0.0 for x in jax.tree.leaves(state.carry)]
+    columns = [x.reshape(rows, -1).astype(np.float64) for x in (prompt, text, count, np.asarray(state.done), *carry)]
+    key = np.ascontiguousarray(np.concatenate(columns, axis=1))
+    key = key.view(np.dtype((np.void, key.dtype.itemsize * key.shape[1]))).ravel()  # rows compared as bytes
+    _, index, group = np.unique(key, return_index=True, return_inverse=True)
+    return prompt[index], np.bincount(group, weight), _take(state, index)
 
 
 def _outcomes(drafts: int) -> list[np.ndarray]:
@@ -168,7 +167,7 @@ def sampler_distribution(sampler: SamplerConfig) -> list[Distribution]:
             after, log_weight = jax.device_get(go(*args))
             new_weight = np.exp(log_weight[: len(rows)]) * weight[rows]
             keep = np.flatnonzero(new_weight > 0)
-            pieces.append((prompt[rows[keep]], new_weight[keep], _take(after, keep)))
+            pieces.append(_merge(prompt[rows[keep]], new_weight[keep], _take(after, keep)))
         if not pieces:
             break
         prompts, weights, states = zip(*pieces, strict=True)

@@ -78,20 +78,25 @@ def test_the_loop_is_the_slow_twin(sampler):
         assert (got.tokens[row], got.accepted[row]) == expected
 
 
+ONE_HEAD = dict(num_key_value_heads=1, num_experts=16)
+KERNELS = dict(cca_time0=3, cca_time1=3)
+
+
 @pytest.mark.parametrize(
     ("seed", "changes", "lists"),
     [
-        (3, {}, ("all", (1,), (2, 5))), (3, dict(cca_time0=3, cca_time1=3), ("all",)),
-        (0, dict(num_key_value_heads=1, num_experts=16), ("all",)),
+        (3, {}, ("all", (1,), (2, 3))), (0, ONE_HEAD | KERNELS, ("all",)),
+        pytest.param(3, KERNELS, ("all",), marks=pytest.mark.slow),
+        pytest.param(0, ONE_HEAD, ("all",), marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_greedy_lossless_is_greedy_autoregression(seed, changes, lists):
     """Contract 4, float32, and both are the argmax of the plain forward pass."""
     model, variables = model_of(seed, 0.6, **changes)
-    prompts = prompts_of(model, (3, 9, 1, 6, 12, 2))
-    plain = generate(model, variables, prompts, SamplerConfig("autoregressive", temperature=0.0), 40)
+    prompts = prompts_of(model, (3, 9, 1, 12))
+    plain = generate(model, variables, prompts, SamplerConfig("autoregressive", temperature=0.0), 32)
     for anchors in lists:
-        fast = generate(model, variables, prompts, SamplerConfig("single_pass", 5, anchors, temperature=0.0), 40)
+        fast = generate(model, variables, prompts, SamplerConfig("single_pass", 4, anchors, temperature=0.0), 32)
         assert fast.tokens == plain.tokens
         if anchors == "all":
             assert plain.forwards.sum() / 4 < fast.forwards.sum() < plain.forwards.sum()  # some accepted, some rejected
@@ -99,9 +104,9 @@ def test_greedy_lossless_is_greedy_autoregression(seed, changes, lists):
     run = jax.jit(model.apply)
     for prompt, tokens in zip(prompts, plain.tokens, strict=True):
         text = np.zeros((1, 64), np.int32)
-        text[0, : len(prompt) + 40] = prompt + tokens
-        logits = run(variables, Layout.causal(text, np.arange(64)[None] < len(prompt) + 40)).logits[0]
-        assert np.argmax(logits[len(prompt) - 1 : len(prompt) + 39], axis=-1).tolist() == tokens
+        text[0, : len(prompt) + 32] = prompt + tokens
+        logits = run(variables, Layout.causal(text, np.arange(64)[None] < len(prompt) + 32)).logits[0]
+        assert np.argmax(logits[len(prompt) - 1 : len(prompt) + 31], axis=-1).tolist() == tokens
 
 
 def test_autoregression_is_one_token_a_forward():
@@ -111,12 +116,12 @@ def test_autoregression_is_one_token_a_forward():
     assert got.forwards.tolist() == [len(t) for t in got.tokens] == [NEW] * 4
 
 
-@pytest.mark.parametrize("target", ["autoregressive", "mix_stale"])
-def test_a_row_does_not_depend_on_its_neighbours(target):
+@pytest.mark.parametrize(("target", "size"), [("autoregressive", 4), ("mix_stale", 3)])
+def test_a_row_does_not_depend_on_its_neighbours(target, size):
     """Contract 5: neighbours, their lengths and padding change nothing."""
     model, variables = model_of()
-    sampler = SamplerConfig("single_pass", 4, target=target, temperature=0.8, stop_tokens=(2,))
-    prompts = prompts_of(model, (3, 9, 1, 40))
+    sampler = SamplerConfig("single_pass", size, target=target, temperature=0.8, stop_tokens=(2,))
+    prompts = prompts_of(model, (3, 9, 1, 16))
     together = generate(model, variables, prompts, sampler, NEW, seed=[5, 6, 7, 8])
     for row, prompt in enumerate(prompts):
         alone = generate(model, variables, [prompt], sampler, NEW, seed=[5 + row])
@@ -128,9 +133,9 @@ def test_a_row_does_not_depend_on_its_neighbours(target):
 def test_books_balance_and_stop_tokens_end_rows():
     model, variables = model_of()
     sampler = SamplerConfig("single_pass", 4, temperature=1.0, stop_tokens=(1, 4))
-    got = generate(model, variables, prompts_of(model) * 4, sampler, NEW)
-    stopped = 0
-    for tokens, accepted in zip(got.tokens, got.accepted, strict=True):
+    batches = [generate(model, variables, prompts_of(model), sampler, NEW, seed) for seed in (0, 10, 20, 30)]
+    stopped, got = 0, batches[-1]
+    for tokens, accepted in ((t, a) for got in batches for t, a in zip(got.tokens, got.accepted, strict=True)):
         assert sum(accepted) == len(tokens) <= NEW
         assert accepted[0] == 1 and all(1 <= a <= 4 for a in accepted)
         assert not set(tokens[:-1]) & {1, 4}
@@ -143,25 +148,25 @@ def test_books_balance_and_stop_tokens_end_rows():
 
 def test_log_probabilities_are_the_models_own():
     model, variables = model_of()
-    prompt = prompts_of(model)[1]
+    prompts = prompts_of(model)
     for sampler in (SamplerConfig("autoregressive", temperature=0.7), SamplerConfig("single_pass", 4, temperature=0.7)):
-        got = generate(model, variables, [prompt], sampler, NEW)
-        text = jnp.asarray([prompt + got.tokens[0]])
-        logits = jax.jit(model.apply)(variables, Layout.causal(text)).logits[0] / 0.7
+        got = generate(model, variables, prompts, sampler, NEW)
+        prompt, new = prompts[1], got.tokens[1]
+        logits = jax.jit(model.apply)(variables, Layout.causal(jnp.asarray([prompt + new]))).logits[0] / 0.7
         expected = jax.nn.log_softmax(logits)[len(prompt) - 1 : -1]
-        expected = np.take_along_axis(np.asarray(expected), np.array(got.tokens[0])[:, None], 1)[:, 0]
-        np.testing.assert_allclose(got.log_probabilities[0], expected, atol=2e-4)
+        expected = np.take_along_axis(np.asarray(expected), np.array(new)[:, None], 1)[:, 0]
+        np.testing.assert_allclose(got.log_probabilities[1], expected, atol=2e-4)
 
 
 def test_run_time_values_compile_nothing():
     model, variables = model_of()
     prompts = prompts_of(model)
-    generate(model, variables, prompts, SamplerConfig("single_pass", 4, target="mix_stale"), NEW)
+    generate(model, variables, prompts, SamplerConfig("single_pass", 3, target="mix_stale"), NEW)
     before = programs()
     for temperature, draft, beta, new, seed, stop in [(0.0, None, 0.1, 5, 3, ()), (2.0, 0.0, 0.9, 32, 4, (1, 2, 3))]:
         sampler = SamplerConfig(
             "single_pass",
-            4,
+            3,
             target="mix_stale",
             beta=beta,
             temperature=temperature,
@@ -174,11 +179,11 @@ def test_run_time_values_compile_nothing():
 
 def test_seeds_and_row_keys():
     model, variables = model_of()
-    prompts = [[1, 2]] * 8
-    sampler = SamplerConfig("single_pass", 3, temperature=1.5)
+    prompts = [[1, 2]] * 4
+    sampler = SamplerConfig("single_pass", 4, temperature=1.5)
     a, b = (generate(model, variables, prompts, sampler, NEW, seed=s).tokens for s in (0, 0))
     assert a == b
-    assert len({tuple(t) for t in a}) > 4  # rows of one seed differ
+    assert len({tuple(t) for t in a}) == 4  # rows of one seed differ
     assert generate(model, variables, prompts, sampler, NEW, seed=1).tokens != a
     with pytest.raises(ValueError, match="seed: got 2 seeds"):
         row_keys([1, 2], 3)

@@ -110,11 +110,11 @@ def test_generate_passes_over_a_string_among_its_minimum(mode):
     model, variables = model_of()
     prompts, seeds = prompts_of(model), [5, 6, 7, 8]
     base = {**vars(MODES[mode]), "min_new_tokens": 6}
-    free = generate(model, variables, prompts, SamplerConfig(**base), 40, seeds)
+    free = generate(model, variables, prompts, SamplerConfig(**base), 20, seeds)
     texts = [Letters().decode(t) for t in free.tokens]
     stop = texts[0][2:4]
     sampler = SamplerConfig(**{**base, "stop_strings": (stop,)})
-    got = generate(model, variables, prompts, sampler, 40, seeds, tokenizer=Letters())
+    got = generate(model, variables, prompts, sampler, 20, seeds, tokenizer=Letters())
     for row, text in enumerate(texts):
         at = next((i for i in range(5, len(text)) if text[i : i + 2] == stop), len(text) - 2)
         assert got.tokens[row] == free.tokens[row][: at + 2]
@@ -124,10 +124,9 @@ def test_generate_passes_over_a_string_among_its_minimum(mode):
 def test_stop_strings_in_blocks_that_nobody_verifies():
     model, variables = model_of()
     sampler = MODES["block_diffusion"]
-    free = generate(model, variables, [[1, 2]], sampler, 30, [3])
+    prompts, seeds = prompts_of(model), [3, 4, 5, 6]
+    free = generate(model, variables, prompts, sampler, 30, seeds)
     text = Letters().decode(free.tokens[0])
-    cut = generate(
-        model, variables, [[1, 2]], SamplerConfig(**{**vars(sampler), "stop_strings": (text[9:12],)}), 30, [3],
-        tokenizer=Letters(),
-    )  # fmt: skip
-    assert cut.tokens[0] == free.tokens[0][: text.index(text[9:12]) + 3] and cut.finish == ["stop_string"]
+    stopping = SamplerConfig(**{**vars(sampler), "stop_strings": (text[9:12],)})
+    cut = generate(model, variables, prompts, stopping, 30, seeds, tokenizer=Letters())
+    assert cut.tokens[0] == free.tokens[0][: text.index(text[9:12]) + 3] and cut.finish[0] == "stop_string"

@@ -99,7 +99,9 @@ def test_the_drafts_temperature_changes_speed_only(drafts):
         logs = np.array(got.log_probabilities)
         assert np.isfinite(logs).all() and (logs <= 0).all()
     greedy = generate(model, variables, prompts, SamplerConfig("autoregressive", temperature=0.0), 12)
-    mixed = generate(model, variables, prompts, SamplerConfig(temperature=0.0, draft_temperature=drafts), 12, seed=1)
+    mixed = generate(
+        model, variables, prompts, SamplerConfig(block_size=4, temperature=0.0, draft_temperature=drafts), 12, seed=1
+    )
     assert mixed.tokens == greedy.tokens
 
 

@@ -29,9 +29,9 @@ class Letters:
 def test_samples_are_rows_of_their_own(mode):
     """Sharing a prefill changes nothing: n samples = n copies of the prompt."""
     model, variables = model_of()
-    prompts, seeds = prompts_of(model, (3, 7)), [1, 2, 3, 4, 5, 6]
-    shared = generate(model, variables, prompts, MODES[mode], NEW, seeds, samples=3)
-    copies = [p for p in prompts for _ in range(3)]
+    prompts, seeds = prompts_of(model, (3, 7)), [1, 2, 3, 4]
+    shared = generate(model, variables, prompts, MODES[mode], NEW, seeds, samples=2)
+    copies = [p for p in prompts for _ in range(2)]
     apart = generate(model, variables, copies, MODES[mode], NEW, seeds)
     assert shared.tokens == apart.tokens and shared.accepted == apart.accepted
     assert len(set(map(tuple, shared.tokens))) > 2
@@ -43,13 +43,13 @@ def test_two_turns_are_one_concatenated_prompt(mode, stop_tokens):
     """Rows of different lengths, ended by stop tokens in the middle of a block or by the limit."""
     model, variables = model_of()
     sampler = MODES[mode].__class__(**{**vars(MODES[mode]), "stop_tokens": stop_tokens})
-    prompts = prompts_of(model) * 2
+    prompts, new = prompts_of(model), 9  # few enough for all that follows to fit into two sizes of cache
     seeds = list(range(20, 20 + len(prompts)))
-    first = generate(model, variables, prompts, sampler, NEW, seeds)
+    first = generate(model, variables, prompts, sampler, new, seeds)
     more = [[5, 1, 4][: 1 + i % 3] for i in range(len(prompts))]
-    second = generate(model, variables, more, sampler, NEW, seeds, session=first.session)
+    second = generate(model, variables, more, sampler, new, seeds, session=first.session)
     whole = [p + t + m for p, t, m in zip(prompts, first.tokens, more, strict=True)]
-    expected = generate(model, variables, whole, sampler, NEW, seeds)
+    expected = generate(model, variables, whole, sampler, new, seeds)
     assert second.tokens == expected.tokens
     assert second.session.texts == [w + t for w, t in zip(whole, expected.tokens, strict=True)]
     lengths = np.asarray(first.session.cache.length)
@@ -57,29 +57,30 @@ def test_two_turns_are_one_concatenated_prompt(mode, stop_tokens):
     assert set(unread) <= {0, 1} and 1 in unread  # nothing is read twice
     if stop_tokens and mode == "single_pass":
         assert 0 in unread  # some row stopped inside a block
-    third = generate(model, variables, [[3]] * len(prompts), sampler, NEW, seeds, session=second.session)
+    third = generate(model, variables, [[3]] * len(prompts), sampler, new, seeds, session=second.session)
     whole = [t + [3] for t in second.session.texts]
-    assert third.tokens == generate(model, variables, whole, sampler, NEW, seeds).tokens
+    assert third.tokens == generate(model, variables, whole, sampler, new, seeds).tokens
 
 
 def test_a_baselines_session_reads_its_last_block_again():
     model, variables = model_of()
     sampler = MODES["block_diffusion"]
-    first = generate(model, variables, [[1, 2, 3]], sampler, 9, seed=[1])
-    second = generate(model, variables, [[4]], sampler, 9, seed=[1], session=first.session)
-    whole = generate(model, variables, [[1, 2, 3, *first.tokens[0], 4]], sampler, 9, seed=[1])
-    assert second.tokens == whole.tokens
+    prompts, seeds = prompts_of(model), [1, 2, 3, 4]
+    first = generate(model, variables, prompts, sampler, 9, seeds)
+    second = generate(model, variables, [[4]] * 4, sampler, 9, seeds, session=first.session)
+    whole = [[*prompt, *new, 4] for prompt, new in zip(prompts, first.tokens, strict=True)]
+    assert second.tokens == generate(model, variables, whole, sampler, 9, seeds).tokens
 
 
 @pytest.mark.parametrize("mode", list(MODES))
 def test_stop_strings_cut_behind_the_token_that_completes_one(mode):
     model, variables = model_of()
     prompts, seeds = prompts_of(model), [5, 6, 7, 8]
-    free = generate(model, variables, prompts, MODES[mode], 40, seeds)
+    free = generate(model, variables, prompts, MODES[mode], 20, seeds)
     texts = [Letters().decode(t) for t in free.tokens]
     stop = texts[0][6:8]  # occurs, across a token boundary
     sampler = MODES[mode].__class__(**{**vars(MODES[mode]), "stop_strings": (stop, "zzz")})
-    got = generate(model, variables, prompts, sampler, 40, seeds, tokenizer=Letters())
+    got = generate(model, variables, prompts, sampler, 20, seeds, tokenizer=Letters())
     for row, text in enumerate(texts):
         end = text.index(stop) + len(stop) if stop in text else len(text)
         assert got.tokens[row] == free.tokens[row][:end]
@@ -137,16 +138,17 @@ def test_the_dial_compiles_nothing():
     model, variables = model_of()
     prompts = prompts_of(model)
     for mode in ("single_pass", "two_pass", "block_diffusion"):
-        generate(model, variables, prompts, SamplerConfig(mode, 4), NEW)
+        size = MODES[mode].block_size
+        generate(model, variables, prompts, SamplerConfig(mode, size), NEW)
         before = programs()
         for dial in (
             dict(temperature=0.0), dict(temperature=2.0, draft_temperature=0.0), dict(top_k=3, top_p=0.5, min_p=0.1),
             dict(draft_top_k=2, draft_top_p=0.4), dict(stop_tokens=(1, 2, 3)), dict(threshold=0.2, reveal=3),
         ):  # fmt: skip
-            generate(model, variables, [p + [1, 2] for p in prompts], SamplerConfig(mode, 4, **dial), 30, seed=9)
+            generate(model, variables, [p + [1, 2] for p in prompts], SamplerConfig(mode, size, **dial), 30, seed=9)
         if mode != "block_diffusion":
             dial = dict(repetition_penalty=1.5, min_new_tokens=4, stop_tokens=(3,))
-            generate(model, variables, prompts, SamplerConfig(mode, 4, **dial), 5)
+            generate(model, variables, prompts, SamplerConfig(mode, size, **dial), 5)
         assert programs() == before
 
 
@@ -155,7 +157,7 @@ def test_prompt_lengths_share_programs():
     sampler = SamplerConfig("autoregressive")
     before = programs()
     for length in range(1, 32, 5):
-        generate(model, variables, [[1] * length], sampler, 20)
+        generate(model, variables, [[1] * length] * 5, sampler, 20)  # as many rows as no other test has
     assert programs() == before + 2  # one start, one run
 
 
@@ -165,7 +167,7 @@ def test_logits_that_are_not_finite_are_one_clear_error(mode):
     broken = jax.tree.map(lambda x: x, variables)
     broken["params"]["embed_tokens"] = variables["params"]["embed_tokens"].at[3].set(jnp.nan)  # logit 3 is NaN
     with pytest.raises(FloatingPointError, match="logits are not finite after 0 new tokens"):
-        generate(model, broken, [[1, 2]], MODES[mode], 5)
+        generate(model, broken, [[1, 2]] * 4, MODES[mode], 5)
 
 
 @pytest.mark.parametrize(
@@ -189,10 +191,10 @@ def test_contradictions_are_refused_before_compiling(sampler, arguments, names):
 def test_sessions_are_checked():
     model, variables = model_of()
     sampler = SamplerConfig("autoregressive", stop_tokens=(2,))
-    session = generate(model, variables, [[1], [2]], sampler, 4).session
-    with pytest.raises(ValueError, match="prompts: got 1, may be 2"):
+    session = generate(model, variables, [[1], [2], [3], [4]], sampler, 4).session
+    with pytest.raises(ValueError, match="prompts: got 1, may be 4"):
         generate(model, variables, [[1]], sampler, 4, session=session)
     with pytest.raises(ValueError, match="samples: got 2, may be 1 with a session"):
-        generate(model, variables, [[1], [2]], sampler, 4, session=session, samples=2)
+        generate(model, variables, [[1], [2], [3], [4]], sampler, 4, session=session, samples=2)
     with pytest.raises(ValueError, match="max_position_embeddings"):
-        generate(model, variables, [[1] * 4090, [2]], sampler, 4, session=session)
+        generate(model, variables, [[1] * 4090, [2], [3], [4]], sampler, 4, session=session)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.helpers import random_variables, small_config
+from tests.helpers import fresh_state, random_variables, small_config
 from zaya_jax.architecture import Zaya
 from zaya_jax.interop.formats.native import load_native, write_model_file
 from zaya_jax.training import bad_steps
@@ -19,7 +19,7 @@ from zaya_jax.training.logging.metrics import MetricWriter, read_metrics
 from zaya_jax.training.loop import Phase, train
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
-from zaya_jax.training.state import _recent, init_state, make_train_step
+from zaya_jax.training.state import _recent, make_train_step
 
 CONFIG = small_config(tie_word_embeddings=False, feed_forward="dense")
 OPTIMIZER = OptimizerConfig(learning_rate=0.05, warmup_steps=0, schedule="constant", ema_decay=0.5)
@@ -82,7 +82,7 @@ def test_bad_steps_change_nothing(skipped):
     """Against the same steps without the bad ones, bit for bit; the step's number goes on."""
     directory, final = skipped
     step = make_train_step(Zaya(CONFIG), PHASE.objective, OPTIMIZER, skip_bad=True)
-    state = jax.tree.map(jnp.copy, init_state(variables(), OPTIMIZER, PHASE.seed))
+    state = fresh_state(variables(), OPTIMIZER, PHASE.seed)
     data = Scripted()
     for number in range(1, PHASE.steps + 1):
         batch = next(data)

@@ -9,14 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.helpers import random_tokens, random_variables, small_config
+from tests.helpers import fresh_state, random_tokens, random_variables, small_config
 from zaya_jax.architecture import MASK, Layout, Zaya
 from zaya_jax.training import objective as objective_module
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig, balancing_error, schedule
-from zaya_jax.training.state import init_state, make_train_step, summarise
+from zaya_jax.training.state import make_train_step, summarise
+
+pytestmark = pytest.mark.early
 
 DOCUMENT = np.array([[0] * 5 + [1] * 6 + [-1], [0] * 12, [-1] * 12])
+
+
+OPTIMIZER = OptimizerConfig(learning_rate=0.01, balancing_rate=0.02)  # one for all, so that a step is compiled once
 
 
 @functools.cache
@@ -27,10 +32,26 @@ def setup():
     }  # fmt: skip
 
 
-def naive_losses(model, variables, batch, block_size, offset, scored=None):
+@functools.cache
+def sums_of(objective: Objective):
+    """Jitted (variables, batch, drawn) -> the objective's sums."""
+    return jax.jit(lambda variables, batch, drawn: objective.sums(setup()[0], variables, batch, drawn))
+
+
+@functools.cache
+def distributions(block_size: int):
+    """Jitted (variables, batch, offset) -> log-probabilities of a TiDAR row."""
+
+    def run(variables, batch, offset):
+        layout = Layout.tidar(batch["tokens"], block_size, offset, document=batch["document"])
+        return jax.nn.log_softmax(setup()[0].apply(variables, layout).logits)
+
+    return jax.jit(run)
+
+
+def naive_losses(variables, batch, block_size, offset, scored=None):
     """Mean CE of next tokens and of mask tokens, one term at a time; no loss on padding or across documents."""
-    layout = Layout.tidar(batch["tokens"], block_size, offset, document=batch["document"])
-    distribution = np.asarray(jax.nn.log_softmax(jax.jit(model.apply)(variables, layout).logits))
+    distribution = np.asarray(distributions(block_size)(variables, batch, np.array(offset)))
     tokens, ar, draft = np.asarray(batch["tokens"]), [], []
     for r, row in enumerate(DOCUMENT):
         for i in range(11):
@@ -44,12 +65,16 @@ def naive_losses(model, variables, batch, block_size, offset, scored=None):
     return np.mean(ar), np.mean(draft)
 
 
+def value_and_gradient(loss):
+    """Compiled anew at each call, since what it reads may have changed."""
+    return jax.jit(jax.value_and_grad(lambda params: loss(params)))
+
+
 def test_distillation_and_slot_weights_are_what_they_say(monkeypatch):
     """Against every term written out; and the teacher is a constant."""
     model, variables, batch = setup()
     drawn, tokens = {"offset": jnp.array([0, 3, 1])}, np.asarray(batch["tokens"])
-    layout = Layout.tidar(tokens, 4, drawn["offset"], document=batch["document"])
-    distribution = np.asarray(jax.nn.log_softmax(jax.jit(model.apply)(variables, layout).logits))
+    distribution = np.asarray(distributions(4)(variables, batch, drawn["offset"]))
     total, weights = 0.0, 0.0
     for r, row in enumerate(DOCUMENT):
         for slot in range(distribution.shape[1] - 12):
@@ -66,11 +91,11 @@ def test_distillation_and_slot_weights_are_what_they_say(monkeypatch):
         sums = objective.sums(model, {**variables, "params": params}, batch, drawn)
         return objective.loss(sums, sums)
 
-    np.testing.assert_allclose(loss(variables["params"]), total / weights, rtol=1e-5)
-    gradient = jax.grad(loss)(variables["params"])
+    value, gradient = value_and_gradient(loss)(variables["params"])
+    np.testing.assert_allclose(value, total / weights, rtol=1e-5)
     monkeypatch.setattr(objective_module, "LOGITS_AT_ONCE", 17 * 5)  # in chunks
     compare = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
-    jax.tree.map(compare, jax.grad(loss)(variables["params"]), gradient)
+    jax.tree.map(compare, value_and_gradient(loss)(variables["params"])[1], gradient)
 
 
 def test_a_distilled_draft_does_not_move_its_teacher():
@@ -82,19 +107,20 @@ def test_a_distilled_draft_does_not_move_its_teacher():
     def loss(variables, drafts, teacher):
         return objective_module.cross_entropy(model, variables, drafts, ids, ids == 0, teacher)[0].sum()
 
-    for gradient in jax.grad(loss, argnums=(0, 1, 2))(variables, hidden, hidden):
+    gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+    for gradient in gradients(variables, hidden, hidden):
         assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradient)) < 1e-5
-    moved = jax.grad(loss, argnums=1)(variables, hidden + 0.1, hidden)
+    moved = gradients(variables, hidden + 0.1, hidden)[1]
     assert float(jnp.abs(moved).max()) > 1e-3
 
 
 @pytest.mark.parametrize("alpha", [1.0, 0.3])
 def test_tidar_loss_is_the_papers(alpha):
-    model, variables, batch = setup()
+    _, variables, batch = setup()
     objective = Objective("tidar", 4, alpha)
     drawn = {"offset": jnp.array([0, 3, 1])}
-    sums = objective.sums(model, variables, batch, drawn)
-    ar, draft = naive_losses(model, variables, batch, 4, [0, 3, 1])
+    sums = sums_of(objective)(variables, batch, drawn)
+    ar, draft = naive_losses(variables, batch, 4, [0, 3, 1])
     metrics = summarise(sums)
     np.testing.assert_allclose(metrics["ar_loss"], ar, rtol=1e-5)
     np.testing.assert_allclose(metrics["draft_loss"], draft, rtol=1e-5)
@@ -102,19 +128,19 @@ def test_tidar_loss_is_the_papers(alpha):
     assert sums["draft_count"].shape == (4,)
     scored = np.random.default_rng(0).random((3, 12)) < 0.5
     answers = dataclasses.replace(objective, loss_on="answers")
-    metrics = summarise(answers.sums(model, variables, {**batch, "answer": jnp.asarray(scored, jnp.int32)}, drawn))
-    expected = naive_losses(model, variables, batch, 4, [0, 3, 1], scored)
+    metrics = summarise(sums_of(answers)(variables, {**batch, "answer": jnp.asarray(scored, jnp.int32)}, drawn))
+    expected = naive_losses(variables, batch, 4, [0, 3, 1], scored)
     np.testing.assert_allclose((metrics["ar_loss"], metrics["draft_loss"]), expected, rtol=1e-5)
     plain = Objective("autoregressive")
-    np.testing.assert_allclose(plain.loss(*[plain.sums(model, variables, batch, {})] * 2), ar, rtol=1e-5)
+    np.testing.assert_allclose(plain.loss(*[sums_of(plain)(variables, batch, {})] * 2), ar, rtol=1e-5)
 
 
 def test_padding_rows_change_nothing():
     """A batch with a whole row of padding has the loss and the expert load of the batch without it."""
-    model, variables, batch = setup()
-    objective, offset = Objective("tidar", 4), jnp.array([0, 3, 1])
-    whole = objective.sums(model, variables, batch, {"offset": offset})
-    part = objective.sums(model, variables, jax.tree.map(lambda x: x[:2], batch), {"offset": offset[:2]})
+    _, variables, batch = setup()
+    run, offset = sums_of(Objective("tidar", 4)), np.array([0, 3, 1])
+    whole = run(variables, batch, {"offset": offset})
+    part = run(variables, jax.tree.map(lambda x: x[:2], batch), {"offset": offset[:2]})
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), whole, part)
 
 
@@ -126,20 +152,24 @@ def test_chunked_cross_entropy_is_the_whole(monkeypatch):
         sums = objective.sums(model, {**variables, "params": params}, batch, drawn)
         return objective.loss(sums, sums)
 
-    whole = jax.value_and_grad(loss)(variables["params"])
+    whole = value_and_gradient(loss)(variables["params"])
     monkeypatch.setattr(objective_module, "LOGITS_AT_ONCE", 7 * model.config.vocab_size)
-    pieces = jax.value_and_grad(loss)(variables["params"])
+    pieces = value_and_gradient(loss)(variables["params"])
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), whole, pieces)
 
 
 def test_offsets_are_uniform_and_random_masking_reveals_a_uniform_share():
     objective = Objective("tidar", 4, masking="random")
-    drawn = objective.draw(jax.random.key(0), 4000, 16)
+    batch = {"tokens": jnp.ones((4000, 16), jnp.int32), "document": jnp.zeros((4000, 16), jnp.int32)}
+
+    @jax.jit
+    def run(key):
+        drawn = objective.draw(key, 4000, 16)
+        return drawn, objective.layout(batch, drawn)
+
+    drawn, layout = run(jax.random.key(0))
     counts = np.bincount(drawn["offset"], minlength=4)
     assert counts.size == 4 and counts.min() > 850
-    layout = objective.layout(
-        {"tokens": jnp.ones((4000, 16), jnp.int32), "document": jnp.zeros((4000, 16), jnp.int32)}, drawn
-    )
     hidden = np.asarray(layout.blocks().tokens == MASK)[:, 1].sum(1)  # a block that lies inside the row
     # a share drawn uniformly makes every number of hidden slots equally likely
     assert np.bincount(hidden, minlength=5).min() > 4000 / 5 * 0.85
@@ -159,9 +189,9 @@ def test_clean_and_draft_rows_balance_apart():
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_a_step_learns_balances_and_leaves_skip_alone(name):
     model, variables, batch = setup()
-    optimizer = OptimizerConfig(name=name, learning_rate=0.01, balancing_rate=0.05)
+    optimizer = dataclasses.replace(OPTIMIZER, name=name)
     step = make_train_step(model, Objective("tidar", 4), optimizer)
-    state = jax.tree.map(jnp.copy, init_state(variables, optimizer, 0))
+    state = fresh_state(variables, optimizer)
     before = jax.device_get(state.balancing)
     losses = []
     for _ in range(12):
@@ -177,12 +207,11 @@ def test_a_step_learns_balances_and_leaves_skip_alone(name):
 def test_balancing_alone_evens_out_a_collapsed_router():
     model, variables, batch = setup()
     biased = jax.tree.map(lambda b: b.at[:, 0].add(0.5), variables["balancing"])
-    optimizer = OptimizerConfig(learning_rate=1e-9, balancing_rate=0.02)
-    step = make_train_step(model, Objective("tidar", 4), optimizer)
-    state = jax.tree.map(jnp.copy, init_state({**variables, "balancing": biased}, optimizer, 0))
+    step = make_train_step(model, Objective("tidar", 4), OPTIMIZER)
+    state = fresh_state({**variables, "balancing": biased}, OPTIMIZER)
     loads = []
     for _ in range(40):
-        state, metrics = step(state, batch, 1.0)
+        state, metrics = step(state, batch, 1e-7)  # the parameters stay
         loads.append((float(metrics["expert_load_clean"]), float(metrics["expert_load_draft"])))
     assert loads[0][0] > 0.9
     assert loads[-1][0] < 0.75 * loads[0][0]
@@ -191,11 +220,10 @@ def test_balancing_alone_evens_out_a_collapsed_router():
 def test_bfloat16_compute_keeps_float32_masters():
     model, variables, batch = setup()
     low = Zaya(model.config.replace(dtype="bfloat16"))
-    optimizer, objective = OptimizerConfig(), Objective("tidar", 4)
     losses = []
     for m in (model, low):
-        state = jax.tree.map(jnp.copy, init_state(variables, optimizer, 0))
-        state, metrics = make_train_step(m, objective, optimizer)(state, batch, 1.0)
+        state = fresh_state(variables, OPTIMIZER)
+        state, metrics = make_train_step(m, Objective("tidar", 4), OPTIMIZER)(state, batch, 1.0)
         losses.append(float(metrics["loss"]))
         assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
     assert 0 < abs(losses[0] - losses[1]) < 0.05 * losses[0]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.helpers import random_tokens, random_variables, small_config
+from tests.helpers import fresh_state, random_tokens, random_variables, small_config
 from zaya_jax.architecture import Zaya
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import (
@@ -22,7 +22,9 @@ from zaya_jax.training.optimizer import (
     make_optimizer,
     schedule,
 )
-from zaya_jax.training.state import init_state, make_train_step
+from zaya_jax.training.state import make_train_step
+
+pytestmark = pytest.mark.early
 
 CONFIG = small_config(tie_word_embeddings=False)
 
@@ -111,7 +113,7 @@ def run(optimizer: OptimizerConfig, steps: int, objective=None, rates=None, **kw
     """States (the first one included) and metrics of a few steps on one batch."""
     objective = objective or Objective("tidar", 4, masking="random")
     step = make_train_step(Zaya(CONFIG), objective, optimizer, **kwargs)
-    state = jax.tree.map(jnp.copy, init_state({**random_variables(CONFIG)}, optimizer, 0))
+    state = fresh_state({**random_variables(CONFIG)}, optimizer)
     states, metrics = [jax.device_get(state)], []
     for i in range(steps):
         state, told = step(state, batch(), 1.0 if rates is None else rates[i])

@@ -1,5 +1,8 @@
 """The picture of the one idea: who sees whom, for a training row and for an inference row."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
@@ -24,16 +27,23 @@ def layout_picture(run: Run) -> Figure:
     used = f"; this run: block size {run.block_size}" if run.block_size else ""
     figure = new_figure(title, style.footer(run, f"drawn with block size {BLOCK}{used}"), height=5.8, legend=1)
     left, right = figure.subplots(1, 2)
-    training = Layout.tidar(jnp.zeros((1, ROW), jnp.int32), BLOCK)
+    training, step = _layouts()
     draw_visibility(left, training, title=f"Training: {ROW} clean tokens, every position drafted")
-    step = Layout.verify_and_draft(
-        jnp.zeros((1, BLOCK), jnp.int32), start=CACHED, anchors=tuple(range(1, BLOCK + 1)), block_size=BLOCK
-    )
     draw_visibility(right, step, cached=CACHED, title=f"Sampling: verify {BLOCK}, draft after each outcome")
     names = ("hidden", "clean token (or cache)", "own draft block")
     patches = [Patch(facecolor=c, edgecolor=style.RULE, label=n) for c, n in zip(COLOURS, names, strict=True)]
     legend_below(figure, patches[1:] + patches[:1])
     return figure
+
+
+@jax.jit  # one program instead of one for each operation
+def _layouts() -> tuple[Layout, Layout]:
+    """The training row and the verify-and-draft row."""
+    step = jnp.zeros((1, BLOCK), jnp.int32)
+    return (
+        Layout.tidar(jnp.zeros((1, ROW), jnp.int32), BLOCK),
+        Layout.verify_and_draft(step, start=CACHED, anchors=tuple(range(1, BLOCK + 1)), block_size=BLOCK),
+    )
 
 
 def draw_visibility(axes: Axes, layout: Layout, cached: int = 0, row: int = 0, title: str = "") -> None:
@@ -66,14 +76,19 @@ def draw_visibility(axes: Axes, layout: Layout, cached: int = 0, row: int = 0, t
 
 def _marks(layout: Layout, cached: int, row: int) -> np.ndarray:
     """int [query, cached + row]: HIDDEN, CLEAN or OWN."""
-    if not cached:
-        seen, block = np.asarray(layout.visibility()[row]), np.asarray(layout.block[row])
-    else:
-        front = jnp.broadcast_to(jnp.arange(cached, dtype=jnp.int32), (layout.tokens.shape[0], cached))
-        context = Keys(position=front, document=jnp.zeros_like(front), block=jnp.zeros_like(front))
-        keys = Keys(*(jnp.concatenate(pair, axis=1) for pair in zip(context, layout.keys, strict=True)))
-        seen, block = np.asarray(visible(layout, keys)[row]), np.asarray(keys.block[row])
+    seen, block = (np.asarray(found[row]) for found in _seen(layout, cached))
     return np.where(seen, np.where(block == 0, CLEAN, OWN), HIDDEN)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _seen(layout: Layout, cached: int) -> tuple[jax.Array, jax.Array]:
+    """(visible bool [batch, query, cached + row], each key's block int [batch, cached + row])."""
+    if not cached:
+        return layout.visibility(), layout.block
+    front = jnp.broadcast_to(jnp.arange(cached, dtype=jnp.int32), (layout.tokens.shape[0], cached))
+    context = Keys(position=front, document=jnp.zeros_like(front), block=jnp.zeros_like(front))
+    keys = Keys(*(jnp.concatenate(pair, axis=1) for pair in zip(context, layout.keys, strict=True)))
+    return visible(layout, keys), keys.block
 
 
 def _group_names(axes: Axes, layout: Layout, cached: int) -> None:
