@@ -1,13 +1,14 @@
 """What a user's values may be: rules that a field's value obeys, or a UserError that names the field, value and rule.
 
-A table of them (field -> rule) both checks a config's section and, through `words`, says what each field may be.
+A dataclass declares its rules where it declares its fields, `steps: Annotated[int, COUNT] = 100`, and `check_fields`
+holds it to them.
 """
 
 import dataclasses
 import difflib
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -146,14 +147,19 @@ def check(field: str, value: T, rule: Rule) -> T:
     return value
 
 
-def check_all(where: str, values: Any, rules: Mapping[str, Rule]) -> None:
-    """`check` of every field that `rules` name.
+def rules_of(kind: type) -> dict[str, Rule]:
+    """The rules that a dataclass's fields are annotated with; a field without one has checks of its own."""
+    declared = ((field.name, getattr(field.type, "__metadata__", ())) for field in dataclasses.fields(kind))
+    return {name: rule for name, metadata in declared for rule in metadata if hasattr(rule, "allows")}
+
+
+def check_fields(where: str, values: Any) -> None:
+    """`check` of every field of a dataclass that has a rule.
 
     Args:
       where: what stands before a field's name and a dot.
-      values: an object with these attributes.
     """
-    for name, rule in rules.items():
+    for name, rule in rules_of(type(values)).items():
         check(f"{where}.{name}", getattr(values, name), rule)
 
 

@@ -5,13 +5,13 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from tqdm import tqdm
 
 from zaya_jax.architecture import Zaya
-from zaya_jax.checks import KEY, ROWS, SEED, Integer, Rule, check_all
+from zaya_jax.checks import KEY, ROWS, SEED, Integer, check_fields
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.answers import Answers, fingerprint
 from zaya_jax.evaluation.pass_at_k import mean_interval, paired_difference, pass_at_k, permutation_p_value
@@ -27,13 +27,6 @@ BUDGET_PROBLEMS = 128  # validation problems that choose a budget's anchors
 FEW_BATCHES = 4  # the least from which a clock's interval is taken
 BOOTSTRAPS = 2_000
 KS = (4, 16)  # of pass@k, beside pass@1, which is the accuracy
-RULES: dict[str, Rule] = {  # of `EvaluationProtocol`'s fields
-    "prompts": ROWS,
-    "samples": Integer(1, 65_536),
-    "batch": ROWS,
-    "max_new_tokens": Integer(1, 2**24),
-    "seed": SEED,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,16 +41,16 @@ class Arm:
 class EvaluationProtocol:
     """What every arm goes through: the same problems, the same row seeds."""
 
-    prompts: int  # test problems of each task, as far as it has so many
-    samples: int  # of each problem, at temperatures above 0
-    batch: int  # rows at once: prompts x samples
-    max_new_tokens: int
-    seed: int  # of the problems, and of the first row; row r has seed + r
+    prompts: Annotated[int, ROWS]  # test problems of each task, as far as it has so many
+    samples: Annotated[int, Integer(1, 65_536)]  # of each problem, at temperatures above 0
+    batch: Annotated[int, ROWS]  # rows at once: prompts x samples
+    max_new_tokens: Annotated[int, Integer(1, 2**24)]
+    seed: Annotated[int, SEED]  # of the problems, and of the first row; row r has seed + r
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, plain(getattr(self, field.name)))
-        check_all("EvaluationProtocol", self, RULES)
+        check_fields("EvaluationProtocol", self)
         if not KEY.allows(self.seed + self.prompts * self.samples):
             may_be = f"such that seed + prompts * samples (the last row's seed) is at most {KEY.most}"
             raise UserError(f"EvaluationProtocol.samples: got {self.samples}, may be {may_be}")

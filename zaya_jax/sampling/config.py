@@ -3,9 +3,9 @@
 import dataclasses
 import difflib
 from collections.abc import Collection, Sequence
-from typing import cast
+from typing import Annotated, cast
 
-from zaya_jax.checks import FLOAT32, Integer, Number, Rule, Unset, check, check_all
+from zaya_jax.checks import FLOAT32, Integer, Number, Unset, check, check_fields
 from zaya_jax.errors import UserError
 from zaya_jax.sampling.core.targets import ALIASES, MODES, find_target, targets_of
 from zaya_jax.sampling.planning.branch_points import Acceptance, best_anchors
@@ -17,23 +17,7 @@ COLDEST = 1e-6
 LIMIT = Integer(0)
 TEMPERATURE, SHARE = Number(0, FLOAT32), Number(0, 1)
 NUCLEUS = Number(0, 1, above=True)
-RULES: dict[
-    str, Rule
-] = {  # of `SamplerConfig`'s numbers; `anchors`, `acceptance` and `stop_tokens` have checks of their own
-    "block_size": Integer(1, LARGEST_BLOCK),
-    "beta": SHARE,
-    "temperature": TEMPERATURE,
-    "draft_temperature": Unset(TEMPERATURE),
-    "top_k": LIMIT,
-    "draft_top_k": LIMIT,
-    "top_p": NUCLEUS,
-    "draft_top_p": NUCLEUS,
-    "min_p": SHARE,
-    "repetition_penalty": Number(1e-6, 1e6),  # so that a penalised logit stays finite
-    "threshold": SHARE,
-    "reveal": Integer(1),
-    "min_new_tokens": LIMIT,
-}
+PENALTY = Number(1e-6, 1e6)  # so that a penalised logit stays finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,24 +74,24 @@ class SamplerConfig:
     """
 
     mode: str = "single_pass"
-    block_size: int = 8
+    block_size: Annotated[int, Integer(1, LARGEST_BLOCK)] = 8
     anchors: str | int | Collection[int] = "all"
     target: str | None = None  # the mode's first
     acceptance: Acceptance | None = None
-    beta: float = 0.5
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    draft_temperature: float | None = None
-    draft_top_k: int = 0
-    draft_top_p: float = 1.0
-    threshold: float = 0.9
-    reveal: int = 1
+    beta: Annotated[float, SHARE] = 0.5
+    temperature: Annotated[float, TEMPERATURE] = 1.0
+    top_k: Annotated[int, LIMIT] = 0
+    top_p: Annotated[float, NUCLEUS] = 1.0
+    min_p: Annotated[float, SHARE] = 0.0
+    repetition_penalty: Annotated[float, PENALTY] = 1.0
+    draft_temperature: Annotated[float | None, Unset(TEMPERATURE)] = None
+    draft_top_k: Annotated[int, LIMIT] = 0
+    draft_top_p: Annotated[float, NUCLEUS] = 1.0
+    threshold: Annotated[float, SHARE] = 0.9
+    reveal: Annotated[int, Integer(1)] = 1
     stop_tokens: Sequence[int] = ()  # or any other collection: kept as a tuple
     stop_strings: Sequence[str] = ()
-    min_new_tokens: int = 0
+    min_new_tokens: Annotated[int, LIMIT] = 0
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -121,7 +105,7 @@ class SamplerConfig:
         object.__setattr__(self, "target", ALIASES.get(str(self.target), self.target))
         if self.target not in allowed:  # an alias of one that the mode does not have
             _fail("target", self.target, f"one of {allowed} when mode is {self.mode!r}")
-        check_all("SamplerConfig", self, RULES)
+        check_fields("SamplerConfig", self)
         self._check_acceptance()
         self._check_anchors()
         for name in ("temperature", "draft_temperature"):

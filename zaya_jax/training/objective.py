@@ -1,27 +1,19 @@
 """What is trained: next tokens, and for TiDAR also whole blocks of masks in the same forward pass."""
 
 import dataclasses
-from typing import Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 
 from zaya_jax.architecture import Layout, Zaya
 from zaya_jax.architecture.training_layouts import LAYOUTS
-from zaya_jax.checks import Choice, Integer, Number, Rule, check_all
+from zaya_jax.checks import Choice, Integer, Number, check_fields
 from zaya_jax.errors import UserError
 from zaya_jax.registry import Registry, caller, kind_drafts, unregistered
 
 Array = jax.Array
 LOGITS_AT_ONCE = 2**26  # logits that exist at once: 256 MiB in float32
-RULES: dict[str, Rule] = {  # of `Objective`'s fields
-    "block_size": Integer(1, 65_536),
-    "alpha": Number(0, 1e6),
-    "masking": Choice(("full", "random")),
-    "loss_on": Choice(("all", "answers")),
-    "distill": Number(0, 1),
-    "slot_decay": Number(0, 1),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +36,12 @@ class Objective:
     """
 
     kind: str = "tidar"
-    block_size: int = 8
-    alpha: float = 1.0
-    masking: str = "full"
-    loss_on: str = "all"
-    distill: float = 0.0
-    slot_decay: float = 1.0
+    block_size: Annotated[int, Integer(1, 65_536)] = 8
+    alpha: Annotated[float, Number(0, 1e6)] = 1.0
+    masking: Annotated[str, Choice(("full", "random"))] = "full"
+    loss_on: Annotated[str, Choice(("all", "answers"))] = "all"
+    distill: Annotated[float, Number(0, 1)] = 0.0
+    slot_decay: Annotated[float, Number(0, 1)] = 1.0
     row_layout: str = "tidar"
 
     def __post_init__(self) -> None:
@@ -58,7 +50,7 @@ class Objective:
             raise UserError(
                 f"Objective.kind: got {self.kind!r}, which is the kind of {own.__name__}, not of {type(self).__name__}"
             )
-        check_all("Objective", self, RULES)
+        check_fields("Objective", self)
         if self.row_layout not in LAYOUTS:
             raise unregistered("Objective.row_layout", self.row_layout, LAYOUTS)
         if self.masking == "random" and not LAYOUTS[self.row_layout].random_masking:
