@@ -62,7 +62,7 @@ def model(name: str, **changes: Any) -> ConfigDict:
 
 
 def data(row_length: int, *mixture: dict[str, Any], **changes: Any) -> ConfigDict:
-    """What all phases are trained on, but for those that say otherwise: see `zaya_jax.runs.mixture`.
+    """What all phases are trained on, but for those that say otherwise: see `zaya_jax.runs.configuration.mixture`.
 
     Args:
       mixture: {"text": "stdlib" or [paths]}, {"task": name, "options": {...}} or {"chat": [paths]}, each with a
@@ -97,7 +97,7 @@ def execution(**fields: Any) -> ConfigDict:
 
 
 def phase(steps: int, objective: Objective, optimizer: OptimizerConfig, **rest: Any) -> ConfigDict:
-    """A training phase: see `zaya_jax.runs.phases` and `zaya_jax.training.loop.Phase`."""
+    """A training phase: see `zaya_jax.runs.configuration.tree` and `zaya_jax.training.loop.Phase`."""
     return ConfigDict(
         {
             "steps": steps,

@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -92,6 +92,20 @@ class Choice:
 
     def allows(self, value: Any) -> bool:
         return any(type(value) is type(one) and value == one for one in self.of)
+
+
+@dataclasses.dataclass(frozen=True)
+class Name:
+    """One of the names that a table has when it is asked."""
+
+    of: Collection[str]
+
+    @property
+    def words(self) -> str:
+        return f"one of {', '.join(self.of)}"
+
+    def allows(self, value: Any) -> bool:
+        return isinstance(value, str) and value in self.of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,15 +195,19 @@ def unknown(field: str, name: str, known: Iterable[str]) -> UserError:
     return UserError(f"{field}: unknown, {_meant(name, known)}")
 
 
-def no_such(field: str, got: Any, known: Iterable[str]) -> UserError:
-    """The mistake of a value that is none of the names `known`: says the nearest ones, or all where none is near."""
-    return UserError(f"{field}: got {shown(got)}, {_meant(str(got), known)}")
+def no_such(field: str, got: Any, known: Iterable[str], when: str = "") -> UserError:
+    """The mistake of a value that is none of the names `known`: says the nearest ones, or all where none is near.
+
+    Args:
+      when: what else made them all that there is: "when mode is 'two_pass'".
+    """
+    return UserError(f"{field}: got {shown(got)}, {_meant(str(got), known, when)}")
 
 
-def _meant(name: str, known: Iterable[str]) -> str:
+def _meant(name: str, known: Iterable[str], when: str = "") -> str:
     known = sorted(known)
     near = difflib.get_close_matches(name, known, NEAR)
-    return f"did you mean {' or '.join(near)}?" if near else f"may be one of {', '.join(known)}"
+    return f"did you mean {' or '.join(near)}?" if near else f"may be one of {', '.join(known)} {when}".rstrip()
 
 
 def shown(value: Any) -> str:

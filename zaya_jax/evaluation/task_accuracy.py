@@ -14,6 +14,7 @@ from zaya_jax.architecture import Zaya
 from zaya_jax.checks import KEY, ROWS, SEED, Integer, check_fields
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.answers import Answers, fingerprint
+from zaya_jax.evaluation.arms import Arm
 from zaya_jax.evaluation.pass_at_k import mean_interval, paired_difference, pass_at_k, permutation_p_value
 from zaya_jax.reporting.results import wilson
 from zaya_jax.sampling import SamplerConfig, best_anchors, evidence, find_target, generate
@@ -27,14 +28,6 @@ BUDGET_PROBLEMS = 128  # validation problems that choose a budget's anchors
 FEW_BATCHES = 4  # the least from which a clock's interval is taken
 BOOTSTRAPS = 2_000
 KS = (4, 16)  # of pass@k, beside pass@1, which is the accuracy
-
-
-@dataclasses.dataclass(frozen=True)
-class Arm:
-    """A named way to sample; every arm meets the same problems and the same row seeds."""
-
-    name: str
-    sampler: SamplerConfig
 
 
 @dataclasses.dataclass(frozen=True)

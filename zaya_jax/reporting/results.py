@@ -115,7 +115,7 @@ class Run:
         return kind_drafts(self.config.get(phase, {}).get("objective", {}).get("kind"))
 
     def path_to(self, phase: str) -> tuple[str, ...]:
-        """The phases whose weights came to be `phase`'s, itself the last (zaya_jax/runs/phases.py says how)."""
+        """The phases whose weights came to be `phase`'s, itself the last (runs/configuration/tree.py says how)."""
         names, at = _phase_names(self.config), phase
         path = []
         while at in names:

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 
 from zaya_jax.architecture import Layout, Zaya
 from zaya_jax.architecture.training_layouts import LAYOUTS
-from zaya_jax.checks import Choice, Integer, Number, check_fields
+from zaya_jax.checks import Choice, Integer, Number, check_fields, no_such
 from zaya_jax.errors import UserError
-from zaya_jax.registry import Registry, caller, kind_drafts, unregistered
+from zaya_jax.registry import Registry, caller, kind_drafts
 
 Array = jax.Array
 LOGITS_AT_ONCE = 2**26  # logits that exist at once: 256 MiB in float32
@@ -52,7 +52,7 @@ class Objective:
             )
         check_fields("Objective", self)
         if self.row_layout not in LAYOUTS:
-            raise unregistered("Objective.row_layout", self.row_layout, LAYOUTS)
+            raise no_such("Objective.row_layout", self.row_layout, LAYOUTS)
         if self.masking == "random" and not LAYOUTS[self.row_layout].random_masking:
             raise UserError(f"Objective.masking: got 'random', may be 'full' where row_layout is {self.row_layout!r}")
 
@@ -181,7 +181,7 @@ def register_objective(objective: _Kind) -> _Kind:
 def objective_type(field: str, kind: Any) -> type[Objective]:
     """The class of a kind. UserError, naming `field`, for an unknown one."""
     if kind not in OBJECTIVES:
-        raise unregistered(field, kind, OBJECTIVES)
+        raise no_such(field, kind, OBJECTIVES)
     return OBJECTIVES[kind]
 
 

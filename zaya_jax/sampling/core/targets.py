@@ -1,7 +1,7 @@
 """Whose distribution a sampler draws from: a registry, one entry a target.
 
 Everything that depends on a target reads its entry here: what SamplerConfig accepts, what a step does with the draft's
-logits, whether beta is recorded beside a result, the samplers that a config file may name (`runs.settings`), the
+logits, whether beta is recorded beside a result, the samplers that a config file may name (`evaluation.arms`), the
 report's words. So a new target is one `register_target(Target(...))`, which may stand in a config file:
 
     def average(plain, draft, beta):

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.parallel import MeshConfig
-from zaya_jax.runs.phases import is_phase
+from zaya_jax.runs.configuration.tree import is_phase
 from zaya_jax.training.loop import Phase
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
