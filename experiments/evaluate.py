@@ -1,4 +1,4 @@
-"""Evaluates a checkpoint on tasks: pass@1/4/16, tokens per forward, rows, clock, the same problems for every arm.
+"""Evaluates a checkpoint on tasks: pass@1/4/16, tokens per forward, cost, speed-up; the same problems for every arm.
 
     python -m experiments.evaluate --checkpoint=runs/quickstart/checkpoints/convert --tasks=addition --output=runs/eval
     python -m experiments.evaluate --checkpoint=DIR --tasks=countdown,human_eval --samples=16 --block_size=16 \\

@@ -39,7 +39,7 @@ from tqdm import tqdm
 
 from zaya_jax import Zaya, load_pretrained
 from zaya_jax.command_line import cli, sampling_flags
-from zaya_jax.command_line.completions import SETTLED, Completions, checked_prompt, read_prompts
+from zaya_jax.command_line.completions import MEASURED, Completions, checked_prompt, read_prompts
 from zaya_jax.command_line.meter import Meter
 from zaya_jax.errors import UserError
 from zaya_jax.paths import absolute
@@ -352,7 +352,7 @@ def keep(
                 "log_probabilities": generation.log_probabilities[row], "finish": generation.finish[row],
             }
         )  # fmt: skip
-    output.add(lines, {name: getattr(generation.sampler, name) for name in SETTLED})
+    output.add(lines, {name: getattr(generation.sampler, name) for name in MEASURED})
 
 
 @dataclasses.dataclass

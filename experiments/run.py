@@ -24,7 +24,7 @@ chats.
 hold, seed, steps, what it starts from), so that runs which differ only after a stage train it once. Sweeps use it.
 
 Many devices: --config.mesh.fsdp=2 --config.mesh.expert=8 --config.mesh.context=4 (zaya_jax/parallel/placement.py says
-what each splits; on a CPU --config.cpu_devices=8 makes eight). A run may go on with another mesh, on more or fewer
+what each splits; on a CPU --config.cpu_devices=8 makes eight). A run may resume with another mesh, on more or fewer
 devices.
 Many processes, the same command in each: --coordinator=auto under Slurm or Open MPI, or --coordinator=HOST:PORT
 --processes=N --process=I. They train; evaluation and figures follow when one process runs the command without these.

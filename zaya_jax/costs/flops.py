@@ -60,7 +60,7 @@ class Flops:
     convolutions: int
     attention: int  # scores and mixing
     router: int
-    experts: int  # one a row; a block-padded batch computes some padding on top, the dense twin every expert
+    experts: int  # one a row; a block-padded batch computes some padding on top, the dense reference every expert
     head: int
 
     @property

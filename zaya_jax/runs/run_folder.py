@@ -141,7 +141,7 @@ def difference(workdir: Path, config: ConfigDict) -> str | None:
 
 
 def _without_devices(config: dict) -> dict:
-    """A config but for the devices and how they compute: a run may go on with others."""
+    """A config but for the devices and how they compute: a run may resume with others."""
     left = {name: value for name, value in config.items() if name not in ("cpu_devices", "execution", "mesh")}
     return {k: _without_devices(v) if isinstance(v, dict) and "objective" in v else v for k, v in left.items()}
 

@@ -36,7 +36,7 @@ class SamplerConfig:
         "auto": the fastest of autoregressive and single_pass on this machine, chosen by measurement
           (`zaya_jax.sampling.planning.auto`); block_size is then an upper bound.
       block_size: slots a drafted block has (TiDAR's B). single_pass verifies as many tokens a forward, of which the
-        first is settled already; two_pass verifies block_size drafts.
+        first is the pending token; two_pass verifies block_size drafts.
       anchors: for single_pass, after which accepted lengths (1 .. block_size) a next block is drafted: "all", a list of
         them, or a budget: the int K stands for the list of K that yields most tokens under `acceptance`. Where an
         accepted length has none, the nearest lower anchor's remaining slots are used; that costs tokens per forward,

@@ -159,7 +159,7 @@ class ChatTemplate:
         """(text, whether it is an answer), together the whole chat up to the end of its last answer.
 
         Raises:
-          UserError: the template changes what it wrote before as the chat goes on, or does not end an answer.
+          UserError: the template changes what it wrote before as the chat continues, or does not end an answer.
         """
         turns, done = [], ""
         for i, message in enumerate(messages):

@@ -96,7 +96,7 @@ def train(
       batches: at its start; set to the saved position when the phase resumes.
       evaluate: (variables) -> metrics, called every `evaluate_every` steps.
       placement: see `make_train_step`.
-      carry: of the phase that `variables` are from: its optimizer's state is gone on with, not a fresh one. Its
+      carry: of the phase that `variables` are from: training resumes with its optimizer's state, not a fresh one. Its
         optimizer must keep state of the same structure.
       flops_per_step: of a step's matrix products; gives the metric model_flops_per_second.
       peak_flops: of all devices together, a second; gives the metric mfu, what share of it is used.

@@ -5,7 +5,7 @@ from zaya_jax.reporting.results import Row, Run
 
 
 def verdict(run: Run) -> list[str]:
-    """Plain sentences for the report's first box: what kind of run, whether the clock gains, and why."""
+    """Plain sentences for the report's first box: what kind of run, whether drafting is faster, and why."""
     return [_kind(run), *_clock(run), *_lossless(run)]
 
 
@@ -69,7 +69,7 @@ def _clock(run: Run) -> list[str]:
     elif faster:
         head = f"On {machine} lossless drafting gains time in some settings only:"
     else:
-        head = f"On {machine} the clock does not gain (speedup < 1):"
+        head = f"On {machine} drafting is not faster (speed-up below 1):"
     return [f"{head} {'; '.join(map(_setting, rows))}.", *_why(run, rows, gained=bool(faster))]
 
 

@@ -38,7 +38,7 @@ CAPTIONS = {
     ),
     "draft_accuracy": (
         "A block is drafted in one forward and no slot knows what the others chose, so later slots are harder; when "
-        "sampling, slot 1 is replaced by a token that is already settled."
+        "sampling, slot 1 is replaced by the token that is pending already."
     ),
     "accepted_per_forward": "Each forward yields between one token (the first draft is refused) and a whole block.",
     "expert_load": (

@@ -40,7 +40,7 @@ class Settings:
     sources: dict[str, MixtureSource]  # of all stages' mixtures
     sampled: str  # the stage whose model is sampled
     tasks: tuple[Task, ...]  # to evaluate on
-    texts: tuple[str, ...]  # sources of text whose held-out documents are gone on with
+    texts: tuple[str, ...]  # sources of text whose held-out documents are continued
     arms: tuple[Arm, ...]
     protocol: EvaluationProtocol
     anchor_budget: int  # 0: all anchors

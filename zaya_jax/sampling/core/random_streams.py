@@ -2,7 +2,7 @@
 
 Every random number belongs to (row's key, absolute position, purpose). So a row's tokens depend neither on the rows
 beside it nor on how many forwards it took to get there. A position's draft may be drawn again by a later forward, but
-it is tested at most once and settled at most once, so no number decides two things. Where a drawing that is thrown away
+it is tested at most once and drawn at most once, so no number decides two things. Where a drawing that is thrown away
 decides something nevertheless (block_diffusion reveals what was drawn with confidence), the drawing's number belongs to
 the key as well.
 """

@@ -49,7 +49,7 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """What "auto" settled on and why."""
+    """What "auto" chose and why."""
 
     sampler: SamplerConfig
     reason: str
@@ -106,8 +106,7 @@ def choose_sampler(model: Zaya, variables: Any, request: Request, sampler: Sampl
         return decode(model, variables, probe, one)
 
     def choice(chosen: SamplerConfig, reason: str, *found: Any) -> Choice:
-        settled = dataclasses.replace(chosen, min_new_tokens=sampler.min_new_tokens)
-        return Choice(settled, reason, *found)
+        return Choice(dataclasses.replace(chosen, min_new_tokens=sampler.min_new_tokens), reason, *found)
 
     if size == 1 or new < 4:
         reason = f"nothing to draft with block size {size} and {request.max_new_tokens} new tokens"

@@ -105,8 +105,8 @@ class Verdict(NamedTuple):
     """What verification found out about a pending token's drafts."""
 
     accepted: Array  # int32 [batch], 0 .. drafts: drafts that are now text
-    settled: Array  # int32 [batch]: the token after them
-    outcome: Outcome  # drafts[:accepted], then settled
+    pending_token: Array  # int32 [batch]: the token after them
+    outcome: Outcome  # drafts[:accepted], then pending_token
 
 
 # active [batch] and how many of the produced tokens were kept [batch] -> (carry, cache). Fewer are kept than produced
@@ -187,7 +187,7 @@ def with_next(setup: Setup, logits: Array, slots: Array) -> Array:
 
 
 def verify(setup: Setup, logits: Array, drafted: Drafted, first: Array, progress: Progress) -> Verdict:
-    """Accepts a run of drafts and settles the token after it (arXiv 2211.17192, algorithm 1).
+    """Accepts a run of drafts and draws the token after it (arXiv 2211.17192, algorithm 1).
 
     Args:
       logits: the target's [batch, drafts + 1, vocab], at the drafts' positions and the one after them.
@@ -210,12 +210,14 @@ def verify(setup: Setup, logits: Array, drafted: Drafted, first: Array, progress
         distribution = log_residual(
             *(jnp.take_along_axis(x, accepted[:, None, None], axis=1)[:, 0] for x in (log_p, log_q))
         )
-    settled = setup.noise.draw(Purpose.SETTLE, first + accepted, distribution, setup.options.processing.warm)
+    pending_token = setup.noise.draw(Purpose.SETTLE, first + accepted, distribution, setup.options.processing.warm)
 
     last = jnp.arange(n, dtype=jnp.int32) == accepted[:, None]
-    produced = jnp.where(last, settled[:, None], jnp.concatenate([drafted.tokens, settled[:, None]], axis=1))
+    produced = jnp.where(
+        last, pending_token[:, None], jnp.concatenate([drafted.tokens, pending_token[:, None]], axis=1)
+    )
     outcome = Outcome(produced, at_token(log_p, produced), accepted + 1, is_healthy(logits))
-    return Verdict(accepted, settled, outcome)
+    return Verdict(accepted, pending_token, outcome)
 
 
 def is_healthy(logits: Array) -> Array:

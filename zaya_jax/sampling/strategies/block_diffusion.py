@@ -1,7 +1,7 @@
 """Unmasking a block over several forwards, nothing verified: TiDAR's baselines (docs/method.md#published-numbers).
 
 Every forward reads [the finished block before ‖ the block being unmasked], so that one kind of forward both writes a
-finished block's keys and values and goes on with the next. Rows of a batch are at different stages: where the block
+finished block's keys and values and begins the next. Rows of a batch are at different stages: where the block
 before is committed already, its slots are padding. The distribution of what comes out is that of no language model.
 
 A slot that stays hidden is drawn again by the next forward, with noise of its own: which tokens a slot shows must not
