@@ -19,9 +19,9 @@ def causal(cls: type["Layout"], tokens: Array, valid: Array | None = None, docum
     """Plain autoregressive rows.
 
     Args:
-      tokens: int [batch, row].
-      valid: bool [batch, row], False on padding, which may stand left or right; None for no padding.
-      document: int [batch, row] >= 0, equal ids stand side by side (packed documents); None for one a row. PADDING
+      tokens: int [B, T].
+      valid: bool [B, T], False on padding, which may stand left or right; None for no padding.
+      document: int [B, T] >= 0, equal ids stand side by side (packed documents); None for one a row. PADDING
         (-1) marks padding here too.
 
     Returns:
@@ -65,8 +65,8 @@ def tidar(
     Args:
       tokens, valid, document: as in `causal`.
       block_size: slots a block, static.
-      offset: first block's first row index, int or int [batch], in [0, block_size).
-      reveal: bool [batch, row], True where a mask token shows its token instead of MASK (random masking); None for
+      offset: first block's first row index, int or int [B], in [0, block_size).
+      reveal: bool [B, T], True where a mask token shows its token instead of MASK (random masking); None for
         full masking.
 
     Raises:
@@ -94,7 +94,7 @@ def blocks_at(
     `tidar` puts them on a grid; a training layout of your own says where else (docs/extending.md#a-new-layout).
 
     Args:
-      first: int [batch, block], the row index of each block's first slot. From the row's length on: no block, its
+      first: int [B, N], the row index of each block's first slot. From the row's length on: no block, its
         slots are padding.
       tokens, block_size, valid, document, reveal: as in `tidar`.
 
@@ -143,13 +143,13 @@ def verify_and_draft(
     a second pass seeded with the pending token (one token, anchor 1).
 
     Args:
-      tokens: int [batch, row], the clean tokens at positions start .. start + row - 1.
-      start: cached tokens before them, int or int [batch]. Must be the cache's length.
+      tokens: int [B, T], the clean tokens at positions start .. start + row - 1.
+      start: cached tokens before them, int or int [B]. Must be the cache's length.
       anchors: for each block, after how many of `tokens` it starts (0 .. row; 0 is directly after the cache):
-        static ints, or int [batch, block]. None for no blocks. Block a covers positions start + a ..
+        static ints, or int [B, N]. None for no blocks. Block a covers positions start + a ..
         start + a + block_size - 1.
       block_size: slots a block, static; needed with anchors.
-      count: int [batch], how many of `tokens` are real; the rest are right padding. None for all.
+      count: int [B], how many of `tokens` are real; the rest are right padding. None for all.
 
     Raises:
       UserError: a static anchor out of range, or anchors without a block_size.
@@ -203,7 +203,7 @@ def _joined(clean: "Layout", drafts: "Layout") -> "Layout":
 def _draft_slots(
     cls: type["Layout"], horizon: Array, document: Array, before: Array, clean_size: int, block_size: int
 ) -> "Layout":
-    """Whole blocks of MASK; arguments int32 [batch, block]; `before` is the first slots' predecessor."""
+    """Whole blocks of MASK; arguments int32 [B, N]; `before` is the first slots' predecessor."""
     num_blocks = horizon.shape[1]
     slot = jnp.arange(num_blocks * block_size, dtype=jnp.int32)
     first_slot = slot % block_size == 0
@@ -225,14 +225,14 @@ def _draft_slots(
 
 
 def grid(batch: int, row: int, block_size: int, offset: Array | int) -> Array:
-    """The row index each mask token of a `tidar` row stands for, int32 [batch, slots]; may run past the row's end."""
+    """The row index each mask token of a `tidar` row stands for, int32 [B, slots]; may run past the row's end."""
     offset = jnp.broadcast_to(jnp.asarray(offset, jnp.int32), (batch,))
     num_blocks = -(-row // block_size)
     return slots(offset[:, None] + block_size * jnp.arange(num_blocks, dtype=jnp.int32), block_size)
 
 
 def slots(first: Array, block_size: int) -> Array:
-    """int32 [batch, block] -> [batch, block * block_size], counting up from each first."""
+    """int32 [B, N] -> [B, N * block_size], counting up from each first."""
     return (first[:, :, None] + jnp.arange(block_size, dtype=jnp.int32)).reshape(first.shape[0], -1)
 
 
@@ -257,7 +257,7 @@ def _documents(tokens: Array, valid: Array | None, document: Array | None) -> Ar
 
 
 def _positions(document: Array) -> tuple[Array, Array]:
-    """Position in the document, and whether a token starts one: int32 and bool [batch, row]."""
+    """Position in the document, and whether a token starts one: int32 and bool [B, T]."""
     starts = jnp.concatenate([jnp.ones_like(document[:, :1], dtype=bool), document[:, 1:] != document[:, :-1]], axis=1)
     row = jnp.arange(document.shape[1], dtype=jnp.int32)
     start_row = jax.lax.cummax(jnp.where(starts, row, 0), axis=1)

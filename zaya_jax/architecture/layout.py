@@ -26,7 +26,7 @@ Array = jax.Array
 
 
 class Layout(struct.PyTreeNode):
-    """A row of tokens and where each stands in its text. Every array int32 [batch, row].
+    """A row of tokens and where each stands in its text. Every array int32 [B, T].
 
     | field       | meaning                                    | clean token at i | mask token i of block b           |
     |-------------|--------------------------------------------|------------------|-----------------------------------|
@@ -77,7 +77,7 @@ class Layout(struct.PyTreeNode):
         return (self.tokens.shape[-1] - self.clean_size) // self.block_size if self.block_size else 0
 
     def visibility(self, window: Array | int | None = None) -> Array:
-        """The dense mask bool [batch, row, row] of a row without cache: for tests and pictures."""
+        """The dense mask bool [B, T, T] of a row without cache: for tests and pictures."""
         return visible(self, self.keys, window)
 
     @property
@@ -86,7 +86,7 @@ class Layout(struct.PyTreeNode):
         return self.clean_rows().keys if self.global_keys is None else self.global_keys
 
     def gather(self, x: Array) -> Array:
-        """x [batch, clean_size, ...] of this part's context tokens -> of all parts' ([batch, whole row's, ...])."""
+        """x [B, clean_size, ...] of this part's context tokens -> of all parts' [B, count * clean_size, ...]."""
         return jax.lax.all_gather(x, self.axis, axis=1, tiled=True) if self.axis else x
 
     def clean_rows(self) -> "Layout":
@@ -94,11 +94,11 @@ class Layout(struct.PyTreeNode):
         return self.replace(global_keys=None, block_size=0)._map(lambda x: x[:, : self.clean_size])
 
     def draft_rows(self) -> "Layout":
-        """The mask tokens alone, all blocks in one axis: fields [batch, num_blocks * block_size]."""
+        """The mask tokens alone, all blocks in one axis: fields [B, N * block_size]."""
         return self.replace(global_keys=None, clean_size=0)._map(lambda x: x[:, self.clean_size :])
 
     def blocks(self) -> "Layout":
-        """The mask tokens alone: fields [batch, num_blocks, block_size]."""
+        """The mask tokens alone: fields [B, N, block_size]."""
         return self.draft_rows()._map(lambda x: x.reshape(x.shape[0], self.num_blocks, self.block_size))
 
     def _map(self, f) -> "Layout":

@@ -15,12 +15,12 @@ Array = jax.Array
 
 
 def clean_targets(layout: "Layout", scored: Array | None = None) -> tuple[Array, Array]:
-    """Next-token targets of the context tokens: (ids, has_target), int32 and bool [batch, clean_size].
+    """Next-token targets of the context tokens: (ids, has_target), int32 and bool [B, clean_size].
 
     The last token of a document and padding have none.
 
     Args:
-      scored: bool [batch, clean_size], the clean tokens that may be targets; None for all.
+      scored: bool [B, clean_size], the clean tokens that may be targets; None for all.
     """
     clean = layout.clean_rows()
     following = jnp.concatenate([clean.document[:, 1:], jnp.full_like(clean.document[:, :1], PADDING)], axis=1)
@@ -34,7 +34,7 @@ def clean_targets(layout: "Layout", scored: Array | None = None) -> tuple[Array,
 def draft_targets(
     layout: "Layout", offset: Array | int = 0, scored: Array | None = None, first: Array | None = None
 ) -> tuple[Array, Array]:
-    """Same-position targets of the mask tokens of a `tidar` row: (ids, has_target) [batch, blocks * block_size].
+    """Same-position targets of the mask tokens of a `tidar` row: (ids, has_target) [B, N * block_size].
 
     A slot has one iff it is MASK and its position exists in its document; so nothing is asked of slots beyond the
     document's end, of revealed slots and of padding.
@@ -56,7 +56,7 @@ def draft_targets(
 def draft_teachers(layout: "Layout", offset: Array | int = 0, first: Array | None = None) -> tuple[Array, Array]:
     """The clean row slot whose AR distribution is of each mask token's position: (index, there is one).
 
-    int32 and bool [batch, blocks * block_size]. None at a document's first token.
+    int32 and bool [B, N * block_size]. None at a document's first token.
 
     Args:
       offset, first: what `tidar` or `blocks_at` was given.

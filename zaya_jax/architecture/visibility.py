@@ -16,7 +16,7 @@ Array = jax.Array
 
 
 class Keys(NamedTuple):
-    """What visibility asks of a key; every field int32 [..., key]."""
+    """What visibility asks of a key; every field int32 [..., S]."""
 
     position: Array
     document: Array
@@ -31,12 +31,12 @@ def visible(query: "Layout", key: Keys, window: Array | int | None = None) -> Ar
                   and position_q - position_k < window, in sliding layers.
 
     Args:
-      query: a Layout whose fields are [..., query].
-      key: fields [..., key], the leading axes broadcastable with the query's.
+      query: a Layout whose fields are [..., T].
+      key: fields [..., S], the leading axes broadcastable with the query's.
       window: keys a sliding layer sees, the query's own position included (transformers' count); None for all.
 
     Returns:
-      bool [..., query, key].
+      bool [..., T, S].
     """
 
     def q(x: Array) -> Array:

@@ -33,7 +33,7 @@ NO_MASTERS = (
 
 
 class DataIterator(Iterator[dict[str, np.ndarray]], Protocol):
-    """Endless batches of tokens and document, int32 [batch, row], whose position can be saved."""
+    """Endless batches of tokens and document, int32 [B, T], whose position can be saved."""
 
     def get_state(self) -> dict[str, Any]: ...
     def set_state(self, state: dict[str, Any]) -> None: ...

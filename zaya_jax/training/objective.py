@@ -65,8 +65,8 @@ class Objective:
         """The random part of a step for the whole batch, so that it does not depend on how the batch is sharded.
 
         Returns:
-          {} or {"offset": int32 [batch], "reveal": bool [batch, row]}: see `Layout.tidar`; other layouts may draw
-          {"first": int32 [batch, block]} (`TrainingLayout.draw`).
+          {} or {"offset": int32 [B], "reveal": bool [B, T]}: see `Layout.tidar`; other layouts may draw
+          {"first": int32 [B, N]} (`TrainingLayout.draw`).
         """
         if not self.drafts:
             return {}
@@ -81,7 +81,7 @@ class Objective:
         return drawn
 
     def layout(self, batch: dict[str, Array], drawn: dict[str, Array]) -> Layout:
-        """The rows to run; batch as `zaya_jax.data.pipeline` makes it, int32 [batch, row]."""
+        """The rows to run; batch as `zaya_jax.data.pipeline` makes it, int32 [B, T]."""
         if not self.drafts:
             return Layout.causal(batch["tokens"], document=batch["document"])
         build = LAYOUTS[self.row_layout].build
@@ -97,7 +97,7 @@ class Objective:
             of the whole rows that it is given.
 
         Returns:
-          ar_nll, ar_count (float32 []); load (int32 [layer, 2, classes]); for tidar also draft_nll, draft_correct,
+          ar_nll, ar_count (float32 []); load (int32 [L, 2, E + 1]); for tidar also draft_nll, draft_correct,
           draft_count and, if it distills, draft_soft_nll, each float32 [block_size], by slot.
         """
         if axis and self.drafts and not LAYOUTS[self.row_layout].splits:
@@ -207,8 +207,8 @@ def cross_entropy(
     would otherwise take 8.6 GB (docs/method.md#training).
 
     Args:
-      hidden: [batch, row, hidden_size].
-      ids, has: int32 and bool [batch, row].
+      hidden: [B, T, M].
+      ids, has: int32 and bool [B, T].
       teacher: like hidden: the target is the distribution that the head gives these, a constant, instead of `ids`.
     """
 

@@ -150,7 +150,7 @@ def _muon_axes(params):
 
 
 def frozen_parameters(config: OptimizerConfig, params):
-    """What `config.freeze` freezes, a tree like `params` with leaves True, False, or bool [layer, 1, ...].
+    """What `config.freeze` freezes, a tree like `params` with leaves True, False, or bool [L, 1, ...].
 
     A pattern is matched with a parameter's whole path, such as layers/mlp/gate_up_proj; `*` stands for any text,
     slashes too, and `?` and `[...]` are as in a shell. `layers[2]/...` and `layers[0:2]/...` mean some of the layers,
@@ -212,12 +212,12 @@ def balancing_error(load: Array, balance_skip: bool = False) -> Array:
     their counts: otherwise a collapse of one could hide after the other.
 
     Args:
-      load: int32 [layer, 2, classes], skip last.
+      load: int32 [L, 2, E + 1], skip last.
       balance_skip: False: an expert's fair share is 1 / num_experts and skip has no error, so its bias stays. True:
         skip is one more class, and the fair share of every class is 1 / (num_experts + 1).
 
     Returns:
-      float32 [layer, classes].
+      float32 [L, E + 1].
     """
     total = load.sum(-1, keepdims=True)
     fraction = load / jnp.maximum(total, 1)

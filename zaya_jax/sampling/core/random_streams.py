@@ -36,23 +36,22 @@ class Noise(Protocol):
     def draw(
         self, purpose: Purpose, position: Array, distribution: Array, warm: Array, again: Array | None = None
     ) -> Array:  # fmt: skip
-        """A token from each (unnormalised) log distribution [batch, ..., vocab]; position and result int32 [batch,
-        ...].
+        """A token from each (unnormalised) log distribution [B, ..., V]; position and result int32 [B, ...].
 
         Where `warm` (bool []) is False, every distribution holds one token alone, and no randomness is needed. `again`
-        (int32 [batch, ...]) numbers the drawings of one position whose noise must not be the same.
+        (int32 [B, ...]) numbers the drawings of one position whose noise must not be the same.
         """
         ...
 
     def accept(self, position: Array, log_probability: Array) -> Array:
-        """Whether something happens, bool [batch, n], given the log of its probability; position int32 [batch, n]."""
+        """Whether something happens, bool [B, n], given the log of its probability; position int32 [B, n]."""
         ...
 
 
 class KeyedNoise(struct.PyTreeNode):
     """The real thing: one key per row."""
 
-    keys: Array  # key array [batch]
+    keys: Array  # key array [B]
 
     def draw(
         self, purpose: Purpose, position: Array, distribution: Array, warm: Array, again: Array | None = None

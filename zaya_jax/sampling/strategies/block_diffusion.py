@@ -25,11 +25,11 @@ Array = jax.Array
 class Canvas(struct.PyTreeNode):
     """A block on its way from MASK to text."""
 
-    before: Array  # int32 [batch, block_size]: the finished block before it
-    pending: Array  # int32 [batch]: how many of `before` are not in the cache yet (block_size or 0)
-    tokens: Array  # int32 [batch, block_size], MASK where not revealed
-    log_distribution: Array  # [batch, block_size]: of each revealed token, under the distribution that drew it
-    forwards: Array  # int32 [batch]: that have drawn this block's slots
+    before: Array  # int32 [B, block_size]: the finished block before it
+    pending: Array  # int32 [B]: how many of `before` are not in the cache yet (block_size or 0)
+    tokens: Array  # int32 [B, block_size], MASK where not revealed
+    log_distribution: Array  # [B, block_size]: of each revealed token, under the distribution that drew it
+    forwards: Array  # int32 [B]: that have drawn this block's slots
 
 
 def read(setup: Setup, tokens: Array, count: Array, cache: Cache) -> tuple[Array, Cache]:
@@ -81,7 +81,7 @@ def _reveal(setup: Setup, logits: Array, canvas: Canvas, first: Array) -> tuple[
 
 
 def _chosen(setup: Setup, logits: Array, drawn: Array, hidden: Array) -> Array:
-    """Which hidden slots show their token now, bool [batch, block_size]; at least one if any is hidden."""
+    """Which hidden slots show their token now, bool [B, block_size]; at least one if any is hidden."""
     reveal = setup.target.reveal
     assert reveal is not None  # a target of this mode
     order, sure = reveal(logits, drawn, setup.options.threshold)

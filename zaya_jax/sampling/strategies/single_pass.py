@@ -35,12 +35,12 @@ Array = jax.Array
 class Proposal(struct.PyTreeNode):
     """The block a step will verify."""
 
-    pending_token: Array  # int32 [batch]
+    pending_token: Array  # int32 [B]
     drafted: Drafted  # block_size - 1 of them
 
     @property
     def block(self) -> Array:
-        """int32 [batch, block_size]."""
+        """int32 [B, block_size]."""
         return jnp.concatenate([self.pending_token[:, None], self.drafted.tokens], axis=1)
 
 
@@ -76,7 +76,7 @@ def begin(setup: Setup, readout: tuple[Array, Array], cache: Cache, progress: Pr
 
 
 def first_pending(setup: Setup, logits: Array, cache: Cache, progress: Progress) -> tuple[Outcome, Array]:
-    """The first new token from the target's logits after the prompt [batch, 1, vocab]."""
+    """The first new token from the target's logits after the prompt [B, 1, V]."""
     distribution = target_distribution(setup, logits, jnp.zeros((logits.shape[0], 0), jnp.int32), progress)[:, 0]
     pending_token = setup.noise.draw(Purpose.SETTLE, cache.length, distribution, setup.options.processing.warm)
     one = jnp.ones_like(pending_token)
