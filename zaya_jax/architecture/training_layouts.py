@@ -24,7 +24,8 @@ class TrainingLayout:
     Attributes:
       name: what `Objective.row_layout` says.
       words: a sentence for readers.
-      draw: (key, batch, row, block_size) -> where blocks start, drawn anew at every step: {"first": int32 [B, N]}, the row index of each block's first slot, or {"offset": int32 [B]}, that of a grid's first block.
+      draw: (key, batch, row, block_size) -> where blocks start, drawn anew at every step: {"first": int32 [B, N]}, the
+        row index of each block's first slot, or {"offset": int32 [B]}, that of a grid's first block.
         The number of blocks is static. Traced.
       build: (tokens int32 [B, T], block_size=, document=int32 [B, T], and what was drawn) -> a Layout whose
         clean rows are the tokens and whose blocks stand where `draw` said, in that order. Traced.

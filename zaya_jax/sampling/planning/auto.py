@@ -1,8 +1,10 @@
 """Which sampler is fastest here: the cost model behind `SamplerConfig(mode="auto")`.
 
 Tokens per second = tokens per forward / seconds per forward. The first follows from measured acceptance rates and the
-anchors (`anchors.py`), the second from the measured (or assumed: `zaya_jax.costs.roofline`) cost of a forward
-against its rows (`cost.py`). What the model predicts is then raced against autoregression, and has to win.
+anchors (branch_points.py), the second from the measured (or assumed: `zaya_jax.costs.roofline`) cost of a forward
+against its query tokens (cost.py). What the model predicts to be fastest is then timed beside autoregression, and is
+chosen where it is faster by MARGIN. The race is needed: on the two cores of results/bench/samplers.json forwards alone
+predicted 1.8x where drafting then ran at 0.8x to 0.9x, and "auto" has chosen autoregression in every case there.
 """
 
 import dataclasses
@@ -85,7 +87,7 @@ def candidates(acceptance: Acceptance, cost: Mapping[int, float], block_size: in
 
 
 def choose_sampler(model: Zaya, variables: Any, request: Request, sampler: SamplerConfig, repeats: int = 3) -> Choice:
-    """Settles mode="auto" for a request's prompts on this machine: measures acceptance and cost, predicts, races.
+    """What mode="auto" stands for with a request's prompts on this machine: measures acceptance and cost, predicts, races.
 
     Takes about as long as compiling seven small programs and generating a few times PROBE_TOKENS tokens; use the
     choice's sampler for every later batch of the same size.
@@ -144,8 +146,8 @@ def _race(plain: Callable[[], Generation], racer: Callable[[], Generation], repe
 
         return call
 
-    clock = medians({"plain": timed("plain", plain), "racer": timed("racer", racer)}, repeats, "auto: race")
-    return (produced["racer"] / clock["racer"]) / (produced["plain"] / clock["plain"])
+    seconds = medians({"plain": timed("plain", plain), "racer": timed("racer", racer)}, repeats, "auto: race")
+    return (produced["racer"] / seconds["racer"]) / (produced["plain"] / seconds["plain"])
 
 
 def _probes(acceptance: Acceptance, size: int) -> list[Plan]:
