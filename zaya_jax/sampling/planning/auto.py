@@ -87,7 +87,7 @@ def candidates(acceptance: Acceptance, cost: Mapping[int, float], block_size: in
 
 
 def choose_sampler(model: Zaya, variables: Any, request: Request, sampler: SamplerConfig, repeats: int = 3) -> Choice:
-    """What mode="auto" stands for with a request's prompts on this machine: measures acceptance and cost, predicts, races.
+    """What mode="auto" stands for with these prompts on this machine: measures acceptance and cost, predicts, races.
 
     Takes about as long as compiling seven small programs and generating a few times PROBE_TOKENS tokens; use the
     choice's sampler for every later batch of the same size.
