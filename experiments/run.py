@@ -45,7 +45,7 @@ from zaya_jax.parallel import is_first, start_processes, use_cpu_devices, wait_f
 from zaya_jax.paths import absolute
 from zaya_jax.reporting.html.report import write_report
 from zaya_jax.reporting.plots.plots import draw_figures
-from zaya_jax.reporting.results import load_run
+from zaya_jax.reporting.run_files import load_run
 from zaya_jax.runs import provenance, run_folder, sizes
 from zaya_jax.runs.configuration import config_files, listing, settings
 from zaya_jax.runs.evaluation import evaluate

@@ -13,7 +13,8 @@ from zaya_jax.reporting.plots import style
 from zaya_jax.reporting.plots.layout_plot import CLEAN, HIDDEN, OWN, draw_visibility
 from zaya_jax.reporting.plots.plots import CAPTIONS, FIGURES, caption, draw_figures
 from zaya_jax.reporting.plots.training_plots import clean_tokens
-from zaya_jax.reporting.results import load_run, write_results
+from zaya_jax.reporting.results import write_results
+from zaya_jax.reporting.run_files import load_run
 
 
 def texts(figure: Figure) -> str:

@@ -9,7 +9,8 @@ import pytest
 from tests.reporting.made_up_run import CONFIG, ENVIRONMENT, result_rows
 from zaya_jax.reporting.html.report import write_report
 from zaya_jax.reporting.plots.plots import CAPTIONS
-from zaya_jax.reporting.results import load_run, write_results
+from zaya_jax.reporting.results import write_results
+from zaya_jax.reporting.run_files import load_run
 
 PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63606060000000040001f61738550000"

@@ -18,7 +18,8 @@ from zaya_jax import Zaya, load_pretrained, preset
 from zaya_jax.architecture.config import NO_MASK
 from zaya_jax.interop import save_huggingface
 from zaya_jax.interop.formats.native import load_native
-from zaya_jax.reporting.results import load_run, read_results
+from zaya_jax.reporting.results import read_results
+from zaya_jax.reporting.run_files import load_run
 from zaya_jax.runs.configuration import settings
 from zaya_jax.runs.configuration.stage import Stage
 from zaya_jax.runs.configuration.stage_keys import stage_keys

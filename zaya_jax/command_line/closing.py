@@ -7,7 +7,7 @@ from zaya_jax.architecture import ZayaConfig
 from zaya_jax.architecture.config import NO_MASK
 from zaya_jax.reporting.columns import columns
 from zaya_jax.reporting.html.verdict import verdict
-from zaya_jax.reporting.results import Run
+from zaya_jax.reporting.run_files import Run
 from zaya_jax.reporting.tables import likelihood_table, sampling_table
 
 

@@ -1,4 +1,4 @@
-"""A model that answers batch after batch under the options of `sampling_flags`, its sampler chosen once, all metered."""
+"""A model that answers batch after batch, under `sampling_flags`: its sampler chosen once, all metered."""
 
 import dataclasses
 import sys

@@ -1,7 +1,8 @@
 """What a run shows about speed, in sentences made from its own numbers."""
 
 from zaya_jax.reporting.plots import style
-from zaya_jax.reporting.results import Row, Run
+from zaya_jax.reporting.results import Row
+from zaya_jax.reporting.run_files import Run
 
 
 def verdict(run: Run) -> list[str]:

@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from zaya_jax.reporting.plots import style
-from zaya_jax.reporting.results import Row, Run
+from zaya_jax.reporting.results import Row
+from zaya_jax.reporting.run_files import Run
 
 
 def tokens_per_forward(run: Run) -> Figure | None:
