@@ -137,7 +137,7 @@ def evaluation(tasks: tuple[str, ...], prompts: int, **changes: Any) -> ConfigDi
     c.draft_temperature = placeholder(float)  # None: the target's
     c.anchor_budget = 0  # blocks that single_pass drafts a forward; 0: one after every accepted length
     c.beta = 0.5
-    c.cost = True  # measure what a forward costs by rows, too
+    c.cost = True  # measure what a forward costs by query tokens, too
     c.seed = 1_000
     c.update(changes)
     return c

@@ -124,7 +124,7 @@ def main() -> None:
 
 
 def rows_section(bench: Bench, large: str, experts: int | None = None) -> list[dict]:
-    """Cost by rows, plain products by rows, and parts, for both models and every batch."""
+    """Cost by query tokens, plain products likewise, and parts, for both models and every batch."""
     models = {"trained": (bench.model, bench.variables)}
     if large:
         # A spread of 1 / sqrt(width) keeps variance through every matrix, so that tokens spread over the experts.
@@ -148,7 +148,7 @@ def rows_section(bench: Bench, large: str, experts: int | None = None) -> list[d
             row |= {"experts": model.config.num_experts, "predicted_best": dataclasses.asdict(best)}
             out.append(row)
             say(f"predicted, not run: {name}, batch {batch}: {best}")
-            say(f"rows, {name}, batch {batch}: one row {cost[1]:.3f} ms; over it " + _curve(row["ratio"]))
+            say(f"query tokens, {name}, batch {batch}: one {cost[1]:.3f} ms; over it " + _curve(row["ratio"]))
             for kind, values in row["plain_products"].items():
                 say(f"  plain products, {kind} weights: {values['milliseconds'][1]:.3f} ms; " + _curve(values["ratio"]))
             for rows, parts in row["parts"].items():

@@ -86,7 +86,8 @@ class Meter:
             parts.append(f"target {s.target}" + (f" (beta {s.beta:g})" if target.beta else ""))
         return (
             f"{self.tokens} tokens in {self.forwards} forwards (NFE): T {self.tokens_per_forward:.2f} at temperature "
-            f"{s.temperature:g}, {', '.join(parts)}, {rows}; {s.rows_per_forward:g} rows a forward; {self.speed}"
+            f"{s.temperature:g}, {', '.join(parts)}, {rows}; {s.rows_per_forward:g} query tokens a forward; "
+            f"{self.speed}"
         )
 
 

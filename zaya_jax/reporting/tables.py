@@ -88,7 +88,7 @@ def strategies_table(rows: list[dict]) -> str:
 
 
 def rows_table(rows: list[dict]) -> str:
-    """A forward's cost over the one-row AR forward: the "rows" section of results/bench/forward.json."""
+    """A forward's cost by query tokens over the AR forward's: the "rows" section of results/bench/forward.json."""
     counts = list(rows[0]["ratio"])
     lines = []
     for row in rows:
@@ -99,11 +99,11 @@ def rows_table(rows: list[dict]) -> str:
         }
         for title, (one, ratio) in cells.items():
             lines.append((title, str(row["batch"]), f"{one:.3f} ms", *(f"{ratio[n]:.1f}x" for n in counts[1:])))
-    return _table(("model", "batch", "one row", *(f"{n} rows" for n in counts[1:])), lines)
+    return _table(("model", "batch", "one query token", *counts[1:]), lines)
 
 
 def few_experts_table(rows: list[dict]) -> str:
-    """What a forward costs where all rows share an expert, and what that predicts: results/bench/few_experts.json.
+    """What a forward costs where all tokens share an expert, and what that predicts: results/bench/few_experts.json.
 
     The prediction takes the trained model's measured acceptance; nothing of that size has been trained.
     """
@@ -112,11 +112,12 @@ def few_experts_table(rows: list[dict]) -> str:
         chosen = row["predicted_best"]
         if not chosen["anchors"]:
             return "autoregression"
-        return f"block {chosen['block_size']}, anchors {', '.join(map(str, chosen['anchors']))}: {chosen['rows']} rows"
+        anchors = ", ".join(map(str, chosen["anchors"]))
+        return f"block {chosen['block_size']}, anchors {anchors}: {chosen['rows']} query tokens"
 
     counts = list(rows[0]["ratio"])
     return _table(
-        ("parameters", "experts", "one row", *(f"{n} rows" for n in counts[1:]), "predicted best", "at T",
+        ("parameters", "experts", "one query token", *counts[1:], "predicted best", "at T",
          "wall-clock vs AR"),
         (
             (

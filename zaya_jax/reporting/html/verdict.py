@@ -24,7 +24,7 @@ def on_cpu(run: Run) -> bool:
 
 
 def cost_at(run: Run, rows: float) -> Row | None:
-    """The cost row measured at exactly this many token rows."""
+    """The cost measured at exactly this many query tokens."""
     return next((r for r in run.rows("cost", rows=rows) if r["cost_ratio"] is not None), None)
 
 

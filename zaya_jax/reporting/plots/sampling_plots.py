@@ -68,7 +68,7 @@ def forward_cost(run: Run) -> Figure | None:
     batch = f"batch {rows[0]['batch']:g}" if rows[0]["batch"] else ""
     title = f"A forward over {xs[-1]:g} rows costs {ys[-1]:.3g}x a forward over {xs[0]:g}"
     figure = style.new_figure(title, style.footer(run, batch, str(hardware)), height=4.6)
-    axis = style.tidy(figure.subplots(), "", "token rows in one forward", "cost over the one-row forward", grid="both")
+    axis = style.tidy(figure.subplots(), "", "query tokens in one forward", "cost over one query token's", grid="both")
     axis.set_xscale("log", base=2)
     axis.set_yscale("log", base=2)
     axis.plot(xs, ys, "-o", color=style.INK, linewidth=2, markersize=6, zorder=4, label="measured (median)")

@@ -37,7 +37,7 @@ class Candidate:
 
     block_size: int
     anchors: tuple[int, ...]  # none: autoregression
-    rows: int  # per forward
+    rows: int  # query tokens per forward
     tokens: float  # per forward
     cost: float  # of a forward, in the unit of the cost curve
     speedup: float  # tokens per second over autoregression's
@@ -46,7 +46,7 @@ class Candidate:
         name = (
             f"single_pass, block {self.block_size}, anchors {list(self.anchors)}" if self.anchors else "autoregressive"
         )
-        return f"{name}: {self.rows} rows, T {self.tokens:.2f}, {self.speedup:.2f}x"
+        return f"{name}: {self.rows} query tokens, T {self.tokens:.2f}, {self.speedup:.2f}x"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Choice:
     reason: str
     candidates: tuple[Candidate, ...] = ()  # fastest first, autoregression among them; none where nothing was measured
     acceptance: tuple[float, ...] = ()
-    cost: dict[int, float] = dataclasses.field(default_factory=dict)  # milliseconds of a forward by rows
+    cost: dict[int, float] = dataclasses.field(default_factory=dict)  # milliseconds of a forward by query tokens
 
 
 def candidates(acceptance: Acceptance, cost: Mapping[int, float], block_size: int) -> tuple[Candidate, ...]:
@@ -65,13 +65,13 @@ def candidates(acceptance: Acceptance, cost: Mapping[int, float], block_size: in
 
     Args:
       acceptance: runs or rates, as for `best_anchors`. A smaller block's drafts are taken to be as good.
-      cost: of a forward by rows, in any unit; must hold 1 row, the autoregressive forward.
+      cost: of a forward by query tokens, in any unit; must hold 1, the autoregressive forward.
 
     Returns:
       By predicted tokens per second, fastest first; autoregression is among them.
 
     Raises:
-      UserError: no cost for one row.
+      UserError: no cost for one query token.
     """
     if 1 not in cost:
         raise UserError(f"cost: got rows {sorted(cost)}, may be any that include 1 (the autoregressive forward)")
@@ -115,7 +115,7 @@ def choose_sampler(model: Zaya, variables: Any, request: Request, sampler: Sampl
         return choice(plain, f"autoregressive: {reason}")
     accepted = run(single_pass(size, "all")).accepted
     if all(len(row) <= 2 for row in accepted):
-        return choice(plain, "autoregressive: no row is long enough to measure acceptance")
+        return choice(plain, "autoregressive: no text is long enough to measure acceptance")
     acceptance = evidence(accepted, size)
     plans = [AUTOREGRESSIVE, *_probes(acceptance, size)]
     longest = max(map(len, probe.prompts))
@@ -123,8 +123,8 @@ def choose_sampler(model: Zaya, variables: Any, request: Request, sampler: Sampl
     cost = {rows_of(plan): ms for plan, ms in times.items()}
     ranked = candidates(acceptance, cost, size)
     found, best = (ranked, acceptance_curve(accepted, size), cost), ranked[0]
-    curve = ", ".join(f"{rows} rows {ms / cost[1]:.2f}x" for rows, ms in cost.items())
-    why = f"(a forward's cost over one row: {curve}; predicted best: {best})"
+    curve = ", ".join(f"{rows} {ms / cost[1]:.2f}x" for rows, ms in cost.items())
+    why = f"(a forward's cost by query tokens: {curve}; predicted best: {best})"
     if best.speedup < MARGIN:
         return choice(plain, f"autoregressive: drafting is not predicted to pay {why}", *found)
     racer = single_pass(best.block_size, best.anchors)
@@ -151,7 +151,7 @@ def _race(plain: Callable[[], Generation], racer: Callable[[], Generation], repe
 
 
 def _probes(acceptance: Acceptance, size: int) -> list[Plan]:
-    """The forwards whose cost is measured: few rows and many, so that the curve need not be extrapolated."""
+    """The forwards whose cost is measured: few query tokens and many, so that the curve need not be extrapolated."""
     small = max(2, size // 2)
     shapes = {(small, 1), (size, 1), (size, min(3, size)), (size, size)}
     return [
