@@ -231,9 +231,9 @@ def run_arm(
         if len(part) not in warm:
             generate(*args, samples=samples)
             warm.add(len(part))
-        start = time.perf_counter()
+        began = time.perf_counter()
         out = generate(*args, samples=samples)
-        seconds = (time.perf_counter() - start) / len(part)
+        seconds = (time.perf_counter() - began) / len(part)
         lines = []
         for i in part:
             mine = slice((i - start) * samples, (i - start + 1) * samples)

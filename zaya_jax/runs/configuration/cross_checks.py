@@ -9,6 +9,7 @@ from flax import traverse_util
 
 from zaya_jax.checks import shown
 from zaya_jax.errors import UserError
+from zaya_jax.evaluation.arms import check_arms
 from zaya_jax.interop.formats.names import abstract_variables
 from zaya_jax.runs.configuration.mixture import MixtureSource
 from zaya_jax.runs.configuration.reader import named
@@ -124,6 +125,7 @@ def answers(found: Found) -> None:
     if evaluate.max_new_tokens >= most:
         may_be = f"below model.max_position_embeddings ({most})"
         raise UserError(f"evaluate.max_new_tokens: got {evaluate.max_new_tokens}, may be {may_be}")
+    check_arms("evaluate.arms", evaluate.arms)
     if "autoregressive" not in evaluate.arms:
         got = shown(tuple(evaluate.arms))
         raise UserError(f"evaluate.arms: got {got}, may be 'autoregressive' and any others")

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.checks import Name, check, no_such, rules_of, shown
 from zaya_jax.errors import UserError
-from zaya_jax.evaluation.arms import Arm, check_arms, make_arms
+from zaya_jax.evaluation.arms import Arm, make_arms
 from zaya_jax.evaluation.task_accuracy import EvaluationProtocol
 from zaya_jax.parallel import MeshConfig
 from zaya_jax.paths import absolute
@@ -178,7 +178,6 @@ def _task(name: str, trained: dict[str, Task], texts: Sequence[str]) -> Task:
 
 def _arms(evaluate: Evaluation, stage: Stage, tokenizer: Tokenizer) -> tuple[Arm, ...]:
     """The samplers that the sampled stage's model can be asked with."""
-    check_arms("evaluate.arms", evaluate.arms)
     objective = stage.phase.objective
     names = [name for name in evaluate.arms if objective.drafts or name == "autoregressive"]
     block_size = check(
