@@ -74,7 +74,7 @@ def test_a_run_without_those_counts_says_of_how_many_prompts_it_tells(make_run):
     assert f"for the {kept} of 512 prompts" in caption("accepted_per_forward", run)
 
 
-def test_one_clock_is_not_drawn_like_a_finding(make_run, tmp_path):
+def test_one_speedup_is_not_drawn_like_a_finding(make_run, tmp_path):
     bare = FIGURES["tokens_per_forward"](load_run(make_run()))
     assert "(one run, no interval)" in texts(bare) and "speed-up" not in texts(bare)
     assert all(patch.get_hatch() for patch in bare.axes[2].patches)

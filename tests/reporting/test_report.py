@@ -83,7 +83,7 @@ def test_figures_are_described_to_those_who_cannot_see_them(make_run, tmp_path):
     assert '<a href="results.csv">' in text and "experiments.evaluate --checkpoint=WORKDIR/checkpoints/convert" in text
 
 
-def test_clocks_without_intervals_are_called_so(make_run, tmp_path):
+def test_speedups_without_intervals_are_called_so(make_run, tmp_path):
     bare = report(make_run())
     assert "one measurement without an interval" in bare and "rate (one measurement)" in bare
     timed = [

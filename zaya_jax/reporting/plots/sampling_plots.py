@@ -22,7 +22,7 @@ def tokens_per_forward(run: Run) -> Figure | None:
     panels = (
         ("tokens_per_forward", "Tokens per forward (T)", style.number),
         ("rows_per_forward", "Rows computed per forward", style.number),
-        ("speedup", _clock_title(rows), style.number),
+        ("speedup", _speedup_title(rows), style.number),
         ("accuracy", "Task accuracy, 95% interval", style.percent),
     )
     for axis, (column, title, text) in zip(axes, panels, strict=True):
@@ -100,13 +100,13 @@ def _speed_title(rows: list[Row]) -> str:
     return f"Lossless drafting: {best['tokens_per_forward']:.2f} tokens per forward {where}{speed}"
 
 
-def _clock_title(rows: list[Row]) -> str:
+def _speedup_title(rows: list[Row]) -> str:
     """What a speed-up is worth: an interval, or one measurement."""
     title = "Wall-clock: tokens/s over autoregressive's"
-    return f"{title}, 95%" if _clocked(rows) else f"{title} (one run, no interval)"
+    return f"{title}, 95%" if _has_intervals(rows) else f"{title} (one run, no interval)"
 
 
-def _clocked(rows: list[Row]) -> bool:
+def _has_intervals(rows: list[Row]) -> bool:
     return any(row["speedup_low"] is not None for row in rows)
 
 
@@ -145,7 +145,7 @@ def _grouped_bars(axis: Axes, rows: list[Row], column: str, text) -> None:
                 heights.append(height)
                 known = column in ("accuracy", "speedup") and len(same) == 1
                 errors.append(_interval(same[0], column, height) if known else (0, 0))
-        uncertain = column == "speedup" and not _clocked(rows)  # one measurement is no finding
+        uncertain = column == "speedup" and not _has_intervals(rows)  # one measurement is no finding
         look: dict[str, Any] = (
             {"facecolor": "white", "edgecolor": colour, "hatch": "...."} if uncertain else {"color": colour}
         )
