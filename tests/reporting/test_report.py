@@ -65,7 +65,7 @@ def test_report_holds_the_numbers_of_the_table(make_run, tmp_path):
         "366,627",
     ):
         assert number in text
-    for words in ("This is a toy run", "does not gain (speedup &lt; 1)", "batch 64", "Made-Up CPU", "pretrain 2.7 min"):
+    for words in ("This is a toy run", "drafting is not faster (speed-up below 1)", "batch 64", "Made-Up CPU", "pretrain 2.7 min"):
         assert words in text
     assert text.count("data:image/png;base64,") == 1
     assert "Not in this run" not in text
