@@ -1,4 +1,4 @@
-"""A training step beside its rivals, in turn and on this machine: TiDAR's, a dense model's, transformers' in torch.
+"""A training step beside its baselines, in turn and on this machine: TiDAR's, a dense model's, transformers' in torch.
 
     python -m experiments.bench.training [--output=FILE.json] [--presets=zaya1_1m,zaya1_25m] [--repeats=N] [--threads=1]
     python -m experiments.bench.training --presets=zaya1_1m --repeats=3

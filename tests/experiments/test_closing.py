@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from zaya_jax.command_line.closing import aligned, closing, run_summary
-from zaya_jax.reporting.results import load_run
+from zaya_jax.reporting.run_files import load_run
 
 ROOT = Path(__file__).parents[2]
 

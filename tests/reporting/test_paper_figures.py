@@ -188,7 +188,7 @@ def test_strategies_say_whose_quality_is_of_what():
     assert "Ours: accuracy on addition;\npublished: mean of HumanEval, MBPP, GSM8K" in shown
 
 
-def test_clocks_are_drawn_with_intervals_or_not_at_all():
+def test_speedups_are_drawn_with_intervals_or_not_at_all():
     rows = made_up.study(blocks=(16,))
     bare = speedup(rows)
     assert len(bare.figure.axes) == 1 and "no interval" in bare.caption and "(3 runs)" in bare.caption

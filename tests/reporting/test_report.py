@@ -9,7 +9,8 @@ import pytest
 from tests.reporting.made_up_run import CONFIG, ENVIRONMENT, result_rows
 from zaya_jax.reporting.html.report import write_report
 from zaya_jax.reporting.plots.plots import CAPTIONS
-from zaya_jax.reporting.results import load_run, write_results
+from zaya_jax.reporting.results import write_results
+from zaya_jax.reporting.run_files import load_run
 
 PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63606060000000040001f61738550000"
@@ -64,7 +65,7 @@ def test_report_holds_the_numbers_of_the_table(make_run, tmp_path):
         "366,627",
     ):
         assert number in text
-    for words in ("This is a toy run", "does not gain (speedup &lt; 1)", "batch 64", "Made-Up CPU", "pretrain 2.7 min"):
+    for words in ("This is a toy run", "drafting is not faster (speed-up below 1)", "batch 64", "Made-Up CPU", "pretrain 2.7 min"):
         assert words in text
     assert text.count("data:image/png;base64,") == 1
     assert "Not in this run" not in text
@@ -82,7 +83,7 @@ def test_figures_are_described_to_those_who_cannot_see_them(make_run, tmp_path):
     assert '<a href="results.csv">' in text and "experiments.evaluate --checkpoint=WORKDIR/checkpoints/convert" in text
 
 
-def test_clocks_without_intervals_are_called_so(make_run, tmp_path):
+def test_speedups_without_intervals_are_called_so(make_run, tmp_path):
     bare = report(make_run())
     assert "one measurement without an interval" in bare and "rate (one measurement)" in bare
     timed = [

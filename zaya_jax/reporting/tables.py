@@ -10,7 +10,7 @@ from zaya_jax.reporting.results import ARMS, Row
 
 
 def sampling_table(rows: list[Row]) -> str:
-    """The four figures every claim of speed needs: tokens per forward, query tokens per forward, clock, quality.
+    """The four figures every claim of speed needs: tokens per forward, query tokens per forward, speed-up, quality.
 
     Args:
       rows: of results.csv; those of kind "sampling" are shown, in their order.
@@ -88,7 +88,7 @@ def strategies_table(rows: list[dict]) -> str:
 
 
 def rows_table(rows: list[dict]) -> str:
-    """A forward's cost over the one-row AR forward: the "rows" section of results/bench/forward.json."""
+    """A forward's cost by query tokens over the AR forward's: the "rows" section of results/bench/forward.json."""
     counts = list(rows[0]["ratio"])
     lines = []
     for row in rows:
@@ -99,11 +99,11 @@ def rows_table(rows: list[dict]) -> str:
         }
         for title, (one, ratio) in cells.items():
             lines.append((title, str(row["batch"]), f"{one:.3f} ms", *(f"{ratio[n]:.1f}x" for n in counts[1:])))
-    return _table(("model", "batch", "one row", *(f"{n} rows" for n in counts[1:])), lines)
+    return _table(("model", "batch", "one query token", *counts[1:]), lines)
 
 
 def few_experts_table(rows: list[dict]) -> str:
-    """What a forward costs where all rows share an expert, and what that predicts: results/bench/few_experts.json.
+    """What a forward costs where all tokens share an expert, and what that predicts: results/bench/few_experts.json.
 
     The prediction takes the trained model's measured acceptance; nothing of that size has been trained.
     """
@@ -112,11 +112,12 @@ def few_experts_table(rows: list[dict]) -> str:
         chosen = row["predicted_best"]
         if not chosen["anchors"]:
             return "autoregression"
-        return f"block {chosen['block_size']}, anchors {', '.join(map(str, chosen['anchors']))}: {chosen['rows']} rows"
+        anchors = ", ".join(map(str, chosen["anchors"]))
+        return f"block {chosen['block_size']}, anchors {anchors}: {chosen['rows']} query tokens"
 
     counts = list(rows[0]["ratio"])
     return _table(
-        ("parameters", "experts", "one row", *(f"{n} rows" for n in counts[1:]), "predicted best", "at T",
+        ("parameters", "experts", "one query token", *counts[1:], "predicted best", "at T",
          "wall-clock vs AR"),
         (
             (
@@ -156,8 +157,8 @@ def transformers_table(one: list[dict], all_cores: list[dict]) -> str:
     for row, other in zip(one, all_cores, strict=True):
         cells = [f"{row['parameters'] / 1e6:.1f}M", str(row["batch"])]
         for run in (row, other):
-            clock = run["milliseconds_per_token"]
-            cells += [f"{clock['transformers']:.2f}", f"{clock['zaya_jax']:.2f}", f"{run['ratio']:.1f}"]
+            times = run["milliseconds_per_token"]
+            cells += [f"{times['transformers']:.2f}", f"{times['zaya_jax']:.2f}", f"{run['ratio']:.1f}"]
         lines.append((*cells, f"{row['goal']:g}"))
     return _table(
         ("model", "batch", *("transformers, ms a token", "here, 1 thread", "ratio"),
@@ -178,9 +179,9 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def study_table(rows: list[Row]) -> str:
     """A run or the study at temperature 1, a line a task, block size and arm: means over training seeds.
 
-    "At most" is the T of answers as long as these if no draft were refused; "prefill left out" counts neither the
+    "Upper bound on T" is that of answers as long as these if no draft were rejected; "decode-only T" counts neither the
     prefill nor the token that it yields.
-    A clock in brackets is the range over runs; of one run it is one measurement, whose interval is not known unless
+    A speed-up in brackets is the range over runs; of one run it is one measurement, whose interval is not known unless
     results.csv holds it.
     The interval of the difference from AR treats seeds as independent: half-widths add in squares.
     """
@@ -202,8 +203,8 @@ def study_table(rows: list[Row]) -> str:
             )
         )  # fmt: skip
     return _table(
-        ("task", "block", "sampler", "T, temperature 0", "T, temperature 1 (seeds)", "at most", "prefill left out",
-         "query tokens per forward", "wall-clock vs AR", "pass@1", "pass@4", "pass@16",
+        ("task", "block", "sampler", "T, temperature 0", "T, temperature 1 (seeds)", "upper bound on T",
+         "decode-only T", "query tokens per forward", "wall-clock vs AR", "pass@1", "pass@4", "pass@16",
          "pass@16 minus AR (95%)", "p, by seed"),
         lines,
     )  # fmt: skip
@@ -260,7 +261,7 @@ def _grouped(rows: list[Row]) -> list[tuple[tuple, list[Row]]]:
 def ceiling_table(rows: list[dict]) -> str:
     """T under exact distributions: the "rows" of results/bench/ceiling.json."""
     return _table(
-        ("operations", "examples", "beta", "T", "at most", "prefill left out"),
+        ("operations", "examples", "beta", "T", "upper bound on T", "decode-only T"),
         (
             (
                 " or ".join(str(n + 1) for n in range(row["max_operations"])), str(row["examples"]), f"{row['beta']:g}",
@@ -430,11 +431,11 @@ def pairs_table(pairs: dict) -> str:
 
 def _clock(group: list[Row]) -> str:
     """Tokens per second over AR's: with its interval where the run measured one, else the range over runs."""
-    clocks = [row["speedup"] for row in group]
-    low, high = min(clocks), max(clocks)
+    speedups = [row["speedup"] for row in group]
+    low, high = min(speedups), max(speedups)
     if len(group) == 1 and group[0].get("speedup_low") is not None:
         low, high = group[0]["speedup_low"], group[0]["speedup_high"]
-    return f"{np.mean(clocks):.2f}x" + (f" ({low:.2f}-{high:.2f})" if low < high else "")
+    return f"{np.mean(speedups):.2f}x" + (f" ({low:.2f}-{high:.2f})" if low < high else "")
 
 
 def _mean_if_known(group: list[Row], column: str) -> str:

@@ -127,7 +127,7 @@ def convert(
 
     Raises:
       FileNotFoundError, UserError: one line; nothing was written.
-      OSError: the disk refuses; the partial folder stays, and the same call goes on.
+      OSError: the disk refuses; the partial folder stays, and the same call resumes.
     """
     if format not in FORMATS:
         raise UserError(f"format: got {format!r}, may be one of {FORMATS}")

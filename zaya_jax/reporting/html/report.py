@@ -15,22 +15,23 @@ from zaya_jax.reporting.html.page import facts, folded, page, table
 from zaya_jax.reporting.html.verdict import hardware, relative_loss, verdict
 from zaya_jax.reporting.plots import style
 from zaya_jax.reporting.plots.plots import DESCRIPTIONS, caption
-from zaya_jax.reporting.results import ENVIRONMENT, METRICS, RESULTS, SAMPLES, Row, Run
+from zaya_jax.reporting.results import ENVIRONMENT, METRICS, RESULTS, SAMPLES, Row
+from zaya_jax.reporting.run_files import Run
 from zaya_jax.sampling import all_targets
 
 GLOSSARY = {
     "T (tokens per forward)": (
-        "Tokens committed, the stop token included, over forward passes of unfinished rows; the prefill counts as one "
-        "forward. Autoregressive decoding has T = 1. T depends on temperature, block size and anchors."
+        "Tokens committed, the stop token included, over forward passes of unfinished sequences; the prefill counts as "
+        "one forward. Autoregressive decoding has T = 1. T depends on temperature, block size and anchors."
     ),
     "block size": "Slots of a draft block (B). A forward verifies up to B tokens and yields between 1 and B.",
     "query tokens per forward": (
-        "Token rows one forward computes for a sequence: 1 when autoregressive, B (B + 1) when a block is drafted "
+        "Tokens that one forward computes for a sequence: 1 when autoregressive, B (B + 1) when a block is drafted "
         "after every possible outcome."
     ),
     "anchors": (
         "After which numbers of accepted tokens a next block is drafted; all = after every one of 1 .. B. Fewer "
-        "anchors mean fewer rows and somewhat fewer tokens per forward, never another distribution."
+        "anchors mean fewer query tokens and somewhat fewer tokens per forward, never another distribution."
     ),
     "wall-clock ratio": "The arm's tokens per second over autoregressive's at the same temperature; below 1 is slower.",
     "control": (

@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from zaya_jax.reporting.plots import style
-from zaya_jax.reporting.results import Row, Run
+from zaya_jax.reporting.results import Row
+from zaya_jax.reporting.run_files import Run
 
 
 def tokens_per_forward(run: Run) -> Figure | None:
@@ -21,7 +22,7 @@ def tokens_per_forward(run: Run) -> Figure | None:
     panels = (
         ("tokens_per_forward", "Tokens per forward (T)", style.number),
         ("rows_per_forward", "Rows computed per forward", style.number),
-        ("speedup", _clock_title(rows), style.number),
+        ("speedup", _speedup_title(rows), style.number),
         ("accuracy", "Task accuracy, 95% interval", style.percent),
     )
     for axis, (column, title, text) in zip(axes, panels, strict=True):
@@ -67,7 +68,7 @@ def forward_cost(run: Run) -> Figure | None:
     batch = f"batch {rows[0]['batch']:g}" if rows[0]["batch"] else ""
     title = f"A forward over {xs[-1]:g} rows costs {ys[-1]:.3g}x a forward over {xs[0]:g}"
     figure = style.new_figure(title, style.footer(run, batch, str(hardware)), height=4.6)
-    axis = style.tidy(figure.subplots(), "", "token rows in one forward", "cost over the one-row forward", grid="both")
+    axis = style.tidy(figure.subplots(), "", "query tokens in one forward", "cost over one query token's", grid="both")
     axis.set_xscale("log", base=2)
     axis.set_yscale("log", base=2)
     axis.plot(xs, ys, "-o", color=style.INK, linewidth=2, markersize=6, zorder=4, label="measured (median)")
@@ -88,24 +89,24 @@ def forward_cost(run: Run) -> Figure | None:
 
 
 def _speed_title(rows: list[Row]) -> str:
-    """The best lossless row in words, with its temperature, block size and clock."""
+    """The best lossless row in words, with its temperature, block size and speed-up."""
     best = max((r for r in rows if r["arm"] == "lossless"), key=lambda r: r["tokens_per_forward"], default=None)
     if best is None:
         return "Tokens per forward, and what they cost"
     block = f", block size {best['block_size']:g}" if best["block_size"] else ""
     low, high = best["speedup_low"], best["speedup_high"]
-    clock = "" if low is None else f"; the clock runs at {best['speedup']:.2f}x ({low:.2f} to {high:.2f})"
+    speed = "" if low is None else f"; speed-up {best['speedup']:.2f}x ({low:.2f} to {high:.2f})"
     where = f"(temperature {best['temperature']:g}{block})"
-    return f"Lossless drafting: {best['tokens_per_forward']:.2f} tokens per forward {where}{clock}"
+    return f"Lossless drafting: {best['tokens_per_forward']:.2f} tokens per forward {where}{speed}"
 
 
-def _clock_title(rows: list[Row]) -> str:
-    """What a clock is worth: an interval, or one measurement."""
+def _speedup_title(rows: list[Row]) -> str:
+    """What a speed-up is worth: an interval, or one measurement."""
     title = "Wall-clock: tokens/s over autoregressive's"
-    return f"{title}, 95%" if _clocked(rows) else f"{title} (one run, no interval)"
+    return f"{title}, 95%" if _has_intervals(rows) else f"{title} (one run, no interval)"
 
 
-def _clocked(rows: list[Row]) -> bool:
+def _has_intervals(rows: list[Row]) -> bool:
     return any(row["speedup_low"] is not None for row in rows)
 
 
@@ -144,7 +145,7 @@ def _grouped_bars(axis: Axes, rows: list[Row], column: str, text) -> None:
                 heights.append(height)
                 known = column in ("accuracy", "speedup") and len(same) == 1
                 errors.append(_interval(same[0], column, height) if known else (0, 0))
-        uncertain = column == "speedup" and not _clocked(rows)  # one measurement is no finding
+        uncertain = column == "speedup" and not _has_intervals(rows)  # one measurement is no finding
         look: dict[str, Any] = (
             {"facecolor": "white", "edgecolor": colour, "hatch": "...."} if uncertain else {"color": colour}
         )
