@@ -242,6 +242,22 @@ def test_a_budget_of_anchors_is_measured_first(checkpoint, files, capsys):
     assert found and f"anchors {found[1]}, batch 1; 6 rows a forward" in last
 
 
+def test_a_budget_of_anchors_is_chosen_by_smoothed_evidence(checkpoint, monkeypatch, capsys):
+    """Texts that always yield six do not ask for an anchor at 6 alone (`evidence`)."""
+    asked = []
+
+    def measured(*args, **options):
+        asked.append(args[3])
+        return dataclasses.replace(generate(*args, **options), accepted=[[1, 6, 6, 6, 6]] * 30)
+
+    monkeypatch.setattr(command, "generate", measured)
+    monkeypatch.setattr(command.Meter, "line", lambda *args: "")
+    run(f"--checkpoint={checkpoint}", "--prompt=ask", "--anchors=1", "--temperature=0", "--block_size=8",
+        "--max_new_tokens=2", "--nostream")  # fmt: skip
+    assert [sampler.anchor_list for sampler in asked] == [tuple(range(1, 9)), (1,)]
+    assert capsys.readouterr().err.splitlines()[0].endswith("anchors [1]")
+
+
 def test_auto_chooses_once_and_a_resumed_job_keeps_the_choice(checkpoint, files, monkeypatch, capsys):
     calls = []
 
