@@ -8,6 +8,8 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from absl import flags
@@ -242,20 +244,13 @@ def test_a_budget_of_anchors_is_measured_first(checkpoint, files, capsys):
     assert found and f"anchors {found[1]}, batch 1; 6 rows a forward" in last
 
 
-def test_a_budget_of_anchors_is_chosen_by_smoothed_evidence(checkpoint, monkeypatch, capsys):
+def test_a_budget_of_anchors_is_chosen_by_smoothed_evidence(monkeypatch, capsys):
     """Texts that always yield six do not ask for an anchor at 6 alone (`evidence`)."""
-    asked = []
-
-    def measured(*args, **options):
-        asked.append(args[3])
-        return dataclasses.replace(generate(*args, **options), accepted=[[1, 6, 6, 6, 6]] * 30)
-
-    monkeypatch.setattr(command, "generate", measured)
-    monkeypatch.setattr(command.Meter, "line", lambda *args: "")
-    run(f"--checkpoint={checkpoint}", "--prompt=ask", "--anchors=1", "--temperature=0", "--block_size=8",
-        "--max_new_tokens=2", "--nostream")  # fmt: skip
-    assert [sampler.anchor_list for sampler in asked] == [tuple(range(1, 9)), (1,)]
-    assert capsys.readouterr().err.splitlines()[0].endswith("anchors [1]")
+    monkeypatch.setattr(command, "generate", lambda *args, **options: SimpleNamespace(accepted=[[1, 6, 6, 6, 6]] * 30))
+    asked = {"block_size": 8, "anchors": 1, "temperature": 0.0, "min_new_tokens": 0}
+    engine: Any = SimpleNamespace(model=None, variables=None, tokenizer=None, max_new_tokens=9, asked=asked)
+    assert command.Engine._with_budget(engine, [[1]], 0).anchor_list == (1,)
+    assert capsys.readouterr().err.endswith("anchors [1]\n")
 
 
 def test_auto_chooses_once_and_a_resumed_job_keeps_the_choice(checkpoint, files, monkeypatch, capsys):
