@@ -38,6 +38,7 @@ from zaya_jax.command_line import cli
 from zaya_jax.errors import UserError
 from zaya_jax.files import read_object, remedy, write_text
 from zaya_jax.paths import absolute
+from zaya_jax.registry import has_registered
 from zaya_jax.reporting import sweep_summary
 from zaya_jax.reporting.results import read_results, write_sweep
 from zaya_jax.runs import provenance, run_folder
@@ -137,8 +138,15 @@ def command(base: str, job: Job, workdir: Path) -> list[str]:
     stages = absolute(_STAGES.value) if _STAGES.value else workdir / "stages"
     threads = ["--threads=1"] if workers() > 1 and _EXECUTOR.value == "local" else []
     folders = [f"--workdir={job.folder}", f"--stages={stages}", *cache(workdir)]
-    rest = [*folders, *threads, *cli.extensions()]
+    extensions = dict.fromkeys([*cli.extensions(), *own_extension()])
+    rest = [*folders, *threads, *extensions]
     return [sys.executable, "-m", "experiments.run", f"--config={base}", *job.overrides(), *rest]
+
+
+def own_extension() -> list[str]:
+    """The sweep's file as --extension of its jobs, if it registers something (docs/extending.md)."""
+    file = absolute(sweep_file())
+    return [f"--extension={file}"] if has_registered(file) else []
 
 
 def cache(workdir: Path) -> list[str]:

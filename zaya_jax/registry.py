@@ -18,6 +18,7 @@ NAME = re.compile("[a-z][a-z0-9_]*")
 AUTOREGRESSIVE = "autoregressive"
 PACKAGE = str(Path(__file__).parent)
 T = TypeVar("T")
+_OWNERS: list["Owners"] = []  # of every registry
 
 
 def caller() -> str:
@@ -37,6 +38,7 @@ class Owners:
     def __init__(self, field: str):
         self.field = field
         self._files: dict[str, str] = {}
+        _OWNERS.append(self)
 
     def claim(self, name: object, file: str, taken: Mapping[str, object]) -> str:
         """`name`, now `file`'s.
@@ -55,6 +57,11 @@ class Owners:
             raise UserError(f"{self.field}: got name {name!r}, may be none of {', '.join(taken)} (it is {whose})")
         self._files[name] = file
         return name
+
+
+def has_registered(file: Path | str) -> bool:
+    """Whether a Python file that was read here has registered anything, so that another process has to read it, too."""
+    return any(str(Path(file).resolve()) in owners._files.values() for owners in _OWNERS)
 
 
 class Registry(Mapping[str, T], Generic[T]):

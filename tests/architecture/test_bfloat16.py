@@ -194,6 +194,29 @@ def test_attention_backends_agree_in_a_whole_model():
         assert np.sqrt(np.mean((out - outs[0]) ** 2)) / outs[0].std() <= 2 * U
 
 
+@pytest.mark.parametrize("backend", ["tiled", "structured"])
+def test_sharp_attention_gives_the_distribution_of_the_same_weights_in_float32(backend):
+    """Keys of twelve times the length, as trained ones may have: by KL, for training by tiles and for decoding.
+
+    A dense model, whose experts no rounding can change. With logits off by e (rms over the deviation, at most as above)
+    the KL divergence is about e^2 / 2 of the deviation's square; ten times that for the sharpest of few positions.
+    """
+    kind, how = dict(attention="cca", feed_forward="dense"), Execution(attention_backend=backend)
+    config = small_config(**kind, **BF16)
+    variables = jax.tree.map(lambda x: x, dict(random_variables(config)))
+    attention = variables["params"]["layers"]["self_attn"]
+    variables["params"]["layers"]["self_attn"] = attention | {"temp": jnp.full_like(attention["temp"], 12)}
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), variables["params"])
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+    layout, laws = Layout.causal(random_tokens(config, 8, 32, seed=5)), []
+    for model, given in ((Zaya(config, how), params), (Zaya(small_config(**kind), how), wide)):
+        logits = jax.jit(model.apply)(variables | {"params": given}, layout).logits
+        laws.append(np.asarray(jax.nn.log_softmax(logits), np.float64))
+    divergence = (np.exp(laws[1]) * (laws[1] - laws[0])).sum(-1)
+    error = U * np.sqrt(2 * 20) * laws[1].std()
+    assert 0 < divergence.mean() <= error**2 / 2 and divergence.max() <= 10 * error**2 / 2
+
+
 @pytest.mark.parametrize("backend", ["structured", "tiled"])
 def test_gradients_are_finite_and_near_those_of_the_same_weights_in_float32(backend):
     """A dense model, whose experts no rounding can change.

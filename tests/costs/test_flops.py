@@ -188,5 +188,9 @@ def test_describe_says_sizes_before_compiling():
     assert "GFLOP a clean token" in text and "remat none" in text
     assert len(text.splitlines()) == 4
     assert "draft" not in describe(preset("tiny"), 4, 100, tidar=False)
+    whole, one = (describe(preset("tiny"), batch, 100, tidar=False).splitlines() for batch in (8, 2))
+    pieces = describe(preset("tiny"), 8, 100, tidar=False, accumulate=4).splitlines()
+    assert pieces[-1] == one[-1] != whole[-1]  # memory is one micro-batch's
+    assert pieces[-2] == whole[-2].replace("tokens:", "tokens, in 4 micro-batches:")
     split = describe(preset("tiny"), 4, 100, False, optimizer="muon", average=True, split=Split(parameters=2))
     assert "parameters / 2" in split and "muon" in split and "moving average" in split

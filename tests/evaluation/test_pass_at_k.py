@@ -62,6 +62,7 @@ def test_p_values_are_exact_for_few_problems():
     exact = np.mean(np.abs(patterns @ difference) >= abs(difference.sum()) - 1e-12)
     assert permutation_p_value(arm, other) == pytest.approx(exact, abs=0.02)
     assert permutation_p_value(arm, arm) == 1
+    assert permutation_p_value([1], [0]) == permutation_p_value([1], [1]) == 1  # either sign is as far from 0
 
 
 def test_equal_arms_are_rarely_told_apart_and_unequal_ones_are():

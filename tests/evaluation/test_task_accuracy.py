@@ -180,6 +180,14 @@ def test_pass_at_k_and_differences_come_from_the_same_answers():
     assert "pass_at_16" not in outcome("few", [1, 0, 1, 0], 4).row(TRIAL)
 
 
+def test_one_problem_is_enough_for_a_row():
+    base, arm = (outcome(name, [right], 1) for name, right in (("autoregressive", 0), ("lossless", 1)))
+    row = arm.row(TRIAL, base)
+    assert row["p_value"] == 1 and row["accuracy_low"] < row["accuracy"] == 1
+    row = outcome("mix", [1] * 16, 16).row(TRIAL, outcome("autoregressive", [0] * 16, 16))
+    assert row["p_value"] == 1 and row["pass_at_16_difference_low"] == row["pass_at_16_difference"] == 1
+
+
 def test_answers_without_a_path_stay_in_memory(tmp_path):
     answers = Answers(None, {"seed": 1})
     answers.add([{"problem": 0}])

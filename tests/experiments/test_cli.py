@@ -86,6 +86,16 @@ def test_whoever_stops_reading_a_commands_output_sees_no_traceback(tmp_path, arg
     assert (done.returncode, done.stderr) == (terminal.NOBODY_READS, "")
 
 
+def test_a_path_that_is_no_text_is_printed_as_an_escape(tmp_path):
+    script = tmp_path / "command.py"
+    script.write_text(DOOR.replace("NAME.value, os", "'é' + NAME.value, os").replace(", keep_memory=True", ""))
+    for encoding, shown in (("utf-8", "é"), ("ascii", "\\xe9")):
+        environment = os.environ | {"PYTHONPATH": ".", "PYTHONIOENCODING": encoding}
+        line = [os.fsencode(each) for each in (sys.executable, script)] + [b"--name=a\xff"]
+        done = subprocess.run(line, env=environment, capture_output=True, check=False)
+        assert done.stdout.decode().startswith(f"{shown}a\\udcff "), done.stderr.decode()
+
+
 def test_another_pipe_that_breaks_is_an_error_like_others(capfd):
     with pytest.raises(BrokenPipeError), terminal.quiet_without_reader():
         raise BrokenPipeError("of a child")

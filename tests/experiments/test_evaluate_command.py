@@ -6,6 +6,10 @@ from pathlib import Path
 import pytest
 
 from tests import commands
+from tests.helpers import random_variables
+from zaya_jax import preset
+from zaya_jax.architecture.config import NO_MASK
+from zaya_jax.interop import save_huggingface
 from zaya_jax.reporting.results import read_results
 
 ROOT = Path(__file__).parents[2]
@@ -40,6 +44,18 @@ def test_a_checkpoint_is_evaluated_on_several_tasks_and_goes_on(tmp_path):
     again = read_results(tmp_path / "results.csv")
     kept = ("source", "arm", "temperature", "accuracy", "tokens", "forwards", "p_value")
     assert [{k: r[k] for k in kept} for r in again] == [{k: r[k] for k in kept} for r in rows]
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "flag"),
+    [("evaluate", ["--tasks=addition", "--output=x"], "--arms"), ("generate", ["--prompt=a"], "--mode")],
+)
+def test_a_model_without_a_mask_token_names_the_commands_own_flag(name, args, flag, tmp_path):
+    config = preset("tiny", vocab_size=260, mask_token_id=NO_MASK, bos_token_id=256, eos_token_id=257, pad_token_id=258)
+    save_huggingface(tmp_path / "model", config, random_variables(config))
+    done = commands.run(f"experiments.{name}", f"--checkpoint={tmp_path / 'model'}", *args)
+    assert done.returncode == 2 and not (ROOT / "x").exists()
+    assert f"cannot draft: sample with {flag}=autoregressive, or" in done.stderr and done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

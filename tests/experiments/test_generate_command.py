@@ -8,6 +8,8 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from absl import flags
@@ -240,6 +242,15 @@ def test_a_budget_of_anchors_is_measured_first(checkpoint, files, capsys):
     first, last = capsys.readouterr().err.splitlines()
     found = re.fullmatch(r"acceptance of slots 1 .. 2: [01]\.\d\d, [01]\.\d\d; anchors \[(\d)\]", first)
     assert found and f"anchors {found[1]}, batch 1; 6 query tokens a forward" in last
+
+
+def test_a_budget_of_anchors_is_chosen_by_smoothed_evidence(monkeypatch, capsys):
+    """Texts that always yield six do not ask for an anchor at 6 alone (`evidence`)."""
+    monkeypatch.setattr(command, "generate", lambda *args, **options: SimpleNamespace(accepted=[[1, 6, 6, 6, 6]] * 30))
+    asked = {"block_size": 8, "anchors": 1, "temperature": 0.0, "min_new_tokens": 0}
+    engine: Any = SimpleNamespace(model=None, variables=None, tokenizer=None, max_new_tokens=9, asked=asked)
+    assert command.Engine._with_budget(engine, [[1]], 0).anchor_list == (1,)
+    assert capsys.readouterr().err.endswith("anchors [1]\n")
 
 
 def test_auto_chooses_once_and_a_resumed_job_keeps_the_choice(checkpoint, files, monkeypatch, capsys):

@@ -44,6 +44,17 @@ def test_what_is_trained(arg, alpha, distill, rows, tmp_path):
     assert {source.template for source in stage.mixture} == {None, load_template(CHATML, setup.tokenizer)}
 
 
+@pytest.mark.parametrize("arg", ["lora", "drafts"])
+def test_a_smoke_run_evaluates_in_seconds(arg, tmp_path):
+    """Of 135 million parameters a CPU computes a forward in a fifth of a second, and every program takes seconds."""
+    folder = publish(tmp_path, byte_level(), tokenizer_config=SPELLED | {"chat_template": CHATML})
+    setup = settings.read(smollm2.get_config(f"start={folder},{arg},smoke"))
+    assert setup.protocol.prompts * setup.protocol.max_new_tokens <= 16
+    assert [(a.name, a.sampler.temperature) for a in setup.arms] == [("autoregressive", 0), ("lossless", 0)]
+    assert not setup.measures_cost and not setup.anchor_budget and setup.validation_batches == 1
+    assert [task.name for task in setup.tasks] == ["addition"] and not setup.texts
+
+
 def test_contradictions_are_named(tmp_path):
     with pytest.raises(ValueError, match="config argument drafts: contradicts lora"):
         smollm2.get_config("lora,drafts")

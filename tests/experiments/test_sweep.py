@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -42,6 +43,24 @@ def test_names_say_what_tells_jobs_apart():
         read_jobs(sweep("s", "c.py", [*axis("seed", 1, 1), *axis("seed", 2)]))
     with pytest.raises(ValueError, match="has no jobs"):
         read_jobs(sweep("s", "c.py", []))
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "jobs", "line"),
+    [
+        ("../../x", "c.py", axis("seed", 1), r"sweep: name: got '\.\./\.\./x', may be at most 100 letters"),
+        (3, "c.py", axis("seed", 1), "sweep: name: got 3"),
+        ("s", 3, axis("seed", 1), "sweep: config: got 3, may be a text"),
+        ("s", "", axis("seed", 1), "sweep: config: got '', may be a text"),
+        ("s", "c.py", ["seed"], r"sweep: jobs: got \('seed',\), may be tuples of \(field, value\)"),
+        ("s", "c.py", axis(3, 1), "sweep: jobs: got "),
+        ("s", "c.py", axis("name", "a", "b" * 300), "sweep s: job name=b{55}[.]{3}: 305 letters name its folder"),
+    ],
+)
+def test_a_sweep_file_that_makes_something_else_is_one_line(name, config, jobs, line):
+    with pytest.raises(UserError, match=f"^{line}") as error:
+        read_jobs(sweep(name, config, jobs))
+    assert "\n" not in str(error.value)
 
 
 def test_slurm_parameters():
@@ -287,6 +306,25 @@ def test_slurm_runs_jobs_and_tells_why_they_fail(tmp_path, monkeypatch):
     (tmp_path / "sbatch").write_text("#!/bin/bash\necho 'invalid partition' >&2\nexit 1\n")
     status, output = run(tmp_path / "w", "--executor=slurm", "--only=mixture")
     assert status == 1 and "Slurm: " in output and "invalid partition" in output
+
+
+def test_what_a_sweeps_file_registers_reaches_its_jobs(tmp_path, monkeypatch):
+    file = tmp_path / "dial.py"
+    file.write_text(
+        "from configs.common import axis, sweep\n"
+        "from zaya_jax.sampling import Target, register_target\n"
+        "register_target(Target('of_a_sweep', 'AR logits.', lambda plain, draft, beta: plain, beta=True))\n"
+        "ARMS = ('autoregressive', 'of_a_sweep')\n"
+        f"def get_config():\n    return sweep('dial', {BASE!r}, axis('evaluate.arms', ARMS))\n"
+    )
+    status, output = run(tmp_path / "w", "--list", config=str(file))
+    assert status == 0, output
+    (line,) = output.strip().splitlines()
+    assert line.count(f"--extension={file}") == 1
+    args = [word for word in shlex.split(line)[3:] if not word.startswith("--workdir")]
+    done = commands.run("experiments.run", *args, "--print_config", f"--workdir={tmp_path / 'w'}")
+    assert done.returncode == 0 and "evaluate.arms = ('autoregressive', 'of_a_sweep')" in done.stdout, done.stderr
+    assert "--extension" not in run(tmp_path / "w", "--list")[1]  # this one registers nothing
 
 
 def test_a_folder_with_another_sweep_is_refused(tmp_path):

@@ -1,15 +1,18 @@
 """The tables of README.md and docs/ are made from committed results, and what pages and comments cite exists."""
 
 import ast
+import functools
 import json
+import operator
 import re
 from pathlib import Path
 
 import pytest
 
 import zaya_jax
+from zaya_jax.errors import UserError
 from zaya_jax.reporting.markdown_pages import TABLES, pages, regenerate
-from zaya_jax.reporting.paper.figures import FIGURES, index
+from zaya_jax.reporting.paper.figures import FIGURES, draw, index
 from zaya_jax.reporting.results import read_results
 from zaya_jax.reporting.tables import kept_by_anchors
 
@@ -86,6 +89,44 @@ def headings(page: str) -> set[str]:
 
 def missing(target: Path, heading: str = "") -> bool:
     return not target.exists() or bool(heading and heading not in headings(str(target.relative_to(ROOT))))
+
+
+def harmed(numbers: dict, place: str, value=None) -> dict:
+    """A copy without the value at a place such as anchors[0].list, or with another one."""
+    copied = json.loads(json.dumps(numbers))
+    *path, last = [int(part[1:-1]) if part[0] == "[" else part for part in re.findall(r"\[\d+\]|\w+", place)]
+    within = functools.reduce(operator.getitem, path, copied)
+    if value is None:
+        del within[last]
+    else:
+        within[last] = value
+    return copied
+
+
+@pytest.mark.parametrize("place", ["anchors", "anchors[0].list", "anchors[2].clock_over_ar.1"])
+def test_a_key_that_a_result_file_lacks_is_named(place, tmp_path):
+    (tmp_path / "bench").mkdir()
+    path = tmp_path / "bench" / "samplers.json"
+    path.write_text(json.dumps(harmed(SAMPLERS, place)))
+    with pytest.raises(UserError) as error:
+        TABLES["anchors"](tmp_path)
+    assert str(error.value) == f"{path}: {place}: missing"
+    path.write_text(json.dumps(harmed(SAMPLERS, "anchors[0].tokens_per_forward")))
+    with pytest.raises(UserError, match=r"samplers\.json: anchors\[0\]\.tokens_per_forward: missing$"):
+        draw("anchors", tmp_path)
+
+
+def test_odd_values_of_result_files_are_one_line(tmp_path):
+    (tmp_path / "bench").mkdir()
+    path = tmp_path / "bench" / "samplers.json"
+    for place, value in (("anchors", 3), ("anchors", []), ("anchors[0]", [1]), ("anchors[0].accuracy", "x")):
+        path.write_text(json.dumps(harmed(SAMPLERS, place, value)))
+        with pytest.raises(UserError, match=f"^{path}: holds other values than it should") as error:
+            TABLES["anchors"](tmp_path)
+        assert "\n" not in str(error.value)
+    path.write_text(json.dumps(harmed(SAMPLERS, "anchors[0].tokens_per_forward", "x")))
+    with pytest.raises(UserError, match=f"^anchors: {path}: holds other values"):
+        draw("anchors", tmp_path)
 
 
 def test_what_a_page_links_to_exists():

@@ -205,6 +205,13 @@ def test_negative_control_compares_cca_with_blind_cca_alone():
     assert len(drawn.figure.axes) == 3
     title = texts(drawn.figure).replace("\N{NO-BREAK SPACE}", " ").replace("\n", " ")
     assert "list programs T 1.60 against 5.00, AR loss 0.310 against 0.310" in title  # as the bars say, task by task
+    doubled = [
+        row | {"source": "other"} | {name: 2 * row[name] for name in ("ar_loss", "tokens_per_forward") if row.get(name)}
+        for row in made_up.architecture()
+    ]
+    title = texts(negative_control([*made_up.architecture(), *doubled]).figure).replace("\N{NO-BREAK SPACE}", " ")
+    assert "list programs T 1.60 against 5.00, AR loss 0.310 against 0.310; " in title.replace("\n", " ")
+    assert "other T 3.20 against 10.00, AR loss 0.621 against 0.621" in title.replace("\n", " ")
     without = [row | {"draft_accuracy_by_slot": None} for row in made_up.architecture()]
     assert len(negative_control(without).figure.axes) == 2
 

@@ -101,6 +101,14 @@ def test_muon_moves_the_layers_matrices_and_adamw_the_rest():
     assert {"embed_tokens", "lm_head/kernel", "layers/mlp/gate/fc1/kernel"} <= set(flat) - by_muon
 
 
+def test_a_rate_of_zero_is_zero():
+    """Of what is not Muon's: 0 is a rate like others; None is learning_rate's."""
+    for rate, moves in ((0.0, False), (None, True)):
+        rule = make_optimizer(OptimizerConfig(name="muon", adam_learning_rate=rate))
+        update = paths(jax.jit(lambda g, p, rule=rule: rule.update(g, rule.init(p), p)[0])(gradients(1), params()))
+        assert np.any(update["embed_tokens"]) == moves and np.any(update["layers/mlp/down_proj"])
+
+
 @functools.cache
 def batch() -> dict:
     document = np.array(

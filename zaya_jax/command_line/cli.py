@@ -81,6 +81,7 @@ def run(main: Callable[..., None], names: bool = False, keep_memory: bool = Fals
     logging.set_verbosity(logging.FATAL)
     logging.set_stderrthreshold(logging.FATAL)
     tfds.disable_progress_bar()
+    terminal.print_anything()
     with terminal.quiet_without_reader():
         app.run(guarded, flags_parser=_parse)
 

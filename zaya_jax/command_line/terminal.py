@@ -1,12 +1,20 @@
-"""Output that somebody may stop reading (`... | head`)."""
+"""Output that somebody may stop reading (`... | head`), or that may not be text."""
 
 import contextlib
+import io
 import os
 import select
 import sys
 from collections.abc import Iterator
 
 NOBODY_READS = 141  # exit status when the reader of our output is gone, as a shell gives it for SIGPIPE
+
+
+def print_anything() -> None:
+    """What the terminal's encoding cannot hold is printed as an escape: a path is bytes, which need not be text."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 @contextlib.contextmanager

@@ -252,14 +252,21 @@ def activations(
 
 def describe(
     config: ZayaConfig, batch_size: int, row_length: int, tidar: bool, block_size: int = 8, optimizer: str = "adamw",
-    average: bool = False, split: Split | None = None, execution: Execution | None = None,
+    average: bool = False, split: Split | None = None, execution: Execution | None = None, accumulate: int = 1,
 ) -> str:  # fmt: skip
-    """What a run is about to compile, in four lines: parameters, FLOPs a step and a token, bytes a device."""
+    """What a run is about to compile, in four lines: parameters, FLOPs a step and a token, bytes a device.
+
+    Args:
+      accumulate: micro-batches of a step, as `OptimizerConfig.accumulate`: one's activations exist at a time.
+    """
     how = execution or Execution()
     count = parameter_count(config)
     drafts = _drafts(row_length, tidar, block_size)
     flops = training_flops(config, batch_size, row_length, tidar, block_size, how.remat)
-    memory = training_memory(config, batch_size, row_length, tidar, block_size, optimizer, average, split, how)
+    memory = training_memory(
+        config, batch_size // accumulate, row_length, tidar, block_size, optimizer, average, split, how
+    )
+    pieces = f", in {accumulate} micro-batches" if accumulate > 1 else ""
     halves = f"{row_length} clean" + (f" + {drafts} mask tokens (block size {block_size})" if tidar else " tokens")
     ways = f" ({_ways(split)})" if split and split != Split() else ""
     return (
@@ -267,7 +274,7 @@ def describe(
         f"{count.active_without_embedding:,}, with the head {count.active_with_head:,}\n"
         f"model       {config.num_hidden_layers} layers x {config.hidden_size} wide, {_feed_forward(config)}, "
         f"vocabulary {config.vocab_size}, {config.param_dtype} parameters, {config.dtype} compute\n"
-        f"step        {batch_size} rows x {halves}: {si(flops)}FLOP forward and backward, "
+        f"step        {batch_size} rows x {halves}{pieces}: {si(flops)}FLOP forward and backward, "
         f"{si(flops / (batch_size * row_length))}FLOP a clean token\n"
         f"memory      about {binary(memory.total)} a device{ways}: parameters {binary(memory.parameters)}, gradients "
         f"{binary(memory.gradients)}, {optimizer} {binary(memory.optimizer)}"

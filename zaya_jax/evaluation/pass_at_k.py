@@ -74,9 +74,12 @@ def paired_difference(
 def permutation_p_value(arm: Sequence[float] | np.ndarray, other: Sequence[float] | np.ndarray, seed: int = 0) -> float:
     """How often chance alone would set two arms this far apart: the two-sided paired sign-flip test.
 
-    Under the hypothesis that both arms sample one distribution, each problem's two outcomes may be exchanged.
+    Under the hypothesis that both arms sample one distribution, each problem's two outcomes may be exchanged. So one
+    problem tells nothing: 1.
     """
     difference = np.asarray(arm, float) - np.asarray(other, float)
+    if len(difference) == 1:  # which scipy refuses
+        return 1.0
     found = scipy.stats.permutation_test(
         (difference,), np.mean, permutation_type="samples", vectorized=True, n_resamples=RESAMPLES, batch=BATCH,
         rng=np.random.default_rng(seed),

@@ -1,15 +1,16 @@
 """The tables of README.md and docs/, each between two markers, made anew from committed result files."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from zaya_jax.aot.lowering import lowered_table
 from zaya_jax.errors import UserError
-from zaya_jax.files import read_object, read_text, write_text
+from zaya_jax.files import read_text, write_text
 from zaya_jax.reporting import tables
 from zaya_jax.reporting.api_page import api_tables
+from zaya_jax.reporting.result_files import made_of, read_record
 from zaya_jax.reporting.results import read_results, read_sweep
 
 TRAINING = ("training_1_core", "training", "training_25m")  # files of results/bench
@@ -17,71 +18,76 @@ TRAINING = ("training_1_core", "training", "training_25m")  # files of results/b
 Maker = Callable[[Path], str]  # the results folder -> Markdown
 
 
-def _csv(name: str, table: Callable[[list], str]) -> Maker:
-    return lambda results: table(read_results(results / name / "results.csv"))
+def _csv(*names: str, table: Callable[[list], str]) -> Maker:
+    return _maker([f"{name}/results.csv" for name in names], read_results, lambda *rows: table(sum(rows, [])))
 
 
 def _sweep(name: str, table: Callable[[list], str]) -> Maker:
-    return lambda results: table(read_sweep(results / "sweeps" / name / "results.csv"))
+    return _maker([f"sweeps/{name}/results.csv"], read_sweep, table)
 
 
-def _bench(name: str, section: str, table: Callable[[Any], str]) -> Maker:
-    return lambda results: table(read_object(results / "bench" / f"{name}.json")[section])
+def _bench(*names: str, table: Callable[..., str]) -> Maker:
+    return _maker([f"bench/{name}.json" for name in names], read_record, table)
 
 
-def _transformers(results: Path) -> str:
-    runs = [read_object(results / "bench" / f"transformers_{n}.json") for n in ("1_thread", "2_threads")]
-    return tables.transformers_table(*(run["transformers"] for run in runs))
+def _section(name: str, section: str, table: Callable[[Any], str]) -> Maker:
+    return _bench(name, table=lambda numbers: table(numbers[section]))
 
 
-def _training(results: Path) -> str:
-    runs = [read_object(results / "bench" / f"{name}.json") for name in TRAINING]
-    return tables.training_table(runs)
+def _maker(names: Sequence[str], read: Callable[[Path], Any], table: Callable[..., str]) -> Maker:
+    """A table of what `read` makes of these files of the results folder."""
 
+    def make(results: Path) -> str:
+        paths = [results / name for name in names]
+        with made_of(" and ".join(map(str, paths))):
+            return table(*map(read, paths))
 
-def _trained_rows(results: Path) -> str:
-    numbers = read_object(results / "bench" / "long_rows.json")
-    return tables.trained_rows_table([numbers["longest"], numbers["packed"]])
+    return make
 
 
 def _lower(results: Path) -> str:
-    return lowered_table(read_object(path) for path in sorted((results / "lower").glob("*.json")))
+    folder = results / "lower"
+    with made_of(str(folder)):
+        return lowered_table(read_record(path) for path in sorted(folder.glob("*.json")))
 
 
 TABLES: dict[str, Maker] = {
-    "quickstart": _csv("quickstart", tables.sampling_table),
-    "likelihood": _csv("quickstart", tables.likelihood_table),
-    "anchors": _bench("samplers", "anchors", tables.anchors_table),
-    "strategies": _bench("samplers", "strategies", tables.strategies_table),
-    "auto": _bench("samplers", "auto", tables.auto_table),
-    "rows": _bench("forward", "rows", tables.rows_table),
-    "few_experts": _bench("few_experts", "rows", tables.few_experts_table),
-    "transformers": _transformers,
-    "list_programs": _csv("list_programs", tables.study_table),
-    "list_programs_3": _csv("list_programs_3", tables.study_table),
-    "ceiling": _bench("ceiling", "rows", tables.ceiling_table),
-    "large": lambda results: tables.evaluated_table(
-        [row for name in ("large", "large_2") for row in read_results(results / "list_programs" / name / "results.csv")]
+    "quickstart": _csv("quickstart", table=tables.sampling_table),
+    "likelihood": _csv("quickstart", table=tables.likelihood_table),
+    "anchors": _section("samplers", "anchors", tables.anchors_table),
+    "strategies": _section("samplers", "strategies", tables.strategies_table),
+    "auto": _section("samplers", "auto", tables.auto_table),
+    "rows": _section("forward", "rows", tables.rows_table),
+    "few_experts": _section("few_experts", "rows", tables.few_experts_table),
+    "transformers": _bench(
+        "transformers_1_thread", "transformers_2_threads",
+        table=lambda *runs: tables.transformers_table(*(run["transformers"] for run in runs)),
     ),
-    "draft_temperature": _csv("list_programs/draft_temperature", tables.sampling_table),
+    "list_programs": _csv("list_programs", table=tables.study_table),
+    "list_programs_3": _csv("list_programs_3", table=tables.study_table),
+    "ceiling": _section("ceiling", "rows", tables.ceiling_table),
+    "large": _csv("list_programs/large", "list_programs/large_2", table=tables.evaluated_table),
+    "draft_temperature": _csv("list_programs/draft_temperature", table=tables.sampling_table),
     "gsm_symbolic": _sweep("gsm_symbolic", tables.study_table),
     "study": _sweep("study", tables.study_table),
     "block_size": _sweep("block_size", tables.ablation_table),
     "architecture": _sweep("architecture", tables.ablation_table),
     "recipe": _sweep("recipe", tables.ablation_table),
     "samplers": _sweep("samplers", tables.dial_table),
-    "training": _training,
-    "conversions": _bench("convert_8b", "conversions", tables.conversions_table),
-    "loading": _bench("loading", "loads", tables.loading_table),
-    "bfloat16_logits": _bench("bfloat16", "logits", tables.bfloat16_logits_table),
-    "bfloat16_greedy": _bench("bfloat16", "greedy", tables.bfloat16_greedy_table),
-    "compilation_cache": _bench("compilation_cache", "commands", tables.cache_table),
-    "long_rows": _bench("long_rows", "train_step", tables.long_rows_table),
-    "trained_rows": _trained_rows,
-    "pairs": _bench("long_rows", "pairs", tables.pairs_table),
+    "training": _bench(*TRAINING, table=lambda *runs: tables.training_table(list(runs))),
+    "conversions": _section("convert_8b", "conversions", tables.conversions_table),
+    "loading": _section("loading", "loads", tables.loading_table),
+    "bfloat16_logits": _section("bfloat16", "logits", tables.bfloat16_logits_table),
+    "bfloat16_greedy": _section("bfloat16", "greedy", tables.bfloat16_greedy_table),
+    "compilation_cache": _section("compilation_cache", "commands", tables.cache_table),
+    "long_rows": _section("long_rows", "train_step", tables.long_rows_table),
+    "trained_rows": _bench(
+        "long_rows", table=lambda numbers: tables.trained_rows_table([numbers["longest"], numbers["packed"]])
+    ),
+    "pairs": _section("long_rows", "pairs", tables.pairs_table),
     "lower": _lower,
     "api": lambda _: api_tables(),
-}
+}  # fmt: skip
 
 
 def pages(root: Path) -> list[Path]:
@@ -93,7 +99,8 @@ def regenerate(texts: dict[str, str], results: Path) -> dict[str, str]:
     """Pages by name, with every table between `<!-- table NAME -->` and `<!-- end -->` made from `results`.
 
     Raises:
-      UserError: a marker that names no table, a table that stands in two places, or nowhere.
+      UserError: a marker that names no table, a table that stands in two places, or nowhere; a result file that lacks
+        what its table shows.
       OSError: a result file that is not there.
     """
     found: dict[str, str] = {}

@@ -11,6 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from zaya_jax.checks import Text, check, folder_name, shown
 from zaya_jax.errors import UserError
 from zaya_jax.reporting.results import Row, read_results
 from zaya_jax.reporting.run_files import read_environment
@@ -19,6 +20,7 @@ from zaya_jax.runs.configuration import settings
 from zaya_jax.runs.configuration.config_files import read_config
 
 CLONE = Path(__file__).parents[2]
+LONGEST_NAME = 200  # letters of a job's; a file system takes 255 bytes
 FAILED = "failed.txt"  # in a job's folder: why it failed, until it is started again
 
 
@@ -86,6 +88,10 @@ def read_jobs(config: Any) -> dict[str, dict[str, Any]]:
     """What each job changes, by the job's name. UserError for a sweep file that says none, or the same one twice."""
     if set(config) != {"name", "config", "jobs"}:
         raise UserError(f"sweep: got fields {sorted(config)}, may be name, config, jobs (configs.common.sweep)")
+    folder_name("sweep: name", config.name)
+    check("sweep: config", config.config, Text())
+    if not isinstance(config.jobs, tuple | list) or not all(map(_is_job, config.jobs)):
+        raise UserError(f"sweep: jobs: got {shown(config.jobs)}, may be tuples of (field, value) (configs.common.axis)")
     jobs: dict[str, dict[str, Any]] = {}
     # what all jobs have in common need not stand in their names: `Job.difference` tells when it was another
     common = set.intersection(*({(field, repr(value)) for field, value in job} for job in config.jobs or [()]))
@@ -95,6 +101,9 @@ def read_jobs(config: Any) -> dict[str, dict[str, Any]]:
         name = "-".join(f"{field}={_word(value)}" for field, value in telling) or "base"
         if name in jobs:
             raise UserError(f"sweep {config.name}: job {name} stands in it twice")
+        if len(name) > LONGEST_NAME:
+            raise UserError(f"sweep {config.name}: job {name[:60]}...: {len(name)} letters name its folder, may be at "
+                            f"most {LONGEST_NAME}: change fewer fields in it, or to shorter values")  # fmt: skip
         jobs[name] = changes
     if not jobs:
         raise UserError(f"sweep {config.name}: has no jobs")
@@ -143,6 +152,13 @@ def to_redo(asked: Iterable[str], jobs: Mapping[str, Job]) -> list[Job]:
             if word in (name, "all") or (word == "failed" and job.failed):
                 chosen[name] = job
     return list(chosen.values())
+
+
+def _is_job(job: Any) -> bool:
+    """Whether it is what `configs.common.axis` makes: (field, value) pairs."""
+    return isinstance(job, tuple | list) and all(
+        isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str) for pair in job
+    )
 
 
 def _inside(config: Any, field: str) -> Any:

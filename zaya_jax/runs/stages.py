@@ -86,7 +86,7 @@ def train_stages(
         optimizer = stage.phase.optimizer
         described = describe(
             stage.model, stage.batch_size, stage.row_length, tidar, block_size, optimizer.name,
-            optimizer.ema_decay > 0, sizes.split_of(placements[name]), stage.execution,
+            optimizer.ema_decay > 0, sizes.split_of(placements[name]), stage.execution, optimizer.accumulate,
         )  # fmt: skip
         print(f"{name}\n{described}", flush=True)
     with provenance.timed(workdir, "data"):

@@ -18,6 +18,7 @@ from zaya_jax.reporting.paper.roofline import roofline
 from zaya_jax.reporting.paper.samplers import beta, pass_at_16, speedup
 from zaya_jax.reporting.paper.sweep_rows import MissingData
 from zaya_jax.reporting.plots import style
+from zaya_jax.reporting.result_files import made_of, read_record
 from zaya_jax.reporting.run_files import Run
 
 
@@ -66,7 +67,7 @@ class Input:
             return []
         if path.exists():
             with remedy(f"is made by `{self.command}`"):
-                return _read_sweep(path.parent) if path.suffix == ".csv" else read_object(path)
+                return _read_sweep(path.parent) if path.suffix == ".csv" else read_record(path)
         if self.optional:
             return []
         raise FileNotFoundError(f"{path}: no such file, is made by `{self.command}`")
@@ -128,12 +129,13 @@ def draw(name: str, results_folder: Path | str) -> Drawn:
       FileNotFoundError, UserError: a file or rows are not there; one line that names them and the command.
     """
     chosen, folder = FIGURES[name], Path(results_folder)
+    files = " and ".join(str(each.file(folder)) for each in chosen.inputs if not each.optional)
     try:
-        return chosen.draw(*(each.read(folder) for each in chosen.inputs))
+        with made_of(f"{name}: {files}"):
+            return chosen.draw(*(each.read(folder) for each in chosen.inputs))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{name}: {error}") from None
     except MissingData as lacking:
-        files = " and ".join(str(each.file(folder)) for each in chosen.inputs if not each.optional)
         commands = " and ".join(f"`{each.command}`" for each in chosen.inputs if not each.optional)
         raise UserError(f"{name}: {files}: got no {lacking}; made by {commands}") from None
 
