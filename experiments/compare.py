@@ -61,6 +61,17 @@ def main() -> None:
         print(f"  {one.name}: largest {one.largest:.3g}, rms {one.rms:.3g} (of {one.scale:.3g})")
     for line in apart[: _LISTED.value]:
         print(f"  {line}")
+    print(_verdict(numbers, len(found) + len(apart)))
+
+
+def _verdict(numbers: dict[str, float], unequal: int) -> str:
+    """What the numbers come to, in a sentence."""
+    if not numbers["max_abs"]:
+        return f"the same logits to the bit, from {'other' if unequal else 'equal'} arrays"
+    return (
+        f"other logits, by up to {numbers['max_abs_over_std']:.2g} of their deviation; the likeliest token is the same "
+        f"at {numbers['top1']:.1%} of positions"
+    )
 
 
 def logits(folder: Path, tokens: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from zaya_jax.checks import Number, check
 from zaya_jax.command_line import cli
-from zaya_jax.command_line.closing import closing, generate_with
+from zaya_jax.command_line.closing import closing, drafts, generate_with
 from zaya_jax.errors import UserError
 from zaya_jax.interop.conversion.conversion import FORMATS, convert
 from zaya_jax.paths import absolute
@@ -32,7 +32,9 @@ _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Folder to read: a Hugging Face one, WORKDIR/checkpoints/STAGE, or WORKDIR (its sampled stage)."
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write; must be new or empty.")
-_FORMAT = flags.DEFINE_enum("format", "huggingface", FORMATS, "Layout to write.")
+_FORMAT = flags.DEFINE_string(
+    "format", "huggingface", f"Layout to write, of {', '.join(FORMATS)}, or the name of a model family."
+)
 _DTYPE = flags.DEFINE_enum("dtype", None, ("float32", "bfloat16"), "Of the parameters. Default: as they are stored.")
 _SHARD = flags.DEFINE_float(
     "max_shard_gb", 5.0, "A safetensors file holds at most so many GB.", lower_bound=1e-9, upper_bound=1e9
@@ -65,7 +67,10 @@ def main() -> None:
     print(
         closing(
             {},
-            [f"python -m experiments.inspect_checkpoint --checkpoint={output}", generate_with(output, report.config)],
+            [
+                f"python -m experiments.inspect_checkpoint --checkpoint={output}",
+                generate_with(output, drafts(report.config)),
+            ],
         )
     )
 

@@ -18,7 +18,7 @@ from absl import flags
 from zaya_jax import Zaya, load_pretrained
 from zaya_jax.checks import FLOAT32, no_such
 from zaya_jax.command_line import cli
-from zaya_jax.command_line.closing import aligned, closing
+from zaya_jax.command_line.closing import aligned, closing, generate_with
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.task_accuracy import Arm, EvaluationProtocol, run_task, task_rows
 from zaya_jax.paths import absolute
@@ -109,7 +109,9 @@ def main() -> None:
         for outcome in outcomes:
             if warning := outcome.drafted.warning(INSTEAD, never_drafted(checkpoint)):
                 print(f"warning: {outcome.arm.name}: {warning}", file=sys.stderr)
-    print(closing({"table": folder / "results.csv", "answers": folder / "answers"}))
+    prompt = tasks[0].problems("test", 1, protocol.seed)[0].prompt
+    files = {"table": folder / "results.csv", "answers": folder / "answers"}
+    print(closing(files, [generate_with(checkpoint, arms[-1].name != "autoregressive", prompt)]))
 
 
 def read_arms(stop_tokens: tuple[int, ...]) -> tuple[Arm, ...]:

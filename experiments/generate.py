@@ -9,7 +9,7 @@ and yellow in turn, the prompt is dim, and while text streams in, drafts that ar
 What the model writes is escaped (a newline and a tab are not), so it cannot command the terminal.
 
 The last line (stderr) says tokens, forward passes (NFE), tokens per forward (T, the prompt's forward included) with the
-settings it depends on, rows a forward computes for each text, and tokens per second.
+settings it depends on, the query tokens a forward computes for each text, and tokens per second.
 
 --output writes one JSON line a row: prompt, index (of the prompt, from 0), sample, seed, text, tokens, accepted (tokens
 of each forward), log_probabilities (nats, under the target), finish, settings (as asked), ran (what measuring settled).

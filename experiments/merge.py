@@ -15,7 +15,7 @@ from absl import flags
 
 from zaya_jax import load_pretrained
 from zaya_jax.command_line import cli
-from zaya_jax.command_line.closing import closing, generate_with
+from zaya_jax.command_line.closing import closing, drafts, generate_with
 from zaya_jax.errors import UserError
 from zaya_jax.files import check_new
 from zaya_jax.interop import save_huggingface
@@ -53,7 +53,7 @@ def main() -> None:
     for line in notes:
         print(line)
     print(f"done: {output}")
-    print(closing({}, [generate_with(output, config)]))
+    print(closing({}, [generate_with(output, drafts(config))]))
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ def test_a_file_holds_what_generate_returns(checkpoint, model, files, capsys):
     assert out == ""
     assert err.splitlines()[-1].startswith(
         f"{tokens} tokens in {forwards} forwards (NFE): T {tokens / forwards:.2f} at temperature 1, single_pass, block "
-        "3, anchors all, batch 2 x 2 samples; 12 rows a forward; "
+        "3, branch points all, batch 2 x 2 samples; 12 query tokens a forward; "
     )
     assert re.search(r"\d tokens/s, compilation excluded$", err)
     jsonl = files / "again.jsonl"
@@ -170,7 +170,7 @@ def test_the_terminal_shows_runs_in_colour_and_no_commands(checkpoint, model, ca
     assert out == "".join(f"{head}{shown}{row}\n" for head, row in zip(heads, rows, strict=True))
     bare = re.sub("|".join(map(re.escape, (QUIET, RESET, *RUNS))), "", out)
     assert bare == escape(bare) and r"ask \x1b[2J" in bare
-    assert err.count("\n") == 1 and "batch 1 x 4 samples; 12 rows a forward" in err
+    assert err.count("\n") == 1 and "batch 1 x 4 samples; 12 query tokens a forward" in err
 
 
 def test_a_stream_is_the_text_whatever_the_terminal_is(checkpoint, capsys, monkeypatch):
@@ -180,7 +180,7 @@ def test_a_stream_is_the_text_whatever_the_terminal_is(checkpoint, capsys, monke
     run(*command, "--stream")
     streamed, err = capsys.readouterr()
     assert streamed == plain and plain.startswith("ask") and "\x1b" not in plain
-    assert re.search(r"batch 1; 12 rows a forward; [0-9.]+ tokens/s, compilation", err)
+    assert re.search(r"batch 1; 12 query tokens a forward; [0-9.]+ tokens/s, compilation", err)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.delenv("NO_COLOR", raising=False)
     run(*command)
@@ -239,7 +239,7 @@ def test_a_budget_of_anchors_is_measured_first(checkpoint, files, capsys):
     run(f"--checkpoint={checkpoint}", "--prompt=ask", "--anchors=1", "--temperature=0", *COMMON)
     first, last = capsys.readouterr().err.splitlines()
     found = re.fullmatch(r"acceptance of slots 1 .. 2: [01]\.\d\d, [01]\.\d\d; anchors \[(\d)\]", first)
-    assert found and f"anchors {found[1]}, batch 1; 6 rows a forward" in last
+    assert found and f"branch points {found[1]}, batch 1; 6 query tokens a forward" in last
 
 
 def test_auto_chooses_once_and_a_resumed_job_keeps_the_choice(checkpoint, files, monkeypatch, capsys):

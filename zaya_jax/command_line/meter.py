@@ -80,13 +80,16 @@ class Meter:
         if s.mode != "autoregressive":
             parts.append(f"block {s.block_size}")
         if s.mode == "single_pass":
-            parts.append(f"anchors {s.anchors if isinstance(s.anchors, str) else ','.join(map(str, s.anchor_list))}")
+            parts.append(
+                f"branch points {s.anchors if isinstance(s.anchors, str) else ','.join(map(str, s.anchor_list))}"
+            )
         target = find_target(str(s.target))
         if not target.lossless:
             parts.append(f"target {s.target}" + (f" (beta {s.beta:g})" if target.beta else ""))
         return (
             f"{self.tokens} tokens in {self.forwards} forwards (NFE): T {self.tokens_per_forward:.2f} at temperature "
-            f"{s.temperature:g}, {', '.join(parts)}, {rows}; {s.rows_per_forward:g} rows a forward; {self.speed}"
+            f"{s.temperature:g}, {', '.join(parts)}, {rows}; {s.rows_per_forward:g} query tokens a forward; "
+            f"{self.speed}"
         )
 
 
