@@ -18,6 +18,7 @@ from zaya_jax.reporting.plots.plots import DESCRIPTIONS, caption
 from zaya_jax.reporting.results import ENVIRONMENT, METRICS, RESULTS, SAMPLES, Row, Run
 from zaya_jax.reporting.tables import percent_change
 from zaya_jax.sampling import all_targets
+from zaya_jax.tasks import TASKS
 
 GLOSSARY = {
     "T (tokens per forward)": (
@@ -267,6 +268,9 @@ def _samples(run: Run) -> str:
         "· is a space, ↵ a line end, → a tab, ∅ a token without text (a stop token, say)"
         f"{escape(block)}.</p>"
     )
+    sources = dict.fromkeys(row["source"] for row in run.rows("sampling"))
+    told = [TASKS[name].answers for name in sources if name in TASKS]
+    legend += "".join(f"<p>{escape(text)}</p>" for text in told if text)
     parts = []
     for i, prompt in enumerate(prompts):
         shown = "".join(_sample(s) for s in run.samples if s["prompt"] == prompt)
