@@ -170,12 +170,12 @@ def test_an_objective_of_ones_own_is_built_from_the_config(read):
 def test_a_family_of_ones_own_is_read_and_written(read, tmp_path):
     """The order of its rotated channels is theirs in its folders, and Llama's in what is written by default."""
     values = {"model_type": "helium", "vocab_size": 40, "hidden_size": 16, "intermediate_size": 12, "head_dim": 4}
-    values |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "attention_bias": True}
+    values |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
     with pytest.raises(UserError, match=r"model_type: got 'helium', may be one of \('llama', .*'zaya'\)"):
         config_from_huggingface(values)
     read("my_family.py")
     config = config_from_huggingface(values)
-    assert (config.rope_theta, config.output_bias, config.rms_norm_eps) == (100_000.0, False, 1e-8)
+    assert (config.rope_theta, config.rms_norm_eps, config.attention_bias) == (100_000.0, 1e-8, False)
     variables = random_variables(config)
     save_huggingface(tmp_path / "llama", config, variables)
     convert(tmp_path / "llama", tmp_path / "helium", "helium")
