@@ -1,8 +1,8 @@
 """How many tokens per forward list programs allow a sampler whose distributions are exact: where training can lead at
 best.
 
+    python -m experiments.ceiling --problems=16
     python -m experiments.ceiling --output=results/bench/ceiling.json
-    python -m experiments.ceiling --help
 
 The verifier's distribution is the posterior over all programs that fit the shown examples; a mask token's distribution
 is the posterior's marginal at that position, given the text that the block stands after. What is left to refuse is what

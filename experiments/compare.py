@@ -1,7 +1,7 @@
 """How two checkpoints differ: their logits on the same tokens, and their tensors.
 
-    python -m experiments.compare --checkpoint=ZAYA1-8B --other=my_model --text='The capital of France is'
-    python -m experiments.compare --checkpoint=before --other=after --tokens='2 9259 236888 2088'
+    python -m experiments.compare --checkpoint=results/quickstart/model --other=my_model --text='123+989='
+    python -m experiments.compare --checkpoint=runs/quickstart/checkpoints/pretrain --other=runs/quickstart
 
 Any two kinds of checkpoint (see inspect_checkpoint). Without --text or --tokens the models read random tokens. Both
 compute in float32, one after the other, so memory holds one model at a time. Printed: the largest difference of the

@@ -1,8 +1,8 @@
 """Turns a checkpoint of any kind into one of another layout, dtype or sharding.
 
     python -m experiments.convert --checkpoint=runs/quickstart/checkpoints/convert --output=my_model
+    python -m experiments.convert --checkpoint=results/quickstart/model --output=start --format=native
     python -m experiments.convert --checkpoint=ZAYA1-8B-legacy --output=ZAYA1-8B --dtype=bfloat16
-    python -m experiments.convert --checkpoint=ZAYA1-8B --output=start --format=native
 
 Read: Hugging Face folders of transformers' ZAYA and of the Llama family, Zyphra's legacy layout, and our own
 checkpoints (WORKDIR/checkpoints/STAGE). Written: --format=huggingface (the model's own family; transformers loads it,

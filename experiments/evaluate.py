@@ -1,12 +1,13 @@
-"""Evaluates a checkpoint on tasks: pass@1/4/16, tokens per forward, rows, clock, the same problems for every arm.
+"""Evaluates a checkpoint on tasks: pass@1/4/16, tokens per forward, cost, speed-up; the same problems for every arm.
 
-    python -m experiments.evaluate --checkpoint=runs/quickstart/checkpoints/convert --tasks=addition --output=runs/eval
-    python -m experiments.evaluate --checkpoint=DIR --tasks=countdown,human_eval --samples=16 --block_size=16 \\
-        --arms=autoregressive,lossless,mix_stale --temperatures=0,1 --output=DIR
+    python -m experiments.evaluate --checkpoint=results/quickstart/model --tasks=addition --output=runs/eval
+    python -m experiments.evaluate --checkpoint=results/list_programs/model --tasks=list_programs --block_size=16 \\
+        --arms=autoregressive,lossless,mix_stale --temperatures=1 --samples=16 --output=runs/list_programs
 
---output then holds answers/ (JSON lines, a file a task and arm, written as batches end) and results.csv, where every
-arm but the first has its paired difference from autoregression and a permutation test's p-value. Interrupt it at any
-moment: the same command resumes after the last answered problem. Generated code (human_eval) runs in a sandbox only.
+--output then holds answers/ (JSON lines, a file a task and sampler, written as batches end) and results.csv, where
+every sampler but the first has its paired difference from autoregression and a permutation test's p-value. Interrupt
+it at any moment: the same command resumes after the last answered problem. Generated code (human_eval) runs in a
+sandbox only.
 """
 
 import datetime

@@ -1,15 +1,15 @@
 """Continues prompts with a checkpoint: on the terminal, into a file, or as a chat.
 
     python -m experiments.generate --checkpoint=results/quickstart/model --prompt='123+989=' --temperature=0
-    python -m experiments.generate --checkpoint=DIR --prompts-file=prompts.jsonl --samples=4 --output=rows.jsonl
-    python -m experiments.generate --checkpoint=DIR --chat --mode=auto
+    python -m experiments.generate --checkpoint=results/quickstart/model --prompt='5+5=' --samples=4 --output=rows.jsonl
+    python -m experiments.generate --checkpoint=smollm2 --chat --mode=autoregressive
 
 A forward that drafts and verifies can yield several tokens: on a terminal the text of each forward has its colour, cyan
 and yellow in turn, the prompt is dim, and while text streams in, drafts that are not verified yet stand dim after it.
 What the model writes is escaped (a newline and a tab are not), so it cannot command the terminal.
 
 The last line (stderr) says tokens, forward passes (NFE), tokens per forward (T, the prompt's forward included) with the
-settings it depends on, the query tokens a forward computes for each text, and tokens per second.
+settings it depends on, query tokens that a forward computes for each text, and tokens per second.
 
 --output writes one JSON line a row: prompt, index (of the prompt, from 0), sample, seed, text, tokens, accepted (tokens
 of each forward), log_probabilities (nats, under the target), finish, settings (as asked), ran (what measuring settled).

@@ -143,6 +143,7 @@ def _help() -> str:
         "Flags of this command": sys.argv[0],
         "The config": config_files.__name__,
         "Options of the sampler": "zaya_jax.command_line.sampling_flags",
+        "The device": "zaya_jax.command_line.measured_device",
         "Flags of every command": __name__,
     }
     parts = [(sys.modules["__main__"].__doc__ or "").rstrip()]
