@@ -6,8 +6,8 @@
 
 Arguments are names of figures. Writes NAME.png and its caption NAME.txt, and README.md, a page of all of them. No name,
 or `all`, draws every figure whose inputs are there and names the command that makes the others'. --results may also be
-the folder of your own sweep or run. `pages` writes the tables of README.md and docs/ anew, so `all pages` is all that is
-published here. Names, and what each is drawn from:
+the folder of your own sweep or run. `pages` writes the tables of README.md and docs/ anew, so `all pages` is all that
+is published here. Names, and what each is drawn from:
 """
 
 from absl import flags
