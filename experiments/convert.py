@@ -63,7 +63,8 @@ def main() -> None:
             bar.close()
     for line in [*report.lines(), *notes]:
         print(line)
-    print(f"done: {output} ({report.tensors} tensors, {report.bytes / 1e9:.2f} GB, {report.config.param_dtype})")
+    written = f"{report.bytes / 1e9:.2f} GB" if report.bytes >= 1e9 else f"{report.bytes / 1e6:.2f} MB"
+    print(f"done: {output} ({report.tensors} tensors, {written}, {report.config.param_dtype})")
     print(
         closing(
             {},

@@ -46,7 +46,8 @@ def main(*names: str) -> None:
         except cli.USER_ERRORS as error:
             lacking.append(str(error))
     if drawn:
-        print(write_index(absolute(_OUTPUT.value)), flush=True)
+        page = write_index(absolute(_OUTPUT.value))
+        print(f"{len(drawn)} of {len(drawn) + len(lacking)} figures drawn; all with their captions: {page}", flush=True)
     cli.complain(lacking)
     if lacking and not (everything and drawn):
         raise SystemExit(2)

@@ -38,7 +38,8 @@ def main() -> None:
     check_new(output)
     config, variables = load_pretrained(checkpoint)
     if not config.lora_rank:
-        raise UserError(f"--checkpoint: {checkpoint} has no adapters, may be read by experiments.convert")
+        may_be = "a checkpoint that has; experiments.convert writes others as a folder"
+        raise UserError(f"--checkpoint: {checkpoint} has no adapters to merge, may be {may_be}")
     config, variables = merge_adapters(config, variables)
     with companions_of(checkpoint) as (companions, notes):
         source = companions or checkpoint
