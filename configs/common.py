@@ -62,7 +62,7 @@ def model(name: str, **changes: Any) -> ConfigDict:
 
 
 def data(row_length: int, *mixture: dict[str, Any], **changes: Any) -> ConfigDict:
-    """What all phases are trained on, but for those that say otherwise: see `zaya_jax.runs.mixture`.
+    """What all phases are trained on, but for those that say otherwise: see `zaya_jax.runs.configuration.mixture`.
 
     Args:
       mixture: {"text": "stdlib" or [paths]}, {"task": name, "options": {...}} or {"chat": [paths]}, each with a
@@ -97,7 +97,7 @@ def execution(**fields: Any) -> ConfigDict:
 
 
 def phase(steps: int, objective: Objective, optimizer: OptimizerConfig, **rest: Any) -> ConfigDict:
-    """A training phase: see `zaya_jax.runs.phases` and `zaya_jax.training.loop.Phase`."""
+    """A training phase: see `zaya_jax.runs.configuration.tree` and `zaya_jax.training.loop.Phase`."""
     return ConfigDict(
         {
             "steps": steps,
@@ -137,7 +137,7 @@ def evaluation(tasks: tuple[str, ...], prompts: int, **changes: Any) -> ConfigDi
     c.draft_temperature = placeholder(float)  # None: the target's
     c.anchor_budget = 0  # blocks that single_pass drafts a forward; 0: one after every accepted length
     c.beta = 0.5
-    c.cost = True  # measure what a forward costs by rows, too
+    c.cost = True  # measure what a forward costs by query tokens, too
     c.seed = 1_000
     c.update(changes)
     return c

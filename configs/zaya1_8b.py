@@ -112,7 +112,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         c.pretrain = size.of(0, Objective("autoregressive"), devices, rope_theta=1e4, mixture=mixture["pretrain"])
         c.midtrain.start = "pretrain"
 
-    # its problems are functions to go on with, so they are not asked in chats
+    # its problems are functions to complete, so they are not asked in chats
     c.evaluate = evaluation(("human_eval",), prompts=164, phase="sft", max_new_tokens=512)
     if chosen.twin:
         c.evaluate.update(tasks=("addition",), chat=True, prompts=4, batch=4, max_new_tokens=16, cost=False)

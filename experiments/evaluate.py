@@ -21,12 +21,12 @@ from zaya_jax.checks import FLOAT32, no_such
 from zaya_jax.command_line import cli
 from zaya_jax.command_line.closing import aligned, closing, generate_with
 from zaya_jax.errors import UserError
+from zaya_jax.evaluation.arms import check_arms, known_arms, make_arms
 from zaya_jax.evaluation.task_accuracy import Arm, EvaluationProtocol, run_task, task_rows
 from zaya_jax.paths import absolute
 from zaya_jax.reporting.results import write_results
 from zaya_jax.reporting.tables import sampling_table
 from zaya_jax.runs import provenance
-from zaya_jax.runs.settings import check_arms, known_arms, make_arms
 from zaya_jax.runs.tokens import checkpoint_of, choose_template, choose_tokenizer, never_drafted
 from zaya_jax.tasks import BENCHMARKS, TASKS, ChatTask, Task, make_task
 

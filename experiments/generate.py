@@ -30,7 +30,7 @@ import functools
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,31 +39,22 @@ from tqdm import tqdm
 
 from zaya_jax import Zaya, load_pretrained
 from zaya_jax.command_line import cli, sampling_flags
-from zaya_jax.command_line.completions import SETTLED, Completions, checked_prompt, read_prompts
+from zaya_jax.command_line.completions import MEASURED, Completions, checked_prompt, read_prompts
+from zaya_jax.command_line.conversation import Conversation
+from zaya_jax.command_line.engine import Engine
 from zaya_jax.command_line.meter import Meter
 from zaya_jax.errors import UserError
 from zaya_jax.paths import absolute
-from zaya_jax.runs.tokens import INSTEAD, checkpoint_of, choose_template, choose_tokenizer, never_drafted
+from zaya_jax.runs.tokens import checkpoint_of, choose_template, choose_tokenizer, never_drafted
 from zaya_jax.sampling import (
     Generation,
-    Request,
     SamplerConfig,
-    Session,
-    Streamer,
-    acceptance_curve,
-    choose_sampler,
-    evidence,
-    generate,
 )
-from zaya_jax.sampling.decoding import check
-from zaya_jax.sampling.drafting import Yield
 from zaya_jax.sampling.streaming import QUIET, RESET, TerminalStreamer, escape, render
 from zaya_jax.text.detokenizer import Detokenizer
-from zaya_jax.text.templates import MARK, ChatTemplate, Messages, encode
 from zaya_jax.text.tokenizers import Tokenizer
 
 BATCH = 16  # prompts of a file side by side
-PROBES, PROBE_TOKENS = 16, 64  # rows and new tokens that measure the acceptance curve
 PATIENCE = 30.0  # seconds: what took longer is not done again to have its time without compilation
 
 
@@ -79,7 +70,7 @@ def define_flags(values: flags.FlagValues) -> None:
     text(
         "checkpoint", "Folder of a model: a Hugging Face one, WORKDIR/checkpoints/STAGE, or WORKDIR: its sampled stage."
     )
-    text("prompt", "One text to resume from.")
+    text("prompt", "One text to continue.")
     text("prompts_file", 'A .txt file (one prompt a line) or .jsonl ({"prompt": ...} a line).')
     flags.DEFINE_boolean("chat", False, "Talk: a turn a line from stdin.", flag_values=values)
     text("chat_template", "plain, a Jinja file, a Jinja text, or none. Default: the folder's, else none.")
@@ -172,91 +163,6 @@ def settings_of(values: flags.FlagValues, tokenizer: str, asked: dict[str, Any])
     return {"checkpoint": str(Path(values.checkpoint)), "tokenizer": tokenizer, **run, **asked}
 
 
-@dataclasses.dataclass
-class Engine:
-    """A model, and the sampler that is settled before its first use."""
-
-    model: Zaya
-    variables: Any
-    tokenizer: Tokenizer
-    asked: dict[str, Any]
-    max_new_tokens: int
-    samples: int
-    meter: Meter
-    sampler: SamplerConfig | None = None  # as it runs
-    why: str = ""  # its drafts may yield nothing, in words
-    drafted: Yield = dataclasses.field(default_factory=Yield)
-
-    def check(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Raises UserError for what `generate` would refuse."""
-        sampler = sampling_flags.provisional(self.asked)
-        check(self.model.config, self.request(prompts), sampler)
-
-    def request(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int] = (0,)) -> Request:
-        """What is to be continued, with this engine's options."""
-        return Request(prompts, self.max_new_tokens, seeds, self.samples, tokenizer=self.tokenizer)
-
-    def settle(self, probes: Sequence[Sequence[int]], first: Sequence[Sequence[int]], seeds: Sequence[int]) -> None:
-        """Measures what is left to measurement: the anchors of a budget on `probes`, mode auto on the first batch."""
-        if sampling_flags.wants_acceptance(self.asked):
-            self.sampler = self._with_budget(probes[:PROBES], seeds[0])
-        elif self.asked["mode"] == "auto":
-            asked = SamplerConfig(**self.asked)
-            choice = choose_sampler(self.model, self.variables, self.request(first, seeds), asked)
-            print(f"auto: {choice.reason}", file=sys.stderr)
-            self.sampler = choice.sampler
-        else:
-            self.sampler = SamplerConfig(**self.asked)
-
-    def _with_budget(self, probes: Sequence[Sequence[int]], seed: int) -> SamplerConfig:
-        new, budget = min(self.max_new_tokens, PROBE_TOKENS), self.asked["anchors"]
-        fewest = min(self.asked["min_new_tokens"], new)
-        sampler = SamplerConfig(**self.asked | {"anchors": "all", "min_new_tokens": fewest})
-        samples = 1 if sampler.temperature == 0 else max(1, PROBES // len(probes))  # greedy ones would be all the same
-        measured = generate(
-            self.model, self.variables, probes, sampler, new, seed, samples=samples, tokenizer=self.tokenizer
-        )
-        try:
-            curve = acceptance_curve(measured.accepted, sampler.block_size)
-        except UserError:
-            raise UserError(
-                f"--anchors: got {budget} (a budget) and texts that end too soon to measure acceptance; may be a list"
-            ) from None
-        settled = SamplerConfig(**self.asked | {"acceptance": evidence(measured.accepted, len(curve) + 1)})
-        rates = ", ".join(f"{rate:.2f}" for rate in curve)
-        print(f"acceptance of slots 1 .. {len(curve)}: {rates}; anchors {list(settled.anchor_list)}", file=sys.stderr)
-        return settled
-
-    def run(
-        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], session: Session | None = None,
-        streamer: Streamer | None = None, again: bool = False,
-    ) -> Generation:  # fmt: skip
-        """One batch, metered."""
-        assert self.sampler is not None  # `settle`
-
-        def call(streamer: Streamer | None) -> Generation:
-            return generate(
-                self.model, self.variables, prompts, self.sampler, self.max_new_tokens, seeds, samples=self.samples,
-                session=session, tokenizer=self.tokenizer, streamer=streamer,
-            )  # fmt: skip
-
-        try:
-            generation = self.meter.count(call, streamer, again)
-        finally:
-            if streamer is not None:
-                streamer.end()
-        if not again:
-            self.drafted.add(generation.sampler, generation.accepted)
-        return generation
-
-    def close(self, rows: str) -> None:
-        """The closing lines, on stderr; `rows`: the batch, in words."""
-        assert self.sampler is not None  # `settle`
-        if warning := self.drafted.warning(INSTEAD, self.why):
-            print(f"warning: {warning}", file=sys.stderr)
-        print(self.meter.line(self.sampler, rows), file=sys.stderr)
-
-
 @dataclasses.dataclass(frozen=True)
 class Screen:
     """Standard output."""
@@ -304,7 +210,7 @@ def complete(values: flags.FlagValues, engine: Engine, texts: list[str], setting
     if output is not None and output.ran is not None:
         engine.sampler = SamplerConfig(**engine.asked | output.ran)
     else:
-        engine.settle(prompts, *inputs(batches[0]))
+        engine.choose(prompts, *inputs(batches[0]))
     screen = screen_of(values)
     alone = len(texts) == samples == 1 and output is None
     if alone and (values.stream or (values.stream is None and screen.columns is not None)):
@@ -352,44 +258,7 @@ def keep(
                 "log_probabilities": generation.log_probabilities[row], "finish": generation.finish[row],
             }
         )  # fmt: skip
-    output.add(lines, {name: getattr(generation.sampler, name) for name in SETTLED})
-
-
-@dataclasses.dataclass
-class Conversation:
-    """A chat so far: what was said, and what the model has read of it."""
-
-    tokenizer: Tokenizer
-    template: ChatTemplate | None
-    said: Messages = ()
-    session: Session | None = None
-
-    def prompt(self, line: str) -> tuple[list[int], Session | None]:
-        """What the model has to read before it answers, and after which session."""
-        if self.template is None:
-            opening = self.tokenizer.opening if self.session is None else ()
-            return [*opening, *self.tokenizer.encode(line, start=self.session is None)], self.session
-        messages = [*self.said, _message("user", line)]
-        text = None if self.session is None else self.template.next_prompt(messages, self.tokenizer)
-        if text is None:  # the first turn, or a template that writes what was said in another way now
-            return self.template.prompt(messages, self.tokenizer), None
-        assert self.session is not None
-        ended = self.session.texts[0][-1] in self.tokenizer.eos_ids
-        end = self.session.texts[0][-1] if ended else self.tokenizer.eos_id
-        more = encode(text, self.tokenizer, start=False, after=int(end))
-        return [self.tokenizer.eos_id] * (not ended) + more, self.session
-
-    def add(self, line: str, answer: Sequence[int], session: Session) -> None:
-        """Takes a turn and its answer into what was said."""
-        text = Detokenizer(self.tokenizer, start=False).whole(answer)
-        self.said, self.session = (*self.said, _message("user", line), _message("assistant", text)), session
-
-    def forget(self) -> None:
-        self.said, self.session = (), None
-
-
-def _message(role: str, content: str) -> dict[str, str]:
-    return {"role": role, "content": content.replace("\0", "").replace(MARK, "")}
+    output.add(lines, {name: getattr(generation.sampler, name) for name in MEASURED})
 
 
 def chat(engine: Engine, talk: Conversation, screen: Screen, seed: int, stream: bool) -> None:
@@ -405,7 +274,7 @@ def chat(engine: Engine, talk: Conversation, screen: Screen, seed: int, stream: 
             prompt, session = talk.prompt(checked_prompt(line, "this turn"))
             if engine.sampler is None:
                 engine.check([prompt])
-                engine.settle([prompt], [prompt], [seed])
+                engine.choose([prompt], [prompt], [seed])
             streamer = screen.streamer(engine.tokenizer) if stream else None
             generation = engine.run([prompt], [seed], session, streamer)
         except UserError as error:  # a turn too long, say: what was said before still stands

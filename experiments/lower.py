@@ -36,8 +36,9 @@ from zaya_jax.costs.flops import parameter_count, si
 from zaya_jax.errors import UserError
 from zaya_jax.parallel.placement import AXES
 from zaya_jax.paths import absolute
-from zaya_jax.runs import config_files, provenance, settings
-from zaya_jax.runs.phases import Stage
+from zaya_jax.runs import provenance
+from zaya_jax.runs.configuration import config_files, settings
+from zaya_jax.runs.configuration.stage import Stage
 
 _CONFIG = config_files.define_config("Config file, with an optional :argument.")
 _TARGET = flags.DEFINE_string("target", None, f"The GPU: {', '.join(targets.TARGETS)}.")

@@ -15,15 +15,16 @@ what the earlier evaluation wrote moves to evaluations/N. A run none of whose ph
 --sinks=tensorboard,wandb sends metrics there too; --profile=DIR writes a trace of a few steps of every training stage.
 
 The config's `phases` names its training phases in order, such as ("pretrain", "convert", "control"); a section of that
-name describes each (zaya_jax/runs/phases.py): what it starts from (an earlier phase, a checkpoint's folder, "scratch"),
-its steps, objective and optimizer, and where it differs from the others its row length, rotary base and data. A phase
-of 0 steps is left out. configs/zaya1_8b.py is ZAYA1's own list, from 4k tokens of context to 128k and chats.
+name describes each (zaya_jax/runs/configuration/tree.py): what it starts from (an earlier phase, a checkpoint's folder,
+"scratch"), its steps, objective and optimizer, and where it differs from the others its row length, rotary base and
+data. A phase of 0 steps is left out. configs/zaya1_8b.py is ZAYA1's own list, from 4k tokens of context to 128k and
+chats.
 
 --stages=DIR keeps the training stages there, each under a name that says what decides it (model, what the data's files
 hold, seed, steps, what it starts from), so that runs which differ only after a stage train it once. Sweeps use it.
 
 Many devices: --config.mesh.fsdp=2 --config.mesh.expert=8 --config.mesh.context=4 (zaya_jax/parallel/placement.py says
-what each splits; on a CPU --config.cpu_devices=8 makes eight). A run may go on with another mesh, on more or fewer
+what each splits; on a CPU --config.cpu_devices=8 makes eight). A run may resume with another mesh, on more or fewer
 devices.
 Many processes, the same command in each: --coordinator=auto under Slurm or Open MPI, or --coordinator=HOST:PORT
 --processes=N --process=I. They train; evaluation and figures follow when one process runs the command without these.
@@ -44,8 +45,9 @@ from zaya_jax.parallel import is_first, start_processes, use_cpu_devices, wait_f
 from zaya_jax.paths import absolute
 from zaya_jax.reporting.html.report import write_report
 from zaya_jax.reporting.plots.plots import draw_figures
-from zaya_jax.reporting.results import load_run
-from zaya_jax.runs import config_files, listing, provenance, run_folder, settings, sizes
+from zaya_jax.reporting.run_files import load_run
+from zaya_jax.runs import provenance, run_folder, sizes
+from zaya_jax.runs.configuration import config_files, listing, settings
 from zaya_jax.runs.evaluation import evaluate
 from zaya_jax.runs.stages import own_tokenizer, stage_folders, train_stages, trained
 from zaya_jax.text.tokenizers import OWN_BPE

@@ -41,7 +41,8 @@ from zaya_jax.files import read_object, remedy, write_text
 from zaya_jax.paths import absolute
 from zaya_jax.reporting import sweep_summary
 from zaya_jax.reporting.results import read_results, write_sweep
-from zaya_jax.runs import config_files, listing, provenance, run_folder
+from zaya_jax.runs import provenance, run_folder
+from zaya_jax.runs.configuration import config_files, listing
 from zaya_jax.runs.jobs import FAILED, Job, check_jobs, find_base, read_jobs, to_redo
 
 _CONFIG = config_files.define_config("Sweep file, such as configs/sweeps/study.py.")

@@ -33,7 +33,8 @@ from zaya_jax.architecture.layout import CONTEXT, START
 from zaya_jax.errors import UserError
 from zaya_jax.reporting.plots import style
 from zaya_jax.reporting.plots.layout_plot import draw_visibility, layout_picture
-from zaya_jax.reporting.results import load_run, results_folder
+from zaya_jax.reporting.results import results_folder
+from zaya_jax.reporting.run_files import load_run
 from zaya_jax.runs.tokens import checkpoint_of, choose_tokenizer
 from zaya_jax.tasks import make_task
 

@@ -16,7 +16,8 @@ from zaya_jax.evaluation.answers import Answers
 from zaya_jax.files import write_lines
 from zaya_jax.interop.formats.partial import JOURNAL, Partial
 from zaya_jax.reporting.paper.figures import Input
-from zaya_jax.reporting.results import load_run, write_results, write_sweep
+from zaya_jax.reporting.results import write_results, write_sweep
+from zaya_jax.reporting.run_files import load_run
 from zaya_jax.runs import jobs, provenance, run_folder
 from zaya_jax.training.logging.metrics import MetricWriter, read_metrics
 

@@ -37,7 +37,8 @@ from zaya_jax.evaluation.task_accuracy import EvaluationProtocol
 from zaya_jax.interop.conversion.conversion import convert
 from zaya_jax.interop.formats import native
 from zaya_jax.parallel import MeshConfig
-from zaya_jax.runs import settings, sizes
+from zaya_jax.runs import sizes
+from zaya_jax.runs.configuration import settings
 from zaya_jax.sampling import SamplerConfig
 from zaya_jax.tasks import BENCHMARKS, TASKS
 from zaya_jax.text.tokenizers import ByteTokenizer

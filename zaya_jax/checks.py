@@ -1,13 +1,14 @@
 """What a user's values may be: rules that a field's value obeys, or a UserError that names the field, value and rule.
 
-A table of them (field -> rule) both checks a config's section and, through `words`, says what each field may be.
+A dataclass declares its rules where it declares its fields, `steps: Annotated[int, COUNT] = 100`, and `check_fields`
+holds it to them.
 """
 
 import dataclasses
 import difflib
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -94,6 +95,20 @@ class Choice:
 
 
 @dataclasses.dataclass(frozen=True)
+class Name:
+    """One of the names that a table has when it is asked."""
+
+    of: Collection[str]
+
+    @property
+    def words(self) -> str:
+        return f"one of {', '.join(self.of)}"
+
+    def allows(self, value: Any) -> bool:
+        return isinstance(value, str) and value in self.of
+
+
+@dataclasses.dataclass(frozen=True)
 class Unset:
     """None, or what another rule allows."""
 
@@ -146,14 +161,19 @@ def check(field: str, value: T, rule: Rule) -> T:
     return value
 
 
-def check_all(where: str, values: Any, rules: Mapping[str, Rule]) -> None:
-    """`check` of every field that `rules` name.
+def rules_of(kind: type) -> dict[str, Rule]:
+    """The rules that a dataclass's fields are annotated with; a field without one has checks of its own."""
+    declared = ((field.name, getattr(field.type, "__metadata__", ())) for field in dataclasses.fields(kind))
+    return {name: rule for name, metadata in declared for rule in metadata if hasattr(rule, "allows")}
+
+
+def check_fields(where: str, values: Any) -> None:
+    """`check` of every field of a dataclass that has a rule.
 
     Args:
       where: what stands before a field's name and a dot.
-      values: an object with these attributes.
     """
-    for name, rule in rules.items():
+    for name, rule in rules_of(type(values)).items():
         check(f"{where}.{name}", getattr(values, name), rule)
 
 
@@ -175,15 +195,19 @@ def unknown(field: str, name: str, known: Iterable[str]) -> UserError:
     return UserError(f"{field}: unknown, {_meant(name, known)}")
 
 
-def no_such(field: str, got: Any, known: Iterable[str]) -> UserError:
-    """The mistake of a value that is none of the names `known`: says the nearest ones, or all where none is near."""
-    return UserError(f"{field}: got {shown(got)}, {_meant(str(got), known)}")
+def no_such(field: str, got: Any, known: Iterable[str], when: str = "") -> UserError:
+    """The mistake of a value that is none of the names `known`: says the nearest ones, or all where none is near.
+
+    Args:
+      when: what else made them all that there is: "when mode is 'two_pass'".
+    """
+    return UserError(f"{field}: got {shown(got)}, {_meant(str(got), known, when)}")
 
 
-def _meant(name: str, known: Iterable[str]) -> str:
+def _meant(name: str, known: Iterable[str], when: str = "") -> str:
     known = sorted(known)
     near = difflib.get_close_matches(name, known, NEAR)
-    return f"did you mean {' or '.join(near)}?" if near else f"may be one of {', '.join(known)}"
+    return f"did you mean {' or '.join(near)}?" if near else f"may be one of {', '.join(known)} {when}".rstrip()
 
 
 def shown(value: Any) -> str:

@@ -5,15 +5,14 @@ A name belongs to the file that registered it. Read again (a sweep reads a confi
 its own entry.
 """
 
-import difflib
 import importlib.util
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from zaya_jax.checks import shown
+from zaya_jax.checks import no_such
 from zaya_jax.errors import UserError
 
 NAME = re.compile("[a-z][a-z0-9_]*")
@@ -73,7 +72,7 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def __getitem__(self, name: str) -> T:
         if name not in self:
-            raise unregistered(self.field, name, self)
+            raise no_such(self.field, name, self)
         return self.entries[name]
 
     def __contains__(self, name: object) -> bool:
@@ -84,14 +83,6 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def __len__(self) -> int:
         return len(self.entries)
-
-
-def unregistered(field: str, name: object, known: Iterable[str]) -> UserError:
-    """The mistake of a name that is none of `known`, with the nearest ones."""
-    known = list(known)
-    near = difflib.get_close_matches(str(name), known)
-    meant = f"did you mean {' or '.join(near)}? " if near else ""
-    return UserError(f"{field}: got {shown(name)}, {meant}may be one of {', '.join(known)}")
 
 
 def load_extension(path: Path | str) -> None:

@@ -1,4 +1,4 @@
-"""transformers' ZAYA in torch as a rival on the same machine: loading it, and finding its fastest settings.
+"""transformers' ZAYA in torch as a reference on the same machine: loading it, and finding its fastest settings.
 
 Needs the `parity` extra. Nothing else imports torch.
 """

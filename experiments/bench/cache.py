@@ -1,4 +1,4 @@
-"""What the compilation cache saves: whole commands with it off, empty and filled, by the clock.
+"""What the compilation cache saves: whole commands with it off, empty and filled, in seconds.
 
     python -m experiments.bench.cache --base=tests/experiments/tiny.py --repeats=1
     python -m experiments.bench.cache --output=results/bench/compilation_cache.json
@@ -11,7 +11,7 @@ process of its own on this machine, as a user types them. In turn, --repeats tim
 * warm: with the folder that cold filled, as every time after.
 
 Seconds are the process's from start to end, importing JAX included. All must say the same: generated texts are
-compared, and the runs' tables but for their clocks.
+compared, and the runs' tables but for their times.
 """
 
 import os
@@ -37,7 +37,7 @@ _PROMPT = flags.DEFINE_string("prompt", "123+989=", "What is continued with the 
 _NEW = flags.DEFINE_integer("new_tokens", 64, "Tokens of the continuation.", lower_bound=1, upper_bound=2**24)
 _REPEATS = flags.DEFINE_integer("repeats", 3, "How often each side is measured.", lower_bound=1, upper_bound=10_000)
 SIDES = ("off", "cold", "warm")
-CLOCKS = ("seconds", "tokens_per_second", "speedup", "milliseconds", "cost_ratio")  # columns that no two runs share
+TIMES = ("seconds", "tokens_per_second", "speedup", "milliseconds", "cost_ratio")  # columns that no two runs share
 
 
 def main() -> None:
@@ -108,7 +108,7 @@ def finish(line: list[str]) -> str:
 
 
 def without_clocks(rows: list[Row]) -> list[Row]:
-    return [{column: value for column, value in row.items() if column not in CLOCKS} for row in rows]
+    return [{column: value for column, value in row.items() if column not in TIMES} for row in rows]
 
 
 def summary(times: dict[str, list[float]]) -> dict[str, Any]:

@@ -5,7 +5,7 @@
 
 Makes a folder of random bfloat16 values with the preset's exact shapes (ZAYA1-8B: 17.7 GB) and converts it: to Zyphra's
 legacy layout, that back, the folder to our own checkpoint, that back, each by `python -m experiments.convert` in a
-process of its own. The ways out are killed (SIGKILL) half-way and go on. Every tensor of every result is compared bit
+process of its own. The ways out are killed (SIGKILL) half-way and resume. Every tensor of every result is compared bit
 for bit with what it was made of. The folders are deleted after it. The disk needs three times the checkpoint's size.
 
 Memory is the kernel's: VmHWM of /proc/PID/status is the peak of all resident pages, anonymous and of files, and RssAnon

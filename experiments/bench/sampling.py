@@ -8,10 +8,10 @@
    weights, where the time goes, and the lossless sampler that the cost model would take at that price if drafts
    survived like the trained model's (predicted, not run).
 2. context: a step's cost after 1,024 and after 32,768 tokens.
-3. anchors: acceptance, and for each budget K of anchors T, rows, clock over AR and accuracy, batch by batch. The list
-   of a budget is found on validation problems, T is measured on test problems.
-4. strategies: every mode and target on the same prompts and seeds: T, rows, accuracy, clock.
-5. auto: what mode="auto" chooses for several prompt sets and why, and its clock over AR.
+3. anchors: acceptance, and for each budget K of anchors T, query tokens, speed-up over AR and accuracy, batch by batch.
+   The list of a budget is found on validation problems, T is measured on test problems.
+4. strategies: every mode and target on the same prompts and seeds: T, query tokens, accuracy, speed-up.
+5. auto: what mode="auto" chooses for several prompt sets and why, and its speed-up over AR.
 6. predicted: what the cost model would choose on GPUs that are not here, from their published peaks and the acceptance
    measured here: a bound, nothing was run there.
 
@@ -65,7 +65,7 @@ _LARGE_EXPERTS = flags.DEFINE_integer(
 )
 _BATCHES = flags.DEFINE_list("batches", ["1", "8"], "Prompts decoded together.")
 _PROMPTS = flags.DEFINE_integer(
-    "prompts", 256, "Test problems for T and accuracy; an eighth of them for clocks.", 8, upper_bound=1_000_000
+    "prompts", 256, "Test problems for T and accuracy; an eighth of them for times.", 8, upper_bound=1_000_000
 )
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Timed calls of each side of a ratio.", lower_bound=1, upper_bound=10_000)
 _NEW_TOKENS = flags.DEFINE_integer("new_tokens", 64, "Tokens a row may grow by.", lower_bound=8, upper_bound=2**24)
@@ -125,7 +125,7 @@ def main() -> None:
 
 
 def rows_section(bench: Bench, large: str, experts: int | None = None) -> list[dict]:
-    """Cost by rows, plain products by rows, and parts, for both models and every batch."""
+    """Cost by query tokens, plain products likewise, and parts, for both models and every batch."""
     models = {"trained": (bench.model, bench.variables)}
     if large:
         # A spread of 1 / sqrt(width) keeps variance through every matrix, so that tokens spread over the experts.
@@ -149,7 +149,7 @@ def rows_section(bench: Bench, large: str, experts: int | None = None) -> list[d
             row |= {"experts": model.config.num_experts, "predicted_best": dataclasses.asdict(best)}
             out.append(row)
             say(f"predicted, not run: {name}, batch {batch}: {best}")
-            say(f"rows, {name}, batch {batch}: one row {cost[1]:.3f} ms; over it " + _curve(row["ratio"]))
+            say(f"query tokens, {name}, batch {batch}: one {cost[1]:.3f} ms; over it " + _curve(row["ratio"]))
             for kind, values in row["plain_products"].items():
                 say(f"  plain products, {kind} weights: {values['milliseconds'][1]:.3f} ms; " + _curve(values["ratio"]))
             for rows, parts in row["parts"].items():
@@ -196,7 +196,7 @@ def race(bench: Bench, samplers: dict[str, SamplerConfig], prompts: list[list[in
 
 
 def anchors_section(bench: Bench) -> list[dict]:
-    """Budgets of anchors, at temperatures 0 and 1: T and accuracy over all prompts, the clock over some."""
+    """Budgets of anchors, at temperatures 0 and 1: T and accuracy over all prompts, the speed-up over some."""
     size, out = bench.block_size, []
     for temperature in (0.0, 1.0):
         accepted = accepted_everywhere(bench, temperature)
@@ -207,20 +207,20 @@ def anchors_section(bench: Bench) -> list[dict]:
         budgets = [k for k in (1, 2, 3, 4, 8, 16) if k <= size]
         samplers = {k: bench.sampler("single_pass", temperature, anchors=k, acceptance=accepted) for k in budgets}
         plain = bench.sampler("autoregressive", temperature)
-        clocks = {}
+        speedups = {}
         for batch in bench.batches:
             some = bench.prompts[: max(batch, len(bench.prompts) // 8) // batch * batch]
             times = race(bench, {"AR": plain, **{f"K={k}": s for k, s in samplers.items()}}, some, batch)
             speed = {name: t["tokens"] / t["milliseconds"] for name, t in times.items()}
-            clocks[batch] = {name: speed[name] / speed["AR"] for name in times}
+            speedups[batch] = {name: speed[name] / speed["AR"] for name in times}
         for k, sampler in samplers.items():
             row = {"temperature": temperature, "anchors": k, **measured(bench, sampler, f"K={k}")}
             row["list"] = list(sampler.anchor_list)
-            row["clock_over_ar"] = {batch: clock[f"K={k}"] for batch, clock in clocks.items()}
+            row["clock_over_ar"] = {batch: speed[f"K={k}"] for batch, speed in speedups.items()}
             out.append(row)
             say(
                 f"block {size}, temperature {temperature:g}, K={k} {row['list']}: T {row['tokens_per_forward']:.2f}, "
-                f"{row['rows_per_forward']:g} rows, accuracy {row['accuracy']:.3f}, clock over AR "
+                f"{row['rows_per_forward']:g} rows, accuracy {row['accuracy']:.3f}, speed-up over AR "
                 + ", ".join(f"{x:.2f} (batch {b})" for b, x in row["clock_over_ar"].items())
             )
     return out
@@ -280,7 +280,7 @@ def strategies_section(bench: Bench) -> list[dict]:
 
 
 def auto_section(bench: Bench) -> list[dict]:
-    """What "auto" takes for additions and for plain text, and its clock over AR on prompts it has not seen."""
+    """What "auto" takes for additions and for plain text, and its speed-up over AR on prompts it has not seen."""
     text = Path(json.__file__).read_bytes()
     sets = {
         "addition": bench.prompts,

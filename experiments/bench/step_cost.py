@@ -3,7 +3,7 @@
     python -m experiments.bench.step_cost --preset=tiny --repeats=3
     python -m experiments.bench.step_cost --output=results/bench/cpu.json
 
-What a TiDAR training step costs over an autoregressive one, and what block-padded experts save over the dense twin.
+What a TiDAR training step costs over an autoregressive one, and what block-padded experts save over dense ones.
 Both sides of a ratio are timed in turn, so that a busy machine disturbs them alike. With --device, nothing is measured
 unless JAX computes on that device. Sampling has its own:
 `experiments.bench.sampling`, and `experiments.bench.transformers` for the baseline.

@@ -14,7 +14,7 @@ from zaya_jax.architecture import Layout, Zaya, ZayaConfig, init_cache
 from zaya_jax.interop import save_huggingface
 from zaya_jax.interop.editing.adapters import fresh_adapters, is_adapter, merge_adapters
 from zaya_jax.interop.formats.names import abstract_variables
-from zaya_jax.runs.phases import load_start
+from zaya_jax.runs.start import load_start
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
 from zaya_jax.training.state import init_state, make_train_step

@@ -53,7 +53,7 @@ def random_arrays(seed: int, *shapes) -> list[np.ndarray]:
 
 @functools.cache
 def both(block_size: int, sizes: tuple[int, ...], heads: int, kv_heads: int):
-    """Jitted: (output, gradients) of the tiles and of the dense twin; padding's rows, which nobody reads, count 0."""
+    """Jitted: (output, gradients) of the tiles and of the reference; padding's rows, which nobody reads, count 0."""
 
     @jax.jit
     def run(document, offset, window, query, key, value, weight):
@@ -101,7 +101,7 @@ LONG = 4 * LEAST_TO_SPLIT // 3  # in pieces, the last one shorter
 
 @functools.cache
 def in_pieces(block_size: int):
-    """Jitted: (output, gradients) of `attend`, which cuts the row, of its tiles, and of the dense twin."""
+    """Jitted: (output, gradients) of `attend`, which cuts the row, of its tiles, and of the dense reference."""
 
     @jax.jit
     def run(document, offset, query, key, value, weight):

@@ -100,13 +100,13 @@ def test_a_router_without_state_is_one_whose_scales_are_zero(x64):
 
 
 def test_blind_succession_spares_the_clean_rows_and_no_draft(x64):
-    """The trap this project is built around: nothing in the AR half shows that the drafts' history is wrong."""
+    """The pitfall this project is built around: nothing in the AR half shows that the drafts' history is wrong."""
     config = small_config(**WIDE)
     variables = random_variables(config)
     layout = Layout.tidar(random_tokens(config, 2, 12), 4, 1)
-    right, blind = (logits_of(config.replace(succession=name), variables, layout) for name in ("text", "row"))
-    np.testing.assert_array_equal(right[:, :12], blind[:, :12])
-    first_slots = np.abs(right - blind)[:, 12::4].max(-1)
+    right, unaware = (logits_of(config.replace(succession=name), variables, layout) for name in ("text", "row"))
+    np.testing.assert_array_equal(right[:, :12], unaware[:, :12])
+    first_slots = np.abs(right - unaware)[:, 12::4].max(-1)
     assert (first_slots > 1e-3).all()
 
 

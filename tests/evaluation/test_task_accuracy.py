@@ -16,10 +16,10 @@ from zaya_jax.evaluation.task_accuracy import (
     EvaluationProtocol,
     TaskResult,
     _best_list,
-    clock_interval,
     most_tokens_per_forward,
     run_arm,
     run_task,
+    speedup_interval,
     task_rows,
     tokens_per_decoding_forward,
 )
@@ -183,12 +183,12 @@ def test_answers_without_a_path_stay_in_memory(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_clock_has_an_interval_from_four_batches_on():
+def test_a_speedup_has_an_interval_from_four_batches_on():
     rng = np.random.default_rng(1)
     ours, theirs = ([(100, s) for s in rng.uniform(low, 1.2 * low, 40)] for low in (2.0, 1.0))
-    low, high = clock_interval(ours, theirs)
+    low, high = speedup_interval(ours, theirs)
     assert 0.47 < low < 0.5 < high < 0.53
-    assert clock_interval(ours[:3], theirs[:3]) is None and clock_interval(ours, theirs[:9]) is None
+    assert speedup_interval(ours[:3], theirs[:3]) is None and speedup_interval(ours, theirs[:9]) is None
 
 
 def test_rows_hold_what_every_forward_yielded():

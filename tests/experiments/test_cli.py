@@ -15,7 +15,7 @@ from zaya_jax.command_line import terminal
 
 ROOT = Path(__file__).parents[2]
 
-DOOR = """
+COMMAND = """
 import os
 from absl import flags
 from zaya_jax.command_line import cli
@@ -27,7 +27,7 @@ cli.run(lambda: print(NAME.value, os.environ.get("GLIBC_TUNABLES")), keep_memory
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
 def test_a_command_that_keeps_memory_starts_itself_anew_once_and_leaves_a_users_settings_alone(tmp_path):
     script = tmp_path / "command.py"
-    script.write_text(DOOR)
+    script.write_text(COMMAND)
     clean = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"} | {"PYTHONPATH": "."}
 
     def words(environment: dict[str, str]) -> list[str]:
@@ -84,7 +84,7 @@ def test_a_users_mistake_is_one_line_and_any_other_error_keeps_its_traceback(tmp
 @pytest.mark.parametrize("arguments", [["experiments.figures", "--help"], ["experiments"], [None, "--name=x"]])
 def test_whoever_stops_reading_a_commands_output_sees_no_traceback(tmp_path, arguments):
     script = tmp_path / "command.py"
-    script.write_text(DOOR.replace("NAME.value, os", "'line ' * 100_000, os").replace(", keep_memory=True", ""))
+    script.write_text(COMMAND.replace("NAME.value, os", "'line ' * 100_000, os").replace(", keep_memory=True", ""))
     command = ["-m", *arguments] if arguments[0] else [str(script), *arguments[1:]]
     read, write = os.pipe()
     os.close(read)  # nobody reads, from the first byte on

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 from zaya_jax.command_line.closing import PROMPT, aligned, closing, generate_with, run_summary
-from zaya_jax.reporting.results import load_run
+from zaya_jax.reporting.run_files import load_run
 from zaya_jax.reporting.tables import likelihood_table, percent_change
 
 ROOT = Path(__file__).parents[2]

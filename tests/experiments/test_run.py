@@ -17,7 +17,9 @@ from zaya_jax import load_pretrained
 from zaya_jax.command_line import cli
 from zaya_jax.interop.conversion.locate import find_checkpoint
 from zaya_jax.reporting.results import read_results
-from zaya_jax.runs import run_folder, settings
+from zaya_jax.runs import run_folder
+from zaya_jax.runs.configuration import settings
+from zaya_jax.runs.configuration.stage_keys import stage_keys
 from zaya_jax.text.tokenizers import ByteTokenizer, load_tokenizer
 from zaya_jax.training.logging.metrics import read_metrics
 
@@ -254,7 +256,7 @@ def test_stage_names_change_with_what_decides_a_stage_and_nothing_else():
     def keys(change=lambda c: None) -> dict[str, str]:
         config = tiny.get_config()
         change(config)
-        return settings.stage_keys(config, settings.read(config))
+        return stage_keys(config, settings.read(config))
 
     base = keys()
     assert len(set(base.values())) == 3

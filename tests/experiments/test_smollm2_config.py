@@ -9,7 +9,7 @@ from configs import smollm2
 from tests.experiments.test_generate_command import CHATML
 from tests.text.published import SPELLED, byte_level, publish
 from zaya_jax.interop.formats.names import abstract_variables
-from zaya_jax.runs import settings
+from zaya_jax.runs.configuration import settings
 from zaya_jax.text.templates import load_template
 from zaya_jax.training.optimizer import frozen_parameters
 

@@ -177,6 +177,7 @@ def test_a_finished_job_is_a_line_and_all_of_them_a_table():
     assert sweep_summary.line("b", rows[-1:], 1) == "b: finished in 1 s; addition: loss 0.5000"
     assert sweep_summary.table({"a": (rows, 61.4), "long": (rows[-1:], 5)}).splitlines() == [
         "job   source     sampler    temperature     T  accuracy    loss  seconds",
+        "----  ---------  ---------  -----------  ----  --------  ------  -------",
         "a     addition   lossless             0  4.50     0.500               61",
         "a     countdown  mix_stale            0  4.50     0.250               61",
         "long  addition   convert                                 0.5000        5",

@@ -26,7 +26,8 @@ from zaya_jax.interop import save_huggingface
 from zaya_jax.interop.conversion.conversion import convert
 from zaya_jax.reporting.html.report import write_report
 from zaya_jax.reporting.plots.plots import draw_figures
-from zaya_jax.reporting.results import load_run, write_sweep
+from zaya_jax.reporting.results import write_sweep
+from zaya_jax.reporting.run_files import load_run
 from zaya_jax.text.templates import load_template
 from zaya_jax.text.tokenizers import load_tokenizer
 

@@ -5,15 +5,8 @@ import json
 import pytest
 
 from tests.reporting.made_up_run import CONFIG, result_rows
-from zaya_jax.reporting.results import (
-    RESULT_COLUMNS,
-    load_run,
-    read_results,
-    read_sweep,
-    wilson,
-    write_results,
-    write_sweep,
-)
+from zaya_jax.reporting.results import RESULT_COLUMNS, read_results, read_sweep, wilson, write_results, write_sweep
+from zaya_jax.reporting.run_files import load_run
 
 
 def test_round_trip_keeps_every_cell(tmp_path):

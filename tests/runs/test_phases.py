@@ -18,9 +18,12 @@ from zaya_jax import Zaya, load_pretrained, preset
 from zaya_jax.architecture.config import NO_MASK
 from zaya_jax.interop import save_huggingface
 from zaya_jax.interop.formats.native import load_native
-from zaya_jax.reporting.results import load_run, read_results
-from zaya_jax.runs import settings
-from zaya_jax.runs.phases import Stage, load_start
+from zaya_jax.reporting.results import read_results
+from zaya_jax.reporting.run_files import load_run
+from zaya_jax.runs.configuration import settings
+from zaya_jax.runs.configuration.stage import Stage
+from zaya_jax.runs.configuration.stage_keys import stage_keys
+from zaya_jax.runs.start import load_start
 from zaya_jax.text.tokenizers import BPETokenizer
 from zaya_jax.training.checkpoints import Checkpoints
 from zaya_jax.training.logging.metrics import read_metrics
@@ -167,7 +170,7 @@ def test_stage_names_follow_what_a_phase_starts_from():
     def keys(change=lambda c: None) -> dict[str, str]:
         config = tiny.get_config()
         setup = read(change, config)
-        return settings.stage_keys(config, setup)
+        return stage_keys(config, setup)
 
     base = keys()
     assert keys(lambda c: c.update(phases=("pretrain", "convert"))) == {

@@ -12,7 +12,8 @@ from tests.experiments import tiny
 from tests.text.published import SPELLED, byte_level, publish
 from zaya_jax.data import contents
 from zaya_jax.errors import UserError
-from zaya_jax.runs import settings
+from zaya_jax.runs.configuration import settings
+from zaya_jax.runs.configuration.stage_keys import stage_keys
 from zaya_jax.text.tokenizers import BPETokenizer, load_tokenizer
 
 CHAT = {"messages": [{"role": "user", "content": "1+1"}, {"role": "assistant", "content": "2"}]}
@@ -47,7 +48,7 @@ def keys(folder: Path, key: str = "text", memory: Path | None = None, date: str 
         config.data.mixture = (*config.data.mixture[:1], ConfigDict(texts))
         config.control.mixture = (ConfigDict({"chat": [str(folder / "chats.jsonl")]}),)
         config.pretrain.start = str(folder / "start")
-    return settings.stage_keys(config, settings.read(config), memory)
+    return stage_keys(config, settings.read(config), memory)
 
 
 def test_a_stage_has_one_key_wherever_its_files_lie(inputs, tmp_path):

@@ -15,8 +15,8 @@ from tests.sampling.enumeration import SIZE, sampler_distribution, total_variati
 from tests.sampling.test_lossless import distribution_of, mix_fresh_law, mix_stale_law
 from zaya_jax.command_line import sampling_flags
 from zaya_jax.command_line.meter import Meter
+from zaya_jax.evaluation.arms import check_arms, known_arms, make_arms
 from zaya_jax.evaluation.task_accuracy import run_task, task_rows
-from zaya_jax.runs import settings
 from zaya_jax.sampling import SamplerConfig, Target, all_targets, generate, register_target
 from zaya_jax.sampling.core import targets
 from zaya_jax.sampling.core.distributions import mix
@@ -39,9 +39,9 @@ def mix_linear(registry) -> Target:
 
 
 def test_a_new_targets_beta_is_recorded_without_another_edit(mix_linear, tmp_path):
-    settings.check_arms("--arms", ["mix_linear"])
+    check_arms("--arms", ["mix_linear"])
     names = ["autoregressive", "lossless", "mix_stale", "mix_linear", "mix_fresh", "threshold"]
-    arms = settings.make_arms(names, [1.0], block_size=2, beta=0.25, stop_tokens=TOKENIZER.eos_ids)
+    arms = make_arms(names, [1.0], block_size=2, beta=0.25, stop_tokens=TOKENIZER.eos_ids)
     model, variables = setup()
     trial = dataclasses.replace(TRIAL, prompts=2)
     outcomes = run_task(model, variables, TOKENIZER, TASK, arms[3:4], trial, tmp_path)
@@ -75,9 +75,9 @@ def test_flags_and_configs_know_every_target(mix_linear):
     for target in all_targets():
         for mode in target.modes:
             assert SamplerConfig(mode, 4, target=target.name).target == target.name
-        names = settings.known_arms()
+        names = known_arms()
         assert target.lossless or names[target.name] == {"mode": target.modes[0], "target": target.name}
-    with pytest.raises(ValueError, match=r"target: got 'mix_linear', may be one of .'threshold', 'left_to_right'."):
+    with pytest.raises(ValueError, match=r"target: got 'mix_linear', may be one of left_to_right, threshold when mode"):
         SamplerConfig("block_diffusion", target="mix_linear")
     values = flags.FlagValues()
     sampling_flags.define(values)

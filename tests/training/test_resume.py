@@ -98,7 +98,7 @@ def run(directory, after=10**9, placement=None, data=None):
 
 
 def numbers(directory):
-    """Everything in metrics.jsonl but the clock."""
+    """Everything in metrics.jsonl but the times."""
     return [
         {k: v for k, v in line.items() if not k.endswith("_per_second")}
         for line in read_metrics(directory / "metrics.jsonl")

@@ -5,11 +5,11 @@ Field names follow transformers' `ZayaConfig` (5.23.0) wherever the two mean the
 """
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 import jax.numpy as jnp
 
-from zaya_jax.checks import COUNT, SWITCH, Choice, Integer, Number, Rule, Unset, check, check_all, shown
+from zaya_jax.checks import COUNT, SWITCH, Choice, Integer, Number, Unset, check, check_fields, shown
 from zaya_jax.errors import UserError
 
 FULL_ATTENTION = "hybrid"
@@ -25,59 +25,11 @@ LORA_ROWS = ("all", "drafts")
 
 DTYPES = ("float32", "bfloat16", "float64")
 
+# The largest values are beyond any model, and keep what follows from them small.
 WIDTH = Integer(1, 2**24)
 TAPS = Integer(1, 64)  # each is a product of its own in the compiled program
 THETA = Number(0, 1e30, above=True)
 TOKEN = Integer(-1)  # some published configurations have -1 for none
-# Of `ZayaConfig`'s fields, each alone; the largest values are beyond any model, and keep what follows from them small.
-RULES: dict[str, Rule] = {
-    "vocab_size": COUNT,
-    "hidden_size": WIDTH,
-    "num_hidden_layers": Integer(1, 10_000),
-    "num_attention_heads": WIDTH,
-    "num_key_value_heads": WIDTH,
-    "head_dim": WIDTH,
-    "moe_intermediate_size": WIDTH,
-    "num_experts": Integer(1, 65_536),
-    "router_hidden_size": WIDTH,
-    "cca_time0": TAPS,
-    "cca_time1": TAPS,
-    "rms_norm_eps": Number(0, 1),
-    "rope_theta": THETA,
-    "sliding_rope_theta": THETA,
-    "partial_rotary_factor": Number(0, 1, above=True),
-    "sliding_window": Unset(Integer(0)),
-    "max_position_embeddings": COUNT,
-    "tie_word_embeddings": SWITCH,
-    "attention_bias": SWITCH,
-    "lm_head_bias": SWITCH,
-    "skip_expert": Choice(("zero", "identity")),
-    "initializer_range": Number(0, 1000),
-    "bos_token_id": Unset(TOKEN),
-    "pad_token_id": Unset(TOKEN),
-    "attention": Choice(("cca", "gqa")),
-    "cca_depthwise": SWITCH,
-    "cca_grouped": SWITCH,
-    "cca_mean": SWITCH,
-    "cca_delayed_value": SWITCH,
-    "succession": Choice(("text", "row")),
-    "qk_norm": Choice(QK_NORMS),
-    "output_bias": SWITCH,
-    "rope_scaling": Choice(("none", "linear", "llama3")),
-    "rope_factor": THETA,
-    "rope_low_freq_factor": THETA,
-    "rope_high_freq_factor": THETA,
-    "rope_original_max_positions": COUNT,
-    "feed_forward": Choice(("moe", "dense")),
-    "mlp_bias": SWITCH,
-    "router_state": SWITCH,
-    "residual_scaling": SWITCH,
-    "lora_rank": Integer(0, 2**24),
-    "lora_alpha": THETA,
-    "lora_rows": Choice(LORA_ROWS),
-    "dtype": Choice(DTYPES),
-    "param_dtype": Choice(DTYPES),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,66 +39,74 @@ class ZayaConfig:
     Raises UserError, naming the field, on any combination the model cannot run.
     """
 
-    vocab_size: int = 262_272
-    hidden_size: int = 2048  # width of the residual stream
-    num_hidden_layers: int = 40
-    num_attention_heads: int = 8
-    num_key_value_heads: int = 2
-    head_dim: int = 128
-    moe_intermediate_size: int = 2048  # width of an expert, or of the dense feed-forward
-    num_experts: int = 16  # without the skip expert, which is the router's last class
-    router_hidden_size: int = 256
-    cca_time0: int = 2  # taps of the depthwise convolution over queries and keys
-    cca_time1: int = 2  # taps of the grouped convolution after it
-    rms_norm_eps: float = 1e-5
-    rope_theta: float = 5_000_000.0
-    sliding_rope_theta: float = 10_000.0
-    partial_rotary_factor: float = 0.5  # share of head_dim that is rotated
+    vocab_size: Annotated[int, COUNT] = 262_272
+    hidden_size: Annotated[int, WIDTH] = 2048  # width of the residual stream
+    num_hidden_layers: Annotated[int, Integer(1, 10_000)] = 40
+    num_attention_heads: Annotated[int, WIDTH] = 8
+    num_key_value_heads: Annotated[int, WIDTH] = 2
+    head_dim: Annotated[int, WIDTH] = 128
+    moe_intermediate_size: Annotated[int, WIDTH] = 2048  # width of an expert, or of the dense feed-forward
+    num_experts: Annotated[int, Integer(1, 65_536)] = 16  # without the skip expert, which is the router's last class
+    router_hidden_size: Annotated[int, WIDTH] = 256
+    cca_time0: Annotated[int, TAPS] = 2  # taps of the depthwise convolution over queries and keys
+    cca_time1: Annotated[int, TAPS] = 2  # taps of the grouped convolution after it
+    rms_norm_eps: Annotated[float, Number(0, 1)] = 1e-5
+    rope_theta: Annotated[float, THETA] = 5_000_000.0
+    sliding_rope_theta: Annotated[float, THETA] = 10_000.0
+    partial_rotary_factor: Annotated[float, Number(0, 1, above=True)] = 0.5  # share of head_dim that is rotated
     layer_types: tuple[str, ...] | None = None  # None: every layer attends fully
-    sliding_window: int | None = None  # keys a sliding layer sees, the token itself included
-    max_position_embeddings: int = 131_072
-    tie_word_embeddings: bool = True
-    attention_bias: bool = False  # on all of attention's projections, but see output_bias
-    lm_head_bias: bool = False
-    skip_expert: str = "zero"  # "zero" (transformers) or "identity" (p * x: Zyphra's legacy code)
-    initializer_range: float = 0.02
-    bos_token_id: int | None = 2
+    # keys a sliding layer sees, the token itself included
+    sliding_window: Annotated[int | None, Unset(Integer(0))] = None
+    max_position_embeddings: Annotated[int, COUNT] = 131_072
+    tie_word_embeddings: Annotated[bool, SWITCH] = True
+    attention_bias: Annotated[bool, SWITCH] = False  # on all of attention's projections, but see output_bias
+    lm_head_bias: Annotated[bool, SWITCH] = False
+    # "zero": transformers'; "identity" (p * x): Zyphra's legacy code
+    skip_expert: Annotated[str, Choice(("zero", "identity"))] = "zero"
+    initializer_range: Annotated[float, Number(0, 1000)] = 0.02
+    bos_token_id: Annotated[int | None, Unset(TOKEN)] = 2
     eos_token_id: int | tuple[int, ...] | None = 106  # some chat models have several
-    pad_token_id: int | None = 0
+    pad_token_id: Annotated[int | None, Unset(TOKEN)] = 0
     mask_token_id: int | None = None  # None: the vocabulary's last row; NO_MASK: there is none
 
     # Which parts there are. The defaults are ZAYA1; the others are for ablations and for models of other families
     # (`zaya_jax.interop.families.llama`), and take their parameters with them.
-    attention: str = "cca"  # or "gqa": plain projections, whatever the cca_* fields below would add
-    cca_depthwise: bool = True  # the depthwise convolution
-    cca_grouped: bool = True  # the grouped convolution
-    cca_mean: bool = True  # the q-k mean
-    cca_delayed_value: bool = True  # half of the values are the predecessor's
-    succession: str = "text"  # or "row": CCA looks back along the row in memory, the pitfall; a negative control
+    # "gqa": plain projections, whatever the cca_* fields below would add
+    attention: Annotated[str, Choice(("cca", "gqa"))] = "cca"
+    cca_depthwise: Annotated[bool, SWITCH] = True  # the depthwise convolution
+    cca_grouped: Annotated[bool, SWITCH] = True  # the grouped convolution
+    cca_mean: Annotated[bool, SWITCH] = True  # the q-k mean
+    cca_delayed_value: Annotated[bool, SWITCH] = True  # half of the values are the predecessor's
+    # "row": CCA looks back along the row in memory, the pitfall; a negative control
+    succession: Annotated[str, Choice(("text", "row"))] = "text"
     # "unit": queries and keys of unit length, a temperature a key head; "rms": an RMSNorm of each head, one weight for
     # all query and one for all key heads (Qwen3); "none". None: "unit" with cca, "none" with gqa.
-    qk_norm: str | None = None
-    output_bias: bool = True  # with attention_bias, attention's output projection has one too (not in Qwen2)
+    qk_norm: Annotated[str | None, Choice(QK_NORMS)] = None
+    # with attention_bias, attention's output projection has one too (not in Qwen2)
+    output_bias: Annotated[bool, SWITCH] = True
     # "none"; "linear": angles are divided by rope_factor; "llama3": only those that turn less than
     # rope_high_freq_factor times in rope_original_max_positions positions, and wholly below rope_low_freq_factor times.
-    rope_scaling: str = "none"
-    rope_factor: float = 1.0
-    rope_low_freq_factor: float = 1.0
-    rope_high_freq_factor: float = 4.0
-    rope_original_max_positions: int = 8192
-    feed_forward: str = "moe"  # or "dense": one SwiGLU of moe_intermediate_size, no router
-    mlp_bias: bool = False  # on the dense feed-forward's projections
-    router_state: bool = True  # the router's state is carried across depth
-    residual_scaling: bool = True
+    rope_scaling: Annotated[str, Choice(("none", "linear", "llama3"))] = "none"
+    rope_factor: Annotated[float, THETA] = 1.0
+    rope_low_freq_factor: Annotated[float, THETA] = 1.0
+    rope_high_freq_factor: Annotated[float, THETA] = 4.0
+    rope_original_max_positions: Annotated[int, COUNT] = 8192
+    # "dense": one SwiGLU of moe_intermediate_size, no router
+    feed_forward: Annotated[str, Choice(("moe", "dense"))] = "moe"
+    mlp_bias: Annotated[bool, SWITCH] = False  # on the dense feed-forward's projections
+    router_state: Annotated[bool, SWITCH] = True  # the router's state is carried across depth
+    residual_scaling: Annotated[bool, SWITCH] = True
 
     # Adapters (LoRA): low-rank additions to attention's projections and the dense feed-forward's, and a vector to the
     # mask token's embedding. They start as nothing.
-    lora_rank: int = 0  # 0: none
-    lora_alpha: float = 16.0  # additions are scaled by lora_alpha / lora_rank
-    lora_rows: str = "all"  # or "drafts": mask tokens alone, so that clean rows stay the model's without adapters
+    lora_rank: Annotated[int, Integer(0, 2**24)] = 0  # 0: none
+    lora_alpha: Annotated[float, THETA] = 16.0  # additions are scaled by lora_alpha / lora_rank
+    # "drafts": mask tokens alone, so that clean rows stay the model's without adapters
+    lora_rows: Annotated[str, Choice(LORA_ROWS)] = "all"
 
-    dtype: str = "float32"  # of activations and matrix products; parameters stay as they are stored
-    param_dtype: str = "float32"
+    # of activations and matrix products; parameters stay as they are stored
+    dtype: Annotated[str, Choice(DTYPES)] = "float32"
+    param_dtype: Annotated[str, Choice(DTYPES)] = "float32"
 
     def __post_init__(self) -> None:
         if isinstance(self.eos_token_id, list):  # as JSON has them
@@ -155,7 +115,7 @@ class ZayaConfig:
             object.__setattr__(self, "qk_norm", _default_qk_norm(self.attention))
         if isinstance(self.qk_norm, bool):  # as stored configurations have it that knew no third choice
             object.__setattr__(self, "qk_norm", "unit" if self.qk_norm else "none")
-        check_all("ZayaConfig", self, RULES)
+        check_fields("ZayaConfig", self)
         ends = self.eos_token_id if isinstance(self.eos_token_id, tuple) else (self.eos_token_id,)
         for end in ends:
             check("ZayaConfig.eos_token_id", end, Unset(TOKEN))

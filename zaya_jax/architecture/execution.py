@@ -1,21 +1,14 @@
 """How a forward pass is computed, apart from what it computes: backends, chunks, recomputation."""
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
-from zaya_jax.checks import COUNT, SWITCH, Choice, Rule, check_all
+from zaya_jax.checks import COUNT, SWITCH, Choice, check_fields
 
 # What a training step recomputes of each layer instead of keeping it: nothing; all but the layer's input; all but the
 # input and the outputs of plain matrix products (the projections and the router's, not the experts' nor attention's).
 REMATS = ("none", "full", "dots")
-RULES: dict[str, Rule] = {
-    "expert_backend": Choice(("auto", "block_padded", "sequential_vjp", "ragged_dot", "gather", "dense")),
-    "attention_backend": Choice(("structured", "tiled", "dense")),
-    "qkv_backend": Choice(("batched", "fused")),
-    "query_chunk": COUNT,
-    "remat": Choice(REMATS),
-    "unroll_layers": SWITCH,
-}
+EXPERTS = ("auto", "block_padded", "sequential_vjp", "ragged_dot", "gather", "dense")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,15 +31,15 @@ class Execution:
       UserError: one line that names the field.
     """
 
-    expert_backend: str = "auto"
-    attention_backend: str = "structured"
-    qkv_backend: str = "batched"
-    query_chunk: int = 1024
-    remat: str = "none"
-    unroll_layers: bool = False
+    expert_backend: Annotated[str, Choice(EXPERTS)] = "auto"
+    attention_backend: Annotated[str, Choice(("structured", "tiled", "dense"))] = "structured"
+    qkv_backend: Annotated[str, Choice(("batched", "fused"))] = "batched"
+    query_chunk: Annotated[int, COUNT] = 1024
+    remat: Annotated[str, Choice(REMATS)] = "none"
+    unroll_layers: Annotated[bool, SWITCH] = False
 
     def __post_init__(self) -> None:
-        check_all("Execution", self, RULES)
+        check_fields("Execution", self)
 
 
 DEFAULT = Execution()

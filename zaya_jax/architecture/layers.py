@@ -31,7 +31,7 @@ class LowRank(nn.Module):
 
 
 def adapt(y: Array, x: Array, low_rank: LowRank, first: int) -> Array:
-    """y [batch, row, out] + low_rank(x [batch, row, in]) from slot `first` on; slots before it are y's, untouched."""
+    """y [B, T, out] + low_rank(x [B, T, in]) from slot `first` on; slots before it are y's, untouched."""
     if not first:
         return y + low_rank(x)
     return jnp.concatenate([y[:, :first], y[:, first:] + low_rank(x[:, first:])], axis=1)
@@ -63,7 +63,7 @@ class Linear(nn.Module):
         return kernel.astype(self.dtype), bias, low_rank
 
     def __call__(self, x: Array, first: int = 0) -> Array:
-        """x [..., in]; with an adapter [batch, row, in], which acts from slot `first` on."""
+        """x [..., in]; with an adapter [B, T, in], which acts from slot `first` on."""
         return project(x, [self], first)[0]
 
 
@@ -154,8 +154,8 @@ def rotate(x: Array, angle: tuple[Array, Array]) -> Array:
     """Partial rotary embedding, half-split pairs (i, i + rotary_dim / 2), on the first channels of each head.
 
     Args:
-      x: [batch, row, head, head_dim].
-      angle: `rotation` of the positions [batch, row].
+      x: [B, T, H, D].
+      angle: `rotation` of the positions [B, T].
     """
     half = angle[0].shape[-1]
     wide = x.astype(wide_dtype(x.dtype))

@@ -24,12 +24,12 @@ class TrainingLayout:
     Attributes:
       name: what `Objective.row_layout` says.
       words: a sentence for readers.
-      draw: (key, batch, row, block_size) -> where blocks start, drawn anew at every step: {"first": int32 [batch,
-        block]}, the row index of each block's first slot, or {"offset": int32 [batch]}, that of a grid's first block.
+      draw: (key, batch, row, block_size) -> where blocks start, drawn anew at every step: {"first": int32 [B, N]}, the
+        row index of each block's first slot, or {"offset": int32 [B]}, that of a grid's first block.
         The number of blocks is static. Traced.
-      build: (tokens int32 [batch, row], block_size=, document=int32 [batch, row], and what was drawn) -> a Layout whose
+      build: (tokens int32 [B, T], block_size=, document=int32 [B, T], and what was drawn) -> a Layout whose
         clean rows are the tokens and whose blocks stand where `draw` said, in that order. Traced.
-      random_masking: whether `build` also takes reveal=bool [batch, row], and `draw` an offset.
+      random_masking: whether `build` also takes reveal=bool [B, T], and `draw` an offset.
       splits: whether the blocks that start in each part of a row follow each other and are as many in every part: then
         devices can share rows (a mesh's `context`).
 

@@ -18,7 +18,7 @@ from zaya_jax.errors import Diverged, UserError
 from zaya_jax.files import write_text
 from zaya_jax.paths import absolute
 from zaya_jax.registry import load_extension
-from zaya_jax.runs import config_files
+from zaya_jax.runs.configuration import config_files
 from zaya_jax.training.signals import Interrupted
 
 _THREADS = flags.DEFINE_integer(

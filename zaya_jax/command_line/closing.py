@@ -1,32 +1,23 @@
 """What a command says at its end: tables, where the files are, what to try next."""
 
-import itertools
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.architecture.config import NO_MASK
+from zaya_jax.reporting.columns import columns
 from zaya_jax.reporting.html.verdict import verdict
-from zaya_jax.reporting.results import Run
+from zaya_jax.reporting.run_files import Run
 from zaya_jax.reporting.tables import likelihood_table, sampling_table
 
 PROMPT, LONGEST = "The", 60  # what is continued where a run has nothing better; letters of what it has
 
 
 def aligned(markdown: str) -> str:
-    """A Markdown table in columns for a terminal: numbers to the right, words to the left."""
+    """A Markdown table in columns for a terminal."""
     lines = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in markdown.strip().splitlines()]
-    head, *body = lines[:1] + lines[2:]  # the second line is Markdown's rule
-    columns = list(itertools.zip_longest(head, *body, fillvalue=""))
-    right = [all(cell[:1].isdigit() or cell[:1] in "+-" for cell in column[1:] if cell) for column in columns]
-    widths = [max(map(len, column)) for column in columns]
-
-    def shown(line: list[str]) -> str:
-        cells = zip(line, widths, right, strict=True)
-        return "  ".join(cell.rjust(width) if number else cell.ljust(width) for cell, width, number in cells).rstrip()
-
-    return "\n".join([shown(head), "  ".join("-" * width for width in widths), *map(shown, body)])
+    return columns(lines[0], lines[2:])  # the second line is Markdown's rule
 
 
 def closing(files: Mapping[str, Path | str], then: Iterable[str] = ()) -> str:

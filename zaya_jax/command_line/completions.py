@@ -10,7 +10,7 @@ from zaya_jax.errors import UserError
 from zaya_jax.files import append_lines, lines_of, parse_json, read_lines, read_text, remedy
 from zaya_jax.runs.run_folder import first_difference
 
-SETTLED = ("mode", "block_size", "anchors", "target")  # fields of a sampler that measuring may settle
+MEASURED = ("mode", "block_size", "anchors", "target")  # fields of a sampler that measuring may choose
 FIRST_KEY = '{"prompt": '  # how every line of ours begins
 REMEDY = "remove this line (its row is then made again), or choose another file"
 
@@ -75,7 +75,7 @@ class Completions:
         self.path, self._prompts, self._samples = path, prompts, samples
         self._settings = json.loads(json.dumps(settings))
         self.done: set[tuple[int, int]] = set()  # (prompt, sample)
-        self.ran: dict[str, Any] | None = None  # what was settled by measuring when the first line was made
+        self.ran: dict[str, Any] | None = None  # what was chosen by measuring when the first line was made
         cli.check_output(path)
         if path.exists():
             self._read()
@@ -91,7 +91,7 @@ class Completions:
             index, sample, settings, ran = row["index"], row["sample"], row["settings"], row["ran"]
             known = row["prompt"] == self._prompts[index] if 0 <= index < len(self._prompts) else False
             known = known and 0 <= sample < self._samples
-            if not isinstance(ran, dict) or not set(ran) <= set(SETTLED):
+            if not isinstance(ran, dict) or not set(ran) <= set(MEASURED):
                 raise TypeError("ran")
         except (KeyError, TypeError):
             raise UserError(f"{where} not written by this command; {REMEDY}") from None

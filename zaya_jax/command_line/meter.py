@@ -1,4 +1,4 @@
-"""What generating cost: tokens, forwards and the clock, with compilation kept out of it."""
+"""What generating cost: tokens, forwards and seconds, with compilation kept out of it."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -41,7 +41,7 @@ class Meter:
         Args:
           call: generates, and streams to what it is given.
           streamer: what is shown meanwhile.
-          again: the same was counted before: only the clock matters.
+          again: the same was counted before: only the time matters.
         """
         pulse = None if streamer is None else _Pulse(streamer, self)
         compiled, clock = self.compilations, time.perf_counter()

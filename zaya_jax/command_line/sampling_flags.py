@@ -1,4 +1,4 @@
-"""The dial: every field of `SamplerConfig` as a flag."""
+"""Sampling options: every field of `SamplerConfig` as a flag."""
 
 import dataclasses
 from collections.abc import Callable, Sequence

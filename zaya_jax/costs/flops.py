@@ -60,7 +60,7 @@ class Flops:
     convolutions: int
     attention: int  # scores and mixing
     router: int
-    experts: int  # one a row; a block-padded batch computes some padding on top, the dense twin every expert
+    experts: int  # one a row; a block-padded batch computes some padding on top, the dense reference every expert
     head: int
 
     @property
@@ -122,13 +122,13 @@ def parameter_count(config: ZayaConfig) -> ParameterCount:
 
 
 def forward_flops(config: ZayaConfig, rows: int, context: float, head_rows: int | None = None) -> Flops:
-    """One forward over `rows` token rows.
+    """One forward over `rows` query tokens.
 
     Args:
-      rows: token rows, all sequences of the batch together.
-      context: keys each row is scored against (its own included, masked ones too if they are computed); sliding layers
-        see no more than their window.
-      head_rows: rows whose logits are computed; None for all.
+      rows: query tokens, all sequences of the batch together.
+      context: keys each query token is scored against (its own included, masked ones too if they are computed); sliding
+        layers see no more than their window.
+      head_rows: query tokens whose logits are computed; None for all.
     """
     c = config
     windows = [c.sliding_window if "sliding" in kind else None for kind in c.layer_kinds]

@@ -132,8 +132,8 @@ def forward_traffic(
     """One decoding forward.
 
     Args:
-      rows: rows of each of `batch` sequences, after `context` cached tokens each.
-      head_rows: rows of a sequence whose logits are computed; None for all.
+      rows: query tokens of each of `batch` sequences, after `context` cached tokens each.
+      head_rows: query tokens of a sequence whose logits are computed; None for all.
     """
     width = jnp.dtype(config.dtype).itemsize
     count = parameter_count(config)
@@ -167,7 +167,7 @@ def resident_bytes(config: ZayaConfig, batch: int, context: int) -> int:
 
 
 def drafting_seconds(config: ZayaConfig, hardware: Hardware, rows: int, batch: int, context: int, block: int) -> float:
-    """A forward that verifies a block and drafts others in `rows` rows a sequence.
+    """A forward that verifies a block and drafts others in `rows` query tokens a sequence.
 
     Logits are computed for the verified block and for the one proposal that is kept (docs/method.md#one-step).
     """
@@ -175,7 +175,7 @@ def drafting_seconds(config: ZayaConfig, hardware: Hardware, rows: int, batch: i
 
 
 def ridge_rows(config: ZayaConfig, hardware: Hardware, batch: int, context: int, block: int) -> int:
-    """Most rows a sequence of a drafting forward whose time memory traffic still sets; 0 where not even one's is."""
+    """Most query tokens of a drafting forward whose time memory traffic still sets; 0 where not even one's is."""
 
     def bound(rows: int) -> bool:
         return forward_traffic(config, rows, batch, context, min(rows, 2 * block)).bound_by_memory(hardware)
@@ -186,7 +186,7 @@ def ridge_rows(config: ZayaConfig, hardware: Hardware, batch: int, context: int,
 def free_rows(
     config: ZayaConfig, hardware: Hardware, batch: int, context: int, block: int, tolerance: float = 0.1
 ) -> int:
-    """Most rows a sequence of a drafting forward that takes at most 1 + `tolerance` times a one-row forward."""
+    """Most query tokens of a drafting forward that takes at most 1 + `tolerance` times a forward of one."""
     most = (1 + tolerance) * forward_seconds(config, hardware, 1, batch, context)
     return _last(lambda rows: drafting_seconds(config, hardware, rows, batch, context, block) <= most)
 

@@ -1,6 +1,6 @@
 """Documents to batches of packed rows, with grain: shuffle, group, tokenise, pack, mix, batch.
 
-A batch is {"tokens", "document", "answer"}, all int32 [batch, row]. `document` counts 0, 1, 2, ...
+A batch is {"tokens", "document", "answer"}, all int32 [B, T]. `document` counts 0, 1, 2, ...
 along a row and is -1 on padding, where `tokens` is `pad_id`. `answer` is 1 on what a model is asked
 to write: a task's solution and its EOS, an assistant's turns of a chat, or all of a plain text. A document
 is its text's ids and EOS; one longer than a row is cut into pieces, each a document of its own. A chat is

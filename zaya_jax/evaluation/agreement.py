@@ -7,7 +7,7 @@ def agreement(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
     """Compares logits of the same tokens.
 
     Args:
-      a, b: float [..., vocab]; `a` is the reference.
+      a, b: float [..., V]; `a` is the reference.
 
     Returns:
       max_abs: the largest |a - b|; max_abs_over_std: the same over the standard deviation of a's logits;

@@ -1,4 +1,4 @@
-"""Sampling without a task: held-out text is gone on with, and how fast and how likely is all that can be said of it."""
+"""Sampling without a task: held-out text is continued, and how fast and how likely is all that can be said of it."""
 
 import dataclasses
 import random

@@ -1,7 +1,7 @@
 """Where a forward's time goes, and what a plain matrix product over the same weights would take.
 
 Both answer the question after a sampler's speed: is a forward over n rows expensive because of this code, or because
-n rows meet more weights (a mixture of experts touches more experts) and more arithmetic than one row does?
+n query tokens meet more weights (a mixture of experts touches more experts) and more arithmetic than one does?
 """
 
 import functools
@@ -25,7 +25,7 @@ Array = jax.Array
 def gemm_cost(
     config: ZayaConfig, row_counts: list[int], batch: int = 1, steps: int = 8, repeats: int = 5
 ) -> dict[str, dict[int, float]]:
-    """Median milliseconds of nothing but matrix products, by rows of a sequence.
+    """Median milliseconds of nothing but matrix products, by query tokens of a sequence.
 
     "active": every row against the weights one token's forward reads, all layers. "touched": rows against the shared
     weights, and split evenly over as many experts as uniform routing touches. No attention over the cache, no
@@ -131,7 +131,7 @@ def _with_small_experts(variables: Any, small: ZayaConfig) -> Any:
 
 
 def row_plans(block_sizes: tuple[int, ...] = (4, 8)) -> dict[int, Plan]:
-    """The forwards a latency curve is made of, by rows: one AR row; a block verified alone; few and all anchors."""
+    """The forwards of a latency curve, by query tokens: one of AR; a block verified alone; few and all anchors."""
     plans = [AUTOREGRESSIVE]
     for size in block_sizes:
         lists = ((), (1,), (1, size // 2), tuple(range(1, size + 1)))
@@ -143,5 +143,5 @@ def row_plans(block_sizes: tuple[int, ...] = (4, 8)) -> dict[int, Plan]:
 
 
 def ratios(cost: dict[int, float]) -> dict[int, float]:
-    """Over the cost of one row."""
+    """Over the cost of one query token."""
     return {rows: float(np.round(ms / cost[1], 3)) for rows, ms in cost.items()}

@@ -26,7 +26,7 @@ def likelihood(
 
     Args:
       eval_step: from `training.state.make_eval_step`.
-      batches: tokens and document, int32 [batch, row]; the same every time, for comparable numbers.
+      batches: tokens and document, int32 [B, T]; the same every time, for comparable numbers.
       tokenizer: given for natural text, to count its UTF-8 bytes: of a character that a row cuts, those that are there.
 
     Returns:
@@ -78,7 +78,7 @@ def byte_counter(tokenizer: Tokenizer) -> Callable[[np.ndarray], int]:
 
 
 def _byte_lengths(tokenizer: Tokenizer) -> np.ndarray | None:
-    """Bytes of each token, int [vocab], where every token is a run of bytes (raw, or byte-level BPE); else None."""
+    """Bytes of each token, int [V], where every token is a run of bytes (raw, or byte-level BPE); else None."""
     model: tokenizers.Tokenizer | None = getattr(tokenizer, "model", None)
     if model is None:
         decoded = (tokenizer.decode([id_]) for id_ in range(tokenizer.vocab_size))

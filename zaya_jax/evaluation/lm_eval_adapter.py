@@ -42,7 +42,7 @@ Pair = tuple[list[int], list[int]]  # context and continuation, each of one or m
 
 # Names for the same thing, the first that is given counts: as in lm-eval.
 LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-WARPS = ("top_k", "top_p", "min_p", "repetition_penalty")
+PROCESSING = ("top_k", "top_p", "min_p", "repetition_penalty")
 # Options of transformers' generate that change nothing at these values (or None): accepted there and nowhere else.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "num_beams": (1,), "num_beam_groups": (1,), "num_return_sequences": (1,), "length_penalty": (0, 1),
@@ -303,7 +303,7 @@ def sampler_for(
         if value not in NEUTRAL[name]:
             may_be = " or ".join(map(repr, NEUTRAL[name]))
             raise UserError(f"generate_until: {name}: got {value!r}, may be {may_be}: nothing else is supported")
-    known = ("until", "do_sample", "temperature", *WARPS, *LENGTH_NAMES)
+    known = ("until", "do_sample", "temperature", *PROCESSING, *LENGTH_NAMES)
     unknown = [name for name in options if name not in known]
     if unknown:
         raise UserError(f"generate_until: got option {unknown[0]!r}, may be {', '.join(known)}")
@@ -311,7 +311,7 @@ def sampler_for(
     temperature, do_sample = options.get("temperature"), options.get("do_sample")
     if do_sample is None:
         do_sample = bool(temperature)
-    changes = {name: options[name] for name in WARPS if name in options}
+    changes = {name: options[name] for name in PROCESSING if name in options}
     chosen = dataclasses.replace(
         sampler,
         temperature=(sampler.temperature if temperature is None else temperature) if do_sample else 0.0,

@@ -5,15 +5,16 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from tqdm import tqdm
 
 from zaya_jax.architecture import Zaya
-from zaya_jax.checks import KEY, ROWS, SEED, Integer, Rule, check_all
+from zaya_jax.checks import KEY, ROWS, SEED, Integer, check_fields
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.answers import Answers, fingerprint
+from zaya_jax.evaluation.arms import Arm
 from zaya_jax.evaluation.pass_at_k import mean_interval, paired_difference, pass_at_k, permutation_p_value
 from zaya_jax.reporting.results import wilson
 from zaya_jax.sampling import SamplerConfig, best_anchors, evidence, find_target, generate
@@ -24,40 +25,25 @@ from zaya_jax.text.detokenizer import Detokenizer
 from zaya_jax.text.tokenizers import Tokenizer
 
 BUDGET_PROBLEMS = 128  # validation problems that choose a budget's anchors
-FEW_BATCHES = 4  # the least from which a clock's interval is taken
+FEW_BATCHES = 4  # the least from which a speed-up's interval is taken
 BOOTSTRAPS = 2_000
 KS = (4, 16)  # of pass@k, beside pass@1, which is the accuracy
-RULES: dict[str, Rule] = {  # of `EvaluationProtocol`'s fields
-    "prompts": ROWS,
-    "samples": Integer(1, 65_536),
-    "batch": ROWS,
-    "max_new_tokens": Integer(1, 2**24),
-    "seed": SEED,
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Arm:
-    """A named way to sample; every arm meets the same problems and the same row seeds."""
-
-    name: str
-    sampler: SamplerConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationProtocol:
     """What every arm goes through: the same problems, the same row seeds."""
 
-    prompts: int  # test problems of each task, as far as it has so many
-    samples: int  # of each problem, at temperatures above 0
-    batch: int  # rows at once: prompts x samples
-    max_new_tokens: int
-    seed: int  # of the problems, and of the first row; row r has seed + r
+    prompts: Annotated[int, ROWS]  # test problems of each task, as far as it has so many
+    samples: Annotated[int, Integer(1, 65_536)]  # of each problem, at temperatures above 0
+    batch: Annotated[int, ROWS]  # rows at once: prompts x samples
+    max_new_tokens: Annotated[int, Integer(1, 2**24)]
+    seed: Annotated[int, SEED]  # of the problems, and of the first row; row r has seed + r
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, plain(getattr(self, field.name)))
-        check_all("EvaluationProtocol", self, RULES)
+        check_fields("EvaluationProtocol", self)
         if not KEY.allows(self.seed + self.prompts * self.samples):
             may_be = f"such that seed + prompts * samples (the last row's seed) is at most {KEY.most}"
             raise UserError(f"EvaluationProtocol.samples: got {self.samples}, may be {may_be}")
@@ -77,7 +63,7 @@ class TaskResult:
     correct: list[bool | None]  # None where a task has no right answer
     seconds: float  # of generation, compilation excluded
     rows_per_forward: float
-    clocks: Sequence[tuple[int, float]] = ()  # tokens and seconds of each batch
+    times: Sequence[tuple[int, float]] = ()  # tokens and seconds of each batch
 
     @property
     def tokens_per_second(self) -> float:
@@ -144,9 +130,9 @@ class TaskResult:
         return cells
 
     def _against(self, baseline: "TaskResult") -> dict[str, float]:
-        """Clock, sameness of greedy texts, the paired difference of pass@16, and whether chance explains the rest."""
+        """Speed-up, sameness of greedy texts, paired difference of pass@16, and whether chance explains the rest."""
         cells = {"speedup": self.tokens_per_second / baseline.tokens_per_second}
-        if self is not baseline and (interval := clock_interval(self.clocks, baseline.clocks)):
+        if self is not baseline and (interval := speedup_interval(self.times, baseline.times)):
             cells |= dict(zip(("speedup_low", "speedup_high"), interval, strict=True))
         if self.arm.sampler.temperature == 0:
             same = [a == b for a, b in zip(self.tokens, baseline.tokens, strict=True)]
@@ -162,13 +148,13 @@ class TaskResult:
         return cells
 
 
-def clock_interval(
+def speedup_interval(
     mine: Sequence[tuple[int, float]], others: Sequence[tuple[int, float]]
 ) -> tuple[float, float] | None:
     """95% interval of the ratio of tokens per second: the bootstrap over batches, which both went through.
 
-    None with fewer than FEW_BATCHES, or where the batches are not the same: one clock has no interval. It tells how
-    much batches differ, not what another machine, or other work on this one, would change.
+    None with fewer than FEW_BATCHES, or where the batches are not the same: one measurement has no interval. It
+    tells how much batches differ, not what another machine, or other work on this one, would change.
 
     Args:
       mine, others: (tokens, seconds) of each batch.
@@ -176,7 +162,7 @@ def clock_interval(
     if len(mine) != len(others) or len(mine) < FEW_BATCHES:
         return None
     drawn = np.random.default_rng(0).integers(0, len(mine), (BOOTSTRAPS, len(mine)))
-    a, b = (np.asarray(clocks, float)[drawn].sum(1) for clocks in (mine, others))
+    a, b = (np.asarray(times, float)[drawn].sum(1) for times in (mine, others))
     low, high = np.quantile(a[:, 0] / a[:, 1] * b[:, 1] / b[:, 0], (0.025, 0.975))
     return float(low), float(high)
 
@@ -245,9 +231,9 @@ def run_arm(
         if len(part) not in warm:
             generate(*args, samples=samples)
             warm.add(len(part))
-        clock = time.perf_counter()
+        start = time.perf_counter()
         out = generate(*args, samples=samples)
-        seconds = (time.perf_counter() - clock) / len(part)
+        seconds = (time.perf_counter() - start) / len(part)
         lines = []
         for i in part:
             mine = slice((i - start) * samples, (i - start + 1) * samples)
@@ -260,13 +246,13 @@ def run_arm(
     lines = answers.lines[: len(problems)]  # the file may be of a longer evaluation
     together = {key: [x for line in lines for x in line[key]] for key in ("tokens", "accepted", "correct")}
     seconds = sum(line["seconds"] for line in lines)
-    clocks = [
+    times = [
         (sum(len(tokens) for line in batch for tokens in line["tokens"]), sum(line["seconds"] for line in batch))
         for start in range(0, len(lines), at_once)
         for batch in [lines[start : start + at_once]]
     ]
     return TaskResult(
-        arm, samples, **together, seconds=seconds, rows_per_forward=arm.sampler.rows_per_forward, clocks=clocks
+        arm, samples, **together, seconds=seconds, rows_per_forward=arm.sampler.rows_per_forward, times=times
     )
 
 

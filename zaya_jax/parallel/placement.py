@@ -16,7 +16,7 @@ splits the weights without experts over the experts' devices, too.
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -25,12 +25,12 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from zaya_jax.architecture import Execution, ZayaConfig
 from zaya_jax.architecture.execution import DEFAULT
 from zaya_jax.architecture.sharding import ACTIVATION_AXES, WEIGHT_AXES, Shards
-from zaya_jax.checks import Integer, Rule, check
+from zaya_jax.checks import Integer, check_fields
 from zaya_jax.errors import UserError
 
 AXES = ("data", "fsdp", "expert", "context")
 DEVICES = 2**20  # of any axis; a mesh has no more devices than there are
-SIZES: dict[str, Rule] = {axis: Integer(0 if axis == "data" else 1, DEVICES) for axis in AXES}
+SIZE = Integer(1, DEVICES)
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp", "expert"),
     "sequence": ("context",),
@@ -48,15 +48,14 @@ class MeshConfig:
       rules: (logical axis, mesh axes) pairs in place of the default ones.
     """
 
-    data: int = 0
-    fsdp: int = 1
-    expert: int = 1
-    context: int = 1
+    data: Annotated[int, Integer(0, DEVICES)] = 0
+    fsdp: Annotated[int, SIZE] = 1
+    expert: Annotated[int, SIZE] = 1
+    context: Annotated[int, SIZE] = 1
     rules: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     def __post_init__(self) -> None:
-        for name, rule in SIZES.items():
-            check(name, getattr(self, name), rule)
+        check_fields("MeshConfig", self)
         for logical, names in self.rules:
             if logical not in (*WEIGHT_AXES, *ACTIVATION_AXES):
                 raise UserError(f"rules: got {logical!r}, may be one of {(*ACTIVATION_AXES, *WEIGHT_AXES)}")

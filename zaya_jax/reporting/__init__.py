@@ -17,6 +17,7 @@ if "MPLBACKEND" in os.environ:
         for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
             del sys.modules[name]  # imported by half
 
-from zaya_jax.reporting.results import RESULT_COLUMNS, Run, load_run, read_results, wilson, write_results
+from zaya_jax.reporting.results import RESULT_COLUMNS, read_results, wilson, write_results
+from zaya_jax.reporting.run_files import Run, load_run
 
 __all__ = ["RESULT_COLUMNS", "Run", "load_run", "read_results", "wilson", "write_results"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from zaya_jax.reporting.columns import columns
 from zaya_jax.reporting.results import Row
 
 HEAD = ("job", "source", "sampler", "temperature", "T", "accuracy", "loss", "seconds")
@@ -53,11 +54,9 @@ def table(jobs: Mapping[str, tuple[Sequence[Row], float]]) -> str:
     Args:
       jobs: by name, the lines of its results.csv and its seconds.
     """
-    lines = [HEAD]
+    lines: list[Sequence[str]] = []
     for name, (rows, seconds) in jobs.items():
         lines += [(name, *cells(row), f"{seconds:.0f}") for row in headlines(rows)]
-    kept = [i for i in range(len(HEAD)) if any(cell[i] for cell in lines[1:])]
-    width = {i: max(len(cell[i]) for cell in lines) for i in kept}
-    # names to the left, numbers to the right
-    shown = [[f"{cell[i]:{'<' if i < 3 else '>'}{width[i]}}" for i in kept] for cell in lines]
-    return "\n".join("  ".join(parts).rstrip() for parts in shown)
+    kept = [i for i in range(len(HEAD)) if any(line[i] for line in lines)]
+    head, *body = ([line[i] for i in kept] for line in (HEAD, *lines))
+    return columns(head, body)

@@ -10,7 +10,7 @@ from zaya_jax.reporting.results import ARMS, Row
 
 
 def sampling_table(rows: list[Row]) -> str:
-    """The four figures every claim of speed needs: tokens per forward, query tokens per forward, clock, quality.
+    """The four figures every claim of speed needs: tokens per forward, query tokens per forward, speed-up, quality.
 
     Quality is accuracy where a task checks answers; of continuations of plain text, their log-probability under AR.
 
@@ -164,8 +164,8 @@ def transformers_table(one: list[dict], all_cores: list[dict]) -> str:
     for row, other in zip(one, all_cores, strict=True):
         cells = [f"{row['parameters'] / 1e6:.1f}M", str(row["batch"])]
         for run in (row, other):
-            clock = run["milliseconds_per_token"]
-            cells += [f"{clock['transformers']:.2f}", f"{clock['zaya_jax']:.2f}", f"{run['ratio']:.1f}"]
+            times = run["milliseconds_per_token"]
+            cells += [f"{times['transformers']:.2f}", f"{times['zaya_jax']:.2f}", f"{run['ratio']:.1f}"]
         lines.append(tuple(cells))
     return _table(
         ("model", "batch", *("transformers, ms a token", "here, 1 thread", "ratio"),
@@ -198,9 +198,9 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def study_table(rows: list[Row]) -> str:
     """A run or the study at temperature 1, a line a task, block size and arm: means over training seeds.
 
-    "At most" is the T of answers as long as these if no draft were refused; "prefill left out" counts neither the
+    "Upper bound on T" is that of answers as long as these if no draft were rejected; "decode-only T" counts neither the
     prefill nor the token that it yields.
-    A clock in brackets is the range over runs; of one run it is one measurement, whose interval is not known unless
+    A speed-up in brackets is the range over runs; of one run it is one measurement, whose interval is not known unless
     results.csv holds it.
     The interval of the difference from AR treats seeds as independent: half-widths add in squares.
     """
@@ -222,8 +222,8 @@ def study_table(rows: list[Row]) -> str:
             )
         )  # fmt: skip
     return _table(
-        ("task", "block", "sampler", "T, temperature 0", "T, temperature 1 (seeds)", "at most", "prefill left out",
-         "query tokens per forward", "wall-clock vs AR", "pass@1", "pass@4", "pass@16",
+        ("task", "block", "sampler", "T, temperature 0", "T, temperature 1 (seeds)", "upper bound on T",
+         "decode-only T", "query tokens per forward", "wall-clock vs AR", "pass@1", "pass@4", "pass@16",
          "pass@16 minus AR (95%)", "p, by seed"),
         lines,
     )  # fmt: skip
@@ -280,7 +280,7 @@ def _grouped(rows: list[Row]) -> list[tuple[tuple, list[Row]]]:
 def ceiling_table(rows: list[dict]) -> str:
     """T under exact distributions: the "rows" of results/bench/ceiling.json."""
     return _table(
-        ("operations", "examples", "beta", "T", "at most", "prefill left out"),
+        ("operations", "examples", "beta", "T", "upper bound on T", "decode-only T"),
         (
             (
                 " or ".join(str(n + 1) for n in range(row["max_operations"])), str(row["examples"]), f"{row['beta']:g}",
@@ -449,11 +449,11 @@ def pairs_table(pairs: dict) -> str:
 
 def _clock(group: list[Row]) -> str:
     """Tokens per second over AR's: with its interval where the run measured one, else the range over runs."""
-    clocks = [row["speedup"] for row in group]
-    low, high = min(clocks), max(clocks)
+    speedups = [row["speedup"] for row in group]
+    low, high = min(speedups), max(speedups)
     if len(group) == 1 and group[0].get("speedup_low") is not None:
         low, high = group[0]["speedup_low"], group[0]["speedup_high"]
-    return f"{np.mean(clocks):.2f}x" + (f" ({low:.2f}-{high:.2f})" if low < high else "")
+    return f"{np.mean(speedups):.2f}x" + (f" ({low:.2f}-{high:.2f})" if low < high else "")
 
 
 def _mean_if_known(group: list[Row], column: str) -> str:

@@ -12,7 +12,8 @@ from zaya_jax.evaluation.task_accuracy import TaskResult, run_task, task_rows
 from zaya_jax.files import write_lines
 from zaya_jax.interop.formats.native import load_native
 from zaya_jax.reporting.results import Row, write_results
-from zaya_jax.runs import provenance, settings
+from zaya_jax.runs import provenance
+from zaya_jax.runs.configuration import settings
 from zaya_jax.runs.held_out import held_out_batches, open_source, shared_eval_step, validate
 from zaya_jax.sampling.planning.cost import AUTOREGRESSIVE, forward_cost, rows_of
 from zaya_jax.sampling.strategies.base import Plan

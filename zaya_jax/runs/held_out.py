@@ -8,9 +8,9 @@ from zaya_jax.architecture import Zaya
 from zaya_jax.data.pipeline import Source, eval_batches
 from zaya_jax.evaluation.likelihood import likelihood
 from zaya_jax.parallel import Placement
-from zaya_jax.runs import settings
-from zaya_jax.runs.mixture import MixtureSource
-from zaya_jax.runs.phases import Stage
+from zaya_jax.runs.configuration import settings
+from zaya_jax.runs.configuration.mixture import MixtureSource
+from zaya_jax.runs.configuration.stage import Stage
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.state import make_eval_step
 

@@ -12,9 +12,11 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from zaya_jax.errors import UserError
-from zaya_jax.reporting.results import Row, read_environment, read_results
-from zaya_jax.runs import run_folder, settings
-from zaya_jax.runs.config_files import read_config
+from zaya_jax.reporting.results import Row, read_results
+from zaya_jax.reporting.run_files import read_environment
+from zaya_jax.runs import run_folder
+from zaya_jax.runs.configuration import settings
+from zaya_jax.runs.configuration.config_files import read_config
 
 CLONE = Path(__file__).parents[2]
 FAILED = "failed.txt"  # in a job's folder: why it failed, until it is started again

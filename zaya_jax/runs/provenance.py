@@ -17,7 +17,8 @@ import jax
 from zaya_jax import compilation_cache
 from zaya_jax.files import write_text
 from zaya_jax.parallel import is_first
-from zaya_jax.reporting.results import ENVIRONMENT, read_environment
+from zaya_jax.reporting.results import ENVIRONMENT
+from zaya_jax.reporting.run_files import read_environment
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 

@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 from zaya_jax.checks import shown
 from zaya_jax.errors import UserError
 from zaya_jax.files import read_object, read_text, refused_in_one_line, remedy, write_text
-from zaya_jax.reporting.results import ENVIRONMENT, METRICS, REMEDIES, load_run, read_environment
+from zaya_jax.reporting.results import ENVIRONMENT, METRICS
+from zaya_jax.reporting.run_files import REMEDIES, load_run, read_environment
 from zaya_jax.runs.provenance import describe
 from zaya_jax.training.logging.metrics import BAD_STEPS, read_metrics
 
@@ -141,7 +142,7 @@ def difference(workdir: Path, config: ConfigDict) -> str | None:
 
 
 def _without_devices(config: dict) -> dict:
-    """A config but for the devices and how they compute: a run may go on with others."""
+    """A config but for the devices and how they compute: a run may resume with others."""
     left = {name: value for name, value in config.items() if name not in ("cpu_devices", "execution", "mesh")}
     return {k: _without_devices(v) if isinstance(v, dict) and "objective" in v else v for k, v in left.items()}
 

@@ -10,8 +10,8 @@ from collections.abc import Container
 from zaya_jax.costs.flops import Split, TrainingMemory, training_memory
 from zaya_jax.memory import binary, device_memory, host_memory, require
 from zaya_jax.parallel import Placement
-from zaya_jax.runs.phases import Stage
-from zaya_jax.runs.settings import Settings
+from zaya_jax.runs.configuration.settings import Settings
+from zaya_jax.runs.configuration.stage import Stage
 from zaya_jax.sampling.decoding import require_cache
 
 CHANGE = "{name}.batch_size, {name}.row_length or the model may be smaller, {name}.optimizer.accumulate larger, " \

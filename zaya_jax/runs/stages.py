@@ -17,10 +17,13 @@ from zaya_jax.errors import UserError
 from zaya_jax.interop.formats.native import CheckpointError, newest_step, write_model_file
 from zaya_jax.parallel import Placement, is_first, wait_for_all
 from zaya_jax.paths import absolute
-from zaya_jax.runs import provenance, run_folder, settings, sizes
+from zaya_jax.runs import provenance, run_folder, sizes
 from zaya_jax.runs.carried import write_tokenizer
+from zaya_jax.runs.configuration import settings
+from zaya_jax.runs.configuration.stage import Stage
+from zaya_jax.runs.configuration.stage_keys import stage_keys
 from zaya_jax.runs.held_out import held_out_batches, open_source, shared_eval_step, validate
-from zaya_jax.runs.phases import Stage, load_start
+from zaya_jax.runs.start import load_start
 from zaya_jax.runs.tokens import run_template
 from zaya_jax.tasks import ChatTask
 from zaya_jax.text.published import TOKENIZER_FILE
@@ -58,7 +61,7 @@ def stage_folders(
     if stages is None:
         return {name: workdir / "checkpoints" / name for name in setup.stages}
     shared = absolute(stages)
-    keys = settings.stage_keys(config, setup, memory=shared / "digests.json")
+    keys = stage_keys(config, setup, memory=shared / "digests.json")
     return {name: shared / f"{name}-{keys[name]}" for name in setup.stages}
 
 

@@ -13,10 +13,10 @@ from zaya_jax.interop.conversion.locate import find_checkpoint, run_config
 from zaya_jax.paths import absolute
 from zaya_jax.registry import kind_drafts
 from zaya_jax.runs.carried import write_tokenizer
-from zaya_jax.runs.phases import SCRATCH
+from zaya_jax.runs.configuration.tree import SCRATCH
 from zaya_jax.sampling.drafting import require_mask
 from zaya_jax.text.published import TOKENIZER_FILE
-from zaya_jax.text.templates import ChatTemplate, folder_template, load_template
+from zaya_jax.text.templates import BESIDE_TOKENIZER, ChatTemplate, beside_tokenizer, folder_template, load_template
 from zaya_jax.text.tokenizers import (
     OWN_BPE,
     ByteTokenizer,
@@ -29,7 +29,6 @@ from zaya_jax.text.tokenizers import (
 )
 
 INSTEAD = "--mode=autoregressive"  # of experiments.generate, for a model that cannot draft
-BESIDE_TOKENIZER = "tokenizer"  # data.chat_template: the one in the folder of the run's tokenizer
 OTHER_TOKENIZERS = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 
 
@@ -120,12 +119,6 @@ def run_template(run: dict[str, Any], tokenizer: Tokenizer, chats: bool = False)
     if not isinstance(spec, str) or spec == BESIDE_TOKENIZER or (spec == "plain" and not chats):
         return None
     return load_template(spec, tokenizer)
-
-
-def beside_tokenizer(spec: str, tokenizer: Tokenizer) -> ChatTemplate | None:
-    """The chat template in the folder of the tokenizer that `spec` names, if any."""
-    path = absolute(spec)
-    return folder_template(path if path.is_dir() else path.parent, tokenizer)
 
 
 @contextmanager

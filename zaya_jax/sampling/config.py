@@ -1,11 +1,10 @@
 """What a user says to the sampler."""
 
 import dataclasses
-import difflib
 from collections.abc import Collection, Sequence
-from typing import cast
+from typing import Annotated, cast
 
-from zaya_jax.checks import FLOAT32, Integer, Number, Rule, Unset, check, check_all
+from zaya_jax.checks import FLOAT32, Integer, Number, Unset, check, check_fields, no_such
 from zaya_jax.errors import UserError
 from zaya_jax.sampling.core.targets import ALIASES, MODES, find_target, targets_of
 from zaya_jax.sampling.planning.branch_points import Acceptance, best_anchors
@@ -17,23 +16,7 @@ COLDEST = 1e-6
 LIMIT = Integer(0)
 TEMPERATURE, SHARE = Number(0, FLOAT32), Number(0, 1)
 NUCLEUS = Number(0, 1, above=True)
-RULES: dict[
-    str, Rule
-] = {  # of `SamplerConfig`'s numbers; `anchors`, `acceptance` and `stop_tokens` have checks of their own
-    "block_size": Integer(1, LARGEST_BLOCK),
-    "beta": SHARE,
-    "temperature": TEMPERATURE,
-    "draft_temperature": Unset(TEMPERATURE),
-    "top_k": LIMIT,
-    "draft_top_k": LIMIT,
-    "top_p": NUCLEUS,
-    "draft_top_p": NUCLEUS,
-    "min_p": SHARE,
-    "repetition_penalty": Number(1e-6, 1e6),  # so that a penalised logit stays finite
-    "threshold": SHARE,
-    "reveal": Integer(1),
-    "min_new_tokens": LIMIT,
-}
+PENALTY = Number(1e-6, 1e6)  # so that a penalised logit stays finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +36,7 @@ class SamplerConfig:
         "auto": the fastest of autoregressive and single_pass on this machine, chosen by measurement
           (`zaya_jax.sampling.planning.auto`); block_size is then an upper bound.
       block_size: slots a drafted block has (TiDAR's B). single_pass verifies as many tokens a forward, of which the
-        first is settled already; two_pass verifies block_size drafts.
+        first is the pending token; two_pass verifies block_size drafts.
       anchors: for single_pass, after which accepted lengths (1 .. block_size) a next block is drafted: "all", a list of
         them, or a budget: the int K stands for the list of K that yields most tokens under `acceptance`. Where an
         accepted length has none, the nearest lower anchor's remaining slots are used; that costs tokens per forward,
@@ -90,38 +73,39 @@ class SamplerConfig:
     """
 
     mode: str = "single_pass"
-    block_size: int = 8
+    block_size: Annotated[int, Integer(1, LARGEST_BLOCK)] = 8
     anchors: str | int | Collection[int] = "all"
     target: str | None = None  # the mode's first
     acceptance: Acceptance | None = None
-    beta: float = 0.5
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    draft_temperature: float | None = None
-    draft_top_k: int = 0
-    draft_top_p: float = 1.0
-    threshold: float = 0.9
-    reveal: int = 1
+    beta: Annotated[float, SHARE] = 0.5
+    temperature: Annotated[float, TEMPERATURE] = 1.0
+    top_k: Annotated[int, LIMIT] = 0
+    top_p: Annotated[float, NUCLEUS] = 1.0
+    min_p: Annotated[float, SHARE] = 0.0
+    repetition_penalty: Annotated[float, PENALTY] = 1.0
+    draft_temperature: Annotated[float | None, Unset(TEMPERATURE)] = None
+    draft_top_k: Annotated[int, LIMIT] = 0
+    draft_top_p: Annotated[float, NUCLEUS] = 1.0
+    threshold: Annotated[float, SHARE] = 0.9
+    reveal: Annotated[int, Integer(1)] = 1
     stop_tokens: Sequence[int] = ()  # or any other collection: kept as a tuple
     stop_strings: Sequence[str] = ()
-    min_new_tokens: int = 0
+    min_new_tokens: Annotated[int, LIMIT] = 0
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value, unordered = getattr(self, field.name), field.name in ("anchors", "stop_tokens", "stop_strings")
             object.__setattr__(self, field.name, plain_tuple(value, ordered=not unordered))
-        _one_of("mode", self.mode, MODES)
+        if self.mode not in MODES:
+            raise no_such("SamplerConfig.mode", self.mode, MODES)
         allowed = targets_of(self.mode)
         if self.target is None:
             object.__setattr__(self, "target", allowed[0])
-        _one_of("target", self.target, (*allowed, *ALIASES), f"one of {allowed} when mode is {self.mode!r}")
-        object.__setattr__(self, "target", ALIASES.get(str(self.target), self.target))
-        if self.target not in allowed:  # an alias of one that the mode does not have
-            _fail("target", self.target, f"one of {allowed} when mode is {self.mode!r}")
-        check_all("SamplerConfig", self, RULES)
+        target = ALIASES.get(str(self.target), self.target)
+        if target not in allowed:
+            raise no_such("SamplerConfig.target", self.target, allowed, f"when mode is {self.mode!r}")
+        object.__setattr__(self, "target", target)
+        check_fields("SamplerConfig", self)
         self._check_acceptance()
         self._check_anchors()
         for name in ("temperature", "draft_temperature"):
@@ -152,7 +136,8 @@ class SamplerConfig:
     def _check_anchors(self) -> None:
         size, anchors = self.block_size, self.anchors
         if isinstance(anchors, str):
-            _one_of("anchors", anchors, ("all",))
+            if anchors != "all":
+                _fail("anchors", anchors, "'all', a budget, or a list of accepted lengths")
             return
         if self.mode != "single_pass":
             _fail("anchors", anchors, f"'all' when mode is {self.mode!r} (only single_pass drafts after anchors)")
@@ -213,10 +198,3 @@ class SamplerConfig:
 
 def _fail(field: str, got: object, may_be: str) -> None:
     raise UserError(f"SamplerConfig.{field}: got {got!r}, may be {may_be}")
-
-
-def _one_of(field: str, got: object, allowed: tuple[str, ...], may_be: str = "") -> None:
-    if not isinstance(got, str) or got not in allowed:
-        near = difflib.get_close_matches(str(got), allowed, 2)
-        meant = f" (did you mean {' or '.join(near)}?)" if near else ""
-        _fail(field, got, (may_be or f"one of {allowed}") + meant)

@@ -1,4 +1,4 @@
-"""From a `Request` to a `Generation`: checks, buckets, the loop's calls, for a mode that is settled."""
+"""From a `Request` to a `Generation`: checks, buckets, the loop's calls, for a mode that is chosen."""
 
 from typing import Any
 

@@ -35,7 +35,7 @@ def generate(
       max_new_tokens: tokens after which a row ends without a stop.
       seed: one int, or one for each row; equal seeds give equal tokens whatever stands beside a row in the batch.
       samples: continuations of each prompt; they share its prefill. Row r continues prompt r // samples.
-      session: what an earlier call returned, to go on after its texts; prompts are then what is new (a row's may be
+      session: what an earlier call returned, to continue after its texts; prompts are then what is new (a row's may be
         empty while its newest token is unread).
       tokenizer: decodes tokens for stop strings.
       streamer: sees tokens and drafts after every step, at the cost of a host round trip for each.

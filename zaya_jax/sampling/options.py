@@ -10,7 +10,7 @@ from zaya_jax.sampling.strategies.base import Options, Plan
 
 
 def plan_of(sampler: SamplerConfig) -> Plan:
-    """The static part of a sampler whose mode is settled."""
+    """The static part of a sampler whose mode is chosen."""
     block_size = 1 if sampler.mode == "autoregressive" else sampler.block_size
     assert sampler.target is not None  # SamplerConfig fills it in
     return Plan(sampler.mode, block_size, sampler.anchor_list, sampler.target)

@@ -31,7 +31,7 @@ class Streamer(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Session:
-    """Texts and what the model has read of them: hand it to `generate` to go on without reading them again.
+    """Texts and what the model has read of them: hand it to `generate` to continue without reading them again.
 
     Equal to one prompt that is the whole text: cache rows hold a prefix of `texts`, and what is missing (the newest
     token, mostly) is read with the next prompt.
@@ -108,7 +108,7 @@ class Generation:
     accepted: list[list[int]]  # tokens each forward yielded, in order
     log_probabilities: list[list[float]]  # of each token under the target (0 where greedy)
     finish: list[str]  # "stop_token", "stop_string" or "length"
-    sampler: SamplerConfig  # as it ran ("auto" is settled)
+    sampler: SamplerConfig  # as it ran ("auto" has been chosen from)
     session: Session
     reason: str = ""  # why "auto" chose this sampler
 

@@ -31,6 +31,7 @@ from zaya_jax.text.tokenizers import Tokenizer
 Messages = Sequence[Mapping[str, Any]]  # see `chat.check_messages`
 Tools = Sequence[Mapping[str, Any]] | None  # see `chat.check_tools`
 TEMPLATE_FILE = "chat_template.jinja"
+BESIDE_TOKENIZER = "tokenizer"  # names the template in the folder of a run's tokenizer
 OTHERS = "additional_chat_templates"  # the folder of templates that have names
 NAMES = ("role", "type")  # what of a message templates compare; all else is words
 REASONING = ("reasoning_content", "thinking", "reasoning")  # names for the same, the first is the newest
@@ -158,7 +159,7 @@ class ChatTemplate:
         """(text, whether it is an answer), together the whole chat up to the end of its last answer.
 
         Raises:
-          UserError: the template changes what it wrote before as the chat goes on, or does not end an answer.
+          UserError: the template changes what it wrote before as the chat continues, or does not end an answer.
         """
         turns, done = [], ""
         for i, message in enumerate(messages):
@@ -255,6 +256,12 @@ def folder_template(folder: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
             raise UserError(f"tokenizer: {folder / name}: {got}")
         return _tried(given, tokenizer)
     return None
+
+
+def beside_tokenizer(spec: str, tokenizer: Tokenizer) -> ChatTemplate | None:
+    """The chat template in the folder of the tokenizer that `spec` names, if any."""
+    path = absolute(spec)
+    return folder_template(path if path.is_dir() else path.parent, tokenizer)
 
 
 def _read(path: Path) -> str:

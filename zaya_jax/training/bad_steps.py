@@ -83,7 +83,7 @@ class BadSteps:
 
 
 def row_hashes(batch: dict[str, np.ndarray]) -> list[str]:
-    """16 hex digits for each row of a batch's tokens, int32 [batch, row]."""
+    """16 hex digits for each row of a batch's tokens, int32 [B, T]."""
     rows = np.ascontiguousarray(batch["tokens"], dtype="<i4")
     return [hashlib.blake2b(row.tobytes(), digest_size=8).hexdigest() for row in rows]
 

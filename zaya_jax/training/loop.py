@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from zaya_jax.architecture import Zaya
-from zaya_jax.checks import COUNT, SEED, SWITCH, Choice, Number, Rule, check_all, folder_name
+from zaya_jax.checks import COUNT, SEED, SWITCH, Choice, Number, check_fields, folder_name
 from zaya_jax.errors import UserError
 from zaya_jax.parallel import Placement, is_first
 from zaya_jax.training.bad_steps import BadSteps
@@ -30,20 +30,10 @@ NO_MASTERS = (
     "trains bfloat16 parameters without float32 masters: an update below about 1/256 of a weight is lost "
     "(model.param_dtype=float32 with model.dtype=bfloat16 keeps masters)"
 )
-RULES: dict[str, Rule] = {  # of `Phase`'s numbers and choices
-    "steps": COUNT,
-    "log_every": COUNT,
-    "evaluate_every": COUNT,
-    "save_every": COUNT,
-    "seed": SEED,
-    "on_bad_step": Choice(("stop", "skip")),
-    "spike_factor": Number(0, 1e9),
-    "evaluate_ema": SWITCH,
-}
 
 
 class DataIterator(Iterator[dict[str, np.ndarray]], Protocol):
-    """Endless batches of tokens and document, int32 [batch, row], whose position can be saved."""
+    """Endless batches of tokens and document, int32 [B, T], whose position can be saved."""
 
     def get_state(self) -> dict[str, Any]: ...
     def set_state(self, state: dict[str, Any]) -> None: ...
@@ -67,18 +57,18 @@ class Phase:
     name: str
     objective: Objective
     optimizer: OptimizerConfig
-    steps: int
-    log_every: int = 10
-    evaluate_every: int = 100
-    save_every: int = 200
-    seed: int = 0
-    on_bad_step: str = "stop"
-    spike_factor: float = 0.0
-    evaluate_ema: bool = False
+    steps: Annotated[int, COUNT]
+    log_every: Annotated[int, COUNT] = 10
+    evaluate_every: Annotated[int, COUNT] = 100
+    save_every: Annotated[int, COUNT] = 200
+    seed: Annotated[int, SEED] = 0
+    on_bad_step: Annotated[str, Choice(("stop", "skip"))] = "stop"
+    spike_factor: Annotated[float, Number(0, 1e9)] = 0.0
+    evaluate_ema: Annotated[bool, SWITCH] = False
 
     def __post_init__(self) -> None:
         folder_name("name", self.name)
-        check_all(self.name, self, RULES)
+        check_fields(self.name, self)
         if 0 < self.spike_factor <= 1:
             raise UserError(f"{self.name}.spike_factor: got {self.spike_factor!r}, may be 0 (none) or a number above 1")
         if self.evaluate_ema and not self.optimizer.ema_decay:
@@ -106,7 +96,7 @@ def train(
       batches: at its start; set to the saved position when the phase resumes.
       evaluate: (variables) -> metrics, called every `evaluate_every` steps.
       placement: see `make_train_step`.
-      carry: of the phase that `variables` are from: its optimizer's state is gone on with, not a fresh one. Its
+      carry: of the phase that `variables` are from: training resumes with its optimizer's state, not a fresh one. Its
         optimizer must keep state of the same structure.
       flops_per_step: of a step's matrix products; gives the metric model_flops_per_second.
       peak_flops: of all devices together, a second; gives the metric mfu, what share of it is used.

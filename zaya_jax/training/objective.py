@@ -1,27 +1,19 @@
 """What is trained: next tokens, and for TiDAR also whole blocks of masks in the same forward pass."""
 
 import dataclasses
-from typing import Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 
 from zaya_jax.architecture import Layout, Zaya
 from zaya_jax.architecture.training_layouts import LAYOUTS
-from zaya_jax.checks import Choice, Integer, Number, Rule, check_all
+from zaya_jax.checks import Choice, Integer, Number, check_fields, no_such
 from zaya_jax.errors import UserError
-from zaya_jax.registry import Registry, caller, kind_drafts, unregistered
+from zaya_jax.registry import Registry, caller, kind_drafts
 
 Array = jax.Array
 LOGITS_AT_ONCE = 2**26  # logits that exist at once: 256 MiB in float32
-RULES: dict[str, Rule] = {  # of `Objective`'s fields
-    "block_size": Integer(1, 65_536),
-    "alpha": Number(0, 1e6),
-    "masking": Choice(("full", "random")),
-    "loss_on": Choice(("all", "answers")),
-    "distill": Number(0, 1),
-    "slot_decay": Number(0, 1),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +36,12 @@ class Objective:
     """
 
     kind: str = "tidar"
-    block_size: int = 8
-    alpha: float = 1.0
-    masking: str = "full"
-    loss_on: str = "all"
-    distill: float = 0.0
-    slot_decay: float = 1.0
+    block_size: Annotated[int, Integer(1, 65_536)] = 8
+    alpha: Annotated[float, Number(0, 1e6)] = 1.0
+    masking: Annotated[str, Choice(("full", "random"))] = "full"
+    loss_on: Annotated[str, Choice(("all", "answers"))] = "all"
+    distill: Annotated[float, Number(0, 1)] = 0.0
+    slot_decay: Annotated[float, Number(0, 1)] = 1.0
     row_layout: str = "tidar"
 
     def __post_init__(self) -> None:
@@ -58,9 +50,9 @@ class Objective:
             raise UserError(
                 f"Objective.kind: got {self.kind!r}, which is the kind of {own.__name__}, not of {type(self).__name__}"
             )
-        check_all("Objective", self, RULES)
+        check_fields("Objective", self)
         if self.row_layout not in LAYOUTS:
-            raise unregistered("Objective.row_layout", self.row_layout, LAYOUTS)
+            raise no_such("Objective.row_layout", self.row_layout, LAYOUTS)
         if self.masking == "random" and not LAYOUTS[self.row_layout].random_masking:
             raise UserError(f"Objective.masking: got 'random', may be 'full' where row_layout is {self.row_layout!r}")
 
@@ -73,8 +65,8 @@ class Objective:
         """The random part of a step for the whole batch, so that it does not depend on how the batch is sharded.
 
         Returns:
-          {} or {"offset": int32 [batch], "reveal": bool [batch, row]}: see `Layout.tidar`; other layouts may draw
-          {"first": int32 [batch, block]} (`TrainingLayout.draw`).
+          {} or {"offset": int32 [B], "reveal": bool [B, T]}: see `Layout.tidar`; other layouts may draw
+          {"first": int32 [B, N]} (`TrainingLayout.draw`).
         """
         if not self.drafts:
             return {}
@@ -89,7 +81,7 @@ class Objective:
         return drawn
 
     def layout(self, batch: dict[str, Array], drawn: dict[str, Array]) -> Layout:
-        """The rows to run; batch as `zaya_jax.data.pipeline` makes it, int32 [batch, row]."""
+        """The rows to run; batch as `zaya_jax.data.pipeline` makes it, int32 [B, T]."""
         if not self.drafts:
             return Layout.causal(batch["tokens"], document=batch["document"])
         build = LAYOUTS[self.row_layout].build
@@ -105,7 +97,7 @@ class Objective:
             of the whole rows that it is given.
 
         Returns:
-          ar_nll, ar_count (float32 []); load (int32 [layer, 2, classes]); for tidar also draft_nll, draft_correct,
+          ar_nll, ar_count (float32 []); load (int32 [L, 2, E + 1]); for tidar also draft_nll, draft_correct,
           draft_count and, if it distills, draft_soft_nll, each float32 [block_size], by slot.
         """
         if axis and self.drafts and not LAYOUTS[self.row_layout].splits:
@@ -189,7 +181,7 @@ def register_objective(objective: _Kind) -> _Kind:
 def objective_type(field: str, kind: Any) -> type[Objective]:
     """The class of a kind. UserError, naming `field`, for an unknown one."""
     if kind not in OBJECTIVES:
-        raise unregistered(field, kind, OBJECTIVES)
+        raise no_such(field, kind, OBJECTIVES)
     return OBJECTIVES[kind]
 
 
@@ -215,8 +207,8 @@ def cross_entropy(
     would otherwise take 8.6 GB (docs/method.md#training).
 
     Args:
-      hidden: [batch, row, hidden_size].
-      ids, has: int32 and bool [batch, row].
+      hidden: [B, T, M].
+      ids, has: int32 and bool [B, T].
       teacher: like hidden: the target is the distribution that the head gives these, a constant, instead of `ids`.
     """
 

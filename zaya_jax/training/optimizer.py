@@ -6,13 +6,14 @@ import functools
 import math
 import re
 from collections.abc import Hashable
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from zaya_jax.checks import COUNT, SWITCH, Choice, Integer, Number, Rule, Unset, check_all, shown
+from zaya_jax.checks import COUNT, SWITCH, Choice, Integer, Number, Unset, check_fields, shown
 from zaya_jax.errors import UserError
 
 Array = jax.Array
@@ -21,23 +22,6 @@ Array = jax.Array
 SCHEDULES = ("cosine", "linear", "constant", "wsd")
 RATE = Number(0, 1000)
 SHARE = Number(0, 1, below=True)
-RULES: dict[str, Rule] = {  # of `OptimizerConfig`'s fields
-    "name": Choice(("adamw", "muon")),
-    "learning_rate": Number(0, 1000, above=True),
-    "adam_learning_rate": Unset(RATE),
-    "schedule": Choice(SCHEDULES),
-    "final_learning_rate": RATE,
-    "decay_share": Number(0, 1, above=True),
-    "warmup_steps": Integer(0),
-    "b1": SHARE,
-    "b2": SHARE,
-    "weight_decay": Number(0, 1000),
-    "clip_norm": Number(0, 1e9),
-    "accumulate": COUNT,
-    "ema_decay": SHARE,
-    "balancing_rate": RATE,
-    "balance_skip": SWITCH,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,25 +47,25 @@ class OptimizerConfig:
       balance_skip: the skip expert's bias is balanced too: see `balancing_error`.
     """
 
-    name: str = "adamw"
-    learning_rate: float = 3e-3
-    adam_learning_rate: float | None = None
-    schedule: str = "cosine"
-    final_learning_rate: float = 0.1
-    decay_share: float = 0.2
-    warmup_steps: int = 20
-    b1: float = 0.9
-    b2: float = 0.95
-    weight_decay: float = 0.01
-    clip_norm: float = 1.0
-    accumulate: int = 1
-    ema_decay: float = 0.0
+    name: Annotated[str, Choice(("adamw", "muon"))] = "adamw"
+    learning_rate: Annotated[float, Number(0, 1000, above=True)] = 3e-3
+    adam_learning_rate: Annotated[float | None, Unset(RATE)] = None
+    schedule: Annotated[str, Choice(SCHEDULES)] = "cosine"
+    final_learning_rate: Annotated[float, RATE] = 0.1
+    decay_share: Annotated[float, Number(0, 1, above=True)] = 0.2
+    warmup_steps: Annotated[int, Integer(0)] = 20
+    b1: Annotated[float, SHARE] = 0.9
+    b2: Annotated[float, SHARE] = 0.95
+    weight_decay: Annotated[float, Number(0, 1000)] = 0.01
+    clip_norm: Annotated[float, Number(0, 1e9)] = 1.0
+    accumulate: Annotated[int, COUNT] = 1
+    ema_decay: Annotated[float, SHARE] = 0.0
     freeze: tuple[str, ...] = ()
-    balancing_rate: float = 1e-3
-    balance_skip: bool = False
+    balancing_rate: Annotated[float, RATE] = 1e-3
+    balance_skip: Annotated[bool, SWITCH] = False
 
     def __post_init__(self) -> None:
-        check_all("OptimizerConfig", self, RULES)
+        check_fields("OptimizerConfig", self)
         patterns = isinstance(self.freeze, tuple | list) and all(isinstance(x, str) for x in self.freeze)
         if not patterns:
             may_be = "a tuple of patterns such as ('embed_tokens', 'layers[0:2]/*')"
@@ -166,7 +150,7 @@ def _muon_axes(params):
 
 
 def frozen_parameters(config: OptimizerConfig, params):
-    """What `config.freeze` freezes, a tree like `params` with leaves True, False, or bool [layer, 1, ...].
+    """What `config.freeze` freezes, a tree like `params` with leaves True, False, or bool [L, 1, ...].
 
     A pattern is matched with a parameter's whole path, such as layers/mlp/gate_up_proj; `*` stands for any text,
     slashes too, and `?` and `[...]` are as in a shell. `layers[2]/...` and `layers[0:2]/...` mean some of the layers,
@@ -228,12 +212,12 @@ def balancing_error(load: Array, balance_skip: bool = False) -> Array:
     their counts: otherwise a collapse of one could hide after the other.
 
     Args:
-      load: int32 [layer, 2, classes], skip last.
+      load: int32 [L, 2, E + 1], skip last.
       balance_skip: False: an expert's fair share is 1 / num_experts and skip has no error, so its bias stays. True:
         skip is one more class, and the fair share of every class is 1 / (num_experts + 1).
 
     Returns:
-      float32 [layer, classes].
+      float32 [L, E + 1].
     """
     total = load.sum(-1, keepdims=True)
     fraction = load / jnp.maximum(total, 1)

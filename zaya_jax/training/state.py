@@ -30,7 +30,7 @@ RECENT_STEPS = 20  # about so many losses does `TrainState.recent_loss` average
 
 
 class TrainState(struct.PyTreeNode):
-    """All that a run needs to go on, but for the data position; a pytree of arrays."""
+    """All that a run needs to resume, but for the data position; a pytree of arrays."""
 
     step: Array  # int32 []
     params: dict

@@ -129,7 +129,7 @@ def convert(
 
     Raises:
       FileNotFoundError, UserError: one line; nothing was written.
-      OSError: the disk refuses; the partial folder stays, and the same call goes on.
+      OSError: the disk refuses; the partial folder stays, and the same call resumes.
     """
     if format not in FORMATS and format not in FAMILIES:
         raise unregistered("format", format, dict.fromkeys((*FORMATS, *FAMILIES)))

@@ -77,7 +77,7 @@ def _sampled(folder: Path, stages: dict[str, Path], run: dict[str, Any]) -> Path
 
 
 def sampled_phase(run: dict[str, Any]) -> str | None:
-    """The phase that a run's config evaluates, as `zaya_jax.runs.settings` chooses it; None where it says none."""
+    """The phase that a run's config evaluates, as `runs.configuration.settings` chooses it; None where it says none."""
     phases, evaluate = run.get("phases"), run.get("evaluate")
     if isinstance(evaluate, dict) and isinstance(evaluate.get("phase"), str):
         return evaluate["phase"]

@@ -1,4 +1,4 @@
-"""A folder that is being filled: beside its final name, with a journal, so that a killed conversion goes on.
+"""A folder that is being filled: beside its final name, with a journal, so that a killed conversion resumes.
 
 The journal (`journal.jsonl`) begins with what the conversion is and has a line for each finished piece with its size
 and sha256. Who comes back checks every finished piece against its line and keeps it; the folder takes its name, without

@@ -15,7 +15,8 @@ from zaya_jax.reporting.html.page import facts, folded, page, table
 from zaya_jax.reporting.html.verdict import relative_loss, verdict
 from zaya_jax.reporting.plots import style
 from zaya_jax.reporting.plots.plots import DESCRIPTIONS, caption
-from zaya_jax.reporting.results import ENVIRONMENT, METRICS, RESULTS, SAMPLES, Row, Run
+from zaya_jax.reporting.results import ENVIRONMENT, METRICS, RESULTS, SAMPLES, Row
+from zaya_jax.reporting.run_files import Run
 from zaya_jax.reporting.tables import percent_change
 from zaya_jax.sampling import all_targets
 from zaya_jax.tasks import TASKS

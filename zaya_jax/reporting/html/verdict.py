@@ -1,12 +1,13 @@
 """What a run shows about speed, in sentences made from its own numbers."""
 
 from zaya_jax.reporting.plots import style
-from zaya_jax.reporting.results import Row, Run
+from zaya_jax.reporting.results import Row
+from zaya_jax.reporting.run_files import Run
 from zaya_jax.reporting.tables import percent_change
 
 
 def verdict(run: Run) -> list[str]:
-    """Plain sentences for the report's first box: what kind of run, whether the clock gains, and why."""
+    """Plain sentences for the report's first box: what kind of run, whether drafting is faster, and why."""
     return [_kind(run), *_clock(run), *_lossless(run)]
 
 
@@ -16,7 +17,7 @@ def on_cpu(run: Run) -> bool:
 
 
 def cost_at(run: Run, rows: float) -> Row | None:
-    """The cost row measured at exactly this many token rows."""
+    """The cost measured at exactly this many query tokens."""
     return next((r for r in run.rows("cost", rows=rows) if r["cost_ratio"] is not None), None)
 
 
@@ -62,7 +63,7 @@ def _clock(run: Run) -> list[str]:
     elif faster:
         head = f"On {machine} lossless drafting gains time in some settings only:"
     else:
-        head = f"On {machine} the clock does not gain (speedup < 1):"
+        head = f"On {machine} drafting is not faster (speed-up below 1):"
     return [f"{head} {'; '.join(map(_setting, rows))}.", *_why(run, rows, gained=bool(faster))]
 
 

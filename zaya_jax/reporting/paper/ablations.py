@@ -153,8 +153,8 @@ def _control_title(loss: dict[str, list[Row]], speed: dict[str, list[Row]]) -> s
                 for name, here in by.items()
             }
             if all(values.values()):
-                blind, seeing = (f"{np.mean(values[name]):.{digits}f}" for name in ("row", "text"))
-                parts.append(f"{what} {blind} against {seeing}".replace(" ", "\N{NO-BREAK SPACE}"))
+                unaware, aware = (f"{np.mean(values[name]):.{digits}f}" for name in ("row", "text"))
+                parts.append(f"{what} {unaware} against {aware}".replace(" ", "\N{NO-BREAK SPACE}"))
         told.append(f"{task.replace('_', ' ')} {', '.join(parts)}")
     return f"Layout-unaware CCA against CCA along the text, temperature {coldest:g}: {'; '.join(told)}"
 

@@ -18,6 +18,7 @@ from zaya_jax.reporting.paper.roofline import roofline
 from zaya_jax.reporting.paper.samplers import beta, pass_at_16, speedup
 from zaya_jax.reporting.paper.sweep_rows import MissingData
 from zaya_jax.reporting.plots import style
+from zaya_jax.reporting.run_files import Run
 
 
 def _read_sweep(folder: Path) -> list[results.Row]:
@@ -27,7 +28,7 @@ def _read_sweep(folder: Path) -> list[results.Row]:
     for name in {row["run"] for row in rows}:
         own = folder / "runs" / name / "config.json"
         config = own if own.exists() else folder / "config.json"
-        run = results.Run(config.parent, read_object(config) if config.exists() else {}, {}, [], [], [])
+        run = Run(config.parent, read_object(config) if config.exists() else {}, {}, [], [], [])
         known[name] = {"parameters": style.parameters(run), "training_seed": run.config.get("seed")}
     return [row | known[row["run"]] for row in rows]
 

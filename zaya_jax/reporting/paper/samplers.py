@@ -1,4 +1,4 @@
-"""Figures of sweeps that compare samplers on the same models: pass@16, tokens per forward, the dial of mixing.
+"""Figures of sweeps that compare samplers on the same models: pass@16, tokens per forward, beta in mixing.
 
 Each takes the rows of a sweep and gives a `Drawn`, or raises `MissingData` with the rows it lacks.
 """
@@ -56,9 +56,9 @@ def pass_at_16(rows: Sequence[Row], more: Sequence[Row] = ()) -> Drawn:
 
 
 def speedup(rows: Sequence[Row], more: Sequence[Row] = ()) -> Drawn:
-    """Tokens per forward of AR, lossless and mixing beside the published pair, and what the clock made of them.
+    """Tokens per forward of AR, lossless and mixing beside the published pair, and the speed-up.
 
-    Clocks are drawn where every one has an interval; one run's clock without is told in the caption alone.
+    Speed-ups are drawn where every one has an interval; one run's without is told in the caption alone.
     `more` are rows of another sweep: tasks that have a model of their own.
     """
     found = _arms([*rows, *more], having=("tokens_per_forward", "speedup"))
@@ -143,7 +143,7 @@ def _by_arm(rows: Sequence[Row], column: str) -> dict[str, list[float]]:
 
 
 def _clocked(rows: Sequence[Row]) -> bool:
-    """Whether every clock against AR has an interval."""
+    """Whether every speed-up over AR has an interval."""
     drafting = [row for row in rows if row["arm"] != "autoregressive"]
     return all(row.get("speedup_low") is not None and row.get("speedup_high") is not None for row in drafting)
 
@@ -275,16 +275,16 @@ def _speedup_caption(groups: dict[str, list[Row]], block: float) -> str:
         told = []
         for arm in ARMS:
             rows = shared([row for row in here if row["arm"] == arm], "rows_per_forward")
-            clocks = [row["speedup"] for row in here if row["arm"] == arm]
-            clock = f"{clocks[0]:.2f}x (1 run)" if len(clocks) == 1 else (
-                f"{min(clocks):.2f} to {max(clocks):.2f}x ({len(clocks)} runs)")  # fmt: skip
-            clock = "" if arm == "autoregressive" else f", clock {clock}"
-            values = f"T {_mean(here, arm, 'tokens_per_forward'):.2f}{clock}"
+            speedups = [row["speedup"] for row in here if row["arm"] == arm]
+            speedup = f"{speedups[0]:.2f}x (1 run)" if len(speedups) == 1 else (
+                f"{min(speedups):.2f} to {max(speedups):.2f}x ({len(speedups)} runs)")  # fmt: skip
+            speedup = "" if arm == "autoregressive" else f", speed-up {speedup}"
+            values = f"T {_mean(here, arm, 'tokens_per_forward'):.2f}{speedup}"
             told.append(f"{ARM_NAMES[arm]} {values}, query tokens per forward {_list(rows)}")
         lines.append(f"{name.replace(chr(10), ', ')}: " + "; ".join(told) + ".")
     if not all(map(_clocked, groups.values())):
         lines.append(
-            "Clocks are wall-clock tokens per second over AR's, one measurement a run and no interval: they spread "
+            "Speed-ups are wall-clock tokens per second over AR's, one measurement a run and no interval: they spread "
             "widely, support no finding, and are not drawn."
         )
     lines.append(

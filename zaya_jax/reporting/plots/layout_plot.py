@@ -10,7 +10,7 @@ from matplotlib.patches import Patch
 from zaya_jax.architecture import Layout, visible
 from zaya_jax.architecture.layout import Keys
 from zaya_jax.reporting.plots import style
-from zaya_jax.reporting.results import Run
+from zaya_jax.reporting.run_files import Run
 
 BLOCK, ROW, CACHED = 4, 8, 4  # drawn small, whatever the run used: 8 clean tokens, or 4 drafts after 4 cached tokens
 HIDDEN, CLEAN, OWN = 0, 1, 2

@@ -10,7 +10,7 @@ from zaya_jax.reporting.plots import style
 from zaya_jax.reporting.plots.layout_plot import layout_picture
 from zaya_jax.reporting.plots.sampling_plots import accepted_histogram, forward_cost, tokens_per_forward, yields
 from zaya_jax.reporting.plots.training_plots import draft_accuracy, expert_load, training_curves
-from zaya_jax.reporting.results import Run
+from zaya_jax.reporting.run_files import Run
 
 # File stem -> the figure (None where the run lacks its data); in the order of the report.
 FIGURES: dict[str, Callable[[Run], Figure | None]] = {

@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from zaya_jax.reporting.plots import style
-from zaya_jax.reporting.results import Row, Run
+from zaya_jax.reporting.results import Row
+from zaya_jax.reporting.run_files import Run
 
 
 def tokens_per_forward(run: Run) -> Figure | None:
@@ -86,19 +87,19 @@ def forward_cost(run: Run) -> Figure | None:
 
 
 def _speed_title(rows: list[Row]) -> str:
-    """The best lossless row in words, with its temperature, block size and clock."""
+    """The best lossless row in words, with its temperature, block size and speed-up."""
     best = max((r for r in rows if r["arm"] == "lossless"), key=lambda r: r["tokens_per_forward"], default=None)
     if best is None:
         return "Tokens per forward, and what they cost"
     block = f", block size {best['block_size']:g}" if best["block_size"] else ""
     low, high = best["speedup_low"], best["speedup_high"]
-    clock = "" if low is None else f"; the clock runs at {best['speedup']:.2f}x ({low:.2f} to {high:.2f})"
+    speed = "" if low is None else f"; speed-up {best['speedup']:.2f}x ({low:.2f} to {high:.2f})"
     where = f"(temperature {best['temperature']:g}{block})"
-    return f"Lossless drafting: {best['tokens_per_forward']:.2f} tokens per forward {where}{clock}"
+    return f"Lossless drafting: {best['tokens_per_forward']:.2f} tokens per forward {where}{speed}"
 
 
 def _clock_title(rows: list[Row]) -> str:
-    """What a clock is worth: an interval, or one measurement."""
+    """What a speed-up is worth: an interval, or one measurement."""
     title = "Wall-clock: tokens/s over autoregressive's"
     return f"{title}, 95%" if _clocked(rows) else f"{title} (one run, no interval)"
 

@@ -11,7 +11,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from zaya_jax.costs.flops import parameter_count
-from zaya_jax.reporting.results import TOY_LIMIT, Row, Run
+from zaya_jax.reporting.results import TOY_LIMIT, Row
+from zaya_jax.reporting.run_files import Run
 
 DPI = 130
 PADS = {"w_pad": 0.12, "h_pad": 0.09, "wspace": 0.05, "hspace": 0.07}  # inches, then shares

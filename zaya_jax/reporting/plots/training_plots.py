@@ -7,7 +7,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
 from zaya_jax.reporting.plots import style
-from zaya_jax.reporting.results import Run
+from zaya_jax.reporting.run_files import Run
 from zaya_jax.reporting.tables import percent_change
 
 

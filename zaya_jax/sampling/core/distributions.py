@@ -3,7 +3,7 @@
 docs/method.md#why-it-is-lossless says what it rests on.
 
 All of it in at least float32 and in logarithms, from the logits that drew the draft: bfloat16 probabilities make the
-residual useless. A distribution is an array of log-probabilities [..., vocab]; -inf is "never".
+residual useless. A distribution is an array of log-probabilities [..., V]; -inf is "never".
 """
 
 from typing import NamedTuple
@@ -80,7 +80,7 @@ def _whole(distribution: Array, processing: LogitsProcessing) -> Array:
 
 
 def penalise(logits: Array, seen: Array, penalty: Array) -> Array:
-    """Repetition penalty: where `seen` (bool [..., vocab]), positive logits / penalty and negative ones * penalty."""
+    """Repetition penalty: where `seen` (bool [..., V]), positive logits / penalty and negative ones * penalty."""
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
 
@@ -92,7 +92,7 @@ def mix(autoregressive: Array, draft: Array, beta: Array) -> Array:
 
 
 def log_acceptance(log_p: Array, log_q: Array, token: Array) -> Array:
-    """log min(1, p(token) / q(token)), for tokens drawn from q; [...] of distributions [..., vocab], tokens [...]."""
+    """log min(1, p(token) / q(token)), for tokens drawn from q; [...] of distributions [..., V], tokens [...]."""
     return jnp.minimum(at_token(log_p, token) - at_token(log_q, token), 0)
 
 
@@ -110,5 +110,5 @@ def log_residual(log_p: Array, log_q: Array) -> Array:
 
 
 def at_token(distribution: Array, token: Array) -> Array:
-    """distribution [..., vocab] at token int [...]: [...]."""
+    """distribution [..., V] at token int [...]: [...]."""
     return jnp.take_along_axis(distribution, token[..., None], axis=-1)[..., 0]

@@ -2,7 +2,7 @@
 
 Every random number belongs to (row's key, absolute position, purpose). So a row's tokens depend neither on the rows
 beside it nor on how many forwards it took to get there. A position's draft may be drawn again by a later forward, but
-it is tested at most once and settled at most once, so no number decides two things. Where a drawing that is thrown away
+it is tested at most once and drawn at most once, so no number decides two things. Where a drawing that is thrown away
 decides something nevertheless (block_diffusion reveals what was drawn with confidence), the drawing's number belongs to
 the key as well.
 """
@@ -36,23 +36,22 @@ class Noise(Protocol):
     def draw(
         self, purpose: Purpose, position: Array, distribution: Array, warm: Array, again: Array | None = None
     ) -> Array:  # fmt: skip
-        """A token from each (unnormalised) log distribution [batch, ..., vocab]; position and result int32 [batch,
-        ...].
+        """A token from each (unnormalised) log distribution [B, ..., V]; position and result int32 [B, ...].
 
         Where `warm` (bool []) is False, every distribution holds one token alone, and no randomness is needed. `again`
-        (int32 [batch, ...]) numbers the drawings of one position whose noise must not be the same.
+        (int32 [B, ...]) numbers the drawings of one position whose noise must not be the same.
         """
         ...
 
     def accept(self, position: Array, log_probability: Array) -> Array:
-        """Whether something happens, bool [batch, n], given the log of its probability; position int32 [batch, n]."""
+        """Whether something happens, bool [B, n], given the log of its probability; position int32 [B, n]."""
         ...
 
 
 class KeyedNoise(struct.PyTreeNode):
     """The real thing: one key per row."""
 
-    keys: Array  # key array [batch]
+    keys: Array  # key array [B]
 
     def draw(
         self, purpose: Purpose, position: Array, distribution: Array, warm: Array, again: Array | None = None

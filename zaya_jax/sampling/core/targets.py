@@ -1,7 +1,7 @@
 """Whose distribution a sampler draws from: a registry, one entry a target.
 
 Everything that depends on a target reads its entry here: what SamplerConfig accepts, what a step does with the draft's
-logits, whether beta is recorded beside a result, the samplers that a config file may name (`runs.settings`), the
+logits, whether beta is recorded beside a result, the samplers that a config file may name (`evaluation.arms`), the
 report's words. So a new target is one `register_target(Target(...))`, which may stand in a config file:
 
     def average(plain, draft, beta):
@@ -40,13 +40,13 @@ class Target:
       name: what `SamplerConfig.target` says.
       words: a sentence for the report's readers.
       combine: (AR logits, draft logits, beta) -> the target's logits, before penalties and temperature; logits
-        [batch, n, vocab] in any float dtype, beta a float scalar. It is traced. None: the AR logits themselves.
+        [B, n, V] in any float dtype, beta a float scalar. It is traced. None: the AR logits themselves.
       draft: which draft logits `combine` gets.
         "tested": those that drew the draft being tested; the AR logits stay as they are where none is.
         "next": those of the block that starts at that very position (single_pass with anchors="all" only).
         "none": there is no `combine`.
-      reveal: for block_diffusion, which verifies nothing: (logits [batch, block_size, vocab], drawn tokens int32
-        [batch, block_size], threshold) -> (order, sure), float and bool [batch, block_size]: of the hidden slots, the
+      reveal: for block_diffusion, which verifies nothing: (logits [B, block_size, V], drawn tokens int32
+        [B, block_size], threshold) -> (order, sure), float and bool [B, block_size]: of the hidden slots, the
         `SamplerConfig.reveal` ones of the highest order show their token, and those that are sure do. Traced too.
       beta: whether the target depends on `SamplerConfig.beta`.
       lossless: whether it is the AR distribution.

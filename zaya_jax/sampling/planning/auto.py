@@ -1,8 +1,10 @@
 """Which sampler is fastest here: the cost model behind `SamplerConfig(mode="auto")`.
 
 Tokens per second = tokens per forward / seconds per forward. The first follows from measured acceptance rates and the
-anchors (`anchors.py`), the second from the measured (or assumed: `zaya_jax.costs.roofline`) cost of a forward
-against its rows (`cost.py`). What the model predicts is then raced against autoregression, and has to win.
+anchors (branch_points.py), the second from the measured (or assumed: `zaya_jax.costs.roofline`) cost of a forward
+against its query tokens (cost.py). What the model predicts to be fastest is then timed beside autoregression, and is
+chosen where it is faster by MARGIN. The race is needed: on the two cores of results/bench/samplers.json forwards alone
+predicted 1.8x where drafting then ran at 0.8x to 0.9x, and "auto" has chosen autoregression in every case there.
 """
 
 import dataclasses
@@ -35,7 +37,7 @@ class Candidate:
 
     block_size: int
     anchors: tuple[int, ...]  # none: autoregression
-    rows: int  # per forward
+    rows: int  # query tokens per forward
     tokens: float  # per forward
     cost: float  # of a forward, in the unit of the cost curve
     speedup: float  # tokens per second over autoregression's
@@ -44,18 +46,18 @@ class Candidate:
         name = (
             f"single_pass, block {self.block_size}, anchors {list(self.anchors)}" if self.anchors else "autoregressive"
         )
-        return f"{name}: {self.rows} rows, T {self.tokens:.2f}, {self.speedup:.2f}x"
+        return f"{name}: {self.rows} query tokens, T {self.tokens:.2f}, {self.speedup:.2f}x"
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """What "auto" settled on and why."""
+    """What "auto" chose and why."""
 
     sampler: SamplerConfig
     reason: str
     candidates: tuple[Candidate, ...] = ()  # fastest first, autoregression among them; none where nothing was measured
     acceptance: tuple[float, ...] = ()
-    cost: dict[int, float] = dataclasses.field(default_factory=dict)  # milliseconds of a forward by rows
+    cost: dict[int, float] = dataclasses.field(default_factory=dict)  # milliseconds of a forward by query tokens
 
 
 def candidates(acceptance: Acceptance, cost: Mapping[int, float], block_size: int) -> tuple[Candidate, ...]:
@@ -63,13 +65,13 @@ def candidates(acceptance: Acceptance, cost: Mapping[int, float], block_size: in
 
     Args:
       acceptance: runs or rates, as for `best_anchors`. A smaller block's drafts are taken to be as good.
-      cost: of a forward by rows, in any unit; must hold 1 row, the autoregressive forward.
+      cost: of a forward by query tokens, in any unit; must hold 1, the autoregressive forward.
 
     Returns:
       By predicted tokens per second, fastest first; autoregression is among them.
 
     Raises:
-      UserError: no cost for one row.
+      UserError: no cost for one query token.
     """
     if 1 not in cost:
         raise UserError(f"cost: got rows {sorted(cost)}, may be any that include 1 (the autoregressive forward)")
@@ -85,7 +87,7 @@ def candidates(acceptance: Acceptance, cost: Mapping[int, float], block_size: in
 
 
 def choose_sampler(model: Zaya, variables: Any, request: Request, sampler: SamplerConfig, repeats: int = 3) -> Choice:
-    """Settles mode="auto" for a request's prompts on this machine: measures acceptance and cost, predicts, races.
+    """What mode="auto" stands for with these prompts on this machine: measures acceptance and cost, predicts, races.
 
     Takes about as long as compiling seven small programs and generating a few times PROBE_TOKENS tokens; use the
     choice's sampler for every later batch of the same size.
@@ -106,15 +108,14 @@ def choose_sampler(model: Zaya, variables: Any, request: Request, sampler: Sampl
         return decode(model, variables, probe, one)
 
     def choice(chosen: SamplerConfig, reason: str, *found: Any) -> Choice:
-        settled = dataclasses.replace(chosen, min_new_tokens=sampler.min_new_tokens)
-        return Choice(settled, reason, *found)
+        return Choice(dataclasses.replace(chosen, min_new_tokens=sampler.min_new_tokens), reason, *found)
 
     if size == 1 or new < 4:
         reason = f"nothing to draft with block size {size} and {request.max_new_tokens} new tokens"
         return choice(plain, f"autoregressive: {reason}")
     accepted = run(single_pass(size, "all")).accepted
     if all(len(row) <= 2 for row in accepted):
-        return choice(plain, "autoregressive: no row is long enough to measure acceptance")
+        return choice(plain, "autoregressive: no text is long enough to measure acceptance")
     acceptance = evidence(accepted, size)
     plans = [AUTOREGRESSIVE, *_probes(acceptance, size)]
     longest = max(map(len, probe.prompts))
@@ -122,8 +123,8 @@ def choose_sampler(model: Zaya, variables: Any, request: Request, sampler: Sampl
     cost = {rows_of(plan): ms for plan, ms in times.items()}
     ranked = candidates(acceptance, cost, size)
     found, best = (ranked, acceptance_curve(accepted, size), cost), ranked[0]
-    curve = ", ".join(f"{rows} rows {ms / cost[1]:.2f}x" for rows, ms in cost.items())
-    why = f"(a forward's cost over one row: {curve}; predicted best: {best})"
+    curve = ", ".join(f"{rows} {ms / cost[1]:.2f}x" for rows, ms in cost.items())
+    why = f"(a forward's cost by query tokens: {curve}; predicted best: {best})"
     if best.speedup < MARGIN:
         return choice(plain, f"autoregressive: drafting is not predicted to pay {why}", *found)
     racer = single_pass(best.block_size, best.anchors)
@@ -145,12 +146,12 @@ def _race(plain: Callable[[], Generation], racer: Callable[[], Generation], repe
 
         return call
 
-    clock = medians({"plain": timed("plain", plain), "racer": timed("racer", racer)}, repeats, "auto: race")
-    return (produced["racer"] / clock["racer"]) / (produced["plain"] / clock["plain"])
+    seconds = medians({"plain": timed("plain", plain), "racer": timed("racer", racer)}, repeats, "auto: race")
+    return (produced["racer"] / seconds["racer"]) / (produced["plain"] / seconds["plain"])
 
 
 def _probes(acceptance: Acceptance, size: int) -> list[Plan]:
-    """The forwards whose cost is measured: few rows and many, so that the curve need not be extrapolated."""
+    """The forwards whose cost is measured: few query tokens and many, so that the curve need not be extrapolated."""
     small = max(2, size // 2)
     shapes = {(small, 1), (size, 1), (size, min(3, size)), (size, size)}
     return [

@@ -1,4 +1,4 @@
-"""What one forward of a sampler costs against its rows: the curve that decides whether drafting can pay."""
+"""What one forward of a sampler costs against its query tokens: the curve that decides whether drafting can pay."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -39,12 +39,12 @@ def forward_cost(
 
 
 def cost_at(cost: Mapping[int, float], rows: float) -> float:
-    """A forward's cost at any number of rows, linear between the measured ones.
+    """A forward's cost at any number of query tokens, linear between the measured ones.
 
-    Beyond the largest measured row count the last slope goes on.
+    Beyond the largest measured number the last slope is extended.
 
     Args:
-      cost: milliseconds (or any unit) by rows; one entry or more.
+      cost: milliseconds (or any unit) by query tokens; one entry or more.
     """
     x = np.array(sorted(cost), float)
     y = np.array([cost[int(r)] for r in x])
@@ -76,7 +76,7 @@ def _prepare(model: Zaya, variables: Any, plan: Plan, batch: int, context: int, 
         def body(i, carry):
             proposal, cache = carry
             drafted = proposal.drafted.replace(tokens=blocks[i, :, 1:])
-            proposal = proposal.replace(settled=blocks[i, :, 0], drafted=drafted)
+            proposal = proposal.replace(pending_token=blocks[i, :, 0], drafted=drafted)
             outcome, follow = step(setup, proposal, cache, idle, progress)
             return follow(idle, outcome.amount)
 

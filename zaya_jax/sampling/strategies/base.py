@@ -68,48 +68,48 @@ class Setup(NamedTuple):
         return find_target(self.plan.target)
 
     def forward(self, layout: Layout, cache: Cache) -> tuple[Array, Cache]:
-        """(hidden states [batch, row, hidden_size], pending cache)."""
+        """(hidden states [B, T, M], pending cache)."""
         hidden, cache, _ = cast(tuple, self.model.apply(self.variables, layout, cache, method="backbone"))
         return hidden, cache
 
     def head(self, hidden: Array) -> Array:
-        """Logits [..., vocab]."""
+        """Logits [..., V]."""
         return cast(Array, self.model.apply(self.variables, hidden, method="head"))
 
 
 class Progress(struct.PyTreeNode):
     """What the target's distribution may depend on besides the text's hidden states."""
 
-    count: Array  # int32 [batch]: new tokens so far
-    seen: Array  # bool [batch, vocab]: tokens of the prompt and the new ones
+    count: Array  # int32 [B]: new tokens so far
+    seen: Array  # bool [B, V]: tokens of the prompt and the new ones
 
 
 class Outcome(NamedTuple):
     """What one step decided for each row."""
 
-    produced: Array  # int32 [batch, n]: the first `amount` are new tokens
-    log_target: Array  # [batch, n]: their log-probabilities under the target
-    amount: Array  # int32 [batch], 0 .. n
-    healthy: Array  # bool [batch]: False if the model gave NaN logits
+    produced: Array  # int32 [B, n]: the first `amount` are new tokens
+    log_target: Array  # [B, n]: their log-probabilities under the target
+    amount: Array  # int32 [B], 0 .. n
+    healthy: Array  # bool [B]: False if the model gave NaN logits
 
 
 class Drafted(struct.PyTreeNode):
     """Drafts of the positions after a pending token."""
 
-    tokens: Array  # int32 [batch, drafts]
-    logits: Array  # [batch, drafts, vocab]: what drew them
-    exists: Array  # bool [batch, drafts]: False where no slot was left to draw from
+    tokens: Array  # int32 [B, drafts]
+    logits: Array  # [B, drafts, V]: what drew them
+    exists: Array  # bool [B, drafts]: False where no slot was left to draw from
 
 
 class Verdict(NamedTuple):
     """What verification found out about a pending token's drafts."""
 
-    accepted: Array  # int32 [batch], 0 .. drafts: drafts that are now text
-    settled: Array  # int32 [batch]: the token after them
-    outcome: Outcome  # drafts[:accepted], then settled
+    accepted: Array  # int32 [B], 0 .. drafts: drafts that are now text
+    pending_token: Array  # int32 [B]: the token after them
+    outcome: Outcome  # drafts[:accepted], then pending_token
 
 
-# active [batch] and how many of the produced tokens were kept [batch] -> (carry, cache). Fewer are kept than produced
+# active [B] and how many of the produced tokens were kept [B] -> (carry, cache). Fewer are kept than produced
 # where a row ended; the cache must then hold no token beyond the kept ones.
 Follow = Callable[[Array, Array], tuple[Any, Cache]]
 
@@ -120,7 +120,7 @@ class Method(NamedTuple):
     read: Callable[..., tuple[Any, Cache]]  # (setup, tokens, count, cache) -> (readout, cache), batch = prompts
     begin: Callable[..., tuple[Outcome, Any]]  # (setup, readout, cache, progress) -> (outcome, carry), batch = rows
     step: Callable[..., tuple[Outcome, Follow]]  # (setup, carry, cache, active, progress)
-    drafts: Callable[[Any], tuple[Array, Array]]  # carry -> unverified tokens and whether they exist [batch, n]
+    drafts: Callable[[Any], tuple[Array, Array]]  # carry -> unverified tokens and whether they exist [B, n]
     forwards: int = 1  # in a step
 
 
@@ -128,12 +128,12 @@ def target_distribution(setup: Setup, logits: Array, following: Array, progress:
     """The target's distribution at consecutive positions.
 
     Args:
-      logits: [batch, n, vocab], of the next new token and the n - 1 after it.
+      logits: [B, n, V], of the next new token and the n - 1 after it.
       following: int32 [batch, n - 1], the tokens assumed at all of these positions but the last.
       progress: before the first of them.
 
     Returns:
-      log-probabilities [batch, n, vocab], at least float32.
+      log-probabilities [B, n, V], at least float32.
     """
     options = setup.options
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
@@ -151,7 +151,7 @@ def target_distribution(setup: Setup, logits: Array, following: Array, progress:
 
 
 def draft(setup: Setup, logits: Array, exists: Array, first: Array) -> Drafted:
-    """Draws drafts of the positions first, first + 1, ... from logits [batch, drafts, vocab]; first int32 [batch]."""
+    """Draws drafts of the positions first, first + 1, ... from logits [B, drafts, V]; first int32 [B]."""
     position = first[:, None] + jnp.arange(logits.shape[1], dtype=jnp.int32)
     distribution = log_distribution(logits, setup.options.draft_processing)
     return Drafted(
@@ -160,7 +160,7 @@ def draft(setup: Setup, logits: Array, exists: Array, first: Array) -> Drafted:
 
 
 def with_tested(setup: Setup, logits: Array, drafted: Drafted) -> Array:
-    """The target's logits [batch, drafts + 1, vocab], of a target that reads the logits of the drafts being tested.
+    """The target's logits [B, drafts + 1, V], of a target that reads the logits of the drafts being tested.
 
     Where no draft is tested they are the AR ones; so they are everywhere for any other target.
     """
@@ -173,11 +173,11 @@ def with_tested(setup: Setup, logits: Array, drafted: Drafted) -> Array:
 
 
 def with_next(setup: Setup, logits: Array, slots: Array) -> Array:
-    """The target's logits [batch, n, vocab], of a target that reads the block which starts at each position.
+    """The target's logits [B, n, V], of a target that reads the block which starts at each position.
 
     Args:
       logits: the AR ones.
-      slots: hidden states [batch, m, hidden_size] of mask tokens, block by block; the first of each block is read,
+      slots: hidden states [B, m, M] of mask tokens, block by block; the first of each block is read,
         and there are n blocks. For any other target they are not looked at, and the logits stay as they are.
     """
     target = setup.target
@@ -187,11 +187,11 @@ def with_next(setup: Setup, logits: Array, slots: Array) -> Array:
 
 
 def verify(setup: Setup, logits: Array, drafted: Drafted, first: Array, progress: Progress) -> Verdict:
-    """Accepts a run of drafts and settles the token after it (arXiv 2211.17192, algorithm 1).
+    """Accepts a run of drafts and draws the token after it (arXiv 2211.17192, algorithm 1).
 
     Args:
-      logits: the target's [batch, drafts + 1, vocab], at the drafts' positions and the one after them.
-      first: int32 [batch], position of the first draft.
+      logits: the target's [B, drafts + 1, V], at the drafts' positions and the one after them.
+      first: int32 [B], position of the first draft.
       progress: before the first draft.
     """
     batch, n, vocab = logits.shape
@@ -210,15 +210,17 @@ def verify(setup: Setup, logits: Array, drafted: Drafted, first: Array, progress
         distribution = log_residual(
             *(jnp.take_along_axis(x, accepted[:, None, None], axis=1)[:, 0] for x in (log_p, log_q))
         )
-    settled = setup.noise.draw(Purpose.SETTLE, first + accepted, distribution, setup.options.processing.warm)
+    pending_token = setup.noise.draw(Purpose.SETTLE, first + accepted, distribution, setup.options.processing.warm)
 
     last = jnp.arange(n, dtype=jnp.int32) == accepted[:, None]
-    produced = jnp.where(last, settled[:, None], jnp.concatenate([drafted.tokens, settled[:, None]], axis=1))
+    produced = jnp.where(
+        last, pending_token[:, None], jnp.concatenate([drafted.tokens, pending_token[:, None]], axis=1)
+    )
     outcome = Outcome(produced, at_token(log_p, produced), accepted + 1, is_healthy(logits))
-    return Verdict(accepted, settled, outcome)
+    return Verdict(accepted, pending_token, outcome)
 
 
 def is_healthy(logits: Array) -> Array:
-    """bool [batch]: no NaN and no +inf among logits [batch, ...]."""
+    """bool [B]: no NaN and no +inf among logits [B, ...]."""
     top = jnp.max(logits, axis=tuple(range(1, logits.ndim)))  # a maximum passes NaN on
     return top < jnp.inf

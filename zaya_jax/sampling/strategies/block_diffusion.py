@@ -1,7 +1,7 @@
 """Unmasking a block over several forwards, nothing verified: TiDAR's baselines (docs/method.md#published-numbers).
 
 Every forward reads [the finished block before ‖ the block being unmasked], so that one kind of forward both writes a
-finished block's keys and values and goes on with the next. Rows of a batch are at different stages: where the block
+finished block's keys and values and begins the next. Rows of a batch are at different stages: where the block
 before is committed already, its slots are padding. The distribution of what comes out is that of no language model.
 
 A slot that stays hidden is drawn again by the next forward, with noise of its own: which tokens a slot shows must not
@@ -25,11 +25,11 @@ Array = jax.Array
 class Canvas(struct.PyTreeNode):
     """A block on its way from MASK to text."""
 
-    before: Array  # int32 [batch, block_size]: the finished block before it
-    pending: Array  # int32 [batch]: how many of `before` are not in the cache yet (block_size or 0)
-    tokens: Array  # int32 [batch, block_size], MASK where not revealed
-    log_distribution: Array  # [batch, block_size]: of each revealed token, under the distribution that drew it
-    forwards: Array  # int32 [batch]: that have drawn this block's slots
+    before: Array  # int32 [B, block_size]: the finished block before it
+    pending: Array  # int32 [B]: how many of `before` are not in the cache yet (block_size or 0)
+    tokens: Array  # int32 [B, block_size], MASK where not revealed
+    log_distribution: Array  # [B, block_size]: of each revealed token, under the distribution that drew it
+    forwards: Array  # int32 [B]: that have drawn this block's slots
 
 
 def read(setup: Setup, tokens: Array, count: Array, cache: Cache) -> tuple[Array, Cache]:
@@ -81,7 +81,7 @@ def _reveal(setup: Setup, logits: Array, canvas: Canvas, first: Array) -> tuple[
 
 
 def _chosen(setup: Setup, logits: Array, drawn: Array, hidden: Array) -> Array:
-    """Which hidden slots show their token now, bool [batch, block_size]; at least one if any is hidden."""
+    """Which hidden slots show their token now, bool [B, block_size]; at least one if any is hidden."""
     reveal = setup.target.reveal
     assert reveal is not None  # a target of this mode
     order, sure = reveal(logits, drawn, setup.options.threshold)

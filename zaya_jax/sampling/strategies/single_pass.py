@@ -1,8 +1,8 @@
-"""Verify the block, settle the next token and draft the next block, in one forward (TiDAR; docs/method.md#one-step).
+"""Verify the block, draw the next token and draft the next block, in one forward (TiDAR; docs/method.md#one-step).
 
-Between steps L tokens are committed in the cache; one more is settled (its distribution was known a step earlier) and
-after it stand drafts, drawn from stored logits. A forward reads [settled, drafts ‖ a block after each anchor].
-Autoregressive decoding is the same step with a block of one and nothing drafted.
+Between steps L tokens are committed in the cache; one more is pending (drawn already: its distribution was known a step
+earlier) and after it stand drafts, drawn from stored logits. A forward reads [pending token, drafts ‖ a block after
+each anchor]. Autoregressive decoding is the same step with a block of one and nothing drafted.
 """
 
 import jax
@@ -35,13 +35,13 @@ Array = jax.Array
 class Proposal(struct.PyTreeNode):
     """The block a step will verify."""
 
-    settled: Array  # int32 [batch]
+    pending_token: Array  # int32 [B]
     drafted: Drafted  # block_size - 1 of them
 
     @property
     def block(self) -> Array:
-        """int32 [batch, block_size]."""
-        return jnp.concatenate([self.settled[:, None], self.drafted.tokens], axis=1)
+        """int32 [B, block_size]."""
+        return jnp.concatenate([self.pending_token[:, None], self.drafted.tokens], axis=1)
 
 
 def read(setup: Setup, tokens: Array, count: Array, cache: Cache) -> tuple[tuple[Array, Array], Cache]:
@@ -66,21 +66,23 @@ def read(setup: Setup, tokens: Array, count: Array, cache: Cache) -> tuple[tuple
 
 
 def begin(setup: Setup, readout: tuple[Array, Array], cache: Cache, progress: Progress) -> tuple[Outcome, Proposal]:
-    """Settles the first token and draws its drafts."""
+    """Draws the first token, which is then pending, and its drafts."""
     logits, slots = readout
     batch, size = logits.shape[0], setup.plan.block_size
-    outcome, settled = settle_first(setup, logits, cache, progress)
+    outcome, pending_token = first_pending(setup, logits, cache, progress)
     exists = jnp.full((batch, size - 1), bool(setup.plan.anchors))
     slots = slots[:, 1:] if setup.plan.anchors else jnp.zeros((batch, size - 1, slots.shape[-1]), slots.dtype)
-    return outcome, Proposal(settled, draft(setup, setup.head(slots), exists, cache.length + 1))
+    return outcome, Proposal(pending_token, draft(setup, setup.head(slots), exists, cache.length + 1))
 
 
-def settle_first(setup: Setup, logits: Array, cache: Cache, progress: Progress) -> tuple[Outcome, Array]:
-    """The first new token from the target's logits after the prompt [batch, 1, vocab]."""
+def first_pending(setup: Setup, logits: Array, cache: Cache, progress: Progress) -> tuple[Outcome, Array]:
+    """The first new token from the target's logits after the prompt [B, 1, V]."""
     distribution = target_distribution(setup, logits, jnp.zeros((logits.shape[0], 0), jnp.int32), progress)[:, 0]
-    settled = setup.noise.draw(Purpose.SETTLE, cache.length, distribution, setup.options.processing.warm)
-    one = jnp.ones_like(settled)
-    return Outcome(settled[:, None], at_token(distribution, settled)[:, None], one, is_healthy(logits)), settled
+    pending_token = setup.noise.draw(Purpose.SETTLE, cache.length, distribution, setup.options.processing.warm)
+    one = jnp.ones_like(pending_token)
+    return Outcome(
+        pending_token[:, None], at_token(distribution, pending_token)[:, None], one, is_healthy(logits)
+    ), pending_token
 
 
 def step(setup: Setup, proposal: Proposal, cache: Cache, active: Array, progress: Progress) -> tuple[Outcome, Follow]:
@@ -97,7 +99,7 @@ def step(setup: Setup, proposal: Proposal, cache: Cache, active: Array, progress
         committed = pending.commit(jnp.where(active, jnp.minimum(verdict.accepted, kept) + 1, 0))
         row, exists = _next_slots(verdict.accepted + 1, plan)
         slots = jnp.take_along_axis(hidden, row[:, :, None], axis=1)
-        return Proposal(verdict.settled, draft(setup, setup.head(slots), exists, committed.length + 1)), committed
+        return Proposal(verdict.pending_token, draft(setup, setup.head(slots), exists, committed.length + 1)), committed
 
     return verdict.outcome, follow
 

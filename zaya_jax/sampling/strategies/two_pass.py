@@ -1,6 +1,6 @@
 """Draft in one forward, verify in the next (docs/method.md#one-step).
 
-The drafting forward reads [pending token ‖ one block after it]: unlike in single_pass the drafts know the settled
+The drafting forward reads [pending token ‖ one block after it]: unlike in single_pass the drafts know the pending
 token, and the block's every slot is a draft. It also yields the distribution after the pending token, so the verifying
 forward reads the drafts alone.
 """
@@ -16,31 +16,31 @@ Array = jax.Array
 
 
 def begin(setup: Setup, readout: tuple[Array, Array], cache: Cache, progress: Progress) -> tuple[Outcome, Array]:
-    """Settles the first token."""
-    return single_pass.settle_first(setup, readout[0], cache, progress)
+    """Draws the first token, which is then pending."""
+    return single_pass.first_pending(setup, readout[0], cache, progress)
 
 
-def step(setup: Setup, settled: Array, cache: Cache, active: Array, progress: Progress) -> tuple[Outcome, Follow]:
+def step(setup: Setup, pending_token: Array, cache: Cache, active: Array, progress: Progress) -> tuple[Outcome, Follow]:
     """Two forwards: the first commits the pending token; `follow` commits the drafts that were kept."""
     size = setup.plan.block_size
-    hidden, pending = setup.forward(Layout.verify_and_draft(settled[:, None], cache.length, (1,), size), cache)
+    hidden, pending = setup.forward(Layout.verify_and_draft(pending_token[:, None], cache.length, (1,), size), cache)
     cache = pending.commit(active.astype(jnp.int32))
     logits = setup.head(hidden)
-    drafted = draft(setup, logits[:, 1:], jnp.ones((settled.shape[0], size), bool), cache.length)
+    drafted = draft(setup, logits[:, 1:], jnp.ones((pending_token.shape[0], size), bool), cache.length)
 
     hidden, pending = setup.forward(Layout.verify_and_draft(drafted.tokens, cache.length), cache)
     logits = jnp.concatenate([logits[:, :1], setup.head(hidden)], axis=1)
     verdict = verify(setup, with_tested(setup, logits, drafted), drafted, cache.length, progress)
 
     def follow(active: Array, kept: Array) -> tuple[Array, Cache]:
-        return verdict.settled, pending.commit(jnp.where(active, jnp.minimum(verdict.accepted, kept), 0))
+        return verdict.pending_token, pending.commit(jnp.where(active, jnp.minimum(verdict.accepted, kept), 0))
 
     return verdict.outcome, follow
 
 
-def drafts(settled: Array) -> tuple[Array, Array]:
+def drafts(pending_token: Array) -> tuple[Array, Array]:
     """None: drafts live within a step."""
-    nothing = jnp.zeros((settled.shape[0], 0), jnp.int32)
+    nothing = jnp.zeros((pending_token.shape[0], 0), jnp.int32)
     return nothing, nothing.astype(bool)
 
 

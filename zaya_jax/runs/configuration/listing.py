@@ -6,10 +6,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from zaya_jax.architecture import ZayaConfig
+from zaya_jax.architecture import Execution, ZayaConfig
 from zaya_jax.parallel import MeshConfig
-from zaya_jax.runs.phases import is_phase
-from zaya_jax.training.loop import Phase
+from zaya_jax.runs.configuration.tree import Data, Evaluation, PhaseSection, is_phase
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
 
@@ -53,10 +52,12 @@ def _lines(value: Any, field: str, defaults: dict[str, dict[str, Any]], kind: ty
 
 def _defaults(config: ConfigDict) -> dict[str, dict[str, Any]]:
     """Section -> the defaults of the dataclass that will hold it."""
-    kinds: dict[str, type] = {"model": ZayaConfig, "mesh": MeshConfig}
+    kinds: dict[str, type] = {
+        "model": ZayaConfig, "execution": Execution, "mesh": MeshConfig, "data": Data, "evaluate": Evaluation,
+    }  # fmt: skip
     for name in config:
         if is_phase(config[name]):
-            kinds |= {name: Phase, f"{name}.objective": Objective, f"{name}.optimizer": OptimizerConfig}
+            kinds |= {name: PhaseSection, f"{name}.objective": Objective, f"{name}.optimizer": OptimizerConfig}
             if config[name].get("mesh") is not None:
                 kinds[f"{name}.mesh"] = MeshConfig
     found = {section: _defaults_of(kind) for section, kind in kinds.items()}

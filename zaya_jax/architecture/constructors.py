@@ -1,0 +1,264 @@
+"""Rows that training, prefill and decoding run: what makes a `Layout`, as its class methods."""
+
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zaya_jax.architecture.visibility import CONTEXT, MASK, PADDING, START
+from zaya_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from zaya_jax.architecture.layout import Layout
+
+Array = jax.Array
+
+
+def causal(cls: type["Layout"], tokens: Array, valid: Array | None = None, document: Array | None = None) -> "Layout":
+    """Plain autoregressive rows.
+
+    Args:
+      tokens: int [B, T].
+      valid: bool [B, T], False on padding, which may stand left or right; None for no padding.
+      document: int [B, T] >= 0, equal ids stand side by side (packed documents); None for one a row. PADDING
+        (-1) marks padding here too.
+
+    Returns:
+      A Layout of the same row; positions count from 0 in each document.
+
+    Raises:
+      UserError: shapes that differ from tokens'.
+    """
+    tokens = _as_row(tokens)
+    document = _documents(tokens, valid, document)
+    position, starts = _positions(document)
+    row = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+    return cls(
+        tokens=tokens,
+        position=position,
+        document=document,
+        horizon=position + 1,
+        block=jnp.zeros_like(tokens),
+        predecessor=jnp.where(starts, START, row - 1),
+        clean_size=tokens.shape[1],
+        ordered=True,
+    )
+
+
+def tidar(
+    cls: type["Layout"],
+    tokens: Array,
+    block_size: int,
+    offset: Array | int = 0,
+    valid: Array | None = None,
+    document: Array | None = None,
+    reveal: Array | None = None,
+) -> "Layout":
+    """TiDAR's training rows: [row clean tokens ‖ ceil(row / block_size) blocks] (arXiv 2511.08923, section 3).
+
+    Block b starts after the clean tokens 0 .. offset + b * block_size - 1 of its row and belongs to the document
+    that stands at its first slot. Blocks are always whole, as at inference: slots that run past their document's or
+    the row's end stay in the row but have no target (`draft_targets`). The first `offset` tokens of a row belong to
+    no block, so draw the offset anew for every row and step: at inference blocks start anywhere.
+
+    Args:
+      tokens, valid, document: as in `causal`.
+      block_size: slots a block, static.
+      offset: first block's first row index, int or int [B], in [0, block_size).
+      reveal: bool [B, T], True where a mask token shows its token instead of MASK (random masking); None for
+        full masking.
+
+    Raises:
+      UserError: block_size < 1, a static offset out of range, or shapes that differ from tokens'.
+    """
+    _check_block_size(block_size)
+    if isinstance(offset, (int, np.integer)) and not 0 <= offset < block_size:
+        raise UserError(f"offset: got {offset}, may be in [0, block_size = {block_size})")
+    tokens = _as_row(tokens)
+    first = grid(tokens.shape[0], tokens.shape[1], block_size, offset)[:, ::block_size]
+    return cls.blocks_at(tokens, first, block_size, valid, document, reveal)
+
+
+def blocks_at(
+    cls: type["Layout"],
+    tokens: Array,
+    first: Array,
+    block_size: int,
+    valid: Array | None = None,
+    document: Array | None = None,
+    reveal: Array | None = None,
+) -> "Layout":
+    """Training rows with draft blocks anywhere: [row clean tokens ‖ one block from each of `first` on].
+
+    `tidar` puts them on a grid; a training layout of your own says where else (docs/extending.md#a-new-layout).
+
+    Args:
+      first: int [B, N], the row index of each block's first slot. From the row's length on: no block, its
+        slots are padding.
+      tokens, block_size, valid, document, reveal: as in `tidar`.
+
+    Raises:
+      UserError: block_size < 1, or shapes that differ from tokens'.
+    """
+    _check_block_size(block_size)
+    clean, first = cls.causal(tokens, valid, document), jnp.asarray(first, jnp.int32)
+    row = clean.tokens.shape[1]
+    inside = first < row
+
+    def at_first(x: Array) -> Array:
+        return jnp.take_along_axis(x, jnp.minimum(first, row - 1), axis=1)
+
+    drafts = _draft_slots(
+        cls,
+        horizon=at_first(clean.position),
+        document=jnp.where(inside, at_first(clean.document), PADDING),
+        before=at_first(clean.predecessor),
+        clean_size=row,
+        block_size=block_size,
+    )
+    if reveal is not None:
+        if reveal.shape != clean.tokens.shape:
+            raise UserError(f"reveal: got shape {reveal.shape}, may be tokens' shape {clean.tokens.shape}")
+        slot_row = slots(first, block_size)
+        source = jnp.minimum(slot_row, row - 1)
+        shown = jnp.take_along_axis(reveal, source, axis=1) & (slot_row < row)
+        shown &= jnp.take_along_axis(clean.document, source, axis=1) == drafts.document
+        drafts = drafts.replace(tokens=jnp.where(shown, jnp.take_along_axis(clean.tokens, source, axis=1), MASK))
+    return _joined(clean, drafts)
+
+
+def verify_and_draft(
+    cls: type["Layout"],
+    tokens: Array,
+    start: Array | int = 0,
+    anchors: Array | tuple[int, ...] | None = None,
+    block_size: int = 0,
+    count: Array | None = None,
+) -> "Layout":
+    """Inference rows after `start` cached tokens: [tokens ‖ one block of mask tokens after each anchor].
+
+    Everything a sampler does is an instance: decoding (one token, no anchors), a prompt's prefill (anchor = its
+    length), "verify these drafts and draft after every outcome" (TiDAR, section 3.3: anchors 1 .. block_size) and
+    a second pass seeded with the pending token (one token, anchor 1).
+
+    Args:
+      tokens: int [B, T], the clean tokens at positions start .. start + row - 1.
+      start: cached tokens before them, int or int [B]. Must be the cache's length.
+      anchors: for each block, after how many of `tokens` it starts (0 .. row; 0 is directly after the cache):
+        static ints, or int [B, N]. None for no blocks. Block a covers positions start + a ..
+        start + a + block_size - 1.
+      block_size: slots a block, static; needed with anchors.
+      count: int [B], how many of `tokens` are real; the rest are right padding. None for all.
+
+    Raises:
+      UserError: a static anchor out of range, or anchors without a block_size.
+    """
+    tokens = _as_row(tokens)
+    batch, row = tokens.shape
+    start = jnp.broadcast_to(jnp.asarray(start, jnp.int32), (batch,))[:, None]
+    index = jnp.broadcast_to(jnp.arange(row, dtype=jnp.int32), tokens.shape)
+    real = index < (row if count is None else jnp.asarray(count, jnp.int32)[:, None])
+    position = start + index
+    before_row = jnp.where(start > 0, CONTEXT, START)
+    clean = cls(
+        tokens=tokens,
+        position=position,
+        document=jnp.where(real, 0, PADDING),
+        horizon=position + 1,
+        block=jnp.zeros_like(tokens),
+        predecessor=jnp.where(index == 0, before_row, index - 1),
+        clean_size=row,
+    )
+    if anchors is None:
+        return clean
+    _check_block_size(block_size)
+    if isinstance(anchors, (tuple, list)):
+        bad = [a for a in anchors if not 0 <= a <= row]
+        if bad:
+            raise UserError(f"anchors: got {bad[0]}, may be in 0 .. {row} (the clean tokens of the row)")
+    anchors = jnp.broadcast_to(jnp.asarray(anchors, jnp.int32), (batch, np.shape(anchors)[-1]))
+    return _joined(
+        clean,
+        _draft_slots(
+            cls,
+            horizon=start + anchors,
+            document=jnp.zeros_like(anchors),
+            before=jnp.where(anchors > 0, anchors - 1, before_row),
+            clean_size=row,
+            block_size=block_size,
+        ),
+    )
+
+
+def _joined(clean: "Layout", drafts: "Layout") -> "Layout":
+    joined = jax.tree.map(
+        lambda a, b: jnp.concatenate([a, b], axis=1),
+        clean.replace(clean_size=0, block_size=0),
+        drafts.replace(clean_size=0, block_size=0, ordered=clean.ordered),
+    )
+    return joined.replace(clean_size=clean.clean_size, block_size=drafts.block_size)
+
+
+def _draft_slots(
+    cls: type["Layout"], horizon: Array, document: Array, before: Array, clean_size: int, block_size: int
+) -> "Layout":
+    """Whole blocks of MASK; arguments int32 [B, N]; `before` is the first slots' predecessor."""
+    num_blocks = horizon.shape[1]
+    slot = jnp.arange(num_blocks * block_size, dtype=jnp.int32)
+    first_slot = slot % block_size == 0
+
+    def spread(x: Array) -> Array:
+        return jnp.repeat(x, block_size, axis=1, total_repeat_length=num_blocks * block_size)
+
+    position = slots(horizon, block_size)
+    return cls(
+        tokens=jnp.full_like(position, MASK),
+        position=position,
+        document=spread(document),
+        horizon=spread(horizon),
+        block=jnp.broadcast_to(slot // block_size + 1, position.shape),
+        predecessor=jnp.where(first_slot, spread(before), clean_size + slot - 1),
+        clean_size=0,
+        block_size=block_size,
+    )
+
+
+def grid(batch: int, row: int, block_size: int, offset: Array | int) -> Array:
+    """The row index each mask token of a `tidar` row stands for, int32 [B, slots]; may run past the row's end."""
+    offset = jnp.broadcast_to(jnp.asarray(offset, jnp.int32), (batch,))
+    num_blocks = -(-row // block_size)
+    return slots(offset[:, None] + block_size * jnp.arange(num_blocks, dtype=jnp.int32), block_size)
+
+
+def slots(first: Array, block_size: int) -> Array:
+    """int32 [B, N] -> [B, N * block_size], counting up from each first."""
+    return (first[:, :, None] + jnp.arange(block_size, dtype=jnp.int32)).reshape(first.shape[0], -1)
+
+
+def _as_row(tokens: Array) -> Array:
+    tokens = jnp.asarray(tokens, jnp.int32)
+    if tokens.ndim != 2:
+        raise UserError(f"tokens: got shape {tokens.shape}, may be [batch, row]")
+    return tokens
+
+
+def _check_block_size(block_size: int) -> None:
+    if not isinstance(block_size, (int, np.integer)) or block_size < 1:
+        raise UserError(f"block_size: got {block_size!r}, may be an integer of at least 1")
+
+
+def _documents(tokens: Array, valid: Array | None, document: Array | None) -> Array:
+    for name, value in (("valid", valid), ("document", document)):
+        if value is not None and jnp.shape(value) != tokens.shape:
+            raise UserError(f"{name}: got shape {jnp.shape(value)}, may be tokens' shape {tokens.shape}")
+    document = jnp.zeros_like(tokens) if document is None else jnp.asarray(document, jnp.int32)
+    return document if valid is None else jnp.where(jnp.asarray(valid, bool), document, PADDING)
+
+
+def _positions(document: Array) -> tuple[Array, Array]:
+    """Position in the document, and whether a token starts one: int32 and bool [B, T]."""
+    starts = jnp.concatenate([jnp.ones_like(document[:, :1], dtype=bool), document[:, 1:] != document[:, :-1]], axis=1)
+    row = jnp.arange(document.shape[1], dtype=jnp.int32)
+    start_row = jax.lax.cummax(jnp.where(starts, row, 0), axis=1)
+    return row - start_row, starts
