@@ -71,8 +71,8 @@ def test_nothing_runs_out_of_its_figure(name):
 @pytest.mark.parametrize("name", [n for n, f in FIGURES.items() if f.inputs and "sweeps" in f.inputs[0].path])
 def test_footers_of_sweeps_say_what_was_run(name):
     shown = texts(DRAWN[name]().figure)
-    for word in ("toy run", "1.06M parameters", "block size", "all branch points", "temperature", "batch 64", "256 prompts",
-                 "sampling seed 1000", "Made-Up CPU"):  # fmt: skip
+    for word in ("toy run", "1.06M parameters", "block size", "all branch points", "temperature", "batch 64",
+                 "256 prompts", "sampling seed 1000", "Made-Up CPU"):  # fmt: skip
         assert word in shown, word
     if name not in ("masking", "beta"):  # whose made-up rows change no seed
         assert "training seeds 0" in shown
@@ -222,8 +222,9 @@ def test_flat_acceptance_gives_the_notes_values():
 
 def test_roofline_says_its_formula_inputs_and_sources():
     drawn = roofline()
-    for said in ("ridge / intensity", "3.85 blocks", "4.92 blocks", "4.61 blocks", "10.3 at 16 tokens", "15.7 at 64 tokens",
-                 "16.0 at 272 tokens", "5.3 TB/s", "1307.4 TFLOP/s", "2405.04434", "docs/hardware.md#peaks"):  # fmt: skip
+    for said in ("ridge / intensity", "3.85 blocks", "4.92 blocks", "4.61 blocks", "10.3 at 16 tokens",
+                 "15.7 at 64 tokens", "16.0 at 272 tokens", "5.3 TB/s", "1307.4 TFLOP/s", "2405.04434",
+                 "docs/hardware.md#peaks"):  # fmt: skip
         assert said in drawn.caption, said
     assert "a bound, nothing was run" in texts(drawn.figure)
 
