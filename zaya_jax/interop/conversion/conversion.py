@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from zaya_jax.architecture import ZayaConfig
+from zaya_jax.checks import no_such
 from zaya_jax.errors import UserError
 from zaya_jax.files import check_new
 from zaya_jax.interop.conversion.card import write_card
@@ -30,7 +31,6 @@ from zaya_jax.interop.formats.partial import Partial
 from zaya_jax.interop.formats.shards import plan_shards, write_shards
 from zaya_jax.interop.formats.tensorfile import blocks, sha256
 from zaya_jax.paths import absolute
-from zaya_jax.registry import unregistered
 
 FORMATS = ("huggingface", "legacy", "native")
 NAMED = 20  # tensors that a report names one by one
@@ -132,7 +132,7 @@ def convert(
       OSError: the disk refuses; the partial folder stays, and the same call resumes.
     """
     if format not in FORMATS and format not in FAMILIES:
-        raise unregistered("format", format, dict.fromkeys((*FORMATS, *FAMILIES)))
+        raise no_such("format", format, dict.fromkeys((*FORMATS, *FAMILIES)))
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"dtype: got {dtype!r}, may be one of {DTYPES}")
     checkpoint, output = find_checkpoint(checkpoint), absolute(output)
