@@ -1,7 +1,7 @@
 """How two checkpoints differ: their logits on the same tokens, and their tensors.
 
-    python -m experiments.compare --checkpoint=ZAYA1-8B --other=my_model --text='The capital of France is'
-    python -m experiments.compare --checkpoint=before --other=after --tokens='2 9259 236888 2088'
+    python -m experiments.compare --checkpoint=results/quickstart/model --other=my_model --text='123+989='
+    python -m experiments.compare --checkpoint=runs/quickstart/checkpoints/pretrain --other=runs/quickstart
 
 Any two kinds of checkpoint (see inspect_checkpoint). Without --text or --tokens the models read random tokens. Both
 compute in float32, one after the other, so memory holds one model at a time. Printed: the largest difference of the
@@ -61,6 +61,17 @@ def main() -> None:
         print(f"  {one.name}: largest {one.largest:.3g}, rms {one.rms:.3g} (of {one.scale:.3g})")
     for line in apart[: _LISTED.value]:
         print(f"  {line}")
+    print(_verdict(numbers, len(found) + len(apart)))
+
+
+def _verdict(numbers: dict[str, float], unequal: int) -> str:
+    """What the numbers come to, in a sentence."""
+    if not numbers["max_abs"]:
+        return f"the same logits to the bit, from {'other' if unequal else 'equal'} arrays"
+    return (
+        f"other logits, by up to {numbers['max_abs_over_std']:.2g} of their deviation; the likeliest token is the same "
+        f"at {numbers['top1']:.1%} of positions"
+    )
 
 
 def logits(folder: Path, tokens: np.ndarray) -> np.ndarray:

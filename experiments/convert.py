@@ -1,8 +1,8 @@
 """Turns a checkpoint of any kind into one of another layout, dtype or sharding.
 
     python -m experiments.convert --checkpoint=runs/quickstart/checkpoints/convert --output=my_model
+    python -m experiments.convert --checkpoint=results/quickstart/model --output=start --format=native
     python -m experiments.convert --checkpoint=ZAYA1-8B-legacy --output=ZAYA1-8B --dtype=bfloat16
-    python -m experiments.convert --checkpoint=ZAYA1-8B --output=start --format=native
 
 Read: Hugging Face folders of transformers' ZAYA and of the Llama family, Zyphra's legacy layout, and our own
 checkpoints (WORKDIR/checkpoints/STAGE). Written: --format=huggingface (the model's own family; transformers loads it,
@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from zaya_jax.checks import Number, check
 from zaya_jax.command_line import cli
-from zaya_jax.command_line.closing import closing, generate_with
+from zaya_jax.command_line.closing import closing, drafts, generate_with
 from zaya_jax.errors import UserError
 from zaya_jax.interop.conversion.conversion import FORMATS, convert
 from zaya_jax.paths import absolute
@@ -32,7 +32,9 @@ _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Folder to read: a Hugging Face one, WORKDIR/checkpoints/STAGE, or WORKDIR (its sampled stage)."
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write; must be new or empty.")
-_FORMAT = flags.DEFINE_enum("format", "huggingface", FORMATS, "Layout to write.")
+_FORMAT = flags.DEFINE_string(
+    "format", "huggingface", f"Layout to write, of {', '.join(FORMATS)}, or the name of a model family."
+)
 _DTYPE = flags.DEFINE_enum("dtype", None, ("float32", "bfloat16"), "Of the parameters. Default: as they are stored.")
 _SHARD = flags.DEFINE_float(
     "max_shard_gb", 5.0, "A safetensors file holds at most so many GB.", lower_bound=1e-9, upper_bound=1e9
@@ -61,11 +63,15 @@ def main() -> None:
             bar.close()
     for line in [*report.lines(), *notes]:
         print(line)
-    print(f"done: {output} ({report.tensors} tensors, {report.bytes / 1e9:.2f} GB, {report.config.param_dtype})")
+    written = f"{report.bytes / 1e9:.2f} GB" if report.bytes >= 1e9 else f"{report.bytes / 1e6:.2f} MB"
+    print(f"done: {output} ({report.tensors} tensors, {written}, {report.config.param_dtype})")
     print(
         closing(
             {},
-            [f"python -m experiments.inspect_checkpoint --checkpoint={output}", generate_with(output, report.config)],
+            [
+                f"python -m experiments.inspect_checkpoint --checkpoint={output}",
+                generate_with(output, drafts(report.config)),
+            ],
         )
     )
 

@@ -1,12 +1,13 @@
 """Evaluates a checkpoint on tasks: pass@1/4/16, tokens per forward, cost, speed-up; the same problems for every arm.
 
-    python -m experiments.evaluate --checkpoint=runs/quickstart/checkpoints/convert --tasks=addition --output=runs/eval
-    python -m experiments.evaluate --checkpoint=DIR --tasks=countdown,human_eval --samples=16 --block_size=16 \\
-        --arms=autoregressive,lossless,mix_stale --temperatures=0,1 --output=DIR
+    python -m experiments.evaluate --checkpoint=results/quickstart/model --tasks=addition --output=runs/eval
+    python -m experiments.evaluate --checkpoint=results/list_programs/model --tasks=list_programs --block_size=16 \\
+        --arms=autoregressive,lossless,mix_stale --temperatures=1 --samples=16 --output=runs/list_programs
 
---output then holds answers/ (JSON lines, a file a task and arm, written as batches end) and results.csv, where every
-arm but the first has its paired difference from autoregression and a permutation test's p-value. Interrupt it at any
-moment: the same command resumes after the last answered problem. Generated code (human_eval) runs in a sandbox only.
+--output then holds answers/ (JSON lines, a file a task and sampler, written as batches end) and results.csv, where
+every sampler but the first has its paired difference from autoregression and a permutation test's p-value. Interrupt
+it at any moment: the same command resumes after the last answered problem. Generated code (human_eval) runs in a
+sandbox only.
 """
 
 import datetime
@@ -18,7 +19,7 @@ from absl import flags
 from zaya_jax import load_pretrained
 from zaya_jax.checks import FLOAT32, no_such
 from zaya_jax.command_line import cli
-from zaya_jax.command_line.closing import aligned, closing
+from zaya_jax.command_line.closing import aligned, closing, generate_with
 from zaya_jax.command_line.models import decoding_form
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.arms import check_arms, known_arms, make_arms
@@ -111,7 +112,9 @@ def main() -> None:
         for outcome in outcomes:
             if warning := outcome.drafted.warning(INSTEAD, never_drafted(checkpoint)):
                 print(f"warning: {outcome.arm.name}: {warning}", file=sys.stderr)
-    print(closing({"table": folder / "results.csv", "answers": folder / "answers"}))
+    prompt = tasks[0].problems("test", 1, protocol.seed)[0].prompt
+    files = {"table": folder / "results.csv", "answers": folder / "answers"}
+    print(closing(files, [generate_with(checkpoint, arms[-1].name != "autoregressive", prompt)]))
 
 
 def read_arms(stop_tokens: tuple[int, ...]) -> tuple[Arm, ...]:

@@ -1,13 +1,13 @@
 """The figures after TiDAR's and Zyphra's papers, from committed result files, with the published numbers beside ours.
 
-    python -m experiments.figures [NAME ...] [--results=results] [--output=results/figures]
-    python -m experiments.figures roofline --output=/tmp/figures
-    python -m experiments.figures pages
+    python -m experiments.figures roofline beta --output=/tmp/figures
+    python -m experiments.figures all pages
+    python -m experiments.figures block_size --results=runs/sweeps/block_size --output=/tmp/figures
 
-Writes NAME.png and its caption NAME.txt, and README.md, a page of all of them. No name, or `all`, draws every figure
-whose inputs are there and names the command that makes the others'. --results may also be the folder of your own sweep
-or run. `pages` writes the tables of README.md and docs/ anew, so `all pages` is all that is published here. Names, and
-what each is drawn from:
+Arguments are names of figures. Writes NAME.png and its caption NAME.txt, and README.md, a page of all of them. No name,
+or `all`, draws every figure whose inputs are there and names the command that makes the others'. --results may also be
+the folder of your own sweep or run. `pages` writes the tables of README.md and docs/ anew, so `all pages` is all that
+is published here. Names, and what each is drawn from:
 """
 
 from absl import flags
@@ -46,7 +46,8 @@ def main(*names: str) -> None:
         except cli.USER_ERRORS as error:
             lacking.append(str(error))
     if drawn:
-        print(write_index(absolute(_OUTPUT.value)), flush=True)
+        page = write_index(absolute(_OUTPUT.value))
+        print(f"{len(drawn)} of {len(drawn) + len(lacking)} figures drawn; all with their captions: {page}", flush=True)
     cli.complain(lacking)
     if lacking and not (everything and drawn):
         raise SystemExit(2)

@@ -1,8 +1,8 @@
 """Continues prompts with a checkpoint: on the terminal, into a file, or as a chat.
 
     python -m experiments.generate --checkpoint=results/quickstart/model --prompt='123+989=' --temperature=0
-    python -m experiments.generate --checkpoint=DIR --prompts-file=prompts.jsonl --samples=4 --output=rows.jsonl
-    python -m experiments.generate --checkpoint=DIR --chat --mode=auto
+    python -m experiments.generate --checkpoint=results/quickstart/model --prompt='5+5=' --samples=4 --output=rows.jsonl
+    python -m experiments.generate --checkpoint=smollm2 --chat --mode=autoregressive
 
 A forward that drafts and verifies can yield several tokens: on a terminal the text of each forward has its colour, cyan
 and yellow in turn, the prompt is dim, and while text streams in, drafts that are not verified yet stand dim after it.

@@ -1,6 +1,6 @@
 """Lists a checkpoint of any kind: what it is, its configuration, its tensors, what is missing or should not be there.
 
-    python -m experiments.inspect_checkpoint --checkpoint=ZAYA1-8B
+    python -m experiments.inspect_checkpoint --checkpoint=results/quickstart/model
     python -m experiments.inspect_checkpoint --checkpoint=runs/quickstart/checkpoints/convert --all --stats
 
 Reads headers only, so it is quick and small for any size. Tensors that differ only in the numbers in their names

@@ -153,7 +153,7 @@ def describe(setup: settings.Settings, name: str) -> str:
         rows = f"{stage.batch_size} rows of {stage.row_length}" + (f" in {pieces} pieces" if pieces > 1 else "")
         return f"train: phase {stage.phase.name} ({kind}), {rows} on {_DEVICES.value} devices{mesh_words(stage)}"
     shape = f"{_BATCH.value} sequences, a cache for {_CONTEXT.value} tokens each"
-    rows = f", {size * (1 + (setup.anchor_budget or size))} rows a forward" if name == "single_pass" else ""
+    rows = f", {size * (1 + (setup.anchor_budget or size))} query tokens a forward" if name == "single_pass" else ""
     return f"{name}: {shape}{rows}"
 
 

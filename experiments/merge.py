@@ -15,7 +15,7 @@ from absl import flags
 
 from zaya_jax import load_pretrained
 from zaya_jax.command_line import cli
-from zaya_jax.command_line.closing import closing, generate_with
+from zaya_jax.command_line.closing import closing, drafts, generate_with
 from zaya_jax.errors import UserError
 from zaya_jax.files import check_new
 from zaya_jax.interop import save_huggingface
@@ -38,7 +38,8 @@ def main() -> None:
     check_new(output)
     config, variables = load_pretrained(checkpoint)
     if not config.lora_rank:
-        raise UserError(f"--checkpoint: {checkpoint} has no adapters, may be read by experiments.convert")
+        may_be = "a checkpoint that has; experiments.convert writes others as a folder"
+        raise UserError(f"--checkpoint: {checkpoint} has no adapters to merge, may be {may_be}")
     config, variables = merge_adapters(config, variables)
     with companions_of(checkpoint) as (companions, notes):
         source = companions or checkpoint
@@ -53,7 +54,7 @@ def main() -> None:
     for line in notes:
         print(line)
     print(f"done: {output}")
-    print(closing({}, [generate_with(output, config)]))
+    print(closing({}, [generate_with(output, drafts(config))]))
 
 
 if __name__ == "__main__":

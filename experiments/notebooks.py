@@ -1,6 +1,6 @@
 """Executes notebooks and writes each .ipynb anew from its .py, with outputs.
 
-    python -m experiments.notebooks [NAME ...] [--folder=notebooks]
+    python -m experiments.notebooks
     python -m experiments.notebooks inside_one_forward
 
 Without a name it executes all of them. A notebook's .py is what one edits; the .ipynb beside it is committed with the

@@ -38,7 +38,7 @@ import jax
 from absl import flags
 
 from zaya_jax.command_line import cli
-from zaya_jax.command_line.closing import closing, run_summary
+from zaya_jax.command_line.closing import PROMPT, closing, convert_with, generate_with, run_summary
 from zaya_jax.data.pipeline import Source
 from zaya_jax.errors import UserError
 from zaya_jax.parallel import is_first, start_processes, use_cpu_devices, wait_for_all
@@ -49,7 +49,7 @@ from zaya_jax.reporting.run_files import load_run
 from zaya_jax.runs import provenance, run_folder, sizes
 from zaya_jax.runs.configuration import config_files, listing, settings
 from zaya_jax.runs.evaluation import evaluate
-from zaya_jax.runs.stages import own_tokenizer, stage_folders, train_stages
+from zaya_jax.runs.stages import own_tokenizer, stage_folders, train_stages, trained
 from zaya_jax.text.tokenizers import OWN_BPE
 from zaya_jax.training.logging.sinks import Sink, check_sinks, open_sinks
 
@@ -83,8 +83,9 @@ def main() -> None:
     workdir = absolute(_WORKDIR.value or f"runs/{setup.name}")
     use_cpu_devices(setup.cpu_devices)
     start_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-    placements = {name: stage.placement() for name, stage in setup.stages.items()}
-    sizes.check(setup, placements)
+    done = trained(setup, workdir) if _STAGES.value is None else frozenset()
+    placements = {name: None if name in done else stage.placement() for name, stage in setup.stages.items()}
+    sizes.check(setup, placements, done)
     with contextlib.ExitStack() as stack:
         sinks: list[Sink] = []
         if is_first():
@@ -117,14 +118,14 @@ def finish(setup: settings.Settings, workdir: Path, folders: dict[str, Path], he
     run = load_run(workdir)
     write_report(run, figures, workdir / "report.html")
     checkpoint = folders[setup.sampled]
-    drafts = "" if setup.stages[setup.sampled].phase.objective.drafts else " --mode=autoregressive"
+    prompt = run.samples[0]["prompt"] if run.samples else PROMPT
     files = {
         "report": workdir / "report.html", "figures": workdir / "figures", "table": workdir / "results.csv",
         "checkpoint": checkpoint,
     }  # fmt: skip
     then = [
-        f"python -m experiments.generate --checkpoint={checkpoint}{drafts} --prompt=...",
-        f"python -m experiments.convert --checkpoint={checkpoint} --output=...  (a Hugging Face folder)",
+        generate_with(checkpoint, setup.stages[setup.sampled].phase.objective.drafts, prompt),
+        f"{convert_with(checkpoint)}  # a Hugging Face folder",
         "the same command with other --config.evaluate.FIELD=VALUE: evaluates again, without training",
     ]
     print(f"\n{run_summary(run)}\n{closing(files, then)}")

@@ -13,7 +13,7 @@ chat template. Nothing is left at --output unless all of it was written.
 from absl import flags
 
 from zaya_jax.command_line import cli
-from zaya_jax.command_line.closing import closing
+from zaya_jax.command_line.closing import closing, generate_with
 from zaya_jax.errors import UserError
 from zaya_jax.interop.families.smollm2 import NAME, write_smollm2
 from zaya_jax.paths import absolute
@@ -25,10 +25,13 @@ def main() -> None:
     if not _OUTPUT.value:
         raise UserError("--output: missing, may be a new or an empty folder")
     write_smollm2(absolute(_OUTPUT.value))
-    print(f"done: {NAME} in {_OUTPUT.value}")
-    print(
-        closing({}, [f"python -m experiments.generate --checkpoint={_OUTPUT.value} --mode=autoregressive --prompt=..."])
-    )
+    print(f"done: {NAME}")
+    folder = absolute(_OUTPUT.value)
+    then = [
+        generate_with(folder, drafts=False, prompt="The capital of France is"),
+        f"python -m experiments.run --config=configs/smollm2.py:start={folder},smoke --workdir=runs/smollm2",
+    ]
+    print(closing({"folder": folder}, then))
 
 
 if __name__ == "__main__":

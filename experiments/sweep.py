@@ -35,6 +35,7 @@ from tqdm import tqdm
 
 from zaya_jax import compilation_cache
 from zaya_jax.command_line import cli
+from zaya_jax.command_line.closing import closing
 from zaya_jax.errors import UserError
 from zaya_jax.files import read_object, remedy, write_text
 from zaya_jax.paths import absolute
@@ -288,7 +289,10 @@ def report(workdir: Path, jobs: dict[str, Job], failed: dict[str, str]) -> None:
     for name, job in jobs.items():
         if job.difference:
             print(f"left out: {name}: its run has another config: {job.difference}")
-    print(f"{len(done)} of {len(jobs)} jobs finished: {workdir / 'results.csv'}", flush=True)
+    print(f"{len(done)} of {len(jobs)} jobs finished: {workdir / 'results.csv'}")
+    figures = f"python -m experiments.figures all --results={workdir} --output={workdir / 'figures'}"
+    files = {"reports": workdir / "runs" / "*" / "report.html"}
+    print(closing(files, [f"{figures}  # those that its jobs have rows for"]) if done else "", flush=True)
     cli.complain([f"job {name}: {reason} (log: {jobs[name].folder / 'log.txt'})" for name, reason in failed.items()])
 
 

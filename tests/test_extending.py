@@ -1,5 +1,7 @@
 """What docs/extending.md shows works as it stands; a registry refuses names that are taken, and tells near ones."""
 
+import dataclasses
+import json
 import os
 import re
 import subprocess
@@ -12,10 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
+from tests.helpers import random_variables
 from zaya_jax.architecture import Layout
 from zaya_jax.architecture.training_layouts import LAYOUTS, TrainingLayout, register_layout
 from zaya_jax.errors import UserError
+from zaya_jax.interop import config_from_huggingface, load_huggingface, save_huggingface
+from zaya_jax.interop.conversion.conversion import convert
+from zaya_jax.interop.families.table import FAMILIES, ZAYA, register_family
 from zaya_jax.registry import load_extension
 from zaya_jax.runs.configuration import settings
 from zaya_jax.sampling import SamplerConfig, Target, register_target
@@ -24,7 +31,8 @@ from zaya_jax.tasks import TASKS, make_task, register_task
 from zaya_jax.training.objective import OBJECTIVES, Objective, register_objective
 
 ROOT = Path(__file__).parents[1]
-FILES = ("my_task.py", "my_target.py", "my_layout.py", "my_objective.py")
+CONFIGS = ("my_task.py", "my_target.py", "my_layout.py", "my_objective.py")
+FILES = (*CONFIGS, "my_family.py")
 
 
 def shown(file: str) -> str:
@@ -37,7 +45,7 @@ def shown(file: str) -> str:
 @pytest.fixture
 def read(monkeypatch) -> Iterator[Callable[[str], dict[str, Any]]]:
     """Runs a file of the page and returns its names; what it registers is forgotten afterwards."""
-    registries = (TASKS, targets._REGISTERED.entries, LAYOUTS.entries, OBJECTIVES.entries)
+    registries = (TASKS, targets._REGISTERED.entries, LAYOUTS.entries, OBJECTIVES.entries, FAMILIES.entries)
     before = [dict(each) for each in registries]
 
     def run(file: str, name: str = "") -> dict[str, Any]:
@@ -72,6 +80,7 @@ def test_a_registered_name_must_be_new_and_a_word(read):
         ),
         (lambda: register_layout(TrainingLayout("tidar", "Mine.", lambda *_: {})), "layout: got name 'tidar'"),
         (lambda: register_objective(Objective), "objective: got name 'tidar'"),
+        (lambda: register_family(dataclasses.replace(ZAYA, by_expert=True)), "model family: got name 'zaya'"),
     ):
         with pytest.raises(UserError, match=rf"^{what}, may be none of .* \(it is zaya_jax's own\)"):
             mine()
@@ -158,6 +167,38 @@ def test_an_objective_of_ones_own_is_built_from_the_config(read):
         Objective("first_slots")
 
 
+def test_a_family_of_ones_own_is_read_and_written(read, tmp_path):
+    """The order of its rotated channels is theirs in its folders, and Llama's in what is written by default."""
+    values = {"model_type": "helium", "vocab_size": 40, "hidden_size": 16, "intermediate_size": 12, "head_dim": 4}
+    values |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    with pytest.raises(UserError, match=r"model_type: got 'helium', may be one of \('llama', .*'zaya'\)"):
+        config_from_huggingface(values)
+    read("my_family.py")
+    config = config_from_huggingface(values)
+    assert (config.rope_theta, config.rms_norm_eps, config.attention_bias) == (100_000.0, 1e-8, False)
+    variables = random_variables(config)
+    save_huggingface(tmp_path / "llama", config, variables)
+    convert(tmp_path / "llama", tmp_path / "helium", "helium")
+    convert(tmp_path / "helium", tmp_path / "again")
+    llama, helium, again = (load_file(tmp_path / name / "model.safetensors") for name in ("llama", "helium", "again"))
+    assert json.loads((tmp_path / "helium" / "config.json").read_text())["model_type"] == "helium"
+    for name, value in llama.items():
+        np.testing.assert_array_equal(again[name], value)
+        turned = "q_proj" in name or "k_proj" in name  # rows of a head: 0 and 2 rotate together there, 0 and 1 here
+        heads = value.reshape(-1, 4, *value.shape[1:])[:, [0, 2, 1, 3]].reshape(value.shape) if turned else value
+        np.testing.assert_array_equal(helium[name], heads)
+    loaded, found = load_huggingface(tmp_path / "helium")
+    assert loaded == config
+    jax.tree.map(np.testing.assert_array_equal, found["params"], variables["params"])
+    for format, line in (
+        ("mistrl", "format: got 'mistrl', did you mean mistral"),
+        ("mistral", "cannot hold this model"),
+    ):
+        with pytest.raises(UserError, match=line):
+            convert(tmp_path / "helium", tmp_path / "out", format)
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_extension_is_a_python_file(tmp_path, read):
     path = tmp_path / "my_task.py"
     path.write_text(shown("my_task.py"))
@@ -175,7 +216,7 @@ def command(name: str, *arguments: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", CONFIGS)
 def test_what_one_adds_trains_and_is_evaluated(file, tmp_path):
     path, workdir = tmp_path / file, tmp_path / "run"
     path.write_text(shown(file))

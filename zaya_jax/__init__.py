@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # the same names as below, for type checkers and editors
     from zaya_jax.evaluation.likelihood import likelihood
     from zaya_jax.evaluation.pass_at_k import pass_at_k
     from zaya_jax.evaluation.task_accuracy import Arm, EvaluationProtocol, TaskResult, run_task, task_rows
+    from zaya_jax.interop.families.table import Family, register_family
     from zaya_jax.interop.formats.huggingface import save_huggingface
     from zaya_jax.interop.pretrained import load_pretrained
     from zaya_jax.sampling import (
@@ -60,6 +61,7 @@ _MODULES = {
     "evaluation.likelihood": ("likelihood",),
     "evaluation.pass_at_k": ("pass_at_k",),
     "evaluation.task_accuracy": ("Arm", "TaskResult", "EvaluationProtocol", "run_task", "task_rows"),
+    "interop.families.table": ("Family", "register_family"),
     "interop.formats.huggingface": ("save_huggingface",),
     "interop.pretrained": ("load_pretrained",),
     "sampling": (
@@ -80,6 +82,7 @@ __all__ = [
     "ChatTemplate",
     "EvaluationProtocol",
     "Execution",
+    "Family",
     "Generation",
     "Layout",
     "Objective",
@@ -106,6 +109,7 @@ __all__ = [
     "make_task",
     "pass_at_k",
     "preset",
+    "register_family",
     "register_layout",
     "register_objective",
     "register_target",

@@ -1,4 +1,5 @@
-"""What a registry of named things refuses, for tasks, sampler targets, training layouts and objectives alike.
+"""What a registry of named things refuses, for tasks, sampler targets, training layouts, objectives and model
+families alike.
 
 A name belongs to the file that registered it. Read again (a sweep reads a config file for each job), the file replaces
 its own entry.
@@ -92,7 +93,7 @@ class Registry(Mapping[str, T], Generic[T]):
 
 
 def load_extension(path: Path | str) -> None:
-    """Runs a Python file that registers tasks, targets, layouts or objectives, such as a run's config file.
+    """Runs a Python file that registers tasks, targets, layouts, objectives or model families.
 
     Raises:
       FileNotFoundError: there is no such file. What the file itself raises keeps its traceback.

@@ -1,8 +1,7 @@
 """bfloat16 beside float32: how far its logits are from float32's, whether lossless text is AR's, and what it costs.
 
-    python -m experiments.bench.bfloat16 [--output=FILE.json] [--only=logits,greedy,cost]
-        [--models=quickstart,samplers,list_programs,smollm2] [--checkpoint=DIR] [--prompts=200] [--repeats=N]
-    python -m experiments.bench.bfloat16 --only=greedy --models=quickstart --output=results/bench/bfloat16.json
+    python -m experiments.bench.bfloat16 --only=greedy --models=quickstart --prompts=8
+    python -m experiments.bench.bfloat16 --output=results/bench/bfloat16.json
 
 Weights are rounded to bfloat16 first; float32 means the same rounded weights in float32.
 
@@ -36,8 +35,8 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from experiments.bench.bfloat16_logits import Forward, U, compare, our_side, their_side
-from experiments.bench.transformers_reference import require_parity_extra
+from experiments.bench._bfloat16_logits import Forward, U, compare, our_side, their_side
+from experiments.bench._transformers_reference import require_parity_extra
 from zaya_jax import Layout, SamplerConfig, Zaya, ZayaConfig, generate, load_pretrained
 from zaya_jax.architecture import init_cache, precision
 from zaya_jax.architecture.model import ZayaOutput

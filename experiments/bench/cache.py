@@ -1,7 +1,7 @@
 """What the compilation cache saves: whole commands with it off, empty and filled, in seconds.
 
-    python -m experiments.bench.cache [--output=results/bench/compilation_cache.json] [--repeats=N] [--threads=N]
     python -m experiments.bench.cache --base=tests/experiments/tiny.py --repeats=1
+    python -m experiments.bench.cache --output=results/bench/compilation_cache.json
 
 Measured are `experiments.run` of a config to its report and `experiments.generate` with the model it made, each a
 process of its own on this machine, as a user types them. In turn, --repeats times:

@@ -1,5 +1,6 @@
 """What converting a full-size checkpoint costs: memory, time, and a kill in the middle.
 
+    python -m experiments.bench.convert --workdir=/tmp/small --output=small.json --preset=zaya1_1m
     python -m experiments.bench.convert --workdir=/tmp/z8b --output=results/bench/convert_8b.json
 
 Makes a folder of random bfloat16 values with the preset's exact shapes (ZAYA1-8B: 17.7 GB) and converts it: to Zyphra's

@@ -1,7 +1,7 @@
 """How much memory it takes to load a Hugging Face folder, on one device and straight onto a mesh.
 
-    python -m experiments.bench.loading --folder=/tmp/load --numbers=results/bench/loading.json
     python -m experiments.bench.loading --folder=/tmp/load --layers=2
+    python -m experiments.bench.loading --folder=/tmp/load --numbers=results/bench/loading.json
 
 Makes a folder of random bfloat16 values of ZAYA1-8B's shapes (with fewer layers by choice), and loads it in processes
 of their own: with one CPU device, and onto 8 that share out experts and the width (experts 4, fsdp 2). On a CPU the

@@ -1,7 +1,7 @@
 """Long rows: what a TiDAR training step holds, how many scores it computes in vain, and whether it runs here.
 
-    python -m experiments.bench.memory [--output=FILE.json]
     python -m experiments.bench.memory --lengths=1024,2048 --steps=0 --packed_length=0
+    python -m experiments.bench.memory --output=results/bench/long_rows.json
 
 Temporary memory is the compiler's own count for the compiled step; scores are counted from the very list of tiles that
 attention works off. The longest row, one document, is then trained on for a step and timed; so is a row of

@@ -1,6 +1,7 @@
 """What sampling costs and yields on this machine, as ratios of medians whose sides take turns.
 
-    python -m experiments.bench.sampling [--checkpoint=DIR] [--output=FILE.json] [--large=zaya1_200m] [--batches=1,8]
+    python -m experiments.bench.sampling --only=rows --large= --batches=1 --repeats=3
+    python -m experiments.bench.sampling --only=rows,context --output=results/bench/forward.json
 
 1. rows: one forward's cost against its rows, over the one-row autoregressive forward (experts gathered per token), for
    the trained model and for a larger one with random weights; beside it nothing but matrix products over the same

@@ -1,6 +1,6 @@
 """SmolLM2 (Q4_1-dequantised) here and in transformers: the same logits, the same greedy text.
 
-    python -m experiments.bench.smollm2 [--checkpoint=DIR] [--output=FILE.json] [--new_tokens=64] [--threads=1]
+    python -m experiments.bench.smollm2 --new_tokens=8 --threads=1
     python -m experiments.bench.smollm2 --checkpoint=smollm2 --output=results/bench/smollm2_parity.json
 
 Both sides read one folder, that of --checkpoint or one that `experiments.smollm2` makes for the occasion, and compute
@@ -28,7 +28,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from experiments.bench.transformers_reference import require_parity_extra
+from experiments.bench._transformers_reference import require_parity_extra
 from zaya_jax import Layout, SamplerConfig, Zaya, generate, load_pretrained
 from zaya_jax.architecture.model import ZayaOutput
 from zaya_jax.command_line import cli

@@ -1,6 +1,6 @@
 """Training speed, as ratios of medians in one run on this machine.
 
-    python -m experiments.bench.step_cost [--device=rocm] [--output=FILE.json]
+    python -m experiments.bench.step_cost --preset=tiny --repeats=3
     python -m experiments.bench.step_cost --output=results/bench/cpu.json
 
 What a TiDAR training step costs over an autoregressive one, and what block-padded experts save over dense ones.

@@ -1,7 +1,7 @@
 """A training step beside its baselines, in turn and on this machine: TiDAR's, a dense model's, transformers' in torch.
 
-    python -m experiments.bench.training [--output=FILE.json] [--presets=zaya1_1m,zaya1_25m] [--repeats=N] [--threads=1]
     python -m experiments.bench.training --presets=zaya1_1m --repeats=3
+    python -m experiments.bench.training --output=results/bench/training.json
 
 Every side makes whole steps (forward, backward, clipping, AdamW) on the same batch of clean tokens in float32, timed
 `STEPS` at a time, since training makes one after the other:
@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments.bench.transformers_reference import (
+from experiments.bench._transformers_reference import (
     EXPERT_KERNELS,
     PAUSE,
     TRIAL_REPEATS,

@@ -1,8 +1,7 @@
 """Autoregressive decoding beside transformers' ZAYA `generate`, same random weights, both on this machine's CPU.
 
-    python -m experiments.bench.transformers [--output=FILE.json] [--presets=zaya1_1m,zaya1_25m,zaya1_200m]
-                                             [--batches=1,8] [--repeats=N] [--threads=1]
-    python -m experiments.bench.transformers --presets=zaya1_1m --threads=1 --output=FILE.json
+    python -m experiments.bench.transformers --presets=zaya1_1m --batches=1 --repeats=3 --threads=1
+    python -m experiments.bench.transformers --threads=1 --output=results/bench/transformers_1_thread.json
 
 Greedy, float32, 16 experts, prompts of 32 random tokens, 64 new ones, no end token on either side. transformers runs
 with its cache, in torch's inference mode, and with whichever of its attention and expert implementations and thread
@@ -19,7 +18,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments.bench.transformers_reference import (  # fmt: skip
+from experiments.bench._transformers_reference import (  # fmt: skip
     EXPERTS,
     PAUSE,
     Setting,

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.bench.bfloat16_logits import U, compare
+from experiments.bench._bfloat16_logits import U, compare
 from tests.helpers import random_variables
 from zaya_jax import preset
 from zaya_jax.interop import save_huggingface

@@ -1,14 +1,20 @@
 """What the commands share."""
 
+import ast
 import os
 import platform
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from experiments.__main__ import commands as all_commands
 from tests import commands
 from zaya_jax.command_line import terminal
+
+ROOT = Path(__file__).parents[2]
 
 COMMAND = """
 import os
@@ -126,3 +132,25 @@ sys.meta_path.insert(0, Hide())
 real = importlib.metadata.entry_points
 importlib.metadata.entry_points = lambda **k: [] if k.get("group") == "matplotlib.backend" else real(**k)
 """
+
+
+def test_every_file_is_a_command_whose_examples_can_be_typed():
+    """Two examples at least, of real flags and values; a file of the clone that one names is there."""
+    folder = ROOT / "experiments"
+    files = [path for path in [*folder.glob("*.py"), *folder.glob("bench/*.py")] if not path.name.startswith("_")]
+    assert {".".join(p.relative_to(folder).with_suffix("").parts) for p in files} == set(all_commands())
+    for path in files:
+        text = ast.get_docstring(ast.parse(path.read_text())) or ""
+        examples = re.findall(r"^    python -m experiments\.(.*(?:\\\n.*)*)", text, flags=re.MULTILINE)
+        assert len(examples) >= 2, path
+        for line in examples:
+            assert not re.search(r"\[|\bDIR\b|\bFILE\b|\.\.\.", line), (path, line)
+            for flag, named in re.findall(r"--(\w+)=((?:configs|results|tests)/[\w./]+)", line):
+                assert flag in ("output", "workdir", "numbers") or (ROOT / named).exists(), (path, named)
+
+
+def test_help_lists_flags_that_several_benchmarks_share():
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.bench.step_cost", "--help"], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "\nThe device:\n  --device: " in done.stdout

@@ -98,7 +98,7 @@ def test_a_file_holds_what_generate_returns(checkpoint, model, files, capsys):
     assert out == ""
     assert err.splitlines()[-1].startswith(
         f"{tokens} tokens in {forwards} forwards (NFE): T {tokens / forwards:.2f} at temperature 1, single_pass, block "
-        "3, anchors all, batch 2 x 2 samples; 12 query tokens a forward; "
+        "3, branch points all, batch 2 x 2 samples; 12 query tokens a forward; "
     )
     assert re.search(r"\d tokens/s, compilation excluded$", err)
     jsonl = files / "again.jsonl"
@@ -241,7 +241,7 @@ def test_a_budget_of_anchors_is_measured_first(checkpoint, files, capsys):
     run(f"--checkpoint={checkpoint}", "--prompt=ask", "--anchors=1", "--temperature=0", *COMMON)
     first, last = capsys.readouterr().err.splitlines()
     found = re.fullmatch(r"acceptance of slots 1 .. 2: [01]\.\d\d, [01]\.\d\d; anchors \[(\d)\]", first)
-    assert found and f"anchors {found[1]}, batch 1; 6 query tokens a forward" in last
+    assert found and f"branch points {found[1]}, batch 1; 6 query tokens a forward" in last
 
 
 def test_a_budget_of_anchors_is_chosen_by_smoothed_evidence(monkeypatch, capsys):

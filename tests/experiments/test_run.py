@@ -167,6 +167,9 @@ def test_a_finished_run_is_skipped_and_another_config_is_refused(whole):
     status, output = finish(CONFIG, f"--workdir={whole}")
     assert status == 0, output
     assert (whole / "results.csv").stat().st_mtime_ns == before
+    # trained on many devices, evaluated on one: no stage needs its mesh any more
+    status, output = finish(CONFIG, f"--workdir={whole}", "--config.mesh.data=2", "--config.mesh.fsdp=8")
+    assert status == 0, output
     status, output = finish(CONFIG, f"--workdir={whole}", "--config.convert.objective.alpha=0.5")
     assert status == 2
     assert output.strip().splitlines()[-1] == (

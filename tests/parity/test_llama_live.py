@@ -6,9 +6,12 @@ import make_llama_fixtures
 import pytest
 from comparison import TOLERANCE, deviation, logits
 
+from tests.test_extending import shown
 from zaya_jax.interop import config_from_huggingface, config_to_huggingface, load_huggingface, save_huggingface
+from zaya_jax.interop.conversion.conversion import convert
 from zaya_jax.interop.editing.mask import add_mask_token
 from zaya_jax.interop.families.llama import LLAMA, RELATIVES
+from zaya_jax.interop.families.table import FAMILIES
 
 torch = pytest.importorskip("torch", reason="live parity needs the `parity` extra: torch")
 transformers = pytest.importorskip("transformers", reason="live parity needs the `parity` extra: transformers")
@@ -33,6 +36,22 @@ def reload(directory, kind=None):
     assert not any(report[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
     assert kind is None or type(model) is kind
     return model.eval()
+
+
+def test_the_family_that_the_page_adds_is_transformers(tmp_path, monkeypatch):
+    """Helium, by docs/extending.md: read, written as a Llama, and as itself again, transformers' logits each time."""
+    case = ("Helium", dict(head_dim=6), 40, (0, 7))
+    monkeypatch.setitem(make_llama_fixtures.CASES, "helium", case)
+    model, tokens, valid, expected = make_llama_fixtures.make("helium", 779)
+    model.save_pretrained(tmp_path / "theirs")
+    monkeypatch.setattr(FAMILIES, "entries", dict(FAMILIES.entries))
+    exec(compile(shown("my_family.py"), "my_family.py", "exec"), {"__name__": "my_family.py"})
+    config, variables = load_huggingface(tmp_path / "theirs")
+    assert deviation(logits(config, variables, tokens, valid), expected, valid) <= TOLERANCE
+    for format, kind in (("huggingface", transformers.LlamaForCausalLM), ("helium", type(model))):
+        convert(tmp_path / "theirs", tmp_path / format, format)
+        again = make_llama_fixtures.forward(reload(tmp_path / format, kind), tokens, valid)
+        assert deviation(again, expected, valid) <= 1e-5
 
 
 @pytest.mark.parametrize("tied", [True, False])

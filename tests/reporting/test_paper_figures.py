@@ -73,8 +73,8 @@ def test_nothing_runs_out_of_its_figure(name):
 @pytest.mark.parametrize("name", [n for n, f in FIGURES.items() if f.inputs and "sweeps" in f.inputs[0].path])
 def test_footers_of_sweeps_say_what_was_run(name):
     shown = texts(DRAWN[name]().figure)
-    for word in ("toy run", "1.06M parameters", "block size", "all anchors", "temperature", "batch 64", "256 prompts",
-                 "sampling seed 1000", "Made-Up CPU"):  # fmt: skip
+    for word in ("toy run", "1.06M parameters", "block size", "all branch points", "temperature", "batch 64",
+                 "256 prompts", "sampling seed 1000", "Made-Up CPU"):  # fmt: skip
         assert word in shown, word
     if name not in ("masking", "beta"):  # whose made-up rows change no seed
         assert "training seeds 0" in shown
@@ -139,7 +139,7 @@ def test_block_sizes_of_a_second_sweep_are_a_series_of_their_own():
         and "published: TiDAR 1.5B" in alone
         and "6.97" in alone
     )
-    assert "block_size sweep, all anchors: countdown" in texts(DRAWN["block_size"]().figure)
+    assert "block_size sweep, all branch points: countdown" in texts(DRAWN["block_size"]().figure)
 
 
 def test_budgets_of_anchors_are_not_mixed():
@@ -152,10 +152,10 @@ def test_budgets_of_anchors_are_not_mixed():
     assert {r["anchors"] for r in kept if r["block_size"] == 16} == {"1 7 9"}
     assert {r["anchors"] for r in kept if r["block_size"] == 4} == {"all"}
     assert len(with_same_anchors(few)) == len(rows)
-    assert "3 / all anchors" in conditions(kept)
+    assert "3 / all branch points" in conditions(kept)
     one = made_up.sampling({}, "lossless", "countdown", 0, 3, anchors="1 2 3")
-    assert "all anchors" in conditions([one])
-    assert "3 / all anchors" in block_size(few).caption
+    assert "all branch points" in conditions([one])
+    assert "3 / all branch points" in block_size(few).caption
 
 
 def test_beta_leaves_out_few_anchors_and_other_drafts():
@@ -231,8 +231,9 @@ def test_flat_acceptance_gives_the_notes_values():
 
 def test_roofline_says_its_formula_inputs_and_sources():
     drawn = roofline()
-    for said in ("ridge / intensity", "3.85 blocks", "4.92 blocks", "4.61 blocks", "10.3 at 16 rows", "15.7 at 64 rows",
-                 "16.0 at 272 rows", "5.3 TB/s", "1307.4 TFLOP/s", "2405.04434", "docs/hardware.md#peaks"):  # fmt: skip
+    for said in ("ridge / intensity", "3.85 blocks", "4.92 blocks", "4.61 blocks", "10.3 at 16 tokens",
+                 "15.7 at 64 tokens", "16.0 at 272 tokens", "5.3 TB/s", "1307.4 TFLOP/s", "2405.04434",
+                 "docs/hardware.md#peaks"):  # fmt: skip
         assert said in drawn.caption, said
     assert "a bound, nothing was run" in texts(drawn.figure)
 

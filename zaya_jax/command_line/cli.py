@@ -30,8 +30,8 @@ _CACHE = flags.DEFINE_string(
     "$JAX_COMPILATION_CACHE_DIR, else ~/.cache/zaya_jax/xla (a sweep's jobs: WORKDIR/xla).",
 )  # fmt: skip
 _EXTENSION = flags.DEFINE_multi_string(
-    "extension", [], "A .py file that registers tasks, targets, layouts or objectives, such as a run's config file "
-    "(docs/extending.md). May be given several times.",
+    "extension", [], "A .py file that registers tasks, targets, layouts, objectives or model families, such as a run's "
+    "config file (docs/extending.md). May be given several times.",
 )  # fmt: skip
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where a mistake was noticed, not its line alone.")
 
@@ -144,6 +144,7 @@ def _help() -> str:
         "Flags of this command": sys.argv[0],
         "The config": config_files.__name__,
         "Options of the sampler": "zaya_jax.command_line.sampling_flags",
+        "The device": "zaya_jax.command_line.measured_device",
         "Flags of every command": __name__,
     }
     parts = [(sys.modules["__main__"].__doc__ or "").rstrip()]

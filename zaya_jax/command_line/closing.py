@@ -1,5 +1,6 @@
 """What a command says at its end: tables, where the files are, what to try next."""
 
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from zaya_jax.reporting.columns import columns
 from zaya_jax.reporting.html.verdict import verdict
 from zaya_jax.reporting.run_files import Run
 from zaya_jax.reporting.tables import likelihood_table, sampling_table
+
+PROMPT, LONGEST = "The", 60  # what is continued where a run has nothing better; letters of what it has
 
 
 def aligned(markdown: str) -> str:
@@ -25,10 +28,22 @@ def closing(files: Mapping[str, Path | str], then: Iterable[str] = ()) -> str:
     return "\n".join([*lines, *(["try next:"] if commands else []), *(f"  {command}" for command in commands)])
 
 
-def generate_with(checkpoint: Path | str, config: ZayaConfig) -> str:
-    """The command that samples from a checkpoint."""
-    mode = " --mode=autoregressive" if config.mask_token_id == NO_MASK else ""
-    return f"python -m experiments.generate --checkpoint={checkpoint}{mode} --prompt=..."
+def generate_with(checkpoint: Path | str, drafts: bool, prompt: str = PROMPT) -> str:
+    """The command that samples from a checkpoint, to be typed as it stands; a long prompt or one of lines is not."""
+    mode = "" if drafts else " --mode=autoregressive"
+    asked = prompt if 0 < len(prompt) <= LONGEST and prompt.isprintable() else PROMPT
+    where = shlex.quote(str(checkpoint))
+    return f"python -m experiments.generate --checkpoint={where}{mode} --prompt={shlex.quote(asked)}"
+
+
+def convert_with(checkpoint: Path | str) -> str:
+    """The command that writes a checkpoint of ours as a Hugging Face folder."""
+    return f"python -m experiments.convert --checkpoint={shlex.quote(str(checkpoint))} --output=my_model"
+
+
+def drafts(config: ZayaConfig) -> bool:
+    """Whether a model has a mask token, without which nothing is drafted."""
+    return config.mask_token_id != NO_MASK
 
 
 def run_summary(run: Run) -> str:

@@ -80,7 +80,9 @@ class Meter:
         if s.mode != "autoregressive":
             parts.append(f"block {s.block_size}")
         if s.mode == "single_pass":
-            parts.append(f"anchors {s.anchors if isinstance(s.anchors, str) else ','.join(map(str, s.anchor_list))}")
+            parts.append(
+                f"branch points {s.anchors if isinstance(s.anchors, str) else ','.join(map(str, s.anchor_list))}"
+            )
         target = find_target(str(s.target))
         if not target.lossless:
             parts.append(f"target {s.target}" + (f" (beta {s.beta:g})" if target.beta else ""))

@@ -5,6 +5,7 @@ and twice as much. What is refused would fail; not all that is let through fits.
 """
 
 import math
+from collections.abc import Container
 
 from zaya_jax.costs.flops import Split, TrainingMemory, training_memory
 from zaya_jax.memory import binary, device_memory, host_memory, require
@@ -18,13 +19,16 @@ CHANGE = "{name}.batch_size, {name}.row_length or the model may be smaller, {nam
 BATCH_BYTES = 3 * 4  # of a token: itself, its document, whether it is an answer; int32 each
 
 
-def check(setup: Settings, placements: dict[str, Placement | None]) -> None:
+def check(setup: Settings, placements: dict[str, Placement | None], trained: Container[str] = ()) -> None:
     """UserError, naming the phase or field, for what cannot fit the memory of the devices that are here.
 
     Args:
       placements: of each stage, over devices that are here.
+      trained: stages that need no step any more.
     """
     for name, stage in setup.stages.items():
+        if name in trained:
+            continue
         placement = placements[name]
         memory = stage_memory(stage, split_of(placement))
         device, sharers = (None, 1) if placement is None else (placement.mesh.devices.flat[0], placement.mesh.size)

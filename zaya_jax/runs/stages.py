@@ -14,7 +14,7 @@ from zaya_jax.costs.roofline import peak_flops
 from zaya_jax.data.chat import ChatSource, survey
 from zaya_jax.data.pipeline import Source, make_train_iterator
 from zaya_jax.errors import UserError
-from zaya_jax.interop.formats.native import write_model_file
+from zaya_jax.interop.formats.native import CheckpointError, newest_step, write_model_file
 from zaya_jax.parallel import Placement, is_first, wait_for_all
 from zaya_jax.paths import absolute
 from zaya_jax.runs import provenance, run_folder, sizes
@@ -63,6 +63,24 @@ def stage_folders(
     shared = absolute(stages)
     keys = stage_keys(config, setup, memory=shared / "digests.json")
     return {name: shared / f"{name}-{keys[name]}" for name in setup.stages}
+
+
+def trained(setup: settings.Settings, workdir: Path) -> frozenset[str]:
+    """Stages in the workdir whose last step is saved: a single process needs no mesh and no memory to train them.
+
+    So a run that many devices have trained is evaluated on one. Of many processes none is asked.
+    """
+    if jax.process_count() > 1:
+        return frozenset()
+    folders = {name: workdir / "checkpoints" / name for name in setup.stages}
+
+    def finished(name: str) -> bool:
+        try:
+            return folders[name].is_dir() and newest_step(folders[name]) == setup.stages[name].phase.steps
+        except CheckpointError:  # what is wrong with it is said where it is read
+            return False
+
+    return frozenset(filter(finished, folders))
 
 
 def train_stages(

@@ -17,6 +17,10 @@ class Addition(Task):
     """Sums of two numbers of 1 to `digits` digits; unordered pairs are held out."""
 
     name: ClassVar[str] = "addition"
+    answers: ClassVar[str] = (
+        "An answer works from the last digits on, column by column (digit + digit + carry = carry and digit): "
+        "37+486= is answered 7+6+0=13,3+8+1=12,0+4+1=05:523. What follows the colon is judged."
+    )
     digits: int = 3
 
     def __post_init__(self) -> None:

@@ -34,6 +34,7 @@ class Task(ABC):
     """A family of problems. Subclasses say how to draw one and how to check an answer."""
 
     name: ClassVar[str]
+    answers: ClassVar[str] = ""  # what an answer looks like and what of it is judged: a sentence for a report's readers
     tuning_split: ClassVar[str] = "validation"  # what may choose a setting that is judged on "test"
 
     def problem(self, split: str, index: int, seed: int) -> Problem:

@@ -25,6 +25,10 @@ class Countdown(Task):
     """
 
     name: ClassVar[str] = "countdown"
+    answers: ClassVar[str] = (
+        "An answer is an expression of the given numbers that makes the number after =>: "
+        "3,7,12=>33: is answered 3*7+12."
+    )
     numbers: int = 3
     largest: int = 12
     largest_target: int = 100

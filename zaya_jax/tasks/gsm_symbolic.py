@@ -44,6 +44,7 @@ class GsmSymbolic(Task):
     """
 
     name: ClassVar[str] = "gsm_symbolic"
+    answers: ClassVar[str] = "An answer is worked out in words; the number after #### is judged."
     templates: int = 8
 
     def __post_init__(self) -> None:

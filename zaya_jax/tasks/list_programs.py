@@ -46,6 +46,10 @@ class ListPrograms(Task):
     """
 
     name: ClassVar[str] = "list_programs"
+    answers: ClassVar[str] = (
+        "An answer is a Python expression in x that turns each list shown into what follows its =>: "
+        "[3,1,2]=>[1,2,3];...: is answered sorted(x)."
+    )
     max_operations: int = 2
     examples: int = 3
 

@@ -18,7 +18,7 @@ def write_card(
 
     Args:
       source: what was converted.
-      format: "huggingface" or "legacy".
+      format: "huggingface", or the name of a model family.
       made: of the program: version, commit, command, whichever are known.
       workdir: of the run that trained the model, if it was one of ours.
       notes: lines the conversion had to say.
@@ -32,7 +32,7 @@ def write_card(
 
 def _front(config: ZayaConfig, format: str) -> str:
     tags = ["zaya_jax"] + ["tidar", "block-diffusion"] * _drafts(config) + ["zaya"] * (config.attention == "cca")
-    library = "transformers" if format == "huggingface" else "zaya_jax"
+    library = "zaya_jax" if format == "legacy" else "transformers"
     lines = ["---", f"library_name: {library}", "pipeline_tag: text-generation", "tags:", *(f"- {t}" for t in tags)]
     return "\n".join([*lines, "# license: to be filled in; see the end of this file", "---", ""])
 
@@ -40,7 +40,7 @@ def _front(config: ZayaConfig, format: str) -> str:
 def _made(
     config: ZayaConfig, source: str, format: str, made: dict[str, Any], stages: list[str], notes: list[str]
 ) -> str:
-    layout = {"huggingface": "transformers' own layout", "legacy": "Zyphra's legacy layout"}[format]
+    layout = "Zyphra's legacy layout" if format == "legacy" else "transformers' own layout"
     lines = [
         "# Model card", "",
         f"Weights in {layout}, {config.param_dtype}, written by zaya_jax "
@@ -115,7 +115,7 @@ def _sample(config: ZayaConfig, format: str, block_size: int | None) -> str:
         )
         unknown += " to draft, use `--mode=autoregressive`."
         lines += [f"The drafts were trained in blocks of {block_size}." if block_size else unknown, ""]
-    if format == "huggingface":
+    if format != "legacy":
         lines += ["As an autoregressive model, in transformers:", "", "```python",
                   "from transformers import AutoModelForCausalLM",
                   'model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER", dtype="auto")', "```", ""]  # fmt: skip

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 
 from zaya_jax.architecture import ZayaConfig
+from zaya_jax.checks import no_such
 from zaya_jax.errors import UserError
 from zaya_jax.files import check_new
 from zaya_jax.interop.conversion.card import write_card
 from zaya_jax.interop.conversion.companions import ROLES, check_companions, copy_companions, ids_of, with_ids, write_ids
 from zaya_jax.interop.conversion.locate import STAGES, find_checkpoint
 from zaya_jax.interop.families.configuration import DTYPES
-from zaya_jax.interop.families.table import LEGACY, Family, family_of
+from zaya_jax.interop.families.table import FAMILIES, Family, family_of
 from zaya_jax.interop.formats import native_arrays
 from zaya_jax.interop.formats.folder import CONFIG_FILE, Folder
 from zaya_jax.interop.formats.names import abstract_variables
@@ -117,7 +118,8 @@ def convert(
       checkpoint: a Hugging Face folder of any family, or one of our checkpoint folders, whose newest step is read; or
         a run's WORKDIR (see `find_checkpoint`).
       output: a folder that does not exist yet, or is empty. A partial one stands beside it until all is written.
-      format: "huggingface" (the model's own family there), "legacy" (Zyphra's, ZAYA only) or "native" (ours).
+      format: "huggingface" (the model's own family there), "legacy" (Zyphra's, ZAYA only), "native" (ours), or the name
+        of a model family that can hold the model.
       dtype: of the parameters; None: as they are stored.
       max_shard_bytes: a safetensors file holds no more, except for a single larger tensor.
       ema: of one of our checkpoints, the average that training kept in place of the parameters.
@@ -129,8 +131,8 @@ def convert(
       FileNotFoundError, UserError: one line; nothing was written.
       OSError: the disk refuses; the partial folder stays, and the same call resumes.
     """
-    if format not in FORMATS:
-        raise UserError(f"format: got {format!r}, may be one of {FORMATS}")
+    if format not in FORMATS and format not in FAMILIES:
+        raise no_such("format", format, dict.fromkeys((*FORMATS, *FAMILIES)))
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"dtype: got {dtype!r}, may be one of {DTYPES}")
     checkpoint, output = find_checkpoint(checkpoint), absolute(output)
@@ -141,7 +143,7 @@ def convert(
     config = _retyped(source.config, dtype)
     if isinstance(source, Native):  # a Hugging Face folder says in its config.json what its texts end with
         config = with_ids(config, ids_of(companions))
-    family = LEGACY if format == "legacy" else family_of(config)
+    family = family_of(config, format if format in FAMILIES else None)
     # Ours keeps any model; a family refuses here what it has no words for.
     text = "" if format == "native" else json.dumps(family.config_to_huggingface(config), indent=2) + "\n"
     shards = {} if format == "native" else plan_shards(family.tensors(config), max_shard_bytes)

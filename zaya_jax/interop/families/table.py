@@ -1,7 +1,8 @@
-"""The model families whose checkpoint folders we read and write: one table, one row for each.
+"""The model families whose checkpoint folders we read and write: a registry, one entry a family.
 
-A `config.json` belongs to the first family that `reads` it, a configuration of ours to the first that `writes` it.
-Files, shards and checks (`huggingface`) know nothing of families but what stands here.
+A `config.json` belongs to the family registered last that `reads` it, a configuration of ours to the one registered
+last that `writes` it. Files, shards and checks (`huggingface`) know nothing of families but what stands here. A new one
+is one `register_family(Family(...))`, which may stand in a config file: docs/extending.md#a-new-model-family.
 """
 
 import dataclasses
@@ -12,20 +13,24 @@ from zaya_jax.architecture import ZayaConfig
 from zaya_jax.errors import UserError
 from zaya_jax.interop.families import configuration, legacy, llama, zaya
 from zaya_jax.interop.formats.names import Entry, Spec, tensor_specs
+from zaya_jax.registry import Registry, caller
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
     """How models of one kind are kept in Hugging Face folders.
 
+    The embedding is called "model.embed_tokens.weight" in every family, and a head that is not tied "lm_head.weight".
+
     Attributes:
-      name: for messages.
-      reads: whether a config.json (an object) is of this family; by its model_type, most often.
+      name: the model_type that its config.json says; what `experiments.convert --format` calls it.
+      reads: whether a config.json (an object) is of this family.
       writes: whether the family can hold a model of this configuration.
       config_from_huggingface, config_to_huggingface: config.json <-> ZayaConfig; a UserError of one line names the
         field that cannot be turned.
       entries: every parameter and buffer, in the order in which files hold them.
       by_expert: whether each expert of each layer is a tensor of its own.
+      asked: whether it is written only when it is asked for by name, since another family says the same.
     """
 
     name: str
@@ -35,64 +40,98 @@ class Family:
     config_to_huggingface: Callable[[ZayaConfig], dict[str, Any]]
     entries: Callable[[ZayaConfig], list[Entry]]
     by_expert: bool = False
+    asked: bool = False
 
     def tensors(self, config: ZayaConfig) -> dict[str, Spec]:
         """Name -> (shape, dtype) of the tensors of a checkpoint of this config. Nothing is allocated."""
         return tensor_specs(self.entries(config), config)
 
 
-# transformers' own ZAYA. It is last, and takes what no other family does, so that its refusals name the field.
-ZAYA = Family(
-    name="zaya",
-    reads=lambda values: True,
-    writes=lambda config: True,
-    config_from_huggingface=configuration.config_from_huggingface,
-    config_to_huggingface=configuration.config_to_huggingface,
-    entries=zaya.entries,
+FAMILIES: Registry[Family] = Registry("model family")
+
+
+def register_family(family: Family) -> Family:
+    """Adds a model family and returns it. The same file, read again, replaces its family.
+
+    Raises:
+      UserError: the name is one of this package's families, or another file has registered it.
+    """
+    FAMILIES.add(family.name, family, caller())
+    return family
+
+
+# transformers' own ZAYA. It is the last to be asked, and takes what no other family does: its refusals name the field.
+ZAYA = register_family(
+    Family(
+        name="zaya",
+        reads=lambda values: values.get("model_type", "zaya") == "zaya",
+        writes=lambda config: True,
+        config_from_huggingface=configuration.config_from_huggingface,
+        config_to_huggingface=configuration.config_to_huggingface,
+        entries=zaya.entries,
+    )
 )
-# Zyphra's layout of before; read wherever it is found, written when asked for by name.
-LEGACY = Family(
-    name="legacy",
-    reads=legacy.reads,
-    writes=lambda config: False,
-    config_from_huggingface=legacy.config_from_huggingface,
-    config_to_huggingface=legacy.config_to_huggingface,
-    entries=legacy.entries,
-    by_expert=True,
+# Zyphra's layout of before; read wherever it is found.
+LEGACY = register_family(
+    Family(
+        name="legacy",
+        reads=legacy.reads,
+        writes=lambda config: True,
+        config_from_huggingface=legacy.config_from_huggingface,
+        config_to_huggingface=legacy.config_to_huggingface,
+        entries=legacy.entries,
+        by_expert=True,
+        asked=True,
+    )
 )
-FAMILIES = (
-    *(
+for _relative in reversed(llama.RELATIVES):
+    register_family(
         Family(
-            name=relative.model_type,
-            reads=relative.reads,
-            writes=relative.writes,
-            config_from_huggingface=relative.config_from_huggingface,
-            config_to_huggingface=relative.config_to_huggingface,
-            entries=relative.entries,
+            name=_relative.model_type,
+            reads=_relative.reads,
+            writes=_relative.writes,
+            config_from_huggingface=_relative.config_from_huggingface,
+            config_to_huggingface=_relative.config_to_huggingface,
+            entries=_relative.entries,
         )
-        for relative in llama.RELATIVES
-    ),
-    LEGACY,
-    ZAYA,
-)
-MODEL_TYPES = (*(relative.model_type for relative in llama.RELATIVES), "zaya")
+    )
+
+
+def _newest_first() -> list[Family]:
+    return list(FAMILIES.values())[::-1]
 
 
 def family_of_file(values: dict[str, Any]) -> Family:
     """The family of a config.json. UserError for a model_type of none."""
+    kinds = tuple(family.name for family in _newest_first() if family is not LEGACY)
     kind, named = values.get("model_type", "zaya"), values.get("architectures")
     foreign = isinstance(named, list) and not any(str(name).startswith("Zaya") for name in named)
-    configuration.require("model_type" in values or not foreign, "model_type", None, f"one of {MODEL_TYPES}")
-    configuration.require(kind in MODEL_TYPES, "model_type", kind, f"one of {MODEL_TYPES}")
-    return next(family for family in FAMILIES if family.reads(values))
+    configuration.require("model_type" in values or not foreign, "model_type", None, f"one of {kinds}")
+    found = next((family for family in _newest_first() if family.reads(values)), None)
+    if found is None:
+        raise UserError(f"config.json: model_type: got {kind!r}, may be one of {kinds}")
+    return found
 
 
-def family_of(config: ZayaConfig) -> Family:
-    """The family that a model of ours is exported as. UserError for one with adapters (`adapters.merge_adapters`)."""
+def family_of(config: ZayaConfig, asked: str | None = None) -> Family:
+    """The family that a model of ours is exported as.
+
+    Args:
+      asked: the name of the family wanted; None: the one registered last that can hold the model.
+
+    Raises:
+      UserError: a model with adapters (`adapters.merge_adapters`); an unknown name, or a family that cannot hold it.
+    """
     if config.lora_rank:
         may_be = "0 in a Hugging Face folder: adapters of lora_rows 'all' can be merged, others stay in our own format"
         raise UserError(f"ZayaConfig.lora_rank: got {config.lora_rank}, may be {may_be}")
-    return next(family for family in FAMILIES if family.writes(config))
+    fitting = [family for family in _newest_first() if family.writes(config)]
+    if asked is None:
+        return next(family for family in fitting if not family.asked)
+    if FAMILIES[asked] not in fitting:
+        names = ", ".join(family.name for family in fitting)
+        raise UserError(f"model family: got {asked!r}, which cannot hold this model; may be one of {names}")
+    return FAMILIES[asked]
 
 
 def config_from_huggingface(values: Any) -> ZayaConfig:

@@ -12,28 +12,32 @@ from zaya_jax.architecture.config import PARTS
 from zaya_jax.files import write_text
 from zaya_jax.registry import kind_drafts
 from zaya_jax.reporting.html.page import facts, folded, page, table
-from zaya_jax.reporting.html.verdict import hardware, relative_loss, verdict
+from zaya_jax.reporting.html.verdict import relative_loss, verdict
 from zaya_jax.reporting.plots import style
 from zaya_jax.reporting.plots.plots import DESCRIPTIONS, caption
 from zaya_jax.reporting.results import ENVIRONMENT, METRICS, RESULTS, SAMPLES, Row
 from zaya_jax.reporting.run_files import Run
+from zaya_jax.reporting.tables import percent_change
 from zaya_jax.sampling import all_targets
+from zaya_jax.tasks import TASKS
 
 GLOSSARY = {
     "T (tokens per forward)": (
         "Tokens committed, the stop token included, over forward passes of unfinished sequences; the prefill counts as "
-        "one forward. Autoregressive decoding has T = 1. T depends on temperature, block size and anchors."
+        "one forward. Autoregressive decoding has T = 1. T depends on temperature, block size and branch points."
     ),
     "block size": "Slots of a draft block (B). A forward verifies up to B tokens and yields between 1 and B.",
     "query tokens per forward": (
-        "Tokens that one forward computes for a sequence: 1 when autoregressive, B (B + 1) when a block is drafted "
-        "after every possible outcome."
+        "Context tokens and mask slots one forward computes for a sequence: 1 when autoregressive, B (B + 1) when a "
+        "block is drafted after every possible outcome."
     ),
-    "anchors": (
+    "branch points (anchors)": (
         "After which numbers of accepted tokens a next block is drafted; all = after every one of 1 .. B. Fewer "
-        "anchors mean fewer query tokens and somewhat fewer tokens per forward, never another distribution."
+        "branch points mean fewer query tokens and somewhat fewer tokens per forward, never another distribution."
     ),
-    "wall-clock ratio": "The arm's tokens per second over autoregressive's at the same temperature; below 1 is slower.",
+    "wall-clock ratio": (
+        "The sampler's tokens per second over autoregressive's at the same temperature; below 1 is slower."
+    ),
     "control": (
         "The pretrained model, trained on for the same clean tokens as convert with the autoregressive loss alone."
     ),
@@ -88,7 +92,7 @@ def _subtitle(run: Run) -> str:
     parts = (
         "toy run" if style.is_toy(run) else "",
         str(run.environment.get("date", ""))[:10],
-        hardware(run),
+        style.hardware(run),
         f"commit {commit[:10]}{'+changes' if commit.endswith('+changes') else ''}" if commit else "",
     )
     return " · ".join(part for part in parts if part)
@@ -123,7 +127,7 @@ def _what_was_run(run: Run) -> str:
             items.append((f"Data of {stage}", ", ".join(map(_ingredient, mixture))))
     items += [(stage.capitalize(), _stage(run, stage)) for stage in run.phases if stage in config]
     items.append(("Tokenizer, seed", f"{config.get('tokenizer', '?')}, {config.get('seed', '?')}"))
-    items.append(("Hardware", f"{hardware(run)}; jax {env.get('jax', '?')} on {env.get('device', '?')}"))
+    items.append(("Hardware", f"{style.hardware(run)}; jax {env.get('jax', '?')} on {env.get('device', '?')}"))
     if seconds := env.get("seconds"):
         items.append(("Wall time", ", ".join(f"{stage} {_duration(s)}" for stage, s in seconds.items())))
     return f"<h2>What was run</h2>{facts(items)}"
@@ -158,8 +162,8 @@ def _sampling_table(run: Run) -> str:
     names = dict(zip(map(id, rows), style.series_labels(rows), strict=True))
     rows = sorted(rows, key=lambda r: r["temperature"] or 0)
     head = (
-        "temperature", "arm", "tokens per forward (T)", "query tokens per forward", "wall-clock ratio", "tokens / s",
-        "accuracy", "95% interval", "same tokens as greedy AR", "log-probability under AR (nats / token)",
+        "temperature", "sampler", "tokens per forward (T)", "query tokens per forward", "wall-clock ratio",
+        "tokens / s", "accuracy", "95% interval", "same tokens as greedy AR", "log-probability under AR (nats / token)",
     )  # fmt: skip
     shown = len(head) if any(r["ar_log_probability"] is not None for r in rows) else -1
     body = [
@@ -191,7 +195,7 @@ def _interval(row: Row) -> str:
 
 
 def _conditions(rows: list[Row]) -> str:
-    """What the table must be read with: task, block size, anchors, batch, prompts, seed."""
+    """What the table must be read with: task, block size, branch points, batch, prompts, seed."""
     drafting = [r for r in rows if r["arm"] != "autoregressive"] or rows
     parts = []
     for column in ("source", "model", "block_size", "anchors", "beta", "batch", "prompts", "seed"):
@@ -229,7 +233,9 @@ def _likelihood_table(run: Run) -> str:
         change = relative_loss(run, r["source"]) if r["model"] == "convert" else None
         losses = (r["ar_loss"], r["bits_per_byte"], r["draft_loss"])
         cells = [_fixed(value, 4) for value in losses]
-        body.append((r["source"] or "–", r["model"] or "–", *cells, "" if change is None else f"{100 * change:+.2f}%"))
+        body.append(
+            (r["source"] or "–", r["model"] or "–", *cells, "" if change is None else percent_change(change, 2))
+        )
     note = "One seed."
     if "control" in run.phases:
         note = (
@@ -263,6 +269,9 @@ def _samples(run: Run) -> str:
         "· is a space, ↵ a line end, → a tab, ∅ a token without text (a stop token, say)"
         f"{escape(block)}.</p>"
     )
+    sources = dict.fromkeys(row["source"] for row in run.rows("sampling"))
+    told = [TASKS[name].answers for name in sources if name in TASKS]
+    legend += "".join(f"<p>{escape(text)}</p>" for text in told if text)
     parts = []
     for i, prompt in enumerate(prompts):
         shown = "".join(_sample(s) for s in run.samples if s["prompt"] == prompt)
@@ -320,7 +329,8 @@ def _files(run: Run) -> str:
         ("its own text", f"python -m experiments.generate --checkpoint={folder} --prompt=..."),
         ("this page again", "the experiments.run command that made it: finished stages are not run again"),
     ]
-    return f"<h2>Files, and what next</h2><p>Every number is from {', '.join(links)}.</p>{facts(items)}"
+    where = "In the commands below WORKDIR is the folder of this page."
+    return f"<h2>Files, and what next</h2><p>Every number is from {', '.join(links)}. {where}</p>{facts(items)}"
 
 
 def _raw(run: Run) -> str:

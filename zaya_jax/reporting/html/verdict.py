@@ -3,19 +3,12 @@
 from zaya_jax.reporting.plots import style
 from zaya_jax.reporting.results import Row
 from zaya_jax.reporting.run_files import Run
+from zaya_jax.reporting.tables import percent_change
 
 
 def verdict(run: Run) -> list[str]:
     """Plain sentences for the report's first box: what kind of run, whether drafting is faster, and why."""
     return [_kind(run), *_clock(run), *_lossless(run)]
-
-
-def hardware(run: Run) -> str:
-    """The machine in words, from results.csv or else environment.json."""
-    named = [r["hardware"] for r in run.results if r["hardware"]]
-    env = run.environment
-    cores = f", {env['cores']} cores" if "cores" in env else ""
-    return named[0] if named else (f"{env['cpu']}{cores}" if env.get("cpu") else "unknown hardware")
 
 
 def on_cpu(run: Run) -> bool:
@@ -102,15 +95,15 @@ def _why(run: Run, rows: list[Row], gained: bool) -> list[str]:
         alone = f" at batch {cost['batch']:g}" if cost["batch"] else ""
         relation = "more" if cost["cost_ratio"] > t else "less"
         out.append(
-            f"Measured alone{alone}: a forward over {count:g} rows costs {cost['cost_ratio']:.3g} times a one-row "
-            f"forward, {relation} than the {t:.2f} tokens it yields."
+            f"Measured alone{alone}: a forward over {count:g} query tokens costs {cost['cost_ratio']:.3g} times "
+            f"a forward over one, {relation} than the {t:.2f} tokens it yields."
         )
     if on_cpu(run) and not gained:
-        rows_text = f"{count:g} rows" if count else "all its rows"
+        rows_text = f"{count:g} query tokens" if count else "all its query tokens"
         out.append(
             "The likely reason (reasoned, not isolated by a measurement): a CPU has little arithmetic to spare, so "
-            "every further row is paid for, and more rows read more experts. For a gain on a GPU a forward over "
-            f"{rows_text} would have to cost less than {t:.2f} times a one-row forward, as it can where reading the "
+            "every further token is paid for, and more tokens read more experts. For a gain on a GPU a forward over "
+            f"{rows_text} would have to cost less than {t:.2f} times a forward over one, as it can where reading the "
             "weights, not the arithmetic, takes the time (small batches, large models). This run did not measure that."
         )
     return out
@@ -128,7 +121,7 @@ def _lossless(run: Run) -> list[str]:
             )
     sources = dict.fromkeys(r["source"] for r in run.rows("likelihood"))
     changes = [(source, relative_loss(run, source)) for source in sources]
-    texts = [f"{100 * change:+.1f}% on {source}" for source, change in changes if change is not None]
+    texts = [f"{percent_change(change)} on {source}" for source, change in changes if change is not None]
     if texts:
         out.append(
             f"Learning to draft changed the AR loss by {', '.join(texts)} against a control trained on the same tokens "

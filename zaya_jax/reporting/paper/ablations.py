@@ -12,8 +12,6 @@ from zaya_jax.reporting.paper import published
 from zaya_jax.reporting.paper.marks import (
     Drawn,
     bar_legend,
-    legend_below,
-    new_figure,
     published_line,
     seed_bars,
     seed_line,
@@ -52,7 +50,7 @@ def masking(rows: Sequence[Row]) -> Drawn:
         raise MissingData(f"rows of one block size that was run with {MASKING} = full and random")
     used = [row for here in by.values() for row in here if row["block_size"] in sizes]
     tasks = shared(used, "source")
-    figure = new_figure(
+    figure = style.new_figure(
         f"Full against random masking of the drafts, lossless sampling at temperature {temperature:g}",
         conditions(used, setting), height=6.4, legend=1,
     )  # fmt: skip
@@ -91,7 +89,7 @@ def block_size(study: Sequence[Row], sweep: Sequence[Row] = ()) -> Drawn:
     used = [row for rows in series.values() for row in rows]
     if len(shared(used, "block_size")) < 2:
         raise MissingData("rows of kind sampling, arm lossless of more than one block size")
-    figure = new_figure(
+    figure = style.new_figure(
         "Block size: tokens per forward and quality of lossless sampling",
         conditions(used), width=11.5, height=5.2 + 0.5 * len(series), legend=2 * len(series) + 1,
     )  # fmt: skip
@@ -112,7 +110,7 @@ def block_size(study: Sequence[Row], sweep: Sequence[Row] = ()) -> Drawn:
         style.plain_numbers(axis.xaxis)
         axis.margins(0.1)
     handles, _ = speed.get_legend_handles_labels()
-    legend_below(figure, handles, ncols=2)
+    style.legend_below(figure, handles, ncols=2)
     return Drawn(figure, _block_caption(series))
 
 
@@ -128,7 +126,7 @@ def negative_control(rows: Sequence[Row]) -> Drawn:
     slots = {name: [r for r in here if r.get(SLOTS)] for name, here in loss.items()}
     panels = 2 + all(slots.values())
     used = [row for here in (*loss.values(), *speed.values()) for row in here]
-    figure = new_figure(
+    figure = style.new_figure(
         _control_title(loss, speed), conditions(used, setting), width=4.8 * panels, height=5.1, legend=1
     )
     axes = figure.subplots(1, panels)
@@ -282,7 +280,7 @@ def _block_caption(series: dict[str, list[Row]]) -> str:
 def _control_caption(loss: dict[str, list[Row]], speed: dict[str, list[Row]], setting: str) -> str:
     lines = [
         "The negative control: the same model, trained the same way, whose convolutions and delayed value read the row "
-        "before instead of the token before in the text. On clean rows both are the same, so the AR loss cannot tell "
+        "before instead of the token before in the text. On clean tokens both are the same, so the AR loss cannot tell "
         "them apart; a draft's first slots read rows that do not stand before them in the text"
         + (f" ({setting})" if setting else "")
         + "."

@@ -1,4 +1,4 @@
-"""Figures of the sampling benchmark: decoding strategies, free token slots, anchors.
+"""Figures of the sampling benchmark: decoding strategies, free token slots, branch points.
 
 Each takes files of results/bench as read from JSON and gives a `Drawn`, or raises `MissingData` with what it lacks.
 """
@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from zaya_jax.reporting.paper import published
-from zaya_jax.reporting.paper.marks import PUBLISHED, Drawn, legend_below, new_figure
+from zaya_jax.reporting.paper.marks import PUBLISHED, Drawn
 from zaya_jax.reporting.paper.sweep_rows import MissingData
 from zaya_jax.reporting.plots import style
 from zaya_jax.reporting.results import TOY_LIMIT
@@ -45,9 +45,9 @@ def strategies(samplers: dict[str, Any]) -> Drawn:
     if not names:
         raise MissingData("strategies at temperatures 0 and 1")
     block = rows[0]["block_size"]
-    figure = new_figure(
+    figure = style.new_figure(
         f"Decoding strategies of one model, block size {block:g}: tokens per forward and quality",
-        _footer(samplers, rows[0], f"block size {block:g}", "all anchors", "temperature 0 / 1"),
+        _footer(samplers, rows[0], f"block size {block:g}", "all branch points", "temperature 0 / 1"),
         width=12, height=6.5, legend=1,
     )  # fmt: skip
     speed, quality, table = figure.subplots(1, 3, sharey=True, width_ratios=(1, 1, 1.35))
@@ -60,12 +60,12 @@ def strategies(samplers: dict[str, Any]) -> Drawn:
     quality.set_xlim(-3, 106)
     quality.xaxis.set_major_formatter(lambda value, _: f"{value:g}%")
     _strategy_table(table, by, names)
-    legend_below(figure, speed.get_legend_handles_labels()[0])
+    style.legend_below(figure, speed.get_legend_handles_labels()[0])
     return Drawn(figure, _strategies_caption(samplers, by, names))
 
 
 def free_slots(forward: dict[str, Any], few_experts: dict[str, Any]) -> Drawn:
-    """A forward's time against its rows on this device: over one row's, beside plain matrix products."""
+    """A forward's time against its query tokens on this device: over one token's, beside plain matrix products."""
     panels = [("", row) for row in _section(forward, "rows")]
     single = [row for row in _section(few_experts, "rows") if row["experts"] == 1]
     if not single:
@@ -74,22 +74,22 @@ def free_slots(forward: dict[str, Any], few_experts: dict[str, Any]) -> Drawn:
     worst, best = (chosen(r["ratio"]["16"] for _, r in panels) for chosen in (max, min))
     columns = 3
     lines = -(-len(panels) // columns)
-    figure = new_figure(
-        f"Free token slots on this device: 16 rows cost {best:.1f} to {worst:.1f} times one row (free would be 1)",
+    figure = style.new_figure(
+        f"Free token slots on this device: 16 query tokens cost {best:.1f} to {worst:.1f} times one (free would be 1)",
         style.footer_line(["toy runs", "random weights but for 1.06M", "medians", *_devices(forward, few_experts)]),
         width=11.5, height=0.9 + 3.2 * lines,
     )  # fmt: skip
     axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
     for axis, (experts, row) in zip(axes, panels, strict=False):
         title = f"{row['parameters'] / 1e6:.3g}M{experts}, batch {row['batch']}"
-        words = "cost over one row" if axis in axes[::columns] else ""
-        style.tidy(axis, f"{title}: one row {row['milliseconds']['1']:.3g} ms", "", words, grid="both")
+        words = "cost over one token" if axis in axes[::columns] else ""
+        style.tidy(axis, f"{title}: one token {row['milliseconds']['1']:.3g} ms", "", words, grid="both")
         _cost_lines(axis, row)
     counts = [int(n) for n in panels[0][1]["ratio"]]
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
     for axis in axes[len(panels) - columns : len(panels)]:
-        axis.set_xlabel("token rows of a sequence in one forward", fontsize=9, color=style.QUIET)
+        axis.set_xlabel("query tokens of a sequence in one forward", fontsize=9, color=style.QUIET)
     axes[0].set_xscale("log", base=2)
     axes[0].set_yscale("log", base=2)
     axes[0].set_xticks([n for n in counts if n not in (12, 20)])
@@ -106,18 +106,18 @@ def free_slots(forward: dict[str, Any], few_experts: dict[str, Any]) -> Drawn:
 
 
 def anchors(samplers: dict[str, Any]) -> Drawn:
-    """T against the number of anchors: measured, and what flat acceptance gives."""
+    """T against the number of branch points: measured, and what flat acceptance gives."""
     rows = _section(samplers, "anchors")
     flat = {rate: flat_tokens(rate) for rate in FLAT}
     block = rows[0]["block_size"]
     three = [r["tokens_per_forward"] / _all_anchors(rows, r["temperature"]) for r in rows if r["anchors"] == 3]
-    kept = f": three keep {100 * min(three):.0f}% of all anchors' tokens per forward" if three else ""
-    figure = new_figure(
+    kept = f": three branch points keep {100 * min(three):.0f}% of the tokens per forward of all" if three else ""
+    figure = style.new_figure(
         f"After how many accepted lengths to draft{kept}",
         _footer(samplers, rows[0], f"block size {block:g}", "lossless", "temperature 0 / 1"), width=10.5, height=5.2,
     )  # fmt: skip
     axis = style.tidy(
-        figure.subplots(), "", "anchors K (query tokens per forward: block size x (K + 1))", "tokens per forward"
+        figure.subplots(), "", "branch points K (query tokens per forward: block size x (K + 1))", "tokens per forward"
     )
     for temperature in sorted({row["temperature"] for row in rows}):
         here = sorted((r for r in rows if r["temperature"] == temperature), key=lambda r: r["anchors"])
@@ -142,7 +142,7 @@ def anchors(samplers: dict[str, Any]) -> Drawn:
 
 
 def flat_tokens(rate: float) -> dict[int, float]:
-    """Tokens per forward of the best K anchors for K = 1 .. FLAT_BLOCK where every draft survives at one rate."""
+    """Tokens per forward of the best K branch points for K = 1 .. FLAT_BLOCK where every draft survives at one rate."""
     curve = [rate] * (FLAT_BLOCK - 1)
     return {
         budget: expected_tokens(curve, FLAT_BLOCK, best_anchors(curve, FLAT_BLOCK, budget))
@@ -195,7 +195,7 @@ def _strategy_points(speed: Axes, quality: Axes, by: dict, names: Sequence[str])
 def _strategy_table(axis: Axes, by: dict, names: Sequence[str]) -> None:
     """The numbers beside the dots: rows and T of ours, T and the three tasks of theirs."""
     axis.set_axis_off()
-    columns = ("rows", "T at 0", "T at 1", "T", "HEval", "MBPP", "GSM8K")
+    columns = ("query", "T at 0", "T at 1", "T", "HEval", "MBPP", "GSM8K")
     places = (0.08, 0.23, 0.38, 0.53, 0.67, 0.81, 0.96)
     for x, word in zip(places, columns, strict=True):
         axis.text(x, -0.75, word, ha="right", va="center", fontsize=8.5, color=style.QUIET,
@@ -218,7 +218,7 @@ def _strategy_table(axis: Axes, by: dict, names: Sequence[str]) -> None:
 
 
 def _cost_lines(axis: Axes, row: dict[str, Any]) -> None:
-    """Measured, plain products over the same weights, and the two limits: free, and proportional to the rows."""
+    """Measured, plain products over the same weights, and the limits: free, and proportional to query tokens."""
     xs = [int(n) for n in row["ratio"]]
     axis.plot(xs, row["ratio"].values(), "o-", color=style.INK, linewidth=2, markersize=5, zorder=4,
               label="forward, measured")  # fmt: skip
@@ -228,12 +228,12 @@ def _cost_lines(axis: Axes, row: dict[str, Any]) -> None:
     ):
         axis.plot(xs, row["plain_products"][kind]["ratio"].values(), "s--", color=colour, linewidth=1.4, markersize=4,
                   label=f"plain matrix products, {words}")  # fmt: skip
-    axis.axhline(1, color=style.GREEN, linewidth=1.5, label="free: rows cost nothing")
-    axis.plot(xs, xs, color=style.QUIET, linewidth=1, linestyle=":", label="proportional to rows")
+    axis.axhline(1, color=style.GREEN, linewidth=1.5, label="free: more tokens cost nothing")
+    axis.plot(xs, xs, color=style.QUIET, linewidth=1, linestyle=":", label="proportional to query tokens")
 
 
 def _all_anchors(rows: list[dict], temperature: float) -> float:
-    """Tokens per forward with an anchor after every accepted length."""
+    """Tokens per forward with a branch point after every accepted length."""
     for row in rows:
         if row["anchors"] == row["block_size"] and row["temperature"] == temperature:
             return row["tokens_per_forward"]
@@ -253,7 +253,7 @@ def _strategies_caption(samplers: dict[str, Any], by: dict, names: Sequence[str]
             for t in TEMPERATURE_COLOURS
             for row in [by[name, t]]
         ]
-        lines.append(f"{name}: {by[name, 0.0]['rows_per_forward']:g} rows; {'; '.join(told)}.")
+        lines.append(f"{name}: {by[name, 0.0]['rows_per_forward']:g} query tokens per forward; {'; '.join(told)}.")
     lines.append(
         "Two passes count both forwards of a step. Without verification T falls below the tokens revealed a forward: a "
         "block is drawn whole even where the text stops inside it. Published: "
@@ -264,19 +264,19 @@ def _strategies_caption(samplers: dict[str, Any], by: dict, names: Sequence[str]
 
 def _free_slots_caption(panels: list[tuple[str, dict]]) -> str:
     lines = [
-        "A decoding forward's median time against the token rows of each sequence, over the one-row autoregressive "
-        "forward of the same batch (which gathers its experts per token). Squares: nothing but matrix products over "
-        "the weights that so many rows touch, or over one expert's a layer; every line is over its own one-row time, so"
-        " squares may lie above a forward whose one row has other costs. A slot is free where the line stays at 1. The "
-        "models above 1.1M have random weights; one expert takes routing away."
+        "A decoding forward's median time against the query tokens of each sequence, over the autoregressive "
+        "forward of the same batch, one token (which gathers its experts per token). Squares: nothing but matrix "
+        "products over the weights that so many tokens touch, or over one expert's a layer; every line is over its own "
+        "time of one token, so squares may lie above a forward whose one token has other costs. A slot is free where "
+        "the line stays at 1. The models above 1.1M have random weights; one expert takes routing away."
     ]
     for experts, row in panels:
-        told = ", ".join(f"{n} rows {x:.2f}x" for n, x in row["ratio"].items() if n != "1")
+        told = ", ".join(f"{n} tokens {x:.2f}x" for n, x in row["ratio"].items() if n != "1")
         touched = ", ".join(
-            f"{n} rows {x:.2f}x" for n, x in row["plain_products"]["touched"]["ratio"].items() if n != "1"
+            f"{n} tokens {x:.2f}x" for n, x in row["plain_products"]["touched"]["ratio"].items() if n != "1"
         )
         lines.append(
-            f"{row['parameters'] / 1e6:.3g}M{experts}, batch {row['batch']}: one row "
+            f"{row['parameters'] / 1e6:.3g}M{experts}, batch {row['batch']}: one token "
             f"{row['milliseconds']['1']:.3g} ms; {told}; plain products {touched}."
         )
     lines.append(
@@ -295,15 +295,16 @@ def _anchors_caption(rows: list[dict], flat: dict[float, dict[int, float]]) -> s
         share = row["tokens_per_forward"] / _all_anchors(rows, row["temperature"])
         told = "all" if row["anchors"] == row["block_size"] else f"at {', '.join(map(str, row['list']))}"
         lines.append(
-            f"temperature {row['temperature']:g}, K = {row['anchors']} ({told}; {row['rows_per_forward']:g} rows): T "
-            f"{row['tokens_per_forward']:.2f}, {100 * share:.1f}% of all, accuracy {100 * row['accuracy']:.1f}%."
+            f"temperature {row['temperature']:g}, K = {row['anchors']} ({told}; {row['rows_per_forward']:g} query "
+            f"tokens): T {row['tokens_per_forward']:.2f}, {100 * share:.1f}% of all, accuracy "
+            f"{100 * row['accuracy']:.1f}%."
         )
     for rate, tokens in flat.items():
         told = ", ".join(f"K = {k} {tokens[k]:.2f}" for k in (1, 3, 5, FLAT_BLOCK))
-        lines.append(f"Expected at flat acceptance {rate:g}, block {FLAT_BLOCK}, best K anchors: {told}.")
+        lines.append(f"Expected at flat acceptance {rate:g}, block {FLAT_BLOCK}, best K branch points: {told}.")
     lines.append(
         "Expected: a Markov chain over how late a block is (branch_points.py). The two rates are those whose "
-        f"T with all anchors meets the published 4.6 and 7.7 (diamonds): {published.ZYPHRA}; {published.ZYPHRA_NOTE}. "
-        "Real acceptance is not flat: it belongs to the text, as the measured curves show."
+        f"T with all branch points meets the published 4.6 and 7.7 (diamonds): {published.ZYPHRA}; "
+        f"{published.ZYPHRA_NOTE}. Real acceptance is not flat: it belongs to the text, as the measured curves show."
     )
     return "\n".join(lines)

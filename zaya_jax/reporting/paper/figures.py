@@ -23,15 +23,15 @@ from zaya_jax.reporting.run_files import Run
 
 
 def _read_sweep(folder: Path) -> list[results.Row]:
-    """Rows of a sweep or run, each with the "parameters" of its model; None where the run's config.json is not kept."""
+    """Rows of a sweep or run, each with its run's "parameters" and "training_seed"; None without its config.json."""
     rows = results.read_rows(folder)
-    counted: dict[str, int | None] = {}
+    known: dict[str, dict[str, Any]] = {}
     for name in {row["run"] for row in rows}:
         own = folder / "runs" / name / "config.json"
         config = own if own.exists() else folder / "config.json"
         run = Run(config.parent, read_object(config) if config.exists() else {}, {}, [], [], [])
-        counted[name] = style.parameters(run)
-    return [{**row, "parameters": counted[row["run"]]} for row in rows]
+        known[name] = {"parameters": style.parameters(run), "training_seed": run.config.get("seed")}
+    return [row | known[row["run"]] for row in rows]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,12 +110,12 @@ FIGURES: Mapping[str, PaperFigure] = {
     ),
     "beta": PaperFigure("mixing's trade-off curve", (_sweep("samplers"),), beta),
     "free_slots": PaperFigure(
-        "latency against rows on the device at hand (TiDAR)",
+        "latency against query tokens on the device at hand (TiDAR)",
         (_bench("forward", "--only=rows,context"), _bench("few_experts", "--only=rows --large_experts=1 --batches=1")),
         free_slots,
     ),
     "roofline": PaperFigure("proposals a forward against hardware (Zyphra); published peaks, no file", (), roofline),
-    "anchors": PaperFigure("expected and measured T against anchors", (_SAMPLERS,), anchors),
+    "anchors": PaperFigure("expected and measured T against branch points", (_SAMPLERS,), anchors),
     "negative_control": PaperFigure(
         "layout-unaware CCA against CCA along the text: AR loss and T", (_sweep("architecture"),), negative_control
     ),

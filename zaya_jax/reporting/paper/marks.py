@@ -23,22 +23,6 @@ class Drawn:
     caption: str
 
 
-def new_figure(title: str, footer: str, width: float = 9.5, height: float = 4.2, legend: int = 0) -> Figure:
-    """`style.new_figure` whose footer is wrapped between its parts; below it `legend` lines for `legend_below`."""
-    lines = [""]
-    for part in footer.split(style.SEPARATOR):
-        longer = f"{lines[-1]}{style.SEPARATOR}{part}" if lines[-1] else part
-        lines = [*lines[:-1], longer] if len(longer) <= 16.5 * width else [*lines, part]
-    blank = "\n" * round(1.5 * legend + 0.5)  # a legend's line is higher than a footer's; round(0.5) is 0
-    return style.new_figure(title, "\n".join(lines) + blank, width, height)
-
-
-def legend_below(figure: Figure, handles: Sequence[Any], **options) -> None:
-    """A figure's legend, below its footer."""
-    figure.legend(handles=handles, frameon=False, fontsize=9, labelcolor=style.INK, loc="outside lower left",
-                  **{"ncols": len(handles), "handlelength": style.KEY_LENGTH, **options})  # fmt: skip
-
-
 def two_decimals(value: float) -> str:
     """4.5 -> '4.50': tokens per forward."""
     return f"{value:.2f}"
@@ -102,4 +86,4 @@ def bar_legend(figure: Figure, colours: Mapping[str, str], names: Mapping[str, s
     handles = [Patch(color=colour, label=names[name]) for name, colour in colours.items()]
     if published:
         handles.append(Patch(facecolor="white", edgecolor=style.QUIET, hatch="///", label="published"))
-    legend_below(figure, handles)
+    style.legend_below(figure, handles)

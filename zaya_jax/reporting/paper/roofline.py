@@ -20,7 +20,7 @@ from zaya_jax.costs.roofline import (
     ridge_rows,
 )
 from zaya_jax.reporting.paper import published
-from zaya_jax.reporting.paper.marks import Drawn, new_figure, seed_bars
+from zaya_jax.reporting.paper.marks import Drawn, seed_bars
 from zaya_jax.reporting.plots import style
 
 BLOCK, CONTEXT, BATCHES, TOLERANCE = 16, 32_768, (1, 8, 64), 0.1
@@ -69,7 +69,7 @@ def roofline() -> Drawn:
     footer = style.footer_line(
         ("roofline from published peaks: a bound, nothing was run", "bf16", "ZAYA1-8B", f"context {CONTEXT:,}")
     )
-    figure = new_figure(title, footer, width=11, height=8.2)
+    figure = style.new_figure(title, footer, width=11, height=8.2)
     halves: Any = figure.subfigures(2, 1, height_ratios=(1, 1.05))
     top, bottom = halves
     left, right = top.subplots(1, 2)
@@ -118,11 +118,9 @@ def _model_panel(axis: Axes, model: dict[str, dict[int, tuple[float, float, floa
 
 
 def _cost_panel(axis: Axes, model: dict[str, dict[int, tuple[float, float, float]]]) -> None:
-    """A drafting forward's time over the one-row forward's, against its rows; dots where arithmetic takes over."""
-    title = (
-        "A drafting forward's time over the one-row forward's, same batch; dots: from here on arithmetic sets the time"
-    )
-    style.tidy(axis, title, f"token rows of a sequence in one forward ({BLOCK} = one block)", "", grid="both")
+    """A drafting forward's time over one token's, against its query tokens; dots where arithmetic takes over."""
+    title = "A drafting forward's time over that of one token, same batch; dots: from here on arithmetic sets the time"
+    style.tidy(axis, title, f"query tokens of a sequence in one forward ({BLOCK} = one block)", "", grid="both")
     config, rows = preset("zaya1_8b"), np.unique(np.geomspace(1, 1024, 120).astype(int))
     for colour, batch in zip(BATCH_COLOURS.values(), BATCHES, strict=True):
         for device, dashes in DASHES.items():
@@ -168,13 +166,13 @@ def _caption(attention: dict[str, dict[str, float]], model: dict[str, dict[int, 
 
 
 def _model_lines(model: dict[str, dict[int, tuple[float, float, float]]]) -> list[str]:
-    touched = ", ".join(f"{experts_touched(16, n):.1f} at {n} rows" for n in (1, 16, 64, 272))
+    touched = ", ".join(f"{experts_touched(16, n):.1f} at {n} tokens" for n in (1, 16, 64, 272))
     lines = [
         f"Whole model (right, below): ZAYA1-8B, {CONTEXT:,} cached tokens a sequence; time = max(FLOP / peak, bytes / "
         "bandwidth); bytes = shared weights + experts touched + tied head + cache; FLOP = projections, convolutions, "
-        "attention, router, one expert a row, head of the verified and one drafted block. Experts touched = "
-        f"E (1 - (1 - 1/E)^n) with uniform routing, E = 16: {touched}. Blocks at up to {1 + TOLERANCE:g}x the one-row "
-        "forward, and at the ridge of the whole forward with what a forward costs there:",
+        "attention, router, one expert a token, head of the verified and one drafted block. Experts touched = "
+        f"E (1 - (1 - 1/E)^n) with uniform routing, E = 16: {touched}. Blocks at up to {1 + TOLERANCE:g}x the "
+        "one-token forward, and at the ridge of the whole forward with what a forward costs there:",
     ]
     for device, by in model.items():
         said = "; ".join(
@@ -183,8 +181,8 @@ def _model_lines(model: dict[str, dict[int, tuple[float, float, float]]]) -> lis
         lines.append(f"  {NAMES[device]}: {said}")
     need = resident_bytes(preset("zaya1_8b"), BATCHES[-1], CONTEXT)
     lines.append(
-        "At batch 1 and 8 a second row already meets experts that would not be read without it, so no slot is free; at "
-        f"batch {BATCHES[-1]} nearly all are read anyway. Weights and caches of batch {BATCHES[-1]} take "
+        "At batch 1 and 8 a second token already meets experts that would not be read without it, so no slot is free; "
+        f"at batch {BATCHES[-1]} nearly all are read anyway. Weights and caches of batch {BATCHES[-1]} take "
         f"{need / 1e9:.0f} GB: more than the 80 GB of an H100."
     )
     return lines

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from zaya_jax.reporting.paper import published
-from zaya_jax.reporting.paper.marks import ARM_NAMES, Drawn, bar_legend, new_figure, seed_bars
+from zaya_jax.reporting.paper.marks import ARM_NAMES, Drawn, bar_legend, seed_bars
 from zaya_jax.reporting.paper.sweep_rows import (
     MissingData,
     anchors_in_words,
@@ -36,7 +36,7 @@ def pass_at_16(rows: Sequence[Row], more: Sequence[Row] = ()) -> Drawn:
     temperature = max(row["temperature"] for row in found)
     found = [row for row in found if row["temperature"] == temperature]
     blocks = shared(found, "block_size")
-    figure = new_figure(
+    figure = style.new_figure(
         f"pass@16 by task at temperature {temperature:g}: autoregressive, lossless and mixing",
         conditions(found), width=max(7.5, 2.3 + 2.9 * len(blocks)), height=6.2, legend=1,
     )  # fmt: skip
@@ -81,7 +81,7 @@ def speedup(rows: Sequence[Row], more: Sequence[Row] = ()) -> Drawn:
 
     ours = ", ".join(f"{ARM_NAMES[arm]} {by_task(arm)}" for arm in ARMS[1:])
     theirs = ", ".join(f"{published.SPEEDUP[arm]:g}" for arm in ARMS[1:])
-    figure = new_figure(
+    figure = style.new_figure(
         f"Tokens per forward at temperature {warmest:g}, block size {block:g}: {ours} (published: {theirs})",
         conditions(found), width=max(8.5, 2.2 + 1.9 * (1 + len(groups))), height=6.4 if _clocked(found) else 4.6,
         legend=1,
@@ -89,7 +89,7 @@ def speedup(rows: Sequence[Row], more: Sequence[Row] = ()) -> Drawn:
     panels = figure.subplots(1 + _clocked(found), 1, sharex=True, squeeze=False)[:, 0]
     top = panels[0]
     other = "Zyphra, published\n8B, temperature not stated"
-    style.tidy(top, "Tokens per forward (T): the speed-up if a forward cost the same whatever its rows")
+    style.tidy(top, "Tokens per forward (T): the speed-up if a forward cost the same whatever it computes")
     bars = {other: {arm: [value] for arm, value in published.SPEEDUP.items()}}
     bars |= {name: _by_arm(here, "tokens_per_forward") for name, here in groups.items()}
     seed_bars(top, bars, COLOURS, published=[other])
@@ -102,7 +102,7 @@ def speedup(rows: Sequence[Row], more: Sequence[Row] = ()) -> Drawn:
 
 
 def beta(rows: Sequence[Row]) -> Drawn:
-    """Mixing's beta at temperature 1: tokens per forward against pass@1 and pass@16, one point a beta."""
+    """Mixing's trade-off at temperature 1: tokens per forward against pass@1 and pass@16, one point a beta."""
     found = with_same_anchors(with_block_size(rows))
     found = [row for row in found if row["changes"].get(DRAFT_TEMPERATURE) is None]
     found = pick(found, "sampling", ("tokens_per_forward", "accuracy"), temperature=1)
@@ -112,7 +112,7 @@ def beta(rows: Sequence[Row]) -> Drawn:
     tasks = shared(mixing, "source")
     measures = [("accuracy", "pass@1")]
     measures += [("pass_at_16", "pass@16")] if all(row.get("pass_at_16") is not None for row in mixing) else []
-    figure = new_figure(
+    figure = style.new_figure(
         "Mixing by beta: tokens per forward against quality, temperature 1",
         conditions(found), width=4.9 * max(2, len(measures)),
         height=0.8 + 3.4 * len(tasks),

@@ -11,7 +11,7 @@ from zaya_jax.reporting.results import ARMS, TOY_LIMIT, Row
 BLOCK_SIZE, SEED = "convert.objective.block_size", "seed"  # fields of a config that sweeps change
 CELLS = (  # of the footer: column, and how it is said
     ("block_size", "block size {}"), ("temperature", "temperature {}"), ("batch", "batch {}"),
-    ("prompts", "{} prompts"), ("samples", "{} samples each"), ("seed", "sampling seed {}"),
+    ("prompts", "{} prompts"), ("samples", "samples a prompt: {}"), ("seed", "sampling seed {}"),
 )  # fmt: skip
 
 
@@ -47,9 +47,9 @@ def anchor_count(row: Row) -> int | None:
 
 
 def with_same_anchors(rows: Iterable[Row]) -> list[Row]:
-    """Sampling rows of ARMS with one number of anchors a block size: the most frequent; of equals, the larger.
+    """Sampling rows of ARMS with one number of branch points a block size: the most frequent; of equals, the larger.
 
-    A sweep may vary the budget of anchors; a figure of something else must not mix them.
+    A sweep may vary the budget of branch points; a figure of something else must not mix them.
     """
     rows = [row for row in rows if row["kind"] == "sampling" and row["arm"] in ARMS]
     usual = {}
@@ -60,10 +60,10 @@ def with_same_anchors(rows: Iterable[Row]) -> list[Row]:
 
 
 def anchors_in_words(rows: Iterable[Row]) -> str:
-    """Of rows that draft: "all anchors", or "3 anchors", or both where they differ; "" for none."""
+    """Of rows that draft: "all branch points", or "3 branch points", or both where they differ; "" for none."""
     counts = {(n == row["block_size"], n) for row in rows if (n := anchor_count(row)) is not None}
     words = dict.fromkeys("all" if every else str(n) for every, n in sorted(counts))
-    return f"{' / '.join(words)} anchors" if words else ""
+    return f"{' / '.join(words)} branch points" if words else ""
 
 
 def with_block_size(rows: Iterable[Row]) -> list[Row]:
@@ -114,7 +114,7 @@ def shared(rows: Iterable[Row], column: str) -> list[Any]:
 
 
 def conditions(rows: Sequence[Row], *more: str) -> str:
-    """The footer: toy or not, parameters, block size, anchors, temperature, batch, prompts, seeds, hardware."""
+    """The footer: toy or not, parameters, block size, branch points, temperature, batch, prompts, seeds, hardware."""
     sizes = shared(rows, "parameters")
     parts = ["toy run" if max(sizes, default=0) < TOY_LIMIT else "", *more]
     told = " / ".join(dict.fromkeys(f"{size / 1e6:.3g}M" for size in sizes))
@@ -124,8 +124,8 @@ def conditions(rows: Sequence[Row], *more: str) -> str:
         values = shared(drafting if column == "block_size" else rows, column)
         parts += [words.format(" / ".join(map(_text, values)))] if values else []
         parts += [anchors_in_words(drafting)] if column == "block_size" else []
-    seeds = sorted({row["changes"][SEED] for row in rows if SEED in row["changes"]})
-    parts += [f"training seeds {' / '.join(map(_text, seeds))}"] if seeds else []
+    seeds = shared(rows, "training_seed") or sorted({row["changes"][SEED] for row in rows if SEED in row["changes"]})
+    parts += [f"training seed{'s' * (len(seeds) > 1)} {' / '.join(map(_text, seeds))}"] if seeds else []
     return footer_line([*parts, *shared(rows, "hardware")])
 
 

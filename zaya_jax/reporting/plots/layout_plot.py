@@ -12,7 +12,6 @@ from matplotlib.patches import Patch
 
 from zaya_jax.architecture import Layout, visible
 from zaya_jax.architecture.layout import Keys
-from zaya_jax.reporting.paper.marks import legend_below, new_figure
 from zaya_jax.reporting.plots import style
 from zaya_jax.reporting.run_files import Run
 
@@ -25,14 +24,14 @@ def layout_picture(run: Run) -> Figure:
     """A TiDAR training row and a verify-and-draft row side by side, from the same visibility rule."""
     title = "Who sees whom: one rule for training (left) and for verify-and-draft (right)"
     used = f"; this run: block size {run.block_size}" if run.block_size else ""
-    figure = new_figure(title, style.footer(run, f"drawn with block size {BLOCK}{used}"), height=5.8, legend=1)
+    figure = style.new_figure(title, style.footer(run, f"drawn with block size {BLOCK}{used}"), height=5.8, legend=1)
     left, right = figure.subplots(1, 2)
     training, step = _layouts()
     draw_visibility(left, training, title=f"Training: {ROW} clean tokens, every position drafted")
     draw_visibility(right, step, cached=CACHED, title=f"Sampling: verify {BLOCK}, draft after each outcome")
     names = ("hidden", "clean token (or cache)", "own draft block")
     patches = [Patch(facecolor=c, edgecolor=style.RULE, label=n) for c, n in zip(COLOURS, names, strict=True)]
-    legend_below(figure, patches[1:] + patches[:1])
+    style.legend_below(figure, patches[1:] + patches[:1])
     return figure
 
 

@@ -38,12 +38,12 @@ CAPTIONS = {
     ),
     "draft_accuracy": (
         "A block is drafted in one forward and no slot knows what the others chose, so later slots are harder; when "
-        "sampling, slot 1 is replaced by the token that is pending already."
+        "sampling, slot 1 is replaced by the pending token, which is already sampled."
     ),
     "accepted_per_forward": "Each forward yields between one token (the first draft is refused) and a whole block.",
     "expert_load": (
-        "Clean and mask rows are counted apart because all mask rows share one embedding and tend to crowd onto few "
-        "experts; the dashed line is a perfectly even load."
+        "Clean and mask tokens are counted separately because all mask tokens share one embedding and tend to crowd "
+        "onto few experts; the dashed line is a perfectly even load."
     ),
     "layout": (
         "Every draft block sees the clean tokens before it and itself, never another block; the cells are computed by "
@@ -56,7 +56,7 @@ CAPTIONS = {
 DESCRIPTIONS = {
     "tokens_per_forward": "Four bar charts by temperature and sampler: tokens per forward, query tokens per forward, "
     "wall-clock ratio, accuracy. The table under Sampling holds the numbers.",
-    "forward_cost": "Line chart: what a forward costs over one of a single query token, by its query tokens.",
+    "forward_cost": "Line chart: what a forward costs over a forward of one token, by its query tokens.",
     "training_curves": "Line charts of the training and validation losses of each phase by clean tokens.",
     "draft_accuracy": "Line charts: the share of draft tokens that are right, by slot of the block and by step.",
     "accepted_per_forward": "Bar charts by temperature: the share of forwards that yielded 1, 2, 3 .. tokens.",

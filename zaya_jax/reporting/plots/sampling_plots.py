@@ -17,11 +17,11 @@ def tokens_per_forward(run: Run) -> Figure | None:
     rows = [r for r in run.rows("sampling") if r["tokens_per_forward"] is not None and r["temperature"] is not None]
     if not rows:
         return None
-    figure = style.new_figure(_speed_title(rows), style.footer(run, *_conditions(rows)), height=6.4)
+    figure = style.new_figure(_speed_title(rows), style.footer(run, *_conditions(rows)), height=6.6, legend=1)
     axes = figure.subplots(2, 2).ravel()
     panels = (
         ("tokens_per_forward", "Tokens per forward (T)", style.number),
-        ("rows_per_forward", "Rows computed per forward", style.number),
+        ("rows_per_forward", "Query tokens per forward", style.number),
         ("speedup", _speedup_title(rows), style.number),
         ("accuracy", "Task accuracy, 95% interval", style.percent),
     )
@@ -33,8 +33,7 @@ def tokens_per_forward(run: Run) -> Figure | None:
                      ha="right", fontsize=8.5, color=style.INK)  # fmt: skip
     axes[3].set_ylim(0, 1.12)
     style.in_percent(axes[3].yaxis)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, fontsize=9, labelcolor=style.INK, loc="outside lower right", ncols=4)
+    style.legend_below(figure, axes[0].get_legend_handles_labels()[0])
     return figure
 
 
@@ -57,18 +56,17 @@ def accepted_histogram(run: Run) -> Figure | None:
 
 
 def forward_cost(run: Run) -> Figure | None:
-    """The cost of a forward against its rows, with the free and the break-even line."""
+    """The cost of a forward against its query tokens, with the free and the break-even line."""
     rows = sorted(
         (r for r in run.rows("cost") if r["rows"] is not None and r["cost_ratio"] is not None), key=lambda r: r["rows"]
     )
     if not rows:
         return None
     xs, ys = [r["rows"] for r in rows], [r["cost_ratio"] for r in rows]
-    hardware = rows[0]["hardware"] or run.environment.get("device", "unknown hardware")
     batch = f"batch {rows[0]['batch']:g}" if rows[0]["batch"] else ""
-    title = f"A forward over {xs[-1]:g} rows costs {ys[-1]:.3g}x a forward over {xs[0]:g}"
-    figure = style.new_figure(title, style.footer(run, batch, str(hardware)), height=4.6)
-    axis = style.tidy(figure.subplots(), "", "query tokens in one forward", "cost over one query token's", grid="both")
+    title = f"A forward over {xs[-1]:g} query tokens costs {ys[-1]:.3g}x a forward over {xs[0]:g}"
+    figure = style.new_figure(title, style.footer(run, batch), height=4.6)
+    axis = style.tidy(figure.subplots(), "", "query tokens in one forward", "cost over one token's", grid="both")
     axis.set_xscale("log", base=2)
     axis.set_yscale("log", base=2)
     axis.plot(xs, ys, "-o", color=style.INK, linewidth=2, markersize=6, zorder=4, label="measured (median)")
@@ -77,8 +75,8 @@ def forward_cost(run: Run) -> Figure | None:
         offset, side = ((6, -13), "left") if number % 2 else ((-6, 7), "right")
         axis.annotate(note, (row["rows"], row["cost_ratio"]), offset, textcoords="offset points", fontsize=8.5,
                       ha=side, color=style.INK, zorder=5, bbox=style.HALO)  # fmt: skip
-    axis.axhline(1, color=style.GREEN, linewidth=1.6, label="free: rows cost nothing")
-    axis.plot(xs, xs, color=style.QUIET, linewidth=1, linestyle=":", label="proportional to rows")
+    axis.axhline(1, color=style.GREEN, linewidth=1.6, label="free: more tokens cost nothing")
+    axis.plot(xs, xs, color=style.QUIET, linewidth=1, linestyle=":", label="proportional to query tokens")
     _break_even(axis, run)
     axis.set_xticks(xs)
     axis.set_xlim(xs[0] / 1.8, xs[-1] * 1.5)
@@ -111,13 +109,14 @@ def _has_intervals(rows: list[Row]) -> bool:
 
 
 def _conditions(rows: list[Row]) -> list[str]:
-    """Block size, anchors, batch, prompts: what T must be read with."""
+    """Block size, branch points, batch, prompts, seeds, hardware: what T must be read with."""
     parts = []
     for column, word in (
         ("block_size", "block size"),
-        ("anchors", "anchors"),
+        ("anchors", "branch points"),
         ("batch", "batch"),
         ("prompts", "prompts"),
+        ("seed", "sampling seed"),
     ):
         drafting = [r for r in rows if r["arm"] != "autoregressive"] or rows
         values = sorted({r[column] for r in drafting if r[column] is not None}, key=str)

@@ -2,7 +2,7 @@
 
 import textwrap
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
@@ -30,14 +30,28 @@ DEPTHS = LinearSegmentedColormap.from_list("depths", ["#0b2d4a", "#0072B2", "#56
 HEAT = LinearSegmentedColormap.from_list("heat", ["#ffffff", "#cfe6f5", "#56B4E9", "#0072B2", "#0b2d4a"])
 
 
-def new_figure(title: str, footer: str, width: float = 9.5, height: float = 4.2) -> Figure:
-    """An empty white figure: the title says what is seen, the footer which run it was."""
+def new_figure(title: str, footer: str, width: float = 9.5, height: float = 4.2, legend: int = 0) -> Figure:
+    """An empty white figure: the title says what is seen, the footer which run it was.
+
+    The footer is wrapped between its parts; below it is room for `legend` lines of `legend_below`.
+    """
+    lines = [""]
+    for part in footer.split(SEPARATOR):
+        longer = f"{lines[-1]}{SEPARATOR}{part}" if lines[-1] else part
+        lines = [*lines[:-1], longer] if len(longer) <= 16.5 * width else [*lines, part]
+    blank = "\n" * round(1.5 * legend + 0.5)  # a legend's line is higher than a footer's; round(0.5) is 0
     figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(**PADS), facecolor="white")
     figure.suptitle(
         textwrap.fill(title, round(9.1 * width)), x=0.012, ha="left", fontsize=12.5, fontweight="bold", color=INK
     )
-    figure.supxlabel(footer, x=0.012, ha="left", fontsize=8, color=QUIET)
+    figure.supxlabel("\n".join(lines) + blank, x=0.012, ha="left", fontsize=8, color=QUIET)
     return figure
+
+
+def legend_below(figure: Figure, handles: Sequence[Any], **options) -> None:
+    """A figure's legend, below its footer."""
+    figure.legend(handles=handles, frameon=False, fontsize=9, labelcolor=INK, loc="outside lower left",
+                  **{"ncols": len(handles), "handlelength": KEY_LENGTH, **options})  # fmt: skip
 
 
 def tidy(axes: Axes, title: str = "", x: str = "", y: str = "", grid: Literal["x", "y", "both", ""] = "y") -> Axes:
@@ -89,11 +103,19 @@ def is_toy(run: Run) -> bool:
     return (parameters(run) or 0) < TOY_LIMIT
 
 
+def hardware(run: Run) -> str:
+    """The machine in words, from results.csv or else environment.json."""
+    named = [r["hardware"] for r in run.results if r["hardware"]]
+    env = run.environment
+    cores = f", {env['cores']} cores" if "cores" in env else ""
+    return named[0] if named else (f"{env['cpu']}{cores}" if env.get("cpu") else "unknown hardware")
+
+
 def footer(run: Run, *more: str) -> str:
-    """Which run, how big, and that it is a toy if it is one."""
-    size = parameters(run)
+    """Which run, how big, that it is a toy if it is one, its training seed, and on which machine."""
+    size, seed = parameters(run), run.config.get("seed")
     parts = ["toy run" if is_toy(run) else "", run.name, f"{size / 1e6:.3g}M parameters" if size else "", *more]
-    return footer_line(parts)
+    return footer_line([*parts, "" if seed is None else f"training seed {seed}", hardware(run)])
 
 
 def footer_line(parts: Iterable[str]) -> str:

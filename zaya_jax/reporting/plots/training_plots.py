@@ -8,6 +8,7 @@ from matplotlib.ticker import LogLocator
 
 from zaya_jax.reporting.plots import style
 from zaya_jax.reporting.run_files import Run
+from zaya_jax.reporting.tables import percent_change
 
 
 def training_curves(run: Run) -> Figure | None:
@@ -17,7 +18,8 @@ def training_curves(run: Run) -> Figure | None:
         return None
     drafting = [stage for stage in stages if run.stage(stage, "draft_loss")]
     drafts = bool(drafting)
-    figure = style.new_figure(_curves_title(run), style.footer(run, f"block size {run.block_size}" if drafts else ""))
+    block = f"block size {run.block_size}" if drafts else ""
+    figure = style.new_figure(_curves_title(run), style.footer(run, block), height=4.5, legend=1)
     axes = figure.subplots(1, 2 if drafts else 1, squeeze=False, width_ratios=[3, 2] if drafts else [1])[0]
     _, unit = clean_tokens(run)
     style.tidy(axes[0], "Autoregressive loss", f"{unit} ({_order(run, stages)})", "nats per token")
@@ -29,8 +31,7 @@ def training_curves(run: Run) -> Figure | None:
         axis.set_yscale("log")
         axis.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 1.5, 2, 3, 5, 7), numticks=12))
         style.plain_numbers(axis.yaxis)
-    figure.legend(handles=_loss_handles(run), frameon=False, fontsize=9, labelcolor=style.INK,
-                  loc="outside lower right", ncols=3)  # fmt: skip
+    style.legend_below(figure, _loss_handles(run))
     return figure
 
 
@@ -53,14 +54,14 @@ def draft_accuracy(run: Run) -> Figure | None:
 
 
 def expert_load(run: Run) -> Figure | None:
-    """The busiest expert's share, clean and mask rows apart, over training; and the last step's shares by layer."""
+    """The busiest expert's share, of clean and of mask tokens, over training; and the last step's shares by layer."""
     stages = [stage for stage in run.path_to(run.sampled or "") if run.stage(stage, "expert_load_clean")]
     if not stages:
         return None
     last = run.stage(stages[-1], "expert_load_clean")[-1]
     kinds = [(kind, last[key]) for kind, key in _SHARES.items() if key in last]
     experts = len(kinds[0][1][0]) - 1 if kinds else (run.model.num_experts if run.model else None)
-    takes = " and ".join(f"{100 * np.max(share, axis=1).mean():.0f}% of {kind} rows" for kind, share in kinds)
+    takes = " and ".join(f"{100 * np.max(share, axis=1).mean():.0f}% of {kind} tokens" for kind, share in kinds)
     title = f"Expert load: the busiest of a layer's {experts} experts takes {takes}" if kinds else "Expert load"
     figure = style.new_figure(title, style.footer(run, "skip = the router's last class, which runs no expert"))
     axes = figure.subplots(1, 1 + len(kinds), squeeze=False, width_ratios=[2.4] + [1.3] * len(kinds))[0]
@@ -103,7 +104,7 @@ _SHARES = {"clean": "expert_share_clean", "mask": "expert_share_draft"}
 def _curves_title(run: Run) -> str:
     """What conversion did to the AR loss, measured against its control on the last common validation."""
     changes = [(source, _relative_cost(run, source)) for source in run.sources()]
-    spans = [f"{100 * change:+.1f}% on {source}" for source, change in changes if change is not None]
+    spans = [f"{percent_change(change)} on {source}" for source, change in changes if change is not None]
     if not spans:
         return "Training loss"
     return f"AR loss after learning to draft, against AR-only training on the same tokens: {', '.join(spans)}"
@@ -185,12 +186,12 @@ def _accuracy_lines(axis: Axes, run: Run, lines: list, size: int) -> None:
 
 def _load_lines(axis: Axes, run: Run, stages: list[str], experts: int | None) -> None:
     x, unit = clean_tokens(run)
-    style.tidy(axis, "Largest share of an expert, mean over layers", unit, "share of rows")
+    style.tidy(axis, "Largest share of an expert, mean over layers", unit, "share of tokens")
     names = {"clean": "expert_load_clean", "mask": "expert_load_draft"}
     for kind, key in names.items():
         points = [(x(stage, m["step"]), m[key]) for stage in stages for m in run.stage(stage, key)]
         if points:
-            axis.plot(*zip(*points, strict=True), color=style.ROW_COLOURS[kind], linewidth=1.4, label=f"{kind} rows")
+            axis.plot(*zip(*points, strict=True), color=style.ROW_COLOURS[kind], linewidth=1.4, label=f"{kind} tokens")
     if experts:
         axis.axhline(1 / experts, color=style.INK, linewidth=1, linestyle=(0, (4, 3)))
         note = f"1/{experts}: perfectly even"
@@ -208,7 +209,7 @@ def _load_lines(axis: Axes, run: Run, stages: list[str], experts: int | None) ->
 
 def _share_map(axis: Axes, kind: str, share: np.ndarray, stage: str) -> None:
     """Layers x experts, the numbers written in."""
-    style.tidy(axis, f"{kind} rows, end of {stage}", "expert", "layer", grid="")
+    style.tidy(axis, f"{kind} tokens, end of {stage}", "expert", "layer", grid="")
     layers, classes = share.shape
     axis.imshow(share, cmap=style.HEAT, vmin=0, vmax=max(0.35, share.max()), aspect="auto")
     if layers * classes <= 80:
