@@ -37,7 +37,7 @@ BETAS = (0.0, 0.5)
 
 def main() -> None:
     cli.check_output(_OUTPUT.value)
-    rows = []
+    rows, tokens = [], []
     for operations, examples in ((1, 3), (2, 3), (2, 5)):
         task = ListPrograms(max_operations=operations, examples=examples)
         problems = task.problems("test", _PROBLEMS.value, _SEED.value)
@@ -47,8 +47,9 @@ def main() -> None:
                 accepted.append(sample(Posterior(task, problem.answer[:examples]), BLOCK_SIZE, beta, rng))
             row = {"max_operations": operations, "examples": examples, "beta": beta, **summary(accepted)}
             rows.append(row)
+            tokens.append(float(row["tokens_per_forward"] or 0))
             print(f"{operations} operations, {examples} examples, beta {beta:g}: T {row['tokens_per_forward']:.2f}")
-    least, most = (f(row["tokens_per_forward"] for row in rows) for f in (min, max))
+    least, most = min(tokens), max(tokens)
     print(
         f"At best a forward yields {least:.2f} to {most:.2f} tokens on list programs ({_PROBLEMS.value} test problems "
         f"of each kind, block size {BLOCK_SIZE}, temperature 1, all branch points, seed {_SEED.value}). What a trained "

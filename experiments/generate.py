@@ -37,7 +37,7 @@ from typing import Any
 from absl import flags
 from tqdm import tqdm
 
-from zaya_jax import Zaya, load_pretrained
+from zaya_jax import load_pretrained
 from zaya_jax.command_line import cli, sampling_flags
 from zaya_jax.command_line.completions import MEASURED, Completions, checked_prompt, read_prompts
 from zaya_jax.command_line.conversation import Conversation

@@ -6,7 +6,7 @@
 In one run, the sides in turn, medians: the machine's copy bandwidth (bytes read and written) and the rate of a large
 matrix product; an autoregressive step (greedy, the sampler's own, in its compiled loop); forwards over --rows query
 tokens, logits of all of them, after --context cached tokens; with --transformers the same of transformers on the CPU,
-in a process of its own, each shape with its fastest threads and attention (`experiments.bench.decode_reference`; needs
+in a process of its own, each shape with its fastest threads and attention (`experiments.bench._decode_reference`; needs
 the `parity` extra). `--preset` has random weights, 16 experts where the preset has any.
 
 `summary` has ratio_to_transformers {batch: autoregressive tokens/s over transformers'}, fraction_of_bandwidth {batch:
@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments.bench.transformers_reference import benchmark_config, require_parity_extra
+from experiments.bench._transformers_reference import benchmark_config, require_parity_extra
 from zaya_jax import SamplerConfig, Zaya, load_pretrained, save_huggingface
 from zaya_jax.architecture import Layout, ZayaConfig, init_cache
 from zaya_jax.command_line import cli, measured_device
@@ -37,7 +37,6 @@ from zaya_jax.command_line.models import decoding_form
 from zaya_jax.costs.flops import forward_flops
 from zaya_jax.costs.roofline import forward_traffic
 from zaya_jax.errors import UserError
-from zaya_jax.paths import absolute
 from zaya_jax.runs import provenance
 from zaya_jax.runs.tokens import checkpoint_of
 from zaya_jax.sampling.planning.cost import AUTOREGRESSIVE, step_call
@@ -98,7 +97,7 @@ def read_model(scratch: Path) -> tuple[ZayaConfig, Zaya, Any, Path]:
         variables = init_variables(Zaya(config), 0)
         folder = scratch
     else:
-        folder = checkpoint_of(absolute(_CHECKPOINT.value))
+        folder = checkpoint_of(_CHECKPOINT.value)
         config, variables = load_pretrained(folder)
         if not (folder / "config.json").exists() or "model_type" not in (folder / "config.json").read_text():
             folder = scratch
@@ -170,7 +169,7 @@ def their_sides(folder: Path, shapes: list[tuple[int, int]]) -> Iterator[tuple[d
     if not _THEIRS.value:
         yield {}, {}
         return
-    command = [sys.executable, "-m", "experiments.bench.decode_reference", str(folder)]
+    command = [sys.executable, "-m", "experiments.bench._decode_reference", str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         stdin, stdout = process.stdin, process.stdout
         assert stdin is not None and stdout is not None

@@ -94,7 +94,7 @@ def test_whoever_stops_reading_a_commands_output_sees_no_traceback(tmp_path, arg
 
 def test_a_path_that_is_no_text_is_printed_as_an_escape(tmp_path):
     script = tmp_path / "command.py"
-    script.write_text(DOOR.replace("NAME.value, os", "'é' + NAME.value, os").replace(", keep_memory=True", ""))
+    script.write_text(COMMAND.replace("NAME.value, os", "'é' + NAME.value, os").replace(", keep_memory=True", ""))
     for encoding, shown in (("utf-8", "é"), ("ascii", "\\xe9")):
         environment = os.environ | {"PYTHONPATH": ".", "PYTHONIOENCODING": encoding}
         line = [os.fsencode(each) for each in (sys.executable, script)] + [b"--name=a\xff"]

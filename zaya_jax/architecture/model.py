@@ -133,7 +133,8 @@ class SeparateLayers(nn.Module):
         for i in range(self.config.num_hidden_layers):
             past = (None, None) if keys is None else (keys[i], values[i])
             mine = {name: None if part is None else part[i] for name, part in per_layer.items()}
-            mine |= {"layer": 0} | {name: None if mine[name] is None else mine[name][0] for name in ("conv", "delayed")}
+            columns = {name: per_layer[name] for name in ("conv", "delayed")}
+            mine |= {"layer": 0} | {name: None if part is None else part[i][0] for name, part in columns.items()}
             layer = DecoderLayer(self.config, self.execution, name=str(i))
             stack = None if experts is None else tuple(weights[None] for weights in experts[i])
             (stream, state, *past), columns = layer((stream, state, *past), mine, layout, angles, stack)

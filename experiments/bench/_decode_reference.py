@@ -1,6 +1,6 @@
 """transformers' side of `experiments.bench.decode`: a process that times forwards of one model as it is asked to.
 
-    python -m experiments.bench.decode_reference FOLDER
+    python -m experiments.bench._decode_reference FOLDER
 
 Reads one JSON object a line, {"batch", "rows", "context", "steps"}, and answers with {"milliseconds", "setting"}: the
 median of `steps` forwards over `rows` query tokens a sequence (logits of all of them) after `context` cached ones; with
@@ -17,7 +17,7 @@ import sys
 import time
 from typing import Any
 
-from experiments.bench.transformers_reference import EXPERT_KERNELS, Setting, use
+from experiments.bench._transformers_reference import EXPERT_KERNELS, Setting, use
 from zaya_jax.runs import provenance
 
 TRIAL_STEPS = 3
