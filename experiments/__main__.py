@@ -12,7 +12,7 @@ def commands() -> dict[str, str]:
     for path in [*sorted(here.glob("*.py")), *sorted(here.glob("bench/*.py"))]:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         runs = any(isinstance(node, ast.If) and "__main__" in ast.unparse(node.test) for node in tree.body)
-        if runs and path != Path(__file__):
+        if runs and not path.name.startswith("_"):
             name = ".".join(path.relative_to(here).with_suffix("").parts)
             found[name] = (ast.get_docstring(tree) or "").partition("\n")[0]
     return found

@@ -1,6 +1,6 @@
 """What a decoding forward costs on this machine, against the bytes it must read and against transformers.
 
-    python -m experiments.bench.decode --checkpoint=DIR|--preset=NAME [--transformers] [--output=FILE.json]
+    python -m experiments.bench.decode --preset=zaya1_25m --batches=1
     python -m experiments.bench.decode --checkpoint=smollm2 --transformers --output=results/bench/decode.json
 
 In one run, the sides in turn, medians: the machine's copy bandwidth (bytes read and written) and the rate of a large

@@ -18,7 +18,8 @@ from experiments import generate as command
 from tests import commands
 from tests.helpers import random_variables
 from tests.text.published import SPELLED, byte_level, publish
-from zaya_jax import SamplerConfig, Zaya, generate, load_pretrained, preset
+from zaya_jax import SamplerConfig, Zaya, for_decoding, generate, load_pretrained, preset
+from zaya_jax.command_line import engine as engine_module
 from zaya_jax.command_line import sampling_flags
 from zaya_jax.command_line.completions import read_prompts
 from zaya_jax.interop import save_huggingface
@@ -84,7 +85,7 @@ def test_a_file_holds_what_generate_returns(checkpoint, model, files, capsys):
     for part in (0, 2):
         prompts = [BYTES.encode(p) for p in PROMPTS[part : part + 2]]
         seeds = list(range(7 + 2 * part, 11 + 2 * part))
-        wanted = generate(*model, prompts, SAMPLER, 9, seeds, samples=2)
+        wanted = generate(*for_decoding(*model), prompts, SAMPLER, 9, seeds, samples=2)
         for i, row in enumerate(rows[2 * part : 2 * part + 4]):
             assert row["prompt"] == PROMPTS[part + i // 2]
             assert row["text"] == BYTES.decode(row["tokens"])
@@ -115,7 +116,7 @@ def test_a_killed_job_goes_on_to_the_identical_file(checkpoint, files, monkeypat
         output.write_bytes(whole[:size])
         batch_job(checkpoint, files)
         assert output.read_bytes() == whole
-    monkeypatch.setattr(command, "generate", None)  # all is done: nothing runs
+    monkeypatch.setattr(engine_module, "generate", None)  # all is done: nothing runs
     capsys.readouterr()
     batch_job(checkpoint, files)
     assert output.read_bytes() == whole
@@ -229,7 +230,7 @@ def test_ctrl_c_in_an_answer_is_one_line(checkpoint, monkeypatch, capsys):
         streamer.put([[97]])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "generate", interrupted)
+    monkeypatch.setattr(engine_module, "generate", interrupted)
     with pytest.raises(SystemExit) as stop:
         talk(monkeypatch, "hello\n", f"--checkpoint={checkpoint}")
     assert stop.value.code == 130
@@ -246,7 +247,9 @@ def test_a_budget_of_anchors_is_measured_first(checkpoint, files, capsys):
 
 def test_a_budget_of_anchors_is_chosen_by_smoothed_evidence(monkeypatch, capsys):
     """Texts that always yield six do not ask for an anchor at 6 alone (`evidence`)."""
-    monkeypatch.setattr(command, "generate", lambda *args, **options: SimpleNamespace(accepted=[[1, 6, 6, 6, 6]] * 30))
+    monkeypatch.setattr(
+        engine_module, "generate", lambda *args, **options: SimpleNamespace(accepted=[[1, 6, 6, 6, 6]] * 30)
+    )
     asked = {"block_size": 8, "anchors": 1, "temperature": 0.0, "min_new_tokens": 0}
     engine: Any = SimpleNamespace(model=None, variables=None, tokenizer=None, max_new_tokens=9, asked=asked)
     assert command.Engine._with_budget(engine, [[1]], 0).anchor_list == (1,)
@@ -261,7 +264,7 @@ def test_auto_chooses_once_and_a_resumed_job_keeps_the_choice(checkpoint, files,
         chosen = dataclasses.replace(sampler, mode="single_pass", block_size=3)
         return Choice(chosen, "because", (), (), {})
 
-    monkeypatch.setattr(command, "choose_sampler", choose)
+    monkeypatch.setattr(engine_module, "choose_sampler", choose)
     output = batch_job(checkpoint, files, "--mode=auto")
     assert calls == [(2, 2)]
     assert "auto: because\n" in capsys.readouterr().err
@@ -332,7 +335,7 @@ def test_every_field_of_the_sampler_is_a_flag():
 def test_mistakes_are_named_before_anything_is_compiled(args, words, checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("generate", "choose_sampler"):
-        monkeypatch.setattr(command, name, None)
+        monkeypatch.setattr(engine_module, name, None)
     with pytest.raises((ValueError, OSError, flags.Error), match=words) as error:
         run(f"--checkpoint={checkpoint}", *args)
     assert "\n" not in str(error.value)
@@ -462,7 +465,7 @@ def test_a_chat_is_written_down_as_the_folders_template_says(tmp_path, monkeypat
         begin = tokenizer.special_ids["<|im_start|>"]
         return [begin, *asked, end, *newline, begin, *start]
 
-    monkeypatch.setattr(command, "generate", spy)
+    monkeypatch.setattr(engine_module, "generate", spy)
     talk(monkeypatch, "the cat<|im_end|>\nsat\n/reset\nsat\n", f"--checkpoint={tmp_path}", "--mode=autoregressive")
     first, second, third = texts
     assert first == turn("the cat<|im_end|>") and third == turn("sat")
@@ -482,5 +485,5 @@ def test_from_the_shell_a_mistake_is_one_line_and_help_helps():
     assert re.fullmatch(r"error: .*no-such-file\.txt: no such file\n", process.stderr)
     process = finish("--help")
     assert process.returncode == 0
-    for words in ("--prompts-file=prompts.jsonl", "no chat template", "--draft_temperature", "--[no]stream", "--top_k"):
+    for words in ("--prompts_file", "no chat template", "--draft_temperature", "--[no]stream", "--top_k"):
         assert words in process.stdout

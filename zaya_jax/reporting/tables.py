@@ -20,7 +20,7 @@ def sampling_table(rows: list[Row]) -> str:
     rows = [row for row in rows if row["kind"] == "sampling"]
     judged = any(row["accuracy"] is not None for row in rows)
     quality = "accuracy (95% interval)" if judged else "log-probability under AR (nats a token)"
-    return _table(
+    return markdown(
         ("temperature", "sampler", "tokens per forward", "query tokens per forward", "wall-clock vs AR", quality,
          "same tokens as greedy AR"),
         (
@@ -49,13 +49,13 @@ def likelihood_table(rows: list[Row]) -> str:
             cells.append(percent_change(converted / control - 1) if converted and control else "")
         lines.append((source, *cells))
     head = [names.get(model, model) for model in models] + ["converted vs control"] * compared
-    return _table(("held-out source", *head), lines)
+    return markdown(("held-out source", *head), lines)
 
 
 def anchors_table(rows: list[dict]) -> str:
     """Budgets of branch points: the "anchors" section of results/bench/samplers.json."""
     batches = list(rows[0]["clock_over_ar"])
-    return _table(
+    return markdown(
         ("temperature", "K", "branch points", "query tokens per forward", "tokens per forward", "of the T of all",
          "accuracy",
          *(f"wall-clock vs AR, batch {batch}" for batch in batches)),
@@ -87,7 +87,7 @@ def strategies_table(rows: list[dict]) -> str:
         pair = (by[name, 0.0], by[name, 1.0])
         cells = [cell for row in pair for cell in (f"{row['tokens_per_forward']:.2f}", _accuracy(row))]
         lines.append((name, f"{pair[0]['rows_per_forward']:g}", *cells))
-    return _table(
+    return markdown(
         ("strategy", "query tokens per forward", "T, temperature 0", "accuracy (95% interval)", "T, temperature 1",
          "accuracy (95% interval)"),
         lines,
@@ -106,7 +106,7 @@ def rows_table(rows: list[dict]) -> str:
         }
         for title, (one, ratio) in cells.items():
             lines.append((title, str(row["batch"]), f"{one:.3f} ms", *(f"{ratio[n]:.1f}x" for n in counts[1:])))
-    return _table(("model", "batch", "one token", *(f"{n} tokens" for n in counts[1:])), lines)
+    return markdown(("model", "batch", "one token", *(f"{n} tokens" for n in counts[1:])), lines)
 
 
 def few_experts_table(rows: list[dict]) -> str:
@@ -123,7 +123,7 @@ def few_experts_table(rows: list[dict]) -> str:
         return f"block {chosen['block_size']}, branch points {points}: {chosen['rows']} tokens"
 
     counts = list(rows[0]["ratio"])
-    return _table(
+    return markdown(
         ("parameters", "experts", "one token", *(f"{n} tokens" for n in counts[1:]), "predicted best", "at T",
          "wall-clock vs AR"),
         (
@@ -145,7 +145,7 @@ def auto_table(rows: list[dict]) -> str:
             return row["mode"]
         return f"single_pass, block {row['block_size']}, anchors {', '.join(map(str, row['anchors']))}"
 
-    return _table(
+    return markdown(
         ("prompts", "batch", "temperature", "chosen", "query tokens per forward", "tokens per forward",
          "wall-clock vs AR"),
         (
@@ -167,7 +167,7 @@ def transformers_table(one: list[dict], all_cores: list[dict]) -> str:
             times = run["milliseconds_per_token"]
             cells += [f"{times['transformers']:.2f}", f"{times['zaya_jax']:.2f}", f"{run['ratio']:.1f}"]
         lines.append(tuple(cells))
-    return _table(
+    return markdown(
         ("model", "batch", *("transformers, ms a token", "here, 1 thread", "ratio"),
          *("transformers, ms a token", "here, 2 threads", "ratio")),
         lines,
@@ -190,7 +190,7 @@ def _accuracy(row: Row | dict) -> str:
     return f"{row['accuracy']:.3f} ({row['accuracy_low']:.3f}-{row['accuracy_high']:.3f})"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     return "\n".join([*lines, *("| " + " | ".join(cells) + " |" for cells in rows)])
 
@@ -221,7 +221,7 @@ def study_table(rows: list[Row]) -> str:
                 *(f"{_mean(group, column):.3f}" for column in ("accuracy", "pass_at_4", "pass_at_16")), *compared,
             )
         )  # fmt: skip
-    return _table(
+    return markdown(
         ("task", "block", "sampler", "T, temperature 0", "T, temperature 1 (seeds)", "upper bound on T",
          "decode-only T", "query tokens per forward", "wall-clock vs AR", "pass@1", "pass@4", "pass@16",
          "pass@16 minus AR (95%)", "p, by seed"),
@@ -231,7 +231,7 @@ def study_table(rows: list[Row]) -> str:
 
 def evaluated_table(rows: list[Row]) -> str:
     """pass@1/4/16 of evaluations at one temperature, a line an arm."""
-    return _table(
+    return markdown(
         ("seeds from", "sampler", "T", "query tokens per forward", "pass@1", "pass@4", "pass@16",
          "pass@16 minus AR (95%)", "p"),
         (
@@ -262,7 +262,7 @@ def ablation_table(rows: list[Row]) -> str:
                     *(f"{by[t]['tokens_per_forward']:.2f}" for t in (0, 1)), *(_accuracy(by[t]) for t in (0, 1)),
                 )
             )  # fmt: skip
-    return _table(
+    return markdown(
         ("changed", "task", "AR loss", "draft loss", "T, temperature 0", "T, temperature 1", "pass@1, temperature 0",
          "pass@1, temperature 1"),
         lines,
@@ -279,7 +279,7 @@ def _grouped(rows: list[Row]) -> list[tuple[tuple, list[Row]]]:
 
 def ceiling_table(rows: list[dict]) -> str:
     """T under exact distributions: the "rows" of results/bench/ceiling.json."""
-    return _table(
+    return markdown(
         ("operations", "examples", "beta", "T", "upper bound on T", "decode-only T"),
         (
             (
@@ -311,7 +311,7 @@ def dial_table(rows: list[Row]) -> str:
                 told(row["pass_at_4"]), told(row["pass_at_16"]), _p_value(row),
             )
         )  # fmt: skip
-    return _table(
+    return markdown(
         ("sampler", "temperature", "of the drafts", "beta", "branch points", "query tokens per forward", "T", "pass@1",
          "pass@4", "pass@16", "p"),
         lines,
@@ -331,7 +331,7 @@ def training_table(runs: list[dict]) -> str:
                     f"{row['ratio'][side]:.2f}",
                 )
             )  # fmt: skip
-    return _table(
+    return markdown(
         ("parameters", "batch", "cores", "step", "ours computed by", "our AR step", "this one", "ratio"), lines
     )
 
@@ -346,7 +346,7 @@ def conversions_table(rows: list[dict]) -> str:
         for row in rows
     ]  # fmt: skip
     headers = ("conversion", "killed and resumed", "peak memory", "without pages of files", "tensors equal bit for bit")
-    return _table(headers, lines)
+    return markdown(headers, lines)
 
 
 def loading_table(rows: list[dict]) -> str:
@@ -358,7 +358,7 @@ def loading_table(rows: list[dict]) -> str:
         )
         for row in rows
     ]  # fmt: skip
-    return _table(("devices", "weights", "held by the devices", "peak", "beyond what is held"), lines)
+    return markdown(("devices", "weights", "held by the devices", "peak", "beyond what is held"), lines)
 
 
 def cache_table(commands: list[dict]) -> str:
@@ -370,7 +370,9 @@ def cache_table(commands: list[dict]) -> str:
         )
         for row in commands
     ]  # fmt: skip
-    return _table(("command", "no cache", "empty cache", "filled cache", "filled over none", "the cache holds"), lines)
+    return markdown(
+        ("command", "no cache", "empty cache", "filled cache", "filled over none", "the cache holds"), lines
+    )
 
 
 def bfloat16_logits_table(rows: list[dict]) -> str:
@@ -396,7 +398,7 @@ def bfloat16_logits_table(rows: list[dict]) -> str:
             )  # fmt: skip
     head = ("model", "bfloat16 of", "rms (largest) error, experts unchanged", "positions", "all positions",
             "changed experts", "KL, nats", "likeliest token differs", "ties")  # fmt: skip
-    return _table(head, lines)
+    return markdown(head, lines)
 
 
 def bfloat16_greedy_table(rows: list[dict]) -> str:
@@ -405,7 +407,7 @@ def bfloat16_greedy_table(rows: list[dict]) -> str:
         (row["model"], row["dtype"], f"{row['identical']} of {row['texts']}", str(row["ties"]), str(row["failures"]))
         for row in rows
     ]
-    return _table(("model", "dtype", "identical texts", "part at a tie", "part elsewhere"), lines)
+    return markdown(("model", "dtype", "identical texts", "part at a tie", "part elsewhere"), lines)
 
 
 def bfloat16_cost_table(rows: list[dict]) -> str:
@@ -415,7 +417,7 @@ def bfloat16_cost_table(rows: list[dict]) -> str:
                                       row["milliseconds"].items()))
         for row in rows
     ]  # fmt: skip
-    return _table(("model", "forward", *rows[0]["milliseconds"]), lines)
+    return markdown(("model", "forward", *rows[0]["milliseconds"]), lines)
 
 
 def long_rows_table(step: dict) -> str:
@@ -425,7 +427,7 @@ def long_rows_table(step: dict) -> str:
         size = row["temporary_bytes"]
         lines.append((f"{row['clean_tokens']:,}", f"{size / 2**20:.0f} MiB", f"{size / before:.2f}x" if before else ""))
         before = size
-    return _table(("clean tokens", "temporary memory", "for twice the row"), lines)
+    return markdown(("clean tokens", "temporary memory", "for twice the row"), lines)
 
 
 def trained_rows_table(runs: list[dict]) -> str:
@@ -437,12 +439,12 @@ def trained_rows_table(runs: list[dict]) -> str:
         )
         for run in runs
     ]  # fmt: skip
-    return _table(("clean tokens", "documents", "a step", "clean tokens/s", "the process's peak memory"), lines)
+    return markdown(("clean tokens", "documents", "a step", "clean tokens/s", "the process's peak memory"), lines)
 
 
 def pairs_table(pairs: dict) -> str:
     """Scores computed for each visible one (`experiments.bench.memory`)."""
-    return _table(
+    return markdown(
         ("rows", "computed / visible"), [(name, f"{row['ratio']:.3f}") for name, row in pairs["rows"].items()]
     )
 
