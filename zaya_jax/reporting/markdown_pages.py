@@ -10,6 +10,7 @@ from zaya_jax.errors import UserError
 from zaya_jax.files import read_text, write_text
 from zaya_jax.reporting import tables
 from zaya_jax.reporting.api_page import api_tables
+from zaya_jax.reporting.decode_table import decode_table
 from zaya_jax.reporting.result_files import made_of, read_record
 from zaya_jax.reporting.results import read_results, read_sweep
 
@@ -58,6 +59,7 @@ TABLES: dict[str, Maker] = {
     "strategies": _section("samplers", "strategies", tables.strategies_table),
     "auto": _section("samplers", "auto", tables.auto_table),
     "rows": _section("forward", "rows", tables.rows_table),
+    "decode": _bench("decode", table=decode_table),
     "few_experts": _section("few_experts", "rows", tables.few_experts_table),
     "transformers": _bench(
         "transformers_1_thread", "transformers_2_threads",
