@@ -18,7 +18,7 @@ from zaya_jax.reporting.results import is_own, read_rows, results_folder
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
 LIVE_SECONDS = 120  # of two free CPU cores, for a whole notebook
-LARGEST = 400 * 1024  # bytes of a committed notebook
+LARGEST = 512 * 1024  # bytes
 CHEAP = ("block_size_ablation", "samplers_and_their_dial")  # run no model and draw little; the others are slow
 RUN, SWEEP = ROOT / "results" / "quickstart", ROOT / "results" / "sweeps" / "study"
 
