@@ -68,12 +68,17 @@ def test_the_next_process_compiles_nothing_and_a_damaged_entry_is_written_again(
 
 
 def test_a_users_folder_wins_and_an_empty_name_keeps_nothing(tmp_path):
-    place, chosen = {"XDG_CACHE_HOME": str(tmp_path / "home")}, {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "mine")}
-    processes = [start(**place, **chosen), start("", **place), start("", **place, **chosen), start(str(tmp_path / "d"))]
+    place = {"XDG_CACHE_HOME": str(tmp_path / "home")}
+    mine, off = (
+        {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / name), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        for name in ("mine", "off")
+    )
+    processes = [start(**place, **mine), start("", **place), start("", **place, **off), start(str(tmp_path / "d"))]
     for process, folder in zip(processes, [str(tmp_path / "mine"), "None", None, f"{tmp_path}/d/"], strict=True):
         (*_, used), errors = finish(process)
         assert not errors and (folder is None or used.startswith(folder))
-    assert not (tmp_path / "home").exists() and not entries(tmp_path / "mine") and entries(tmp_path / "d")
+    assert not (tmp_path / "home").exists() and not entries(tmp_path / "off")
+    assert entries(tmp_path / "mine") and entries(tmp_path / "d")
 
 
 def test_a_folder_that_cannot_be_written_is_one_line_and_the_command_goes_on(tmp_path):

@@ -68,6 +68,7 @@ def test_what_is_complete_among_the_first_tokens_is_passed_over():
         assert end(letters, tokens, "abc", passed_over=passed_over) == 9
     assert end(letters, tokens, "abc", passed_over=2) == 3  # its last token is after them
     assert end(letters, tokens, "abc", passed_over=9) is None
+    assert end(letters, tokens, "ab", "zzzz", passed_over=3) == 5  # the first "ab" is still in the tail, and no end
     assert end(letters, [0] * 6, "aa", passed_over=3) == 4  # overlaps what was passed over, complete at the fourth
     assert end(letters, [0] * 6, "aa", "aaaaa", passed_over=4) == 5
     tokenizer = make("bytes")
