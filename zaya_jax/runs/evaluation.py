@@ -20,6 +20,8 @@ from zaya_jax.sampling.strategies.base import Plan
 from zaya_jax.tasks import Task
 from zaya_jax.text.detokenizer import Detokenizer
 
+WORTH_COMPILING = 256  # new tokens of a sampler
+
 
 def evaluate(setup: settings.Settings, workdir: Path, folders: dict[str, Path], held_out: dict[str, Source]) -> None:
     """Writes answers/, samples.jsonl, then results.csv (whose presence says that the stage is finished)."""
@@ -27,7 +29,9 @@ def evaluate(setup: settings.Settings, workdir: Path, folders: dict[str, Path], 
     rows: list[Row] = likelihood_rows(setup, folders, held_out, hardware)
     stage = setup.stages[setup.sampled]
     variables = load_native(folders[setup.sampled], stage.phase.evaluate_ema)[1]
-    model, variables = for_decoding(Zaya(stage.model, stage.execution), variables, release=True)
+    model = Zaya(stage.model, stage.execution)
+    if _decodes_long(setup):
+        model, variables = for_decoding(model, variables, release=True)
     samples = []
     for task in [*setup.tasks, *continuations(setup, workdir)]:
         outcomes = run_task(
@@ -53,6 +57,12 @@ def evaluate(setup: settings.Settings, workdir: Path, folders: dict[str, Path], 
         rows += cost_rows(model, variables, setup.sampled, hardware)
     write_lines(workdir / "samples.jsonl", samples)
     write_results(workdir / "results.csv", rows)
+
+
+def _decodes_long(setup: settings.Settings) -> bool:
+    """Whether enough is decoded to pay for compiling every layer by itself (`for_decoding`)."""
+    protocol = setup.protocol
+    return protocol.prompts * protocol.samples * protocol.max_new_tokens >= WORTH_COMPILING
 
 
 def continuations(setup: settings.Settings, workdir: Path) -> list[Continuations]:
