@@ -126,23 +126,24 @@ class FeedForward(nn.Module):
 
         gate_up = weights("gate_up_proj", normal, hidden, 2 * inner)
         by_row = self.has_variable(ARRANGED, "down")  # [hidden, inner]: `architecture.separate`
-        down = self.get_variable(ARRANGED, "down") if by_row else weights("down_proj", normal, inner, hidden)
+        if by_row:
+            down = self.get_variable(ARRANGED, "down").astype(cfg.dtype)
+        else:
+            down = weights("down_proj", normal, inner, hidden)
         if not (cfg.mlp_bias or cfg.lora_rank or by_row):
             return swiglu(x, gate_up, down)
 
-        def project(name: str, x: Array, kernel: Array) -> Array:
-            transposed = by_row and name == "down"
-            y, features = (
-                on_rows(x, kernel) if transposed else product("@", x, kernel),
-                hidden if name == "down" else 2 * inner,
-            )
+        def finished(name: str, x: Array, y: Array) -> Array:
+            """y, the product of x, with what else the projection adds to it; rounded."""
             if cfg.mlp_bias:
-                y += weights(f"{name}_bias", nn.initializers.zeros, features)
+                y += weights(f"{name}_bias", nn.initializers.zeros, y.shape[-1])
             if cfg.lora_rank:
-                y = adapt(y, x, LowRank(cfg, features, name=f"{name}_lora"), cfg.adapted_from(clean_size))
+                low_rank = LowRank(cfg, y.shape[-1], name=f"{name}_lora")
+                y = adapt(y, x, low_rank, cfg.adapted_from(clean_size))
             return y.astype(x.dtype)
 
-        return project("down", gated(project("gate_up", x, gate_up)), down)
+        mixed = gated(finished("gate_up", x, product("@", x, gate_up)))
+        return finished("down", mixed, on_rows(mixed, down) if by_row else product("@", mixed, down))
 
 
 def init_balancing_biases(classes: int) -> Array:
