@@ -6,6 +6,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import linen as nn
 
 from zaya_jax.architecture import Layout, Zaya, ZayaConfig, preset
@@ -54,3 +55,11 @@ def fresh_state(variables: dict, optimizer: OptimizerConfig, seed: int = 0) -> T
 
 def random_tokens(config: ZayaConfig, *shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, config.vocab_size, shape).astype(np.int32)
+
+
+def need_transformers_zaya() -> None:
+    """Skips a test that compares with transformers' ZAYA where the `parity` extra is not installed."""
+    pytest.importorskip("torch", reason="the comparison needs the `parity` extra: torch")
+    transformers = pytest.importorskip("transformers", reason="the comparison needs the `parity` extra: transformers")
+    if not hasattr(transformers, "ZayaForCausalLM"):
+        pytest.skip(f"transformers {transformers.__version__} has no ZAYA, 5.23.0 has")

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests import commands
+from tests.helpers import need_transformers_zaya
 
 MODULE = "experiments.bench.decode"
 TINY = ("--preset=tiny", "--rows=1,4", "--context=16", "--steps=2", "--repeats=1")
@@ -42,10 +43,7 @@ def test_a_tiny_run_writes_what_it_measured(tmp_path):
 
 
 def test_beside_transformers(tmp_path):
-    pytest.importorskip("torch", reason="the comparison needs the `parity` extra: torch")
-    transformers = pytest.importorskip("transformers", reason="the comparison needs the `parity` extra: transformers")
-    if not hasattr(transformers, "ZayaForCausalLM"):
-        pytest.skip(f"transformers {transformers.__version__} has no ZAYA, 5.23.0 has")
+    need_transformers_zaya()
     output = tmp_path / "numbers.json"
     process = commands.run(MODULE, *TINY, "--batches=2", "--transformers", f"--output={output}")
     assert process.returncode == 0, process.stderr

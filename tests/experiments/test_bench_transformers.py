@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests import commands
+from tests.helpers import need_transformers_zaya
 
 ROOT = Path(__file__).parents[2]
 MODULE = "experiments.bench.transformers"
@@ -42,10 +43,7 @@ def test_mistaken_batches_are_one_line():
 
 
 def test_a_tiny_run_agrees_and_writes_its_numbers(tmp_path):
-    pytest.importorskip("torch", reason="the comparison needs the `parity` extra: torch")
-    transformers = pytest.importorskip("transformers", reason="the comparison needs the `parity` extra: transformers")
-    if not hasattr(transformers, "ZayaForCausalLM"):
-        pytest.skip(f"transformers {transformers.__version__} has no ZAYA, 5.23.0 has")
+    need_transformers_zaya()
     output = tmp_path / "numbers.json"
     process = run("-m", MODULE, "--presets=tiny", "--batches=2", "--new_tokens=4", "--repeats=1", f"--output={output}")
     assert process.returncode == 0, process.stderr

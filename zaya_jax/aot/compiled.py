@@ -9,7 +9,7 @@ import dataclasses
 import re
 import struct
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,7 @@ def anatomy(hlo: str) -> Anatomy:
       UserError: text without an entry computation.
     """
     computations, entry = computations_of(hlo)
-    executions = _executions(computations, entry)
+    executions = executions_of(computations, entry)
     collectives, custom_calls = defaultdict(list), defaultdict(list)
     counts = Counter()
     for name, instructions in computations.items():
@@ -180,14 +180,22 @@ def _closing(text: str, opening: int) -> int:
     raise UserError(f"HLO text: unbalanced parentheses in {text[:80]!r}")
 
 
-def _executions(computations: dict[str, list[Instruction]], entry: str) -> dict[str, int]:
-    """How often each computation runs in one run of the entry; callees stand before their callers in the text."""
+def executions_of(
+    computations: dict[str, list[Instruction]], entry: str, through: Collection[str] | None = None
+) -> dict[str, int]:
+    """How often each computation runs in one run of the entry; callees stand before their callers in the text.
+
+    Args:
+      through: opcodes whose callees are followed; None: all.
+    """
     times = dict.fromkeys(computations, 0)
     times[entry] = 1
     for name in reversed(computations):
         for i in computations[name]:
             if i.opcode.endswith(("-done", "-update")):
                 continue  # names its start's computation again
+            if through is not None and i.opcode not in through:
+                continue
             for callee, repeats in _callees(i):
                 if callee in times:
                     times[callee] += times[name] * repeats
@@ -195,7 +203,7 @@ def _executions(computations: dict[str, list[Instruction]], entry: str) -> dict[
 
 
 def _callees(i: Instruction) -> Iterator[tuple[str, int]]:
-    for attribute, name in re.findall(r"\b(body|calls|\w+_computation)=%?([\w.\-]+)", i.attributes):
+    for attribute, name in re.findall(r"\b(body|condition|calls|\w+_computation)=%?([\w.\-]+)", i.attributes):
         yield name, (trips(i) or 1) if attribute == "body" else 1
     for names in re.findall(r"\bbranch_computations=\{([^}]*)\}", i.attributes):
         yield from ((name.strip().lstrip("%"), 1) for name in names.split(","))

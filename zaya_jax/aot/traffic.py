@@ -10,12 +10,13 @@ import dataclasses
 import re
 from collections.abc import Iterable
 
-from zaya_jax.aot.compiled import Instruction, computations_of, shape_bytes, trips
+from zaya_jax.aot.compiled import Instruction, computations_of, executions_of, shape_bytes
 
 # What moves nothing by itself: names, or computations whose own instructions are counted.
-_FREE = {
-    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
-    "partition-id", "replica-id", "opt-barrier", "async-start", "async-done", "async-update",
+_CONTROL = {"while", "conditional", "call"}
+_FREE = _CONTROL | {
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
+    "opt-barrier", "async-start", "async-done", "async-update",
 }  # fmt: skip
 _TAKES = {"slice", "dynamic-slice", "gather"}  # out of operand 0
 _PUTS = {"dynamic-update-slice": 1, "scatter": 2}  # which operand goes into operand 0
@@ -47,7 +48,9 @@ def kernels(hlo: str) -> list[Kernel]:
     """
     computations, entry = computations_of(hlo)
     found = []
-    for name, times in _runs(computations, entry).items():
+    for name, times in executions_of(computations, entry, _CONTROL).items():
+        if not times:  # within a fusion, or a reduction's
+            continue
         shapes = {i.name: i.shape for i in computations[name]}
         for i in computations[name]:
             if i.opcode in _FREE or i.opcode.endswith(("-done", "-update")):
@@ -71,24 +74,6 @@ def copies(found: Iterable[Kernel], least: int) -> list[Kernel]:
 def wastes(found: Iterable[Kernel], most: int = 5) -> list[Kernel]:
     """Kernels that write the most in one run: what is written is read again, and neither had to move."""
     return sorted(found, key=lambda kernel: -kernel.writes * kernel.times)[:most]
-
-
-def _runs(computations: dict[str, list[Instruction]], entry: str) -> dict[str, int]:
-    """Computations whose instructions are kernels, and how often each runs; callees stand before their callers."""
-    times = dict.fromkeys(computations, 0)
-    times[entry] = 1
-    for name in reversed(computations):
-        for i in computations[name]:
-            if i.opcode not in ("while", "conditional", "call"):
-                continue
-            for attribute, names in re.findall(
-                r"\b(body|condition|to_apply|true_computation|false_computation|branch_computations)=\{?([^,}]*(?:,\s*%[^,}]*)*)",
-                i.attributes,
-            ):
-                for callee in re.findall(r"[\w.\-]+", names):
-                    if callee in times:
-                        times[callee] += times[name] * ((trips(i) or 1) if attribute == "body" else 1)
-    return {name: count for name, count in times.items() if count}
 
 
 def _moved(i: Instruction, shapes: dict[str, str], computations: dict[str, list[Instruction]]) -> tuple[int, int]:
@@ -140,17 +125,11 @@ def _of_fusion(i: Instruction, shapes: dict[str, str], body: list[Instruction]) 
         part = by_name[name]
         if part.opcode == "tuple":
             return sum(written(operand) for operand in part.operands)
-        if part.opcode in _SAME and part.operands[0] in by_name and _is_put(by_name, part.operands[0]):
-            return written(part.operands[0])
-        if part.opcode in _PUTS:
-            return shape_bytes(by_name[part.operands[_PUTS[part.opcode]]].shape)
+        put = part
+        while put.opcode in _SAME:
+            put = by_name[put.operands[0]]
+        if put.opcode in _PUTS:
+            return shape_bytes(by_name[put.operands[_PUTS[put.opcode]]].shape)
         return shape_bytes(part.shape)
 
     return reads, written(body[-1].name)
-
-
-def _is_put(by_name: dict[str, Instruction], name: str) -> bool:
-    part = by_name[name]
-    if part.opcode in _SAME:
-        return part.operands[0] in by_name and _is_put(by_name, part.operands[0])
-    return part.opcode in _PUTS
