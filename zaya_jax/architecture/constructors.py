@@ -77,7 +77,7 @@ def tidar(
         raise UserError(f"offset: got {offset}, may be in [0, block_size = {block_size})")
     tokens = _as_row(tokens)
     first = grid(tokens.shape[0], tokens.shape[1], block_size, offset)[:, ::block_size]
-    return cls.blocks_at(tokens, first, block_size, valid, document, reveal)
+    return cls.blocks_at(tokens, first, block_size, valid, document, reveal).replace(ordered_blocks=True)
 
 
 def blocks_at(

@@ -53,9 +53,10 @@ class Layout(struct.PyTreeNode):
     # A part of a row that several devices share (`part`): the context tokens of all parts, and the axis they lie along.
     global_keys: Keys | None = None
     axis: tuple[str, ...] = struct.field(pytree_node=False, default=())
-    # Whether the first n context tokens, and the first n mask tokens for whole blocks, see no context tokens but the
-    # first n.
+    # Whether the first n context tokens see no context tokens but the first n; and whether the first n mask tokens for
+    # whole blocks do, as on a grid.
     ordered: bool = struct.field(pytree_node=False, default=False)
+    ordered_blocks: bool = struct.field(pytree_node=False, default=False)
 
     causal = classmethod(constructors.causal)
     tidar = classmethod(constructors.tidar)
@@ -95,7 +96,12 @@ class Layout(struct.PyTreeNode):
 
     def draft_rows(self) -> "Layout":
         """The mask tokens alone, all blocks in one axis: fields [B, N * block_size]."""
-        return self.replace(global_keys=None, clean_size=0)._map(lambda x: x[:, self.clean_size :])
+        rows = self.replace(global_keys=None, clean_size=0, ordered=self.ordered_blocks)
+        return rows._map(lambda x: x[:, self.clean_size :])
+
+    def rows_of(self, slots: int) -> "Layout":
+        """The rows that a forward computes `slots` rows of: all of this layout's, or its mask tokens alone."""
+        return self if slots == self.tokens.shape[1] else self.draft_rows()
 
     def blocks(self) -> "Layout":
         """The mask tokens alone: fields [B, N, block_size]."""

@@ -10,6 +10,7 @@ from zaya_jax.architecture.attention.cca import Attention
 from zaya_jax.architecture.cache import Cache
 from zaya_jax.architecture.config import FULL_ATTENTION, NO_MASK, SLIDING_ATTENTION, ZayaConfig
 from zaya_jax.architecture.execution import Execution
+from zaya_jax.architecture.kept import COLLECTION
 from zaya_jax.architecture.layers import (
     Linear,
     ResidualScaling,
@@ -83,6 +84,7 @@ class DecoderLayer(nn.Module):
         """
         cfg = self.config
         stream, state, key, value = carry
+        rows = layout.rows_of(stream.shape[1])
         dtype, param_dtype = jnp.dtype(cfg.dtype), jnp.dtype(cfg.param_dtype)
         past = None
         if per_layer["conv"] is not None:
@@ -98,13 +100,13 @@ class DecoderLayer(nn.Module):
         x = RMSNorm(cfg.rms_norm_eps, dtype, param_dtype, name="post_attention_layernorm")(stream)
         if cfg.feed_forward == "dense":
             branch, load = (
-                FeedForward(cfg, name="mlp")(x, layout.clean_size),
+                FeedForward(cfg, name="mlp")(x, rows.clean_size),
                 jnp.zeros((2, cfg.router_classes), jnp.int32),
             )
         else:
             stack = None if experts is None else ExpertStack(experts[0], experts[1], per_layer["layer"])
             branch, state, load = MixtureOfExperts(cfg, self.execution, self.shards, name="mlp")(
-                x, layout, state, per_layer["router_states_scale"], stack
+                x, rows, state, per_layer["router_states_scale"], stack
             )
         stream = self._add("post_mlp_residual_scale", branch, stream)
 
@@ -197,7 +199,7 @@ class Zaya(nn.Module):
             layer = nn.remat(layer, prevent_cse=False, policy=keep)
         return nn.scan(
             layer,
-            variable_axes={"params": 0, BALANCING: 0},
+            variable_axes={"params": 0, BALANCING: 0, COLLECTION: 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=cfg.num_hidden_layers,
@@ -228,27 +230,29 @@ class Zaya(nn.Module):
         return h
 
     def backbone(
-        self, layout: Layout, cache: Cache | None = None, stream: Array | None = None
+        self, layout: Layout, cache: Cache | None = None, stream: Array | None = None, drafts_alone: bool = False
     ) -> tuple[Array, Cache | None, Array]:
         """Everything but the head: (normed hidden states [batch, row, hidden_size], pending cache, load).
 
         Args:
           stream: embedded tokens to use instead of the layout's (Jacobians, soft prompts).
+          drafts_alone: compute the layout's mask tokens only; its context tokens were kept (`architecture.kept`).
         """
         cfg = self.config
         if layout.num_blocks and cfg.mask_token_id == NO_MASK:
             may_be = "an id where blocks are drafted (`interop.mask` adds one; mode 'autoregressive' needs none)"
             raise UserError(f"ZayaConfig.mask_token_id: got none, may be {may_be}")
         layout = layout.layout_unaware() if cfg.succession == "row" else layout
-        stream = self.embed(layout.tokens) if stream is None else stream
-        state = jnp.zeros((*layout.tokens.shape, cfg.state_size), cfg.dtype)
+        rows = layout.draft_rows() if drafts_alone else layout
+        stream = self.embed(rows.tokens) if stream is None else stream
+        state = jnp.zeros((*rows.tokens.shape, cfg.state_size), cfg.dtype)
         key, value = (None, None) if cache is None else (cache.key, cache.value)
         carry = (stream, state, key, value)
         (stream, *_, key, value), (conv, delayed, load) = self.layers(
             carry,
             self._per_layer(cache),
             layout,
-            self._angles(layout),
+            self._angles(rows),
             None if cache is None else self._experts(),
         )
         if cache is not None:

@@ -46,4 +46,6 @@ def part(layout: "Layout", index: Array | int, count: int, axis: tuple[str, ...]
     in_drafts = before - first_draft + clean
     before = jnp.where(before < 0, before, jnp.where(before < layout.clean_size, in_clean, in_drafts))
     global_keys = layout.clean_rows().keys
-    return mine.replace(predecessor=before, clean_size=clean, global_keys=global_keys, axis=axis, ordered=False)
+    return mine.replace(
+        predecessor=before, clean_size=clean, global_keys=global_keys, axis=axis, ordered=False, ordered_blocks=False
+    )

@@ -5,7 +5,8 @@ what must be fetched is fetched where it is needed (architecture/shards.py), and
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -50,15 +51,21 @@ def make_gradients(
     placement: Placement | None,
     accumulate: int = 1,
     held: Callable[[dict], dict] = lambda params: params,
+    constant_context: bool = False,
 ):
     """(params, balancing, batch, drawn) -> (gradients of the batch's mean loss, the batch's sums).
 
     Args:
       held: parameters -> parameters, some of them constants, whose gradients are zeros.
+      constant_context: see `Objective.sums`; without effect where devices share rows.
       accumulate: micro-batches that a batch is run in, one after the other. Each divides by the whole batch's counts,
         so their gradients and sums add up to the whole batch's.
     """
-    gradients = _micro_gradients(model, objective, placement, held)
+    if placement is not None and placement.shards.names("sequence"):
+        constant_context = False
+    gradients = _micro_gradients(
+        model, objective, placement, held, {"constant_context": True} if constant_context else {}
+    )
 
     def whole(params, balancing, batch: dict[str, Array], drawn: dict[str, Array]) -> tuple[dict, Sums]:
         counts, rows = objective.counts(batch, drawn), batch["tokens"].shape[0]
@@ -83,7 +90,9 @@ def make_gradients(
     return whole
 
 
-def _micro_gradients(model: Zaya, objective: Objective, placement: Placement | None, held: Callable[[dict], dict]):
+def _micro_gradients(
+    model: Zaya, objective: Objective, placement: Placement | None, held: Callable[[dict], dict], how: dict[str, bool]
+):
     """(params, balancing, batch, drawn, counts) -> (gradients of the loss over `counts` tokens, the batch's sums)."""
 
     def backward(sums_of: Callable[..., Sums], params, balancing, batch, drawn, counts):
@@ -96,11 +105,11 @@ def _micro_gradients(model: Zaya, objective: Objective, placement: Placement | N
     if placement is None:
 
         def sums_of(params, balancing, batch, drawn) -> Sums:
-            return objective.sums(model, {"params": params, BALANCING: balancing}, batch, drawn)
+            return objective.sums(model, {"params": params, BALANCING: balancing}, batch, drawn, **how)
 
         return functools.partial(backward, sums_of)
 
-    local, everywhere = _local_sums(model, objective, placement), placement.mesh.axis_names
+    local, everywhere = _local_sums(model, objective, placement, how), placement.mesh.axis_names
 
     def run(*args):
         grads, sums = backward(local, *args)
@@ -115,7 +124,9 @@ def _micro_gradients(model: Zaya, objective: Objective, placement: Placement | N
     return gradients
 
 
-def _local_sums(model: Zaya, objective: Objective, placement: Placement):
+def _local_sums(
+    model: Zaya, objective: Objective, placement: Placement, how: Mapping[str, bool] = MappingProxyType({})
+):
     """One device's share of the sums, inside the map."""
     shards = placement.shards
     mapped_model = Zaya(model.config, model.execution, shards)
@@ -123,7 +134,7 @@ def _local_sums(model: Zaya, objective: Objective, placement: Placement):
     def sums(params, balancing, batch, drawn) -> Sums:
         outside = shards.gather({name: leaf for name, leaf in params.items() if name != "layers"})
         variables = {"params": {**outside, "layers": params["layers"]}, BALANCING: balancing}
-        return objective.sums(mapped_model, variables, batch, drawn, shards.names("sequence"))
+        return objective.sums(mapped_model, variables, batch, drawn, shards.names("sequence"), **how)
 
     return sums
 

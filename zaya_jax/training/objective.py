@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from zaya_jax.architecture import Layout, Zaya
+from zaya_jax.architecture.kept import COLLECTION
+from zaya_jax.architecture.layout import PADDING
 from zaya_jax.architecture.training_layouts import LAYOUTS
 from zaya_jax.checks import Choice, Integer, Number, check_fields, no_such
 from zaya_jax.errors import UserError
@@ -33,6 +35,8 @@ class Objective:
         (tidar).
       slot_decay: the draft loss of slot s + 1 weighs this much of slot s's: a refused draft ends the run (tidar).
       row_layout: where a row's draft blocks stand: "tidar" (a grid), or what `register_layout` adds (tidar).
+      blocks_per_row: so many draft blocks a row in place of a layout's, drawn so that each starts at a token that has
+        a loss, about as many tokens apart; 0: the layout's (tidar).
     """
 
     kind: str = "tidar"
@@ -43,6 +47,7 @@ class Objective:
     distill: Annotated[float, Number(0, 1)] = 0.0
     slot_decay: Annotated[float, Number(0, 1)] = 1.0
     row_layout: str = "tidar"
+    blocks_per_row: Annotated[int, Integer(0, 65_536)] = 0
 
     def __post_init__(self) -> None:
         own = objective_type("Objective.kind", self.kind)
@@ -55,6 +60,9 @@ class Objective:
             raise no_such("Objective.row_layout", self.row_layout, LAYOUTS)
         if self.masking == "random" and not LAYOUTS[self.row_layout].random_masking:
             raise UserError(f"Objective.masking: got 'random', may be 'full' where row_layout is {self.row_layout!r}")
+        if self.blocks_per_row and (self.row_layout != "tidar" or self.masking != "full"):
+            may_be = "0 where row_layout is not 'tidar' or masking not 'full'"
+            raise UserError(f"Objective.blocks_per_row: got {self.blocks_per_row}, may be {may_be}")
 
     @property
     def drafts(self) -> bool:
@@ -66,11 +74,15 @@ class Objective:
 
         Returns:
           {} or {"offset": int32 [B], "reveal": bool [B, T]}: see `Layout.tidar`; other layouts may draw
-          {"first": int32 [B, N]} (`TrainingLayout.draw`).
+          {"first": int32 [B, N]} (`TrainingLayout.draw`); {"share": float32 [B, blocks_per_row]}, sorted, which share
+          of a row's tokens with a loss stands before each block.
         """
         if not self.drafts:
             return {}
         where_key, rate_key, reveal_key = jax.random.split(key, 3)
+        if self.blocks_per_row:
+            within = jax.random.uniform(where_key, (batch, self.blocks_per_row))
+            return {"share": (jnp.arange(self.blocks_per_row) + within) / self.blocks_per_row}
         drawn = LAYOUTS[self.row_layout].drawn(where_key, batch, row, self.block_size)
         if self.masking == "random":
             blocks = row // self.block_size + 2
@@ -84,24 +96,64 @@ class Objective:
         """The rows to run; batch as `zaya_jax.data.pipeline` makes it, int32 [B, T]."""
         if not self.drafts:
             return Layout.causal(batch["tokens"], document=batch["document"])
-        build = LAYOUTS[self.row_layout].build
-        return build(batch["tokens"], block_size=self.block_size, document=batch["document"], **drawn)
+        where = self._where(batch, drawn)
+        build = Layout.blocks_at if self.blocks_per_row else LAYOUTS[self.row_layout].build
+        reveal = {name: value for name, value in drawn.items() if name == "reveal"}
+        return build(batch["tokens"], block_size=self.block_size, document=batch["document"], **where, **reveal)
+
+    def _where(self, batch: dict[str, Array], drawn: dict[str, Array]) -> dict[str, Array]:
+        """Where the blocks stand: what `TrainingLayout.draw` gives, {"offset"} or {"first"}."""
+        if "share" not in drawn:
+            return {name: value for name, value in drawn.items() if name != "reveal"}
+        has_loss = batch["document"] != PADDING
+        if (scored := self._scored(batch)) is not None:
+            has_loss &= scored
+        so_far = jnp.cumsum(has_loss, axis=1)
+        before = jnp.floor(drawn["share"] * so_far[:, -1:]).astype(so_far.dtype)
+        # the first token that has a loss and so many of them before it; the row's length where no token has one
+        return {"first": (so_far[:, None] <= before[..., None]).sum(-1).astype(jnp.int32)}
+
+    def _scored(self, batch: dict[str, Array]) -> Array | None:
+        """bool [B, T], the tokens that may have a loss; None for all."""
+        return batch["answer"] != 0 if self.loss_on == "answers" else None
+
+    def context_is_constant(self, model: Zaya, frozen: Any) -> bool:
+        """Whether nothing that is trained acts on context tokens: adapters on mask tokens alone, and no other loss.
+
+        Args:
+          frozen: see `optimizer.frozen_parameters`.
+        """
+        trained = [path for path, held in jax.tree_util.tree_leaves_with_path(frozen) if held is not True]
+        alone = all(any("lora" in part.key for part in path) for path in trained)
+        own = type(self).sums is Objective.sums
+        return own and self.drafts and not self.alpha and model.config.lora_rows == "drafts" and alone
 
     def sums(
-        self, model: Zaya, variables, batch: dict[str, Array], drawn: dict[str, Array], axis: tuple[str, ...] = ()
+        self,
+        model: Zaya,
+        variables,
+        batch: dict[str, Array],
+        drawn: dict[str, Array],
+        axis: tuple[str, ...] = (),
+        constant_context: bool = False,
     ) -> dict[str, Array]:
         """Runs the model; everything returned is a sum over tokens, so that shards add up.
 
         Args:
           axis: inside `jax.shard_map`, the names along which devices share rows: each runs its own part (`Layout.part`)
             of the whole rows that it is given.
+          constant_context: context tokens are run first, without a gradient (`architecture.kept`); their loss is that
+            of the tokens that have a draft loss, too. For rows that no devices share.
 
         Returns:
           ar_nll, ar_count (float32 []); load (int32 [L, 2, E + 1]); for tidar also draft_nll, draft_correct,
           draft_count and, if it distills, draft_soft_nll, each float32 [block_size], by slot.
         """
-        if axis and self.drafts and not LAYOUTS[self.row_layout].splits:
-            raise UserError(f"Objective.row_layout: got {self.row_layout!r}, whose rows devices cannot share")
+        if axis and self.drafts and (self.blocks_per_row or not LAYOUTS[self.row_layout].splits):
+            field, value = (
+                ("blocks_per_row", self.blocks_per_row) if self.blocks_per_row else ("row_layout", self.row_layout)
+            )
+            raise UserError(f"Objective.{field}: got {value!r}, whose rows devices cannot share")
         whole = self.layout(batch, drawn)
         index, count = (jax.lax.axis_index(axis), jax.lax.axis_size(axis)) if axis else (0, 1)
         layout = whole.part(index, count, axis) if axis else whole
@@ -111,34 +163,40 @@ class Objective:
             size = x.shape[1] // count
             return jax.lax.dynamic_slice_in_dim(x, index * size, size, axis=1) if axis else x
 
-        hidden, _, load = cast(tuple[Array, None, Array], model.apply(variables, layout, method="backbone"))
-        clean, drafts = hidden[:, : layout.clean_size], hidden[:, layout.clean_size :]
-        scored = batch["answer"] != 0 if self.loss_on == "answers" else None
-        ids, has = map(mine, whole.clean_targets(scored))
-        nll, _ = cross_entropy(model, variables, clean, ids, has)
-        out = {"ar_nll": nll.sum(), "ar_count": has.sum().astype(jnp.float32), "load": load}
-        if self.drafts:
-            ids, has = map(mine, whole.draft_targets(scored=scored, **_where(drawn)))
-            nll, correct = cross_entropy(model, variables, drafts, ids, has)
-            by_slot = {"draft_nll": nll, "draft_correct": correct, "draft_count": has}
-            if self.distill:
-                source, has_teacher = map(mine, whole.draft_teachers(**_where(drawn)))
-                teacher = layout.gather(jax.lax.stop_gradient(clean))
-                teacher = jnp.take_along_axis(teacher, source[..., None], axis=1)
-                # a document's first token has no AR distribution
-                soft, _ = cross_entropy(model, variables, drafts, ids, has & has_teacher, teacher)
-                by_slot["draft_soft_nll"] = jnp.where(has_teacher, soft, nll)
-            for name, value in by_slot.items():
-                out[name] = value.reshape(-1, self.block_size).sum(0).astype(jnp.float32)
+        clean, drafts, load = _run(model, variables, layout, constant_context)
+        scored, where = self._scored(batch), self._where(batch, drawn)
+        out = {"load": load}
+        if not constant_context:
+            ids, has = map(mine, whole.clean_targets(scored))
+            nll, _ = cross_entropy(model, variables, clean, ids, has)
+            out |= {"ar_nll": nll.sum(), "ar_count": has.sum().astype(jnp.float32)}
+        if not self.drafts:
+            return out
+        ids, has = map(mine, whole.draft_targets(scored=scored, **where))
+        nll, correct = cross_entropy(model, variables, drafts, ids, has)
+        by_slot = {"draft_nll": nll, "draft_correct": correct, "draft_count": has}
+        if self.distill or constant_context:
+            source, has_teacher = map(mine, whole.draft_teachers(**where))
+            teacher = layout.gather(jax.lax.stop_gradient(clean))
+            teacher = jnp.take_along_axis(teacher, source[..., None], axis=1)
+        if constant_context:
+            held = jax.lax.stop_gradient(variables)
+            out["ar_count"] = (has & has_teacher).sum().astype(jnp.float32)
+            out["ar_nll"] = cross_entropy(model, held, teacher, ids, has & has_teacher)[0].sum()
+        if self.distill:
+            # a document's first token has no AR distribution
+            soft, _ = cross_entropy(model, variables, drafts, ids, has & has_teacher, teacher)
+            by_slot["draft_soft_nll"] = jnp.where(has_teacher, soft, nll)
+        for name, value in by_slot.items():
+            out[name] = value.reshape(-1, self.block_size).sum(0).astype(jnp.float32)
         return out
 
     def counts(self, batch: dict[str, Array], drawn: dict[str, Array]) -> dict[str, Array]:
         """The entries of `sums` that the loss divides by; they need no model."""
-        layout = self.layout(batch, drawn)
-        scored = batch["answer"] != 0 if self.loss_on == "answers" else None
+        layout, scored = self.layout(batch, drawn), self._scored(batch)
         out = {"ar_count": layout.clean_targets(scored)[1].sum().astype(jnp.float32)}
         if self.drafts:
-            has = layout.draft_targets(scored=scored, **_where(drawn))[1]
+            has = layout.draft_targets(scored=scored, **self._where(batch, drawn))[1]
             out["draft_count"] = has.reshape(-1, self.block_size).sum(0).astype(jnp.float32)
         return out
 
@@ -193,9 +251,15 @@ for _kind in ("autoregressive", "tidar"):
     OBJECTIVES.add(_kind, Objective, __file__)
 
 
-def _where(drawn: dict[str, Array]) -> dict[str, Array]:
-    """Where the blocks stand, of what was drawn."""
-    return {name: value for name, value in drawn.items() if name != "reveal"}
+def _run(model: Zaya, variables, layout: Layout, constant_context: bool) -> tuple[Array, Array, Array]:
+    """(hidden states of the context tokens, of the mask tokens, load); see `Objective.sums`."""
+    if not constant_context:
+        hidden, _, load = cast(tuple[Array, None, Array], model.apply(variables, layout, method="backbone"))
+        return hidden[:, : layout.clean_size], hidden[:, layout.clean_size :], load
+    held = jax.lax.stop_gradient(variables)
+    (clean, _, load), kept = model.apply(held, layout.clean_rows(), method="backbone", mutable=[COLLECTION])
+    drafts, _, of_drafts = model.apply({**variables, **kept}, layout, method="backbone", drafts_alone=True)
+    return clean, drafts, load + of_drafts
 
 
 def cross_entropy(

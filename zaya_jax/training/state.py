@@ -116,7 +116,9 @@ def _train_step(
     def held(params: dict) -> dict:
         return with_frozen(frozen_parameters(optimizer, params), params) if optimizer.freeze else params
 
-    gradients = make_gradients(model, objective, placement, optimizer.accumulate, held)
+    def gradients(params: dict, *rest) -> tuple[dict, dict[str, Array]]:
+        constant = objective.context_is_constant(model, frozen_parameters(optimizer, params))
+        return make_gradients(model, objective, placement, optimizer.accumulate, held, constant)(params, *rest)
 
     def moved(state: TrainState, grads: dict, load: Array, rate: Array) -> TrainState:
         """The state after an update, the counters aside."""

@@ -13,6 +13,7 @@ from zaya_jax.architecture.attention.direct import attend, attend_dense
 from zaya_jax.architecture.cache import cached_keys
 from zaya_jax.architecture.config import ZayaConfig
 from zaya_jax.architecture.execution import Execution
+from zaya_jax.architecture.kept import ContextTokens, keep, read_kept
 from zaya_jax.architecture.layers import ARRANGED, Linear, RMSNorm, project, rotate, rotate_by_product
 from zaya_jax.architecture.layout import CONTEXT, START, Layout
 from zaya_jax.architecture.precision import product, rounded_once, wide_dtype
@@ -121,29 +122,34 @@ class Attention(nn.Module):
         """x [batch, row, hidden_size] -> ([batch, row, hidden_size], new past).
 
         `angle` is the `rotation` of the row's positions, `past` None (the row is all there is) or a `LayerPast`.
+        x may be the mask tokens' alone: what they read of the context tokens is then kept (`architecture.kept`).
         """
-        cfg, how = self.config, self.execution
+        cfg, how, rows = self.config, self.execution, layout.rows_of(x.shape[1])
+        kept = None if rows is layout else read_kept(self)
         conv_past, delayed_past = (None, None) if past is None else (past.conv, past.delayed)
-        raw, value = self._project(x, layout, past is None)
-        query, key, pending_conv = self._queries_and_keys(raw, layout, conv_past)
-        value, pending_delayed = self._values(value, layout, delayed_past)
+        raw, projected = self._project(x, rows, past is None)
+        query, key, pending_conv = self._queries_and_keys(raw, layout, conv_past, kept)
+        value, pending_delayed = self._values(projected, layout, delayed_past, kept)
         if cfg.qk_norm != "none":
             query, key = self._normalise(query, key) if cfg.qk_norm == "unit" else self._rms_norm(query, key)
         turn = rotate_by_product if how.qkv_backend == "fused" else rotate
         query, key = turn(query, angle), turn(key, angle)
 
-        clean = layout.clean_size
+        keep(self, ContextTokens(key, value, raw if cfg.conv_history else raw[..., :0], pending_delayed))
+        clean = rows.clean_size
         own = (key[:, clean:], value[:, clean:])
-        if past is None:
+        if kept is not None:
+            context, context_keys = (kept.key, kept.value), layout.clean_keys
+        elif past is None:
             context, context_keys = (layout.gather(key[:, :clean]), layout.gather(value[:, :clean])), layout.clean_keys
         else:
             past = past.write(key[:, :clean], value[:, :clean]).replace(conv=pending_conv, delayed=pending_delayed)
             context, context_keys = past.read(), cached_keys(past.capacity, past.length + clean)
-        if how.attention_backend == "dense" and past is None:
+        if how.attention_backend == "dense" and past is None and kept is None:
             mixed = attend_dense(query, key, value, layout, window)
         else:
             tiles = how.attention_backend == "tiled" and past is None
-            mixed = attend(query, layout, context, context_keys, own, window, how.query_chunk, tiles)
+            mixed = attend(query, rows, context, context_keys, own, window, how.query_chunk, tiles)
         out = self._linear("o_proj", cfg.hidden_size)
         return out(mixed.reshape(*mixed.shape[:2], -1), cfg.adapted_from(clean)), past
 
@@ -182,18 +188,20 @@ class Attention(nn.Module):
             value.append(linears[-1].of_zero(x[:, :1]))
         return jnp.concatenate([query, key], axis=-1), value
 
-    def _queries_and_keys(self, raw: Array, layout: Layout, past: Array | None):
+    def _queries_and_keys(self, raw: Array, layout: Layout, past: Array | None, kept: "ContextTokens | None"):
         """Convolved, with the q-k mean added: queries and keys by head, and the pending raw columns."""
         cfg, row = self.config, raw.shape[1]
         start = jnp.zeros_like(raw[:, :1])
         if past is None:
             past = self._halo(jnp.concatenate([start, raw], axis=1), layout) if layout.axis else raw[:, :0]
+        if kept is not None and cfg.conv_history:  # the row's own context tokens: `layout` counts them as such
+            raw = jnp.concatenate([kept.raw, raw], axis=1)
         columns = jnp.concatenate([start, past, raw], axis=1)
         mixed = self._convolutions(columns, history_columns(layout, past.shape[1]), row)
         query, key = self._heads(mixed)
         pending = columns[:, 1 : 1 + past.shape[1] + layout.clean_size]
         if cfg.has("mean"):
-            query, key = _add_mean(query, key, *self._heads(raw))
+            query, key = _add_mean(query, key, *self._heads(raw[:, -row:]))
         return query, key, pending
 
     def _heads(self, channels: Array) -> tuple[Array, Array]:
@@ -235,7 +243,7 @@ class Attention(nn.Module):
         unroll = self.execution.qkv_backend == "fused"
         return convolve_along_text(columns, before, row, *params, heads=heads, unroll=unroll)
 
-    def _values(self, projected: list[Array], layout: Layout, past: Array | None):
+    def _values(self, projected: list[Array], layout: Layout, past: Array | None, kept: "ContextTokens | None"):
         """[own half | predecessor's half] reshaped to heads: [batch, row, kv_head, head_dim], and pending columns.
 
         With two key-value heads the first is wholly the token's own, the second wholly its predecessor's.
@@ -250,6 +258,8 @@ class Attention(nn.Module):
         if past is None:
             newest = delayed[:, layout.clean_size - 1 : layout.clean_size]
             past = from_left(newest, layout.axis) if layout.axis else delayed[:, :0]
+        if kept is not None:
+            delayed = jnp.concatenate([kept.delayed, delayed], axis=1)
         columns = jnp.concatenate([start, past, delayed], axis=1)
         before = history_columns(layout, past.shape[1])[:, -row:]
         value = jnp.concatenate([current, _take(columns, before)], axis=-1).reshape(heads)
