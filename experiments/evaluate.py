@@ -16,11 +16,10 @@ from typing import Any
 
 from absl import flags
 
-from zaya_jax import load_pretrained
 from zaya_jax.checks import FLOAT32, no_such
 from zaya_jax.command_line import cli
 from zaya_jax.command_line.closing import aligned, closing, generate_with
-from zaya_jax.command_line.models import decoding_form
+from zaya_jax.command_line.models import decoding_form, load
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.arms import check_arms, known_arms, make_arms
 from zaya_jax.evaluation.task_accuracy import Arm, EvaluationProtocol, run_task, task_rows
@@ -41,6 +40,7 @@ MISSING = {  # what a flag that is needed may be
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Folder of a model: WORKDIR/checkpoints/STAGE or a Hugging Face one."
 )
+_ADAPTERS = flags.DEFINE_string("adapters", None, "As of experiments.generate.")
 _TOKENIZER = flags.DEFINE_string("tokenizer", None, "As of experiments.generate.")
 _CHAT = flags.DEFINE_boolean("chat", False, "Ask the problems in chats.")
 _TEMPLATE = flags.DEFINE_string("chat_template", None, "With --chat, as of experiments.generate.")
@@ -80,8 +80,9 @@ def main() -> None:
     tasks: list[Task] = [make_task(name) for name in names]
     if _TEMPLATE.value is not None and not _CHAT.value:
         raise UserError("--chat_template: only with --chat")
-    read_arms(())  # a mistake in a flag is said before the weights are read
-    config, variables = load_pretrained(checkpoint)
+    read_arms((), _BLOCK.value)  # a mistake in a flag is said before the weights are read
+    config, variables, trained_block = load(checkpoint, _ADAPTERS.value)
+    block_size = trained_block if trained_block and not flags.FLAGS["block_size"].present else _BLOCK.value
     _, tokenizer = choose_tokenizer(
         _TOKENIZER.value, checkpoint, config, drafts=_ARMS.value != ["autoregressive"], instead=INSTEAD
     )
@@ -92,7 +93,7 @@ def main() -> None:
         if template.asks_date:  # it stands in the answers' first line: on another day they are not continued
             template = template.on(datetime.date.today())
         tasks = [ChatTask(task, template) for task in tasks]
-    arms = read_arms(tokenizer.eos_ids)
+    arms = read_arms(tokenizer.eos_ids, block_size)
     protocol = EvaluationProtocol(_PROMPTS.value, _SAMPLES.value, _BATCH.value, _NEW.value, _SEED.value)
     for task in tasks:
         task.problems("test", 1, _SEED.value)  # a missing package is said before anything is compiled
@@ -103,7 +104,8 @@ def main() -> None:
     for task in tasks:
         outcomes = run_task(model, variables, tokenizer, task, arms, protocol, folder / "answers", _BUDGET.value)
         common = {
-            "kind": "sampling", "model": given, "source": task.name, "hardware": provenance.hardware()
+            "kind": "sampling", "model": _ADAPTERS.value or given, "source": task.name,
+            "hardware": provenance.hardware(),
         }  # fmt: skip
         mine = [common | row for row in task_rows(outcomes, protocol)]
         rows += mine
@@ -117,11 +119,11 @@ def main() -> None:
     print(closing(files, [generate_with(checkpoint, arms[-1].name != "autoregressive", prompt)]))
 
 
-def read_arms(stop_tokens: tuple[int, ...]) -> tuple[Arm, ...]:
+def read_arms(stop_tokens: tuple[int, ...], block_size: int) -> tuple[Arm, ...]:
     """The arms of the flags, autoregression first. UserError for an unknown arm or a bad number."""
     names = ["autoregressive", *(name for name in _ARMS.value if name != "autoregressive")]
-    if _BUDGET.value > _BLOCK.value:
-        raise UserError(f"--anchor_budget: got {_BUDGET.value}, may be 0 (all) .. --block_size ({_BLOCK.value})")
+    if _BUDGET.value > block_size:
+        raise UserError(f"--anchor_budget: got {_BUDGET.value}, may be 0 (all) .. --block_size ({block_size})")
     check_arms("--arms", names)
     try:
         temperatures = [float(text) for text in _TEMPERATURES.value]
@@ -129,7 +131,7 @@ def read_arms(stop_tokens: tuple[int, ...]) -> tuple[Arm, ...]:
         raise UserError(f"--temperatures: got {','.join(_TEMPERATURES.value)}, may be numbers with commas") from None
     try:
         return make_arms(
-            names, temperatures, block_size=_BLOCK.value, stop_tokens=stop_tokens, beta=_BETA.value,
+            names, temperatures, block_size=block_size, stop_tokens=stop_tokens, beta=_BETA.value,
             draft_temperature=_DRAFT.value,
         )  # fmt: skip
     except UserError as error:

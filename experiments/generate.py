@@ -37,13 +37,12 @@ from typing import Any
 from absl import flags
 from tqdm import tqdm
 
-from zaya_jax import load_pretrained
 from zaya_jax.command_line import cli, sampling_flags
 from zaya_jax.command_line.completions import MEASURED, Completions, checked_prompt, read_prompts
 from zaya_jax.command_line.conversation import Conversation
 from zaya_jax.command_line.engine import Engine
 from zaya_jax.command_line.meter import Meter
-from zaya_jax.command_line.models import decoding_form
+from zaya_jax.command_line.models import decoding_form, load
 from zaya_jax.errors import UserError
 from zaya_jax.paths import absolute
 from zaya_jax.runs.tokens import checkpoint_of, choose_template, choose_tokenizer, never_drafted
@@ -71,6 +70,7 @@ def define_flags(values: flags.FlagValues) -> None:
     text(
         "checkpoint", "Folder of a model: a Hugging Face one, WORKDIR/checkpoints/STAGE, or WORKDIR: its sampled stage."
     )
+    text("adapters", "Folder of adapters for that model, as experiments.adapters writes it; their block size counts.")
     text("prompt", "One text to continue.")
     text("prompts_file", 'A .txt file (one prompt a line) or .jsonl ({"prompt": ...} a line).')
     flags.DEFINE_boolean("chat", False, "Talk: a turn a line from stdin.", flag_values=values)
@@ -89,6 +89,10 @@ def define_flags(values: flags.FlagValues) -> None:
         "color", "auto", ["auto", "always", "never"], "auto: on a terminal, unless NO_COLOR is set.",
         flag_values=values,
     )  # fmt: skip
+    flags.DEFINE_boolean(
+        "compare", False, "Then sample the same autoregressively, and say how much faster drafting was.",
+        flag_values=values,
+    )  # fmt: skip
     sampling_flags.define(values)
 
 
@@ -99,7 +103,9 @@ def main(values: flags.FlagValues) -> None:
         asked = sampling_flags.read(values)
         texts = read_texts(values)
         folder, drafts = checkpoint_of(values.checkpoint), asked["mode"] != "autoregressive"
-        config, variables = load_pretrained(folder)
+        config, variables, block_size = load(folder, values.adapters)
+        if block_size is not None and not values["block_size"].present:
+            asked["block_size"] = block_size
         name, tokenizer = choose_tokenizer(values.tokenizer, folder, config, drafts)
         template = choose_template(values.chat_template, folder, tokenizer) if values.chat else None
         if asked["stop_tokens"] is None:
@@ -136,6 +142,9 @@ def check_flags(values: flags.FlagValues) -> None:
     if values.chat and (values.samples != 1 or values.output is not None):
         name = "--output" if values.output is not None else "--samples"
         raise UserError(f"{name}: contradicts --chat, may be given with --prompt or --prompts-file")
+    if values.compare and (values.chat or values.mode == "autoregressive"):
+        name = "--chat" if values.chat else "--mode=autoregressive"
+        raise UserError(f"--compare: contradicts {name}, may be given with --prompt or --prompts-file and drafts")
     if values.chat_template is not None and not values.chat:
         raise UserError("--chat_template: only with --chat")
     if values.batch is not None and values.prompts_file is None:
@@ -162,7 +171,8 @@ def read_texts(values: flags.FlagValues) -> list[str]:
 def settings_of(values: flags.FlagValues, tokenizer: str, asked: dict[str, Any]) -> dict[str, Any]:
     """What makes a row what it is, for the output file."""
     run = {name: values[name].value for name in ("max_new_tokens", "seed", "samples")}
-    return {"checkpoint": str(Path(values.checkpoint)), "tokenizer": tokenizer, **run, **asked}
+    adapters = {} if values.adapters is None else {"adapters": str(Path(values.adapters))}
+    return {"checkpoint": str(Path(values.checkpoint)), **adapters, "tokenizer": tokenizer, **run, **asked}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,12 +228,13 @@ def complete(values: flags.FlagValues, engine: Engine, texts: list[str], setting
     if alone and (values.stream or (values.stream is None and screen.columns is not None)):
         streamer = screen.streamer(engine.tokenizer)
         streamer.prompt(texts[0])
-        engine.run(*inputs(batches[0]), streamer=streamer)
+        made = [engine.run(*inputs(batches[0]), streamer=streamer)]
         screen.write("\n")
     else:
-        bar = tqdm(batches, desc="generate", unit="batch", dynamic_ncols=True, disable=output is None)
+        bar, made = tqdm(batches, desc="generate", unit="batch", dynamic_ncols=True, disable=output is None), []
         for part in bar:
             generation = engine.run(*inputs(part))
+            made.append(generation)
             bar.set_postfix_str(f"T {engine.meter.tokens_per_forward:.2f}, {engine.meter.speed}", refresh=False)
             if output is None:
                 show(engine, texts, part, generation, screen)
@@ -233,6 +244,30 @@ def complete(values: flags.FlagValues, engine: Engine, texts: list[str], setting
             engine.run(*inputs(batches[-1]), again=True)
     width = f"batch {min(size, len(texts))}" + (f" x {samples} samples" if samples > 1 else "")
     engine.close(width)
+    if values.compare:
+        compare(engine, [inputs(part) for part in batches], made)
+
+
+def compare(engine: Engine, batches: list[tuple[list[list[int]], list[int]]], drafted: list[Generation]) -> None:
+    """Samples the same batches one token a forward, and says on stderr how much faster drafting was."""
+    assert engine.sampler is not None  # `Engine.choose`
+    plain = dataclasses.replace(
+        engine.sampler, mode="autoregressive", anchors="all", acceptance=None, target=None
+    )  # fmt: skip
+    with Meter() as meter:
+        alone = dataclasses.replace(engine, sampler=plain, meter=meter)
+        made = [alone.run(*batch) for batch in batches]
+        if not meter.timed_tokens:
+            alone.run(*batches[-1], again=True)
+    rows = [
+        pair for both in zip(made, drafted, strict=True) for pair in zip(*(each.tokens for each in both), strict=True)
+    ]
+    same = sum(one == other for one, other in rows)
+    print(
+        f"autoregressive: {meter.speed}; drafting gives {engine.meter.rate / meter.rate:.2f} times as many tokens a "
+        f"second; {same} of {len(rows)} texts are the same",
+        file=sys.stderr,
+    )
 
 
 def show(engine: Engine, texts: list[str], part: range, generation: Generation, screen: Screen) -> None:

@@ -163,7 +163,18 @@ def test_ordered_layouts_are(document, block_size, offset):
 
 def test_a_part_of_a_row_is_not_ordered():
     layout = Layout.tidar(jnp.zeros((1, 8), jnp.int32), 4).part(1, 2, ("context",))
-    assert not layout.ordered
+    assert not layout.ordered and not layout.ordered_blocks
+
+
+def test_blocks_in_any_order_are_the_dense_mask(x64):
+    """As many as on a grid, from the row's end to its beginning: a piece of them sees all of the row."""
+    first = np.arange(0, LONG, 5)[::-1]
+    layout = Layout.blocks_at(jnp.zeros((1, LONG), jnp.int32), first[None], 5)
+    row = layout.tokens.shape[1]
+    (query,), (key, value) = random_arrays(0, (1, row, 2, DIM)), random_arrays(1, *[(1, row, 1, DIM)] * 2)
+    context, own = ((key[:, part], value[:, part]) for part in (slice(LONG), slice(LONG, None)))
+    got = jax.jit(lambda *args: attend(args[0], layout, *args[1:], own, None, 1024))(query, context, layout.clean_keys)
+    assert_close(got, attend_dense(query, key, value, layout, None))
 
 
 @pytest.mark.parametrize("anchors", [None, (1, 2, 3, 5)])

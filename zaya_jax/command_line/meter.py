@@ -62,11 +62,16 @@ class Meter:
         return self.tokens / max(1, self.forwards)
 
     @property
+    def rate(self) -> float:
+        """Tokens per second, compilation excluded if anything ran without."""
+        if self.timed_tokens:
+            return self.timed_tokens / self.timed_seconds
+        return self.tokens / max(self.seconds, 1e-9)
+
+    @property
     def speed(self) -> str:
         """Tokens per second, and what they include."""
-        if self.timed_tokens:
-            return f"{self.timed_tokens / self.timed_seconds:.1f} tokens/s, compilation excluded"
-        return f"{self.tokens / max(self.seconds, 1e-9):.1f} tokens/s, compilation included"
+        return f"{self.rate:.1f} tokens/s, compilation {'excluded' if self.timed_tokens else 'included'}"
 
     def line(self, sampler: SamplerConfig, rows: str) -> str:
         """The closing line.

@@ -1,16 +1,34 @@
-"""A loaded checkpoint as a command decodes from it."""
+"""A checkpoint as a command loads it and decodes from it."""
 
 import sys
+from pathlib import Path
 from typing import Any
 
 from zaya_jax.architecture import Zaya, ZayaConfig, for_decoding
+from zaya_jax.interop.editing.adapters import merge_adapters
+from zaya_jax.interop.formats.adapter_folder import load_adapters
+from zaya_jax.interop.pretrained import load_pretrained
+from zaya_jax.paths import absolute
+
+
+def load(checkpoint: Path, adapters: str | None) -> tuple[ZayaConfig, Any, int | None]:
+    """(config, variables, block size that the adapters draft) of --checkpoint, with those of --adapters if given.
+
+    Raises:
+      UserError, FileNotFoundError: one line that names the folder.
+    """
+    config, variables = load_pretrained(checkpoint)
+    return (config, variables, None) if adapters is None else load_adapters(absolute(adapters), config, variables)
 
 
 def decoding_form(config: ZayaConfig, variables: Any) -> tuple[Zaya, Any]:
     """`for_decoding` of a model that was just loaded and is not used otherwise; `variables` are given up.
 
-    On a CPU bfloat16 weights are computed in float32, which one line on standard error says.
+    Adapters on all rows are added to the weights. On a CPU bfloat16 weights are computed in float32, which one line on
+    standard error says.
     """
+    if config.lora_rank and config.lora_rows == "all":
+        config, variables = merge_adapters(config, variables)
     model, variables = for_decoding(Zaya(config), variables, release=True, widen=True)
     if model.config.dtype != config.dtype:
         print(f"{config.dtype} weights are computed in {model.config.dtype}: faster on a CPU", file=sys.stderr)

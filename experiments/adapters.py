@@ -1,0 +1,89 @@
+"""Writes a run's adapters by themselves: a small folder for the published model that they were trained on.
+
+    python -m experiments.adapters --checkpoint=runs/drafts --output=smollm2-drafts
+    python -m experiments.generate --checkpoint=smollm2 --adapters=smollm2-drafts --chat
+
+The folder (bfloat16) says which model it belongs to by a checksum of all its weights, and is refused on another. Its
+card, README.md, says how it was trained.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from zaya_jax import load_pretrained
+from zaya_jax.command_line import cli
+from zaya_jax.command_line.closing import closing
+from zaya_jax.errors import UserError
+from zaya_jax.files import check_new
+from zaya_jax.interop.conversion.locate import find_checkpoint, run_config
+from zaya_jax.interop.formats.adapter_folder import ARRAYS, save_adapters
+from zaya_jax.paths import absolute
+from zaya_jax.runs.provenance import made_by
+from zaya_jax.runs.tokens import checkpoint_of
+
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's folder, or WORKDIR/checkpoints/STAGE.")
+_BASE = flags.DEFINE_string("base", None, "The published model. Default: what the run's stage started from.")
+_LICENCE = flags.DEFINE_string("licence", "that of the base model", "For the card.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder to write; must be new or empty.")
+
+
+def main() -> None:
+    if not _OUTPUT.value:
+        raise UserError("--output: missing, may be a folder")
+    checkpoint, output = checkpoint_of(_CHECKPOINT.value), absolute(_OUTPUT.value)
+    check_new(output)
+    run, stage = run_config(checkpoint), checkpoint.name
+    phase = run.get(stage) if isinstance(run.get(stage), dict) else {}
+    base = _BASE.value or phase.get("start")
+    if not isinstance(base, str):
+        raise UserError("--base: missing, and the checkpoint's run names none; may be a folder of a model")
+    config, variables = load_pretrained(checkpoint)
+    if not config.lora_rank:
+        raise UserError(f"--checkpoint: {checkpoint} has no adapters, may be of a run with model.lora_rank above 0")
+    about = {
+        "name": Path(base).name,
+        "licence": _LICENCE.value,
+        "run": training(run, phase),
+        "made": made_by("adapters"),
+    }
+    block_size = (phase.get("objective") or {}).get("block_size", 1)
+    save_adapters(
+        output, config, variables, load_pretrained(find_checkpoint(base)), block_size, about,
+        card(about, config.lora_rows, block_size),
+    )  # fmt: skip
+    size = (output / ARRAYS).stat().st_size / 1e6
+    print(f"done: {output}, {size:.1f} MB, blocks of {block_size}")
+    print(closing({}, [f"python -m experiments.generate --checkpoint={base} --adapters={output} --chat"]))
+
+
+def training(run: dict[str, Any], phase: dict[str, Any]) -> dict[str, Any]:
+    """What the adapters were trained on and how, of a run's config."""
+    data = run.get("data") if isinstance(run.get("data"), dict) else {}
+    kept = {name: phase.get(name) for name in ("steps", "batch_size", "objective", "optimizer")}
+    rows = {"row_length": phase.get("row_length") or data.get("row_length"), "mixture": data.get("mixture")}
+    return {"name": run.get("name"), "seed": run.get("seed"), **kept, **rows}
+
+
+def card(about: dict[str, Any], rows: str, block_size: int) -> str:
+    """README.md of the folder."""
+    run, base = about["run"], about["name"]
+    acts = (
+        "mask tokens alone, so that the model's own text is as it was, to the bit" if rows == "drafts" else "all tokens"
+    )
+    tokens = (run["steps"] or 0) * (run["batch_size"] or 0) * (run["row_length"] or 0)
+    return "\n".join([
+        f"# Adapters that let {base} draft for itself", "",
+        f"They act on {acts}. Blocks of {block_size} tokens; checksum of the base model in adapters.json.", "",
+        f"- Base model: {base}", f"- Run: {run['name']}, seed {run['seed']}",
+        f"- Training: {run['steps']} steps of {run['batch_size']} rows of {run['row_length']} tokens "
+        f"({tokens:,} clean tokens)",
+        f"- Data: {run['mixture']}", f"- Made by zaya_jax {about['made']['version']}, commit {about['made']['commit']}",
+        f"- Licence: {about['licence']}", "", "```bash",
+        f"python -m experiments.generate --checkpoint={base} --adapters=THIS_FOLDER --chat", "```", "",
+    ])  # fmt: skip
+
+
+if __name__ == "__main__":
+    cli.run(main)

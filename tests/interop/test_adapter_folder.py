@@ -1,0 +1,101 @@
+"""Adapters in a folder of their own: what is saved is what is loaded, onto that model and no other."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from tests.helpers import random_variables, small_config
+from zaya_jax.architecture.config import NO_MASK
+from zaya_jax.interop.editing.adapters import is_adapter
+from zaya_jax.interop.editing.mask import add_mask_token
+from zaya_jax.interop.formats.adapter_folder import ABOUT, ARRAYS, checksum, load_adapters, save_adapters
+
+BASE = small_config(mask_token_id=NO_MASK, dtype="bfloat16", param_dtype="bfloat16")
+
+
+@pytest.fixture(scope="module")
+def published():
+    return BASE, random_variables(BASE)
+
+
+@pytest.fixture(scope="module")
+def trained(published):
+    """The published model, in float32 as training has it, with a row for its mask and random adapters."""
+    config, variables = add_mask_token(*published)
+    config = config.replace(lora_rank=3, lora_alpha=2.0, lora_rows="drafts", dtype="float32", param_dtype="float32")
+    flat = traverse_util.flatten_dict(random_variables(config, seed=1))
+    flat |= {path: jnp.asarray(x, jnp.float32) for path, x in traverse_util.flatten_dict(variables).items()}
+    return config, traverse_util.unflatten_dict(flat)
+
+
+@pytest.fixture
+def folder(tmp_path, published, trained):
+    save_adapters(tmp_path / "adapters", *trained, published, 4, {"name": "base"}, "# A card\n")
+    return tmp_path / "adapters"
+
+
+def test_what_is_saved_is_loaded(folder, published, trained):
+    config, variables, block_size = load_adapters(folder, *published)
+    assert block_size == 4 and config == trained[0].replace(dtype="bfloat16", param_dtype="bfloat16")
+    flat, expected = map(traverse_util.flatten_dict, (variables, trained[1]))
+    assert flat.keys() == expected.keys()
+    for path, leaf in flat.items():
+        assert leaf.dtype == jnp.bfloat16 or not is_adapter(path)
+        assert np.array_equal(np.asarray(leaf, np.float32), np.asarray(expected[path].astype(leaf.dtype), np.float32))
+    assert (folder / "README.md").read_text() == "# A card\n"
+    assert all(path.stat().st_mode & 0o044 for path in folder.iterdir())  # others may read them
+
+
+def test_another_model_is_refused_by_name(folder, published):
+    config, variables = published
+    moved = jax.tree.map(lambda x: x, variables)
+    moved["params"]["norm"]["weight"] = moved["params"]["norm"]["weight"].at[0].add(1)
+    with pytest.raises(ValueError, match=r"adapters .*: belong to another model than this one \(\w+\), may be .*base"):
+        load_adapters(folder, config, moved)
+    assert checksum(variables) != checksum(moved)
+
+
+def test_a_base_whose_weights_moved_is_refused(tmp_path, published, trained):
+    config, variables = trained
+    moved = jax.tree.map(lambda x: x, variables)
+    moved["params"]["norm"]["weight"] = moved["params"]["norm"]["weight"].at[0].add(1)
+    with pytest.raises(ValueError, match="base: got another model than the adapters were trained on"):
+        save_adapters(tmp_path / "adapters", config, moved, published, 4, {}, "")
+    with pytest.raises(ValueError, match=r"ZayaConfig\.lora_rank: got 0, may be"):
+        save_adapters(tmp_path / "adapters", *published, published, 4, {}, "")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(lora_rank=0), "lora_rank: got 0, may be"),
+        (dict(lora_rank=4), "got \\(.*, may be \\("),
+        (dict(block_size="8"), "block_size: got '8', may be"),
+        (dict(lora_rows="clean"), "lora_rows: got 'clean', may be"),
+        (dict(mask_row=1), "mask_row: got 1, may be"),
+        (dict(base=[]), "base: got \\[\\], may be"),
+    ],
+)
+def test_damaged_words_are_named(folder, published, change, message):
+    path = folder / ABOUT
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=message):
+        load_adapters(folder, *published)
+
+
+def test_damaged_arrays_and_missing_files_are_named(folder, published):
+    path = folder / ARRAYS
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(ValueError, match=f"{ARRAYS}: cannot be read"):
+        load_adapters(folder, *published)
+    path.unlink()
+    with pytest.raises(ValueError, match=f"{ARRAYS}: cannot be read"):
+        load_adapters(folder, *published)
+    (folder / ABOUT).unlink()
+    with pytest.raises(FileNotFoundError, match=f"holds no {ABOUT}"):
+        load_adapters(folder, *published)

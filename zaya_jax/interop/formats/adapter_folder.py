@@ -1,0 +1,142 @@
+"""Adapters by themselves: a small folder beside a published model, which stays where it is and as it is.
+
+adapters.safetensors holds their arrays, in bfloat16, by name; adapters.json what they need to be loaded: their rank and
+rows, the mask token, the block size that they were trained to draft, and a checksum of the model that they belong to.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+from flax import traverse_util
+from safetensors.flax import load_file, save_file
+
+from zaya_jax.architecture import ZayaConfig
+from zaya_jax.architecture.config import NO_MASK
+from zaya_jax.checks import Choice, Integer, Number, check
+from zaya_jax.errors import UserError
+from zaya_jax.files import new_folder, read_object, write_text
+from zaya_jax.interop.editing.adapters import is_adapter
+from zaya_jax.interop.editing.mask import add_mask_token
+from zaya_jax.interop.formats.names import abstract_variables
+from zaya_jax.paths import one_line
+
+ARRAYS, ABOUT, CARD = "adapters.safetensors", "adapters.json", "README.md"
+RULES = {
+    "lora_rank": Integer(1, 65_536),
+    "lora_alpha": Number(1e-6, 1e6),
+    "lora_rows": Choice(("all", "drafts")),
+    "block_size": Integer(1, 65_536),
+    "mask_token_id": Integer(0, 2**31 - 1),
+}
+
+
+def checksum(variables: Mapping[str, Any]) -> str:
+    """A hash of every number of a model, whatever dtype it is read in: bfloat16 and float32 copies have the same."""
+    flat = cast(dict, traverse_util.flatten_dict(variables))
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(flat):
+        if flat[path].size:
+            values = np.asarray(flat[path])
+            digest.update(f"{'/'.join(path)}{list(values.shape)}".encode())
+            wide = values if values.dtype == np.float64 else values.astype(np.float32)
+            digest.update(np.ascontiguousarray(wide).data)
+    return digest.hexdigest()
+
+
+def save_adapters(
+    directory: Path, config: ZayaConfig, variables: Mapping[str, Any], base: tuple[ZayaConfig, Mapping[str, Any]],
+    block_size: int, about: Mapping[str, Any], card: str,
+) -> None:  # fmt: skip
+    """Writes a new folder.
+
+    Args:
+      config, variables: the model with its adapters.
+      base: the published model.
+      about: whatever else is worth keeping, JSON-able.
+      card: README.md's text.
+
+    Raises:
+      UserError: a model without adapters, one whose other weights are not the base's, or a folder that is taken.
+    """
+    if not config.lora_rank:
+        raise UserError("ZayaConfig.lora_rank: got 0, may be above 0 where adapters are written")
+    flat = cast(dict, traverse_util.flatten_dict(variables))
+    adapters = {"/".join(path): jnp.asarray(leaf, jnp.bfloat16) for path, leaf in flat.items() if is_adapter(path)}
+    plain = traverse_util.unflatten_dict({path: leaf for path, leaf in flat.items() if not is_adapter(path)})
+    mask_row = base[0].mask_token_id == NO_MASK and config.vocab_size == base[0].vocab_size + 1
+    _, expected = _with_mask(*base, None if mask_row else config.mask_token_id)
+    if checksum(plain) != checksum(expected):
+        raise UserError("base: got another model than the adapters were trained on, whose weights were frozen")
+    needed = {name: getattr(config, name) for name in RULES if name != "block_size"}
+    model = {"checksum": checksum(base[1]), "vocab_size": base[0].vocab_size}
+    values = {**about, **needed, "block_size": block_size, "mask_row": mask_row, "base": model}
+    with new_folder(directory) as partial:
+        save_file(adapters, partial / ARRAYS)
+        (partial / ARRAYS).chmod(0o644)  # the library makes files that their owner alone may read
+        write_text(partial / ABOUT, json.dumps(values, indent=2) + "\n")
+        write_text(partial / CARD, card)
+
+
+def read_about(directory: Path) -> dict[str, Any]:
+    """adapters.json, every field that loading needs checked. UserError, FileNotFoundError: naming the file."""
+    if not (directory / ABOUT).is_file():
+        raise FileNotFoundError(f"adapters {directory}: holds no {ABOUT}, may be a folder of `experiments.adapters`")
+    about = read_object(directory / ABOUT)
+    where, base = f"{directory / ABOUT}", about.get("base")
+    for name, rule in RULES.items():
+        check(f"{where}: {name}", about.get(name), rule)
+    if not isinstance(base, dict) or not isinstance(base.get("checksum"), str):
+        raise UserError(f"{where}: base: got {base!r:.60}, may be an object with the checksum of a model")
+    if not isinstance(about.get("mask_row"), bool):
+        raise UserError(f"{where}: mask_row: got {about.get('mask_row')!r:.60}, may be true or false")
+    return about
+
+
+def load_adapters(
+    directory: Path, config: ZayaConfig, variables: Mapping[str, Any]
+) -> tuple[ZayaConfig, dict[str, Any], int]:
+    """(config, variables, block size) of a model with the adapters of a folder.
+
+    Raises:
+      UserError, FileNotFoundError: no such folder, a damaged file, or adapters of another model; naming the file.
+    """
+    about = read_about(directory)
+    if config.lora_rank:
+        raise UserError(f"adapters {directory}: the model has adapters already, may be a model without")
+    if (found := checksum(variables)) != about["base"]["checksum"]:
+        may_be = f"{about.get('name') or 'the model they were trained on'} ({about['base']['checksum']})"
+        raise UserError(
+            f"adapters {directory}: belong to another model than this one ({found}), may be loaded onto {may_be}"
+        )
+    config, variables = _with_mask(config, variables, None if about["mask_row"] else about["mask_token_id"])
+    config = config.replace(**{name: about[name] for name in ("lora_rank", "lora_alpha", "lora_rows")})
+    try:
+        arrays = load_file(directory / ARRAYS)
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{directory / ARRAYS}: cannot be read: {one_line(error)}") from None
+    wanted = {path: leaf for path, leaf in abstract_variables(config).items() if is_adapter(path)}
+    flat = cast(dict, traverse_util.flatten_dict(dict(variables)))
+    for name in sorted({"/".join(path) for path in wanted} | set(arrays)):
+        path = tuple(name.split("/"))
+        got, may_be = (
+            found.shape if found is not None else "nothing" for found in (arrays.get(name), wanted.get(path))
+        )
+        if got != may_be:
+            raise UserError(f"{directory / ARRAYS}: {name}: got {got}, may be {may_be}")
+        flat[path] = arrays[name].astype(wanted[path].dtype)
+    return config, traverse_util.unflatten_dict(flat), about["block_size"]
+
+
+def _with_mask(
+    config: ZayaConfig, variables: Mapping[str, Any], token: int | None
+) -> tuple[ZayaConfig, Mapping[str, Any]]:
+    """The model with the adapters' mask token; None: a row after its vocabulary."""
+    if config.mask_token_id == NO_MASK:
+        return add_mask_token(config, variables, token)
+    return config, variables
