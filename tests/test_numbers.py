@@ -289,9 +289,9 @@ def test_what_is_frozen_counts_neither_gradients_nor_moments():
     stage = settings.read(config).stages["convert"]
     config.convert.optimizer.freeze = ("embed_tokens",)
     frozen = settings.read(config).stages["convert"]
-    needs = [sizes.least(sizes.stage_memory(each, sizes.Split()), each) for each in (stage, frozen)]
-    held = sizes.stage_memory(stage, sizes.Split())
-    assert needs[0] - needs[1] == held.optimizer + held.gradients // 2
+    needs = [sizes.least(sizes.stage_memory(each, sizes.Split())) for each in (stage, frozen)]
+    embedding = 4 * stage.model.vocab_size * stage.model.hidden_size
+    assert abs(needs[0] - needs[1] - 2.5 * embedding) < 8  # two moments; of the gradients, an estimate, half counts
 
 
 def test_more_samples_than_memory_holds_are_refused_before_anything_is_made():

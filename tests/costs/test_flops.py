@@ -4,11 +4,13 @@ import itertools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from zaya_jax.architecture import PRESETS, Execution, Layout, Zaya, preset
 from zaya_jax.costs.flops import (
     Split,
+    Trained,
     activations,
     describe,
     forward_flops,
@@ -115,6 +117,21 @@ def test_training_flops_agree_with_xla_on_one_layer():
     others = forward_flops(config, rows, 0).experts * (config.num_experts - 1)
     expected = training_flops(config, 1, rows) + 3 * (hidden + others)
     assert 0.95 * expected < got < 1.35 * expected  # dead ends (the ids' gradient) go, elementwise work comes on top
+
+
+def test_what_is_frozen_is_not_counted():
+    """Context tokens forward alone; mask tokens forward and through the layers, in blocks that are spread evenly."""
+    config = preset("zaya1_300k")
+    drafts_alone = Trained(parameters=100, context=1, drafts=2, blocks=4)
+    keys = np.array([0, 32, 64, 96]).repeat(8) + 8  # before each block, and the block itself
+    forward = [
+        forward_flops(config, 16 * rows, 0).total + forward_flops(config, 16 * rows, np.mean(seen)).attention
+        for rows, seen in ((128, np.arange(1, 129)), (32, keys))
+    ]
+    assert training_flops(config, 16, 128, True, 8, trained=drafts_alone) == forward[0] + 2 * forward[1]
+    whole, less = (training_memory(config, 16, 128, True, 8, trained=each) for each in (Trained(), drafts_alone))
+    assert less.gradients == 400 and less.optimizer == 800 and less.parameters == whole.parameters
+    assert less.activations < whole.activations / 4
 
 
 def test_training_counts():

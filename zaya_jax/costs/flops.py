@@ -94,6 +94,26 @@ class TrainingMemory:
         return sum(dataclasses.astuple(self))
 
 
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What a step trains of a model, and in how many passes' worth of matrix products.
+
+    Attributes:
+      parameters: that have gradients and optimizer state; None for all.
+      context, drafts: passes over context tokens and over mask tokens: forward, gradients of what goes from layer to
+        layer, gradients of weights. 3; 2 where weights are frozen; 1 where nothing flows back.
+      blocks: draft blocks a row, evenly spread; 0: a grid over all of it.
+    """
+
+    parameters: int | None = None
+    context: int = 3
+    drafts: int = 3
+    blocks: int = 0
+
+
+ALL = Trained()
+
+
 def parameter_count(config: ZayaConfig) -> ParameterCount:
     """Counts the parameters that `Zaya(config).init` makes."""
     c, layers = config, config.num_hidden_layers
@@ -147,34 +167,52 @@ def forward_flops(config: ZayaConfig, rows: int, context: float, head_rows: int 
 
 
 def training_flops(
-    config: ZayaConfig, batch: int, row_length: int, tidar: bool = False, block_size: int = 8, remat: str = "none"
+    config: ZayaConfig, batch: int, row_length: int, tidar: bool = False, block_size: int = 8, remat: str = "none",
+    trained: Trained = ALL,
 ) -> int:  # fmt: skip
     """One training step: forward, and a backward of twice that; with remat "full" the layers' forward runs twice.
+
+    Where part of the model is frozen, the backward is shorter (`Trained`); adapters themselves are not counted.
 
     Attention counts the pairs that see each other in a row of one document (`visible_pairs`): what the step needs, as
     in MFU. Attention that computes hidden pairs to mask them does more; packed documents need less.
     """
-    drafts = _drafts(row_length, tidar, block_size)
-    products = forward_flops(config, batch * (row_length + drafts), 0)
     windows = collections.Counter(config.sliding_window if "sliding" in kind else None for kind in config.layer_kinds)
-    layer = ((visible_pairs(row_length, tidar, block_size, window), layers) for window, layers in windows.items())
-    pairs = batch * sum(pairs * layers for pairs, layers in layer)
-    layers = products.total - products.head + 2 * pairs * 2 * config.num_attention_heads * config.head_dim
-    return 3 * (layers + products.head) + layers * (remat == "full")
+    per_pair = 2 * 2 * config.num_attention_heads * config.head_dim
+    clean = {window: visible_pairs(row_length, window=window) for window in windows}
+    all_pairs = {w: visible_pairs(row_length, tidar, block_size, w, trained.blocks) for w in windows}
+    total = 0
+    for rows, pairs, passes in (
+        (row_length, clean, trained.context),
+        (
+            _drafts(row_length, tidar, block_size, trained.blocks),
+            {w: all_pairs[w] - clean[w] for w in windows},
+            trained.drafts,
+        ),
+    ):
+        products = forward_flops(config, batch * rows, 0)
+        attention = per_pair * batch * sum(pairs[window] * layers for window, layers in windows.items())
+        layers = products.total - products.head + attention
+        total += passes * (layers + products.head) + layers * (remat == "full" and passes > 1)
+    return total
 
 
-def visible_pairs(row_length: int, tidar: bool = False, block_size: int = 8, window: int | None = None) -> int:
+def visible_pairs(
+    row_length: int, tidar: bool = False, block_size: int = 8, window: int | None = None, blocks: int = 0
+) -> int:
     """(query, key) pairs of a layer that see each other in a training row of one document.
 
     Clean tokens see themselves and all before them; mask tokens all clean tokens before their block, and their block;
     both no further back than a window of so many positions, their own included. Blocks start at offset 0, and slots
-    beyond the row count.
+    beyond the row count. `blocks`: so many, evenly spread, in place of a grid.
     """
-    drafts = _drafts(row_length, tidar, block_size)
+    drafts = _drafts(row_length, tidar, block_size, blocks)
     window = row_length + drafts if window is None else window
     clean = np.minimum(np.arange(1, row_length + 1), window).sum(dtype=np.int64)
     slot = np.arange(block_size)
-    start = np.arange(0, drafts, block_size)[:, None]
+    start = (
+        np.arange(0, drafts, block_size)[:, None] if not blocks else np.arange(blocks)[:, None] * row_length // blocks
+    )
     before = np.minimum(start, np.maximum(0, window - slot - 1))
     block = block_size - np.maximum(0, slot - window + 1)
     return int(clean + (before + block).sum(dtype=np.int64))
@@ -183,6 +221,7 @@ def visible_pairs(row_length: int, tidar: bool = False, block_size: int = 8, win
 def training_memory(
     config: ZayaConfig, batch: int, row_length: int, tidar: bool = False, block_size: int = 8,
     optimizer: str = "adamw", average: bool = False, split: Split | None = None, execution: Execution | None = None,
+    trained: Trained = ALL,
 ) -> TrainingMemory:  # fmt: skip
     """Bytes on each device.
 
@@ -199,18 +238,21 @@ def training_memory(
         return width * -(-(parameters - of_experts + of_experts // split.experts) // split.parameters)
 
     state = held(count.total, count.experts)
+    share = 1 if trained.parameters is None else trained.parameters / count.total
     matrices = matrix_count(config)
     second = state if optimizer == "adamw" else state - held(matrices, count.experts)  # moments beyond the first
     rows = -(-batch // split.batch) * -(-row_length // split.sequence)
-    drafts = -(-batch // split.batch) * -(-_drafts(row_length, tidar, block_size) // split.sequence)
+    drafts = -(-batch // split.batch) * -(-_drafts(row_length, tidar, block_size, trained.blocks) // split.sequence)
     # the clean and the draft half take turns at the head
     logits = min(max(rows, drafts), max(1, LOGITS_AT_ONCE // config.vocab_size)) * config.vocab_size * 4
     return TrainingMemory(
         parameters=state,
-        gradients=state,
-        optimizer=state + second,
+        gradients=int(state * share),
+        optimizer=int((state + second) * share),
         average=state * average,
-        activations=activations(config, rows + drafts, row_length // split.sequence, split.experts, execution),
+        activations=activations(
+            config, rows * (trained.context > 1) + drafts, row_length // split.sequence, split.experts, execution
+        ),
         logits=2 * logits,
     )
 
@@ -253,6 +295,7 @@ def activations(
 def describe(
     config: ZayaConfig, batch_size: int, row_length: int, tidar: bool, block_size: int = 8, optimizer: str = "adamw",
     average: bool = False, split: Split | None = None, execution: Execution | None = None, accumulate: int = 1,
+    trained: Trained = ALL,
 ) -> str:  # fmt: skip
     """What a run is about to compile, in four lines: parameters, FLOPs a step and a token, bytes a device.
 
@@ -261,16 +304,18 @@ def describe(
     """
     how = execution or Execution()
     count = parameter_count(config)
-    drafts = _drafts(row_length, tidar, block_size)
-    flops = training_flops(config, batch_size, row_length, tidar, block_size, how.remat)
+    drafts = _drafts(row_length, tidar, block_size, trained.blocks)
+    flops = training_flops(config, batch_size, row_length, tidar, block_size, how.remat, trained)
     memory = training_memory(
-        config, batch_size // accumulate, row_length, tidar, block_size, optimizer, average, split, how
+        config, batch_size // accumulate, row_length, tidar, block_size, optimizer, average, split, how, trained
     )
     pieces = f", in {accumulate} micro-batches" if accumulate > 1 else ""
     halves = f"{row_length} clean" + (f" + {drafts} mask tokens (block size {block_size})" if tidar else " tokens")
     ways = f" ({_ways(split)})" if split and split != Split() else ""
     return (
-        f"parameters  {count.total:,} total ({count.total_without_embedding:,} without embedding); one token uses "
+        f"parameters  {count.total:,} total ({count.total_without_embedding:,} without embedding)"
+        + (f", {trained.parameters:,} trained" if trained.parameters is not None else "")
+        + "; one token uses "
         f"{count.active_without_embedding:,}, with the head {count.active_with_head:,}\n"
         f"model       {config.num_hidden_layers} layers x {config.hidden_size} wide, {_feed_forward(config)}, "
         f"vocabulary {config.vocab_size}, {config.param_dtype} parameters, {config.dtype} compute\n"
@@ -288,8 +333,10 @@ def _ways(split: Split) -> str:
     return ", ".join(f"{name} / {ways}" for name, ways in dataclasses.asdict(split).items() if ways > 1)
 
 
-def _drafts(row_length: int, tidar: bool, block_size: int) -> int:
+def _drafts(row_length: int, tidar: bool, block_size: int, blocks: int = 0) -> int:
     """Mask tokens of a training row."""
+    if tidar and blocks:
+        return blocks * block_size
     return -(-row_length // block_size) * block_size if tidar else 0
 
 

@@ -7,12 +7,18 @@ and twice as much. What is refused would fail; not all that is let through fits.
 import math
 from collections.abc import Container
 
-from zaya_jax.costs.flops import Split, TrainingMemory, training_memory
+import jax
+from flax import traverse_util
+
+from zaya_jax.architecture import Zaya
+from zaya_jax.costs.flops import Split, Trained, TrainingMemory, parameter_count, training_memory
+from zaya_jax.interop.formats.names import abstract_variables
 from zaya_jax.memory import binary, device_memory, host_memory, require
 from zaya_jax.parallel import Placement
 from zaya_jax.runs.configuration.settings import Settings
 from zaya_jax.runs.configuration.stage import Stage
 from zaya_jax.sampling.decoding import require_cache
+from zaya_jax.training.optimizer import frozen_parameters
 
 CHANGE = "{name}.batch_size, {name}.row_length or the model may be smaller, {name}.optimizer.accumulate larger, " \
     "execution.remat 'full', or the mesh over more devices"  # fmt: skip
@@ -35,7 +41,7 @@ def check(setup: Settings, placements: dict[str, Placement | None], trained: Con
         parts = f"parameters {binary(memory.parameters)}, the optimizer's state {binary(memory.optimizer)}, "
         parts += f"activations and gradients about {binary(memory.gradients + memory.logits + memory.activations)}"
         require(
-            f"{name}: a training step", least(memory, stage), device_memory(device, sharers), CHANGE.format(name=name),
+            f"{name}: a training step", least(memory), device_memory(device, sharers), CHANGE.format(name=name),
             parts,
         )  # fmt: skip
         tokens = stage.batch_size * stage.row_length * BATCH_BYTES
@@ -54,15 +60,29 @@ def stage_memory(stage: Stage, split: Split) -> TrainingMemory:
     objective, optimizer = stage.phase.objective, stage.phase.optimizer
     return training_memory(
         stage.model, stage.batch_size // optimizer.accumulate, stage.row_length, objective.drafts,
-        objective.block_size, optimizer.name, optimizer.ema_decay > 0, split, stage.execution,
+        objective.block_size, optimizer.name, optimizer.ema_decay > 0, split, stage.execution, trained(stage),
     )  # fmt: skip
 
 
-def least(memory: TrainingMemory, stage: Stage) -> int:
-    """Bytes that a step takes for certain; what is frozen has neither gradients nor moments, so none count then."""
-    trained = not stage.phase.optimizer.freeze
-    estimated = memory.logits + memory.activations + memory.gradients * trained
-    return memory.parameters + memory.average + memory.optimizer * trained + estimated // 2
+def trained(stage: Stage) -> Trained:
+    """What a stage's step trains, of its `freeze` and its objective."""
+    objective, optimizer = stage.phase.objective, stage.phase.optimizer
+    blocks = objective.blocks_per_row
+    if not optimizer.freeze:
+        return Trained(blocks=blocks)
+    params = traverse_util.unflatten_dict(abstract_variables(stage.model))["params"]
+    frozen = frozen_parameters(optimizer, params)
+    free = jax.tree.map(lambda held, leaf: 0 if held is True else leaf.size, frozen, params)
+    count = sum(jax.tree.leaves(free))
+    passes = 2 if count < parameter_count(stage.model).total // 2 else 3
+    constant = objective.context_is_constant(Zaya(stage.model), frozen)
+    return Trained(count, 1 if constant else passes, passes, blocks)
+
+
+def least(memory: TrainingMemory) -> int:
+    """Bytes that a step takes for certain."""
+    estimated = memory.logits + memory.activations + memory.gradients
+    return memory.parameters + memory.average + memory.optimizer + estimated // 2
 
 
 def split_of(placement: Placement | None) -> Split:

@@ -105,6 +105,7 @@ def train_stages(
         described = describe(
             stage.model, stage.batch_size, stage.row_length, tidar, block_size, optimizer.name,
             optimizer.ema_decay > 0, sizes.split_of(placements[name]), stage.execution, optimizer.accumulate,
+            sizes.trained(stage),
         )  # fmt: skip
         print(f"{name}\n{described}", flush=True)
     with provenance.timed(workdir, "data"):
@@ -183,7 +184,10 @@ def peak_of(placement: Placement | None) -> float | None:
 def step_flops(stage: Stage) -> float:
     """FLOPs of a step of a stage. What a policy computes again is no use, so it is not counted."""
     objective = stage.phase.objective
-    return training_flops(stage.model, stage.batch_size, stage.row_length, objective.drafts, objective.block_size)
+    return training_flops(
+        stage.model, stage.batch_size, stage.row_length, objective.drafts, objective.block_size,
+        trained=sizes.trained(stage),
+    )  # fmt: skip
 
 
 def count_chats(setup: settings.Settings, writer: MetricWriter, stage: Stage, train_data: dict[str, Source]) -> None:
