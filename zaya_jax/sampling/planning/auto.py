@@ -28,6 +28,7 @@ from zaya_jax.sampling.types import Generation, Request
 from zaya_jax.timing import medians
 
 MARGIN = 1.05  # drafting must be predicted, and then measured, to be this much faster than autoregression
+HEATS = 4  # texts of a race that are generated one at a time
 PROBE_TOKENS = 64  # new tokens of each prompt that measure acceptance and the race
 
 
@@ -86,7 +87,9 @@ def candidates(acceptance: Acceptance, cost: Mapping[int, float], block_size: in
     return tuple(sorted(out, key=lambda c: -c.speedup))
 
 
-def choose_sampler(model: Zaya, variables: Any, request: Request, sampler: SamplerConfig, repeats: int = 3) -> Choice:
+def choose_sampler(
+    model: Zaya, variables: Any, request: Request, sampler: SamplerConfig, repeats: int = 3, alone: bool = False
+) -> Choice:
     """What mode="auto" stands for with these prompts on this machine: measures acceptance and cost, predicts, races.
 
     Takes about as long as compiling seven small programs and generating a few times PROBE_TOKENS tokens; use the
@@ -95,6 +98,8 @@ def choose_sampler(model: Zaya, variables: Any, request: Request, sampler: Sampl
     Args:
       request: as it will be generated; the batch size matters to the cost. A session's texts are read anew.
       sampler: mode "auto"; its other fields hold for whatever is chosen.
+      alone: the request's prompts are examples, and texts will be generated one at a time: acceptance is measured on
+        all of them side by side, cost and race at batch 1.
     """
     size, new = sampler.block_size, min(request.max_new_tokens, PROBE_TOKENS)
     probe = request.replace(prompts=request.texts, max_new_tokens=new, session=None, streamer=None)
@@ -119,7 +124,8 @@ def choose_sampler(model: Zaya, variables: Any, request: Request, sampler: Sampl
     acceptance = evidence(accepted, size)
     plans = [AUTOREGRESSIVE, *_probes(acceptance, size)]
     longest = max(map(len, probe.prompts))
-    times = forward_cost(model, variables, plans, probe.rows, longest, repeats=repeats, label="auto: cost")
+    rows = 1 if alone else probe.rows
+    times = forward_cost(model, variables, plans, rows, longest, repeats=repeats, label="auto: cost")
     cost = {rows_of(plan): ms for plan, ms in times.items()}
     ranked = candidates(acceptance, cost, size)
     found, best = (ranked, acceptance_curve(accepted, size), cost), ranked[0]
@@ -128,7 +134,12 @@ def choose_sampler(model: Zaya, variables: Any, request: Request, sampler: Sampl
     if best.speedup < MARGIN:
         return choice(plain, f"autoregressive: drafting is not predicted to pay {why}", *found)
     racer = single_pass(best.block_size, best.anchors)
-    won = _race(lambda: run(plain), lambda: run(racer), repeats)
+    heats = [probe]
+    if alone:  # a seed is one for all rows, or one for each
+        heats = [probe.replace(prompts=[text], seed=i, samples=1) for i, text in enumerate(probe.texts[:HEATS])]
+    won = _race(
+        *(lambda one=one: [decode(model, variables, heat, one) for heat in heats] for one in (plain, racer)), repeats
+    )
     if won < MARGIN:
         return choice(
             plain, f"autoregressive: drafting lost the race with {won:.2f}x the tokens per second {why}", *found
@@ -136,13 +147,13 @@ def choose_sampler(model: Zaya, variables: Any, request: Request, sampler: Sampl
     return choice(racer, f"{best}: drafting won the race with {won:.2f}x the tokens per second {why}", *found)
 
 
-def _race(plain: Callable[[], Generation], racer: Callable[[], Generation], repeats: int) -> float:
+def _race(plain: Callable[[], list[Generation]], racer: Callable[[], list[Generation]], repeats: int) -> float:
     """The racer's tokens per second over the plain one's."""
     produced: dict[str, int] = {}
 
-    def timed(name: str, side: Callable[[], Generation]) -> Callable[[], None]:
+    def timed(name: str, side: Callable[[], list[Generation]]) -> Callable[[], None]:
         def call() -> None:
-            produced[name] = sum(map(len, side().tokens))
+            produced[name] = sum(len(tokens) for made in side() for tokens in made.tokens)
 
         return call
 

@@ -1,0 +1,185 @@
+"""Whether a model decodes faster with its drafts than without, one text at a time: wall-clock, prompt by prompt.
+
+    python -m experiments.bench.drafting --checkpoint=smollm2 --adapters=results/smollm2/drafts/adapters --chat \\
+        --tasks=gsm_symbolic,addition --output=results/smollm2/drafts/wall_clock.json
+
+For each set of prompts (a task's test problems, or the lines of --prompts_file) and each temperature, block size and
+branch points are planned as mode "auto" plans them: acceptance is measured on --probes other prompts (a task's
+validation problems; of a file, its first lines, which are then not timed), a forward's cost by query tokens on this
+machine at batch 1, and what is predicted to be fastest is raced against autoregression. Then each prompt is continued
+both ways, in turn, after one untimed turn each. `rows` has for each set and temperature: what was planned, what auto
+chose, tokens per forward, query tokens a forward, tokens per second of both, their ratio with a 95% interval (bootstrap
+over prompts), that of auto's choice (1 where it is autoregression), and how many texts are the same.
+"""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+from scipy import stats
+from tqdm import tqdm
+
+from zaya_jax.architecture import Zaya
+from zaya_jax.checks import FLOAT32, no_such
+from zaya_jax.command_line import cli, measured_device
+from zaya_jax.command_line.closing import aligned
+from zaya_jax.command_line.completions import read_prompts
+from zaya_jax.command_line.models import decoding_form, load
+from zaya_jax.errors import UserError
+from zaya_jax.reporting.drafting_table import drafting_table
+from zaya_jax.runs import provenance
+from zaya_jax.runs.tokens import checkpoint_of, choose_template, choose_tokenizer
+from zaya_jax.sampling import Request, SamplerConfig, choose_sampler, generate
+from zaya_jax.sampling.planning.auto import Choice
+from zaya_jax.tasks import TASKS, make_task
+from zaya_jax.text.templates import ChatTemplate
+from zaya_jax.text.tokenizers import Tokenizer
+
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of a model, as of experiments.generate.")
+_ADAPTERS = flags.DEFINE_string("adapters", None, "As of experiments.generate.")
+_CHAT = flags.DEFINE_boolean("chat", False, "Ask in chats.")
+_TASKS = flags.DEFINE_list("tasks", [], f"Of {', '.join(TASKS)}.")
+_FILE = flags.DEFINE_string("prompts_file", None, "A .txt or .jsonl of prompts: one more set.")
+_PROMPTS = flags.DEFINE_integer("prompts", 32, "Of each set, timed.", lower_bound=2, upper_bound=1_000_000)
+_PROBES = flags.DEFINE_integer("probes", 8, "Of each set, for planning.", lower_bound=1, upper_bound=1024)
+_TEMPERATURES = flags.DEFINE_list("temperatures", ["0", "1"], "Of the target.")
+_DRAFT = flags.DEFINE_float(
+    "draft_temperature", None, "Of the drafts; default: the target's.", lower_bound=0.0, upper_bound=FLOAT32
+)
+_BLOCK = flags.DEFINE_integer("block_size", 8, "At most; of adapters, theirs.", lower_bound=2, upper_bound=1024)
+_NEW = flags.DEFINE_integer("max_new_tokens", 128, "Tokens of a text, at most.", lower_bound=4, upper_bound=2**24)
+_SEED = flags.DEFINE_integer("seed", 1_000, "Of problems and rows.", lower_bound=0, upper_bound=2**31 - 1)
+_OUTPUT = flags.DEFINE_string("output", None, "Where to write the numbers as JSON; nowhere by default.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """A set of prompts, as the model reads them."""
+
+    name: str
+    probes: list[list[int]]
+    timed: list[list[int]]
+
+
+def main() -> None:
+    cli.check_output(_OUTPUT.value)
+    measured_device.check()
+    try:
+        samplers = [
+            SamplerConfig("auto", draft_temperature=_DRAFT.value, temperature=float(t)) for t in _TEMPERATURES.value
+        ]
+    except ValueError as error:
+        raise UserError(f"--temperatures: got {','.join(_TEMPERATURES.value)}, may be numbers ({error})") from None
+    for name in _TASKS.value:
+        if name not in TASKS:
+            raise no_such("--tasks", name, TASKS)
+    if not _TASKS.value and not _FILE.value:
+        raise UserError("--tasks, --prompts_file: got neither, may be one or both")
+    folder = checkpoint_of(_CHECKPOINT.value)
+    config, variables, block_size = load(folder, _ADAPTERS.value)
+    block_size = _BLOCK.value if block_size is None or flags.FLAGS["block_size"].present else block_size
+    _, tokenizer = choose_tokenizer(None, folder, config)
+    sets = read_sets(tokenizer, choose_template(None, folder, tokenizer) if _CHAT.value else None)
+    model, variables = decoding_form(config, variables)
+    numbers: dict[str, Any] = {
+        "hardware": provenance.hardware(), "environment": provenance.describe(), "checkpoint": _CHECKPOINT.value,
+        "adapters": _ADAPTERS.value, "chat": _CHAT.value, "batch": 1, "seed": _SEED.value, "dtype": model.config.dtype,
+        "max_new_tokens": _NEW.value, "rows": [],
+    }  # fmt: skip
+    for prompts in sets:
+        for sampler in samplers:
+            sampler = dataclasses.replace(sampler, block_size=block_size, stop_tokens=tokenizer.eos_ids)
+            numbers["rows"].append(measure(model, variables, prompts, sampler))
+            cli.write_numbers(_OUTPUT.value, numbers)
+    print(aligned(drafting_table(numbers)))
+
+
+def read_sets(tokenizer: Tokenizer, template: ChatTemplate | None) -> list[Prompts]:
+    """All sets of prompts. UserError for a file with too few."""
+
+    def encode(text: str) -> list[int]:
+        if template is not None:
+            return template.prompt([{"role": "user", "content": text}], tokenizer)
+        return [*tokenizer.opening, *tokenizer.encode(text)]
+
+    if _CHAT.value and template is None:
+        raise UserError(f"--chat: {_CHECKPOINT.value} has no chat template")
+    sets, probes, timed = [], _PROBES.value, _PROMPTS.value
+    for task in map(make_task, _TASKS.value):
+        problems = [task.problems(*split, _SEED.value) for split in ((task.tuning_split, probes), ("test", timed))]
+        sets.append(Prompts(task.name, *([encode(each.prompt) for each in some] for some in problems)))
+    if _FILE.value:
+        lines = [encode(text) for text in read_prompts(Path(_FILE.value))]
+        if len(lines) < probes + 2:
+            raise UserError(f"--prompts_file: got {len(lines)} prompts, may be at least {probes + 2}")
+        sets.append(Prompts(Path(_FILE.value).stem, lines[:probes], lines[probes : probes + timed]))
+    return sets
+
+
+def plan(model: Zaya, variables: Any, prompts: Prompts, sampler: SamplerConfig) -> tuple[Choice, SamplerConfig]:
+    """(auto's choice, the sampler that drafts and is predicted to be fastest)."""
+    request = Request(prompts.probes, _NEW.value, list(range(_SEED.value, _SEED.value + len(prompts.probes))))
+    choice = choose_sampler(model, variables, request, sampler, repeats=2, alone=True)
+    best = next((each for each in choice.candidates if each.anchors), None)
+    size, anchors = (sampler.block_size, (1,)) if best is None else (best.block_size, best.anchors)
+    return choice, dataclasses.replace(sampler, mode="single_pass", block_size=size, anchors=anchors)
+
+
+def measure(model: Zaya, variables: Any, prompts: Prompts, sampler: SamplerConfig) -> dict[str, Any]:
+    """A row of the result: see the module's docstring."""
+    choice, drafting = plan(model, variables, prompts, sampler)
+    plain = dataclasses.replace(drafting, mode="autoregressive", anchors="all")
+    sides = {"plain": plain, "drafting": drafting}
+    tokens, seconds = {name: [] for name in sides}, {name: [] for name in sides}
+    forwards = same = 0
+    for number, prompt in enumerate(tqdm(prompts.timed, desc=f"{prompts.name} T={sampler.temperature:g}")):
+        made = {}
+        for name, side in sides.items():
+            arguments = (model, variables, [prompt], side, _NEW.value, _SEED.value + number)
+            if _compiles(prompts.timed, number):
+                generate(*arguments)
+            clock = time.perf_counter()
+            made[name] = generate(*arguments)
+            seconds[name].append(time.perf_counter() - clock)
+            tokens[name].append(len(made[name].tokens[0]))
+        forwards += int(made["drafting"].forwards.sum())
+        same += made["plain"].tokens == made["drafting"].tokens
+    rates = {name: sum(tokens[name]) / sum(seconds[name]) for name in sides}
+    interval = _interval(*(np.array(x[name], float) for name in ("drafting", "plain") for x in (tokens, seconds)))
+    chosen = choice.sampler.mode
+    return {
+        "prompts": prompts.name, "count": len(prompts.timed), "temperature": sampler.temperature,
+        "draft_temperature": sampler.draft_temperature, "block_size": drafting.block_size,
+        "anchors": list(drafting.anchor_list), "query_tokens": drafting.rows_per_forward,
+        "tokens_per_forward": sum(tokens["drafting"]) / forwards, "tokens": tokens, "seconds": seconds,
+        "tokens_per_second": rates, "ratio": rates["drafting"] / rates["plain"], "interval": interval, "same": same,
+        "acceptance": list(choice.acceptance), "cost": choice.cost, "auto": chosen, "why": choice.reason,
+        "auto_ratio": 1.0 if chosen == "autoregressive" else rates["drafting"] / rates["plain"],
+    }  # fmt: skip
+
+
+def _compiles(prompts: list[list[int]], number: int) -> bool:
+    """Whether a prompt's length is of a size that none before it had: programs are compiled in steps of 32 tokens."""
+    size = -(-len(prompts[number]) // 32)
+    return all(-(-len(prompt) // 32) != size for prompt in prompts[:number])
+
+
+def _interval(tokens: np.ndarray, seconds: np.ndarray, plain_tokens: np.ndarray, plain_seconds: np.ndarray) -> list:
+    """95% interval of the ratio of tokens per second, prompts resampled in pairs."""
+
+    def ratio(*sums: np.ndarray, axis: int = -1) -> np.ndarray:
+        a, b, c, d = (each.sum(axis=axis) for each in sums)
+        return a / b / (c / d)
+
+    found = stats.bootstrap(
+        (tokens, seconds, plain_tokens, plain_seconds), ratio, paired=True, vectorized=True, method="percentile",
+        n_resamples=2000, rng=np.random.default_rng(0),
+    ).confidence_interval  # fmt: skip
+    return [float(found.low), float(found.high)]
+
+
+if __name__ == "__main__":
+    cli.run(main)
