@@ -126,7 +126,7 @@ def evaluation(tasks: tuple[str, ...], prompts: int, **changes: Any) -> ConfigDi
     """How a run is evaluated; every arm meets the same prompts with the same seeds."""
     c = ConfigDict()
     c.phase = placeholder(str)  # whose model is sampled; None: "convert", or the last that drafts
-    c.tasks = tasks  # of the mixtures, or benchmarks
+    c.tasks = tasks  # with their options in the mixtures, or the defaults
     c.chat = False  # ask them as chats are trained on
     c.prompts = prompts  # test problems of each task
     c.samples = 1  # of each, at temperatures above 0: 16 for pass@16

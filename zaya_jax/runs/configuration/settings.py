@@ -18,7 +18,7 @@ from zaya_jax.runs.configuration.mixture import Mixtures, MixtureSource
 from zaya_jax.runs.configuration.stage import Stage
 from zaya_jax.runs.configuration.tree import SCRATCH, Evaluation, PhaseSection, RunConfig, read_tree
 from zaya_jax.sampling import SamplerConfig
-from zaya_jax.tasks import BENCHMARKS, ChatTask, Task, make_task
+from zaya_jax.tasks import BENCHMARKS, TASKS, ChatTask, Task, make_task
 from zaya_jax.text.templates import BESIDE_TOKENIZER, ChatTemplate, beside_tokenizer, load_template
 from zaya_jax.text.tokenizers import Tokenizer, for_model, load_tokenizer
 
@@ -171,8 +171,9 @@ def _texts(evaluate: Evaluation, sources: dict[str, MixtureSource]) -> tuple[str
 
 
 def _task(name: str, trained: dict[str, Task], texts: Sequence[str]) -> Task:
-    if name not in trained and name not in BENCHMARKS:
-        raise no_such("evaluate.tasks", name, {*trained, *texts, *BENCHMARKS})  # what data.mixture has, or a benchmark
+    """As it is trained on; one that is not, with its options' defaults."""
+    if name not in trained | TASKS | BENCHMARKS:
+        raise no_such("evaluate.tasks", name, {*trained, *texts, *TASKS, *BENCHMARKS})
     return trained.get(name) or make_task(name)
 
 
