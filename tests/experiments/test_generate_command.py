@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from absl import flags
+from flax import traverse_util
 
 from experiments import generate as command
 from tests import commands
@@ -23,6 +24,7 @@ from zaya_jax.command_line import engine as engine_module
 from zaya_jax.command_line import sampling_flags
 from zaya_jax.command_line.completions import read_prompts
 from zaya_jax.interop import save_huggingface
+from zaya_jax.interop.formats.adapter_folder import save_adapters
 from zaya_jax.interop.formats.native import write_model_file
 from zaya_jax.runs import tokens
 from zaya_jax.sampling.planning.auto import Choice
@@ -106,6 +108,24 @@ def test_a_file_holds_what_generate_returns(checkpoint, model, files, capsys):
     prompts = f"--prompts_file={files / 'prompts.jsonl'}"
     run(f"--checkpoint={checkpoint}", prompts, "--batch=2", "--samples=2", f"--output={jsonl}", *COMMON, "--seed=7")
     assert jsonl.read_bytes() == (files / "rows.jsonl").read_bytes()
+
+
+def test_adapters_draft_for_the_model_they_belong_to_and_are_compared(checkpoint, files, capsys):
+    """On mask tokens alone: the greedy text is the plain model's."""
+    base = load_pretrained(checkpoint)
+    config = base[0].replace(lora_rank=2, lora_rows="drafts")
+    flat = traverse_util.flatten_dict(random_variables(config)) | traverse_util.flatten_dict(base[1])
+    save_adapters(files / "adapters", config, traverse_util.unflatten_dict(flat), base, 3, {}, "")
+    flags = (f"--checkpoint={checkpoint}", f"--prompts_file={files / 'prompts.txt'}", "--max_new_tokens=9")
+    run(*flags, f"--adapters={files / 'adapters'}", "--temperature=0", "--compare")
+    drafted = capsys.readouterr()
+    assert "single_pass, block 3," in drafted.err  # what they were trained to draft
+    assert re.search(
+        r"autoregressive: .* tokens/s, .*; drafting gives [0-9.]+ times as many tokens a second; ", drafted.err
+    )
+    assert "4 of 4 texts are the same" in drafted.err
+    run(*flags, "--mode=autoregressive", "--temperature=0")
+    assert capsys.readouterr().out == drafted.out
 
 
 def test_a_killed_job_goes_on_to_the_identical_file(checkpoint, files, monkeypatch, capsys):
@@ -309,6 +329,9 @@ def test_every_field_of_the_sampler_is_a_flag():
         (["--prompt=a", "--stream", "--samples=2"], "--stream: contradicts --samples=2"),
         (["--prompt=a", "--stream", "--output=x.jsonl"], "--stream: contradicts --output"),
         (["--prompt=a", "--output=x.txt"], "--output: got x.txt"),
+        (["--prompt=a", "--mode=autoregressive", "--compare"], "--compare: contradicts --mode=autoregressive"),
+        (["--chat", "--compare"], "--compare: contradicts --chat"),
+        (["--prompt=a", "--adapters=/nowhere"], "adapters /nowhere: holds no adapters.json"),
         (["--prompt=a", "--output=/nowhere/x.jsonl"], "--output /nowhere/x.jsonl: its folder does not exist"),
         (["--prompt="], "--prompt: an empty prompt"),
         (["--prompt=\udcff"], "--prompt: not a text"),

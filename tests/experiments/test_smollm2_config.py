@@ -1,13 +1,16 @@
-"""configs/smollm2.py without the model: what each choice trains, and what it starts from."""
+"""configs/smollm2.py and smollm2_tasks.py without the model: what each choice trains, and what it starts from."""
+
+import json
 
 import jax
 import numpy as np
 import pytest
 from flax import traverse_util
 
-from configs import smollm2
+from configs import smollm2, smollm2_tasks
 from tests.experiments.test_generate_command import CHATML
 from tests.text.published import SPELLED, byte_level, publish
+from zaya_jax.architecture import Zaya
 from zaya_jax.interop.formats.names import abstract_variables
 from zaya_jax.runs.configuration import settings
 from zaya_jax.text.templates import load_template
@@ -63,3 +66,24 @@ def test_contradictions_are_named(tmp_path):
     publish(tmp_path, byte_level(), tokenizer_config=SPELLED)
     with pytest.raises(ValueError, match="chat_template: got 'tokenizer', but there is none beside"):
         settings.read(smollm2.get_config(f"start={tmp_path}"))
+
+
+def test_the_tasks_forms_train_what_they_say(tmp_path):
+    folder = publish(tmp_path / "model", byte_level(), tokenizer_config=SPELLED | {"chat_template": CHATML})
+    chats = tmp_path / "answers.jsonl"
+    chat = [{"role": "user", "content": "1+1="}, {"role": "assistant", "content": "2"}]
+    chats.write_text(json.dumps({"messages": chat}) + "\n")
+    for form, rows, constant in (("joint", "all", False), ("control", "all", False), ("drafts", "drafts", True)):
+        answers = f",answers={chats}" if form == "drafts" else ""
+        setup = settings.read(smollm2_tasks.get_config(f"start={folder},form={form}{answers}"))
+        stage = setup.stages["convert"]
+        params = traverse_util.unflatten_dict(abstract_variables(stage.model))["params"]
+        frozen = frozen_parameters(stage.phase.optimizer, params)
+        assert stage.phase.objective.context_is_constant(Zaya(stage.model), frozen) == constant
+        assert stage.model.lora_rows == rows and trained(stage)[0] < trained(stage)[1] / 10
+        assert setup.protocol.batch == 1 and [task.name for task in setup.tasks] == ["gsm_symbolic", "addition"]
+    with pytest.raises(ValueError, match="config argument form: got 'both', may be one of control, drafts, joint"):
+        smollm2_tasks.get_config("form=both")
+    for arg in ("form=drafts", f"answers={chats}"):
+        with pytest.raises(ValueError, match=r"config argument answers: got '.*', may be"):
+            smollm2_tasks.get_config(arg)

@@ -1,0 +1,64 @@
+"""The command that times a model with and without its drafts: what it refuses, and a run of seconds."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments.bench import drafting
+from tests import commands
+from zaya_jax.reporting.drafting_table import drafting_table
+
+MODULE = "experiments.bench.drafting"
+MODEL = "--checkpoint=results/quickstart/model"
+SMALL = ("--prompts=2", "--probes=2", "--max_new_tokens=24", "--temperatures=0")
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--tasks=sums"], "error: --tasks: got 'sums', may be"),
+        ([], "error: --tasks, --prompts_file: got neither, may be one or both\n"),
+        (["--tasks=addition", "--temperatures=warm"], "error: --temperatures: got warm, may be numbers"),
+        (["--tasks=addition", "--chat"], "error: --chat: results/quickstart/model has no chat template\n"),
+    ],
+)
+def test_mistakes_are_one_line(flags, says):
+    process = commands.run(MODULE, MODEL, *flags)
+    assert process.returncode == 2 and process.stderr.startswith(says) and process.stderr.count("\n") == 1
+
+
+def test_the_ratios_interval_is_that_of_pairs():
+    """Prompts of which drafting takes exactly half the time, whatever they take: no interval at all."""
+    seconds = np.array([1.0, 5.0, 0.2])
+    tokens = np.array([10.0, 10.0, 3.0])
+    assert drafting._interval(tokens, seconds / 2, tokens, seconds) == pytest.approx([2.0, 2.0])
+    low, high = drafting._interval(tokens, np.array([0.5, 5.0, 0.2]), tokens, seconds)
+    assert low == pytest.approx(1.0) and high == pytest.approx(2.0, abs=0.2)
+
+
+def test_a_length_is_compiled_once():
+    prompts = [[1] * 5, [1] * 32, [1] * 33, [1] * 64, [1]]
+    assert [drafting._compiles(prompts, number) for number in range(5)] == [True, False, True, False, False]
+
+
+@pytest.mark.slow
+def test_a_small_run_writes_what_it_measured(tmp_path):
+    output, prompts = tmp_path / "numbers.json", tmp_path / "sums.txt"
+    prompts.write_text("".join(f"{n}+{n}=\n" for n in range(10, 14)))
+    process = commands.run(MODULE, MODEL, "--tasks=addition", f"--prompts_file={prompts}", *SMALL, f"--output={output}")
+    assert process.returncode == 0, process.stderr
+    numbers = json.loads(output.read_text())
+    assert [(row["prompts"], row["count"], row["temperature"]) for row in numbers["rows"]] == [
+        ("addition", 2, 0.0), ("sums", 2, 0.0)
+    ]  # fmt: skip
+    for row in numbers["rows"]:
+        assert row["same"] == 2 and row["tokens"]["plain"] == row["tokens"]["drafting"]  # greedy, lossless
+        rates = {name: sum(row["tokens"][name]) / sum(row["seconds"][name]) for name in ("plain", "drafting")}
+        assert row["tokens_per_second"] == pytest.approx(rates)
+        assert row["ratio"] == pytest.approx(rates["drafting"] / rates["plain"])
+        assert row["interval"][0] <= row["ratio"] <= row["interval"][1]
+        assert row["query_tokens"] == row["block_size"] * (1 + len(row["anchors"]))
+        assert 1 <= row["tokens_per_forward"] <= row["block_size"]
+        assert row["auto_ratio"] == (1.0 if row["auto"] == "autoregressive" else row["ratio"])
+    assert drafting_table(numbers).count("\n") == 3 and "2 of 2" in process.stdout
