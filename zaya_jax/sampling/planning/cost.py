@@ -13,14 +13,18 @@ from zaya_jax.sampling.config import SamplerConfig
 from zaya_jax.sampling.core.random_streams import KeyedNoise, row_keys
 from zaya_jax.sampling.options import options_of
 from zaya_jax.sampling.strategies.base import Drafted, Plan, Progress, Setup
-from zaya_jax.sampling.strategies.single_pass import Proposal, step
+from zaya_jax.sampling.strategies.single_pass import Proposal
+from zaya_jax.sampling.strategies.single_pass import step as single_pass_step
+from zaya_jax.sampling.strategies.two_pass import step as two_pass_step
 from zaya_jax.timing import medians
 
 AUTOREGRESSIVE = Plan("autoregressive", 1, (), "autoregressive")
 
 
 def rows_of(plan: Plan) -> int:
-    """Rows a single_pass forward computes for each sequence."""
+    """Query tokens that a step computes for each sequence."""
+    if plan.mode == "two_pass":
+        return 2 * plan.block_size + 1
     return plan.block_size * (1 + len(plan.anchors))
 
 
@@ -28,7 +32,8 @@ def forward_cost(
     model: Zaya, variables: Any, plans: Sequence[Plan], batch: int = 1, context: int = 64, steps: int = 32,
     repeats: int = 5, label: str = "cost of a forward",
 ) -> dict[Plan, float]:  # fmt: skip
-    """Median milliseconds of one sampling step (temperature 1) of each plan (autoregressive or single_pass).
+    """Median milliseconds of one sampling step (temperature 1) of each plan (autoregressive, single_pass or two_pass,
+    whose step is two forwards).
 
     Steps run inside one compiled loop (as in generation: no dispatch is counted) over a context that does not grow. The
     repeats of all plans are interleaved, so that a busy machine disturbs them alike.
@@ -75,7 +80,9 @@ def step_program(
     drafted = Drafted(
         blocks[0, :, 1:], jnp.zeros((*drafts, config.vocab_size), config.stream_dtype), jnp.ones(drafts, bool)
     )
-    proposal = Proposal(blocks[0, :, 0], drafted)
+    two_pass = plan.mode == "two_pass"
+    proposal = blocks[0, :, 0] if two_pass else Proposal(blocks[0, :, 0], drafted)
+    step = two_pass_step if two_pass else single_pass_step
     progress = Progress(jnp.zeros((batch,), jnp.int32), jnp.zeros((batch, config.vocab_size), bool))
     idle = jnp.zeros((batch,), bool)  # nothing is committed: the context stays as long as it is
 
@@ -85,8 +92,11 @@ def step_program(
 
         def body(i, carry):
             proposal, cache = carry
-            drafted = proposal.drafted.replace(tokens=blocks[i, :, 1:])
-            proposal = proposal.replace(pending_token=blocks[i, :, 0], drafted=drafted)
+            if two_pass:
+                proposal = blocks[i, :, 0]
+            else:
+                drafted = proposal.drafted.replace(tokens=blocks[i, :, 1:])
+                proposal = proposal.replace(pending_token=blocks[i, :, 0], drafted=drafted)
             outcome, follow = step(setup, proposal, cache, idle, progress)
             return follow(idle, outcome.amount)
 
