@@ -31,7 +31,7 @@ from IPython.display import Markdown, display
 
 from zaya_jax import SamplerConfig, Zaya, load_pretrained, preset
 from zaya_jax.costs.roofline import HARDWARE, drafting_seconds, forward_seconds
-from zaya_jax.evaluation.task_accuracy import Arm, EvaluationProtocol, run_task, task_rows
+from zaya_jax.evaluation.task_accuracy import EvaluationProtocol, NamedSampler, run_task, task_rows
 from zaya_jax.reporting.paper import published
 from zaya_jax.reporting.paper.benchmarks import FLAT
 from zaya_jax.reporting.paper.figures import FIGURES, show
@@ -76,11 +76,11 @@ for source in FIGURES["block_size"].inputs:
         print(missing)
 
 
-def by_block(rows, arm="lossless"):
-    """(task, temperature) -> block size -> the arm's rows, one a seed."""
+def by_block(rows, sampler="lossless"):
+    """(task, temperature) -> block size -> the sampler's rows, one a seed."""
     out = {}
     for row in sorted(rows, key=lambda r: (r["source"], r["temperature"], r["block_size"])):
-        if row["arm"] == arm:
+        if row["sampler"] == sampler:
             out.setdefault((row["source"], row["temperature"]), {}).setdefault(row["block_size"], []).append(row)
     return out
 
@@ -198,10 +198,10 @@ for device, batch in (("mi300x", 1), ("mi300x", 64), ("mi355x", 64)):
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(11.5, 4.4), layout="constrained")
 style.tidy(left, "Expected tokens per forward, every anchor", "block size", grid="both")
-for (rate, arm), colour in zip(FLAT.items(), (style.BLUE, style.ORANGE), strict=True):
+for (rate, name), colour in zip(FLAT.items(), (style.BLUE, style.ORANGE), strict=True):
     tokens = [expected_tokens([rate] * 15, block, range(1, block + 1)) for block in SIZES]
     left.plot(
-        SIZES, tokens, "o-", color=colour, label=f"flat {rate:g}: {published.SPEEDUP[arm]:g} at 16, Zyphra's {arm}"
+        SIZES, tokens, "o-", color=colour, label=f"flat {rate:g}: {published.SPEEDUP[name]:g} at 16, Zyphra's {name}"
     )
 theirs = {size: line.tokens_per_forward for size, line in published.BLOCK_SIZES.items()}
 left.plot(list(theirs), list(theirs.values()), "D", color=style.PURPLE, label="published: TiDAR 1.5B")
@@ -236,14 +236,14 @@ if LIVE:
     ways = [("autoregressive", "autoregressive", 1), *(("lossless", "single_pass", block) for block in (2, 4, 8))]
     for temperature in (0.0, 1.0):
         rest = dict(temperature=temperature, stop_tokens=(tokenizer.eos_id,))
-        arms = [Arm(name, SamplerConfig(mode, block, **rest)) for name, mode, block in ways]
-        live += task_rows(run_task(Zaya(config), variables, tokenizer, addition, arms, protocol), protocol)
+        samplers = [NamedSampler(name, SamplerConfig(mode, block, **rest)) for name, mode, block in ways]
+        live += task_rows(run_task(Zaya(config), variables, tokenizer, addition, samplers, protocol), protocol)
     live = [{"source": addition.name, **row} for row in live]
     table(live)
     panels(live, "live: the quickstart model, 32 additions, lossless, every anchor (toy)")
     for row in live:
-        where = f"{row['arm']}, block {row['block_size']}, temperature {row['temperature']:g}: pass@1"
-        if row["arm"] == "autoregressive":
+        where = f"{row['sampler']}, block {row['block_size']}, temperature {row['temperature']:g}: pass@1"
+        if row["sampler"] == "autoregressive":
             print(f"{where} {row['accuracy']:.1%}, T {row['tokens_per_forward']:.2f}")
         else:
             same = row.get("identical_to_autoregressive")

@@ -95,7 +95,7 @@ show("free_slots", RESULTS)
 bench, curves, measured, BLOCK = {}, {}, {}, 16  # curves: milliseconds by rows; measured: tokens per forward
 if is_own(RESULTS):  # of a sweep, the run with the largest block
     rows = read_rows(RESULTS)
-    full = [row for row in rows if row["arm"] == "lossless" and row["anchors"] == "all"]
+    full = [row for row in rows if row["sampler"] == "lossless" and row["anchors"] == "all"]
     largest = max(full, key=lambda row: row["block_size"], default=rows[0])
     mine, BLOCK = largest["run"], int(largest["block_size"] or BLOCK)
     for row in rows:

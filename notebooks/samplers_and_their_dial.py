@@ -118,16 +118,18 @@ show("beta", RESULTS)
 
 # %%
 try:
-    swept = [r for r in FIGURES["beta"].inputs[0].read(RESULTS) if r["arm"] not in (None, "autoregressive")]
+    swept = [r for r in FIGURES["beta"].inputs[0].read(RESULTS) if r["sampler"] not in (None, "autoregressive")]
     swept = [r for r in swept if r["accuracy"] is not None]  # continued texts have none
 except FileNotFoundError as missing:
     print(missing)
     swept = []
-heads = ("task", "arm", "temperature", "of drafts", "beta", "anchors", "T", "rows", "wall-clock vs AR", "pass@1", "p")
+heads = ("task", "sampler", "temperature", "of drafts", "beta", "branch points", "T", "query tokens per forward")
+heads += ("wall-clock vs AR", "pass@1", "p")
 lines = ["|" + "|".join(heads) + "|", "|---" * len(heads) + "|"]
-for row in sorted(swept, key=lambda r: (r["source"], r["arm"], r["temperature"])):
+for row in sorted(swept, key=lambda r: (r["source"], r["sampler"], r["temperature"])):
     draft, beta, p = row["changes"].get("evaluate.draft_temperature"), row["beta"], row["p_value"]
-    cells = [row["source"].replace("_", " "), row["arm"], f"{row['temperature']:g}", "same" if draft is None else draft]
+    cells = [row["source"].replace("_", " "), row["sampler"], f"{row['temperature']:g}"]
+    cells += ["same" if draft is None else draft]
     cells += ["" if beta is None else beta, anchors_in_words([row]).split()[0], f"{row['tokens_per_forward']:.2f}"]
     cells += [f"{row['rows_per_forward']:g}"]
     cells += ["" if row["speedup"] is None else f"{row['speedup']:.2f}x"]
@@ -135,10 +137,10 @@ for row in sorted(swept, key=lambda r: (r["source"], r["arm"], r["temperature"])
     lines.append("|" + "|".join(map(str, [*cells, "" if p is None else f"{p:.2g}"])) + "|")
 if swept:
     display(Markdown("\n".join(lines)))
-for arm in dict.fromkeys(row["arm"] for row in swept):
-    tested = [row["p_value"] for row in swept if row["arm"] == arm and row["p_value"] is not None]
+for sampler in dict.fromkeys(row["sampler"] for row in swept):
+    tested = [row["p_value"] for row in swept if row["sampler"] == sampler and row["p_value"] is not None]
     low = sum(p < 0.05 for p in tested)
-    print(f"{arm}: p < 0.05 in {low} of {len(tested)} comparisons with AR; by chance {0.05 * len(tested):.1f}")
+    print(f"{sampler}: p < 0.05 in {low} of {len(tested)} comparisons with AR; by chance {0.05 * len(tested):.1f}")
 
 # %% [markdown]
 # ## Live: turn the dial

@@ -154,7 +154,7 @@ def test_the_readme_can_be_read_in_one_sitting():
 
 
 def test_the_committed_run_shows_what_the_readme_claims():
-    sampling = {(r["arm"], r["temperature"]): r for r in ROWS if r["kind"] == "sampling"}
+    sampling = {(r["sampler"], r["temperature"]): r for r in ROWS if r["kind"] == "sampling"}
     greedy = sampling["lossless", 0]
     assert greedy["identical_to_autoregressive"] == 1
     assert greedy["tokens_per_forward"] >= 3

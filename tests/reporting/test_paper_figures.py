@@ -94,11 +94,11 @@ def test_published_numbers_agree_with_their_own_averages():
     assert published.BLOCK_SIZES[16].tokens_per_forward == 6.97
 
 
-def test_pass_at_16_shows_every_arm_and_the_differences():
+def test_pass_at_16_shows_every_sampler_and_the_differences():
     drawn = pass_at_16(made_up.study())
     columns = [axis.get_title("left") for axis in drawn.figure.axes[:3]]
     assert columns == ["block size 4", "block size 8", "block size 16"]
-    assert len(bars(drawn.figure, 0)) == 3 * 2  # arms x tasks
+    assert len(bars(drawn.figure, 0)) == 3 * 2  # samplers x tasks
     assert np.mean([0.85, 0.84, 0.83]) == pytest.approx(bars(drawn.figure, 0)[0])  # AR, mean over seeds
     assert "lossless: mean difference +0.40 points; 18 of 18 intervals contain 0" in drawn.caption
     assert "mixing: mean difference -5.00 points; 0 of 18 intervals contain 0" in drawn.caption
@@ -118,7 +118,7 @@ def test_speedup_stands_beside_the_published_pair():
 
 def test_speedup_takes_the_plain_average_where_several_betas_were_mixed():
     rows = made_up.study(blocks=(16,))
-    more = [r | {"beta": 0.9, "tokens_per_forward": 50.0} for r in rows if r["arm"] == "mix_stale"]
+    more = [r | {"beta": 0.9, "tokens_per_forward": 50.0} for r in rows if r["sampler"] == "mix_stale"]
     assert max(bars(speedup(rows + more).figure, 0)) < 10
 
 
@@ -241,13 +241,13 @@ def test_roofline_says_its_formula_inputs_and_sources():
 @pytest.mark.parametrize(
     ("call", "lacks"),
     [
-        (lambda: pass_at_16([r for r in made_up.study() if r["arm"] != "mix_stale"]), "arm mix_stale"),
+        (lambda: pass_at_16([r for r in made_up.study() if r["sampler"] != "mix_stale"]), "sampler mix_stale"),
         (lambda: pass_at_16([r for r in made_up.study() if not r["temperature"]]), "pass_at_16"),
         (lambda: speedup([]), "rows of kind sampling"),
         (lambda: masking([r for r in made_up.recipe() if r["changes"][made_up.MASKING] == "full"]), "full and random"),
         (lambda: block_size(made_up.study(blocks=(8,))), "more than one block size"),
         (lambda: beta(made_up.study()), "more than one beta"),
-        (lambda: beta([r for r in made_up.dial() if r["arm"] != "mix_stale"]), "arm mix_stale"),
+        (lambda: beta([r for r in made_up.dial() if r["sampler"] != "mix_stale"]), "sampler mix_stale"),
         (lambda: negative_control([r for r in made_up.architecture() if "row" not in r["run"]]), "text and row"),
         (lambda: negative_control([r for r in made_up.architecture() if r["kind"] == "sampling"]), "likelihood"),
         (lambda: strategies({"hardware": "x"}), "section 'strategies'"),
@@ -296,7 +296,7 @@ def write_made_up(results: Path, name: str, rows: list[dict]) -> None:
 def test_autoregressive_rows_go_with_the_block_size_of_their_run():
     rows = with_block_size(made_up.study(blocks=(4, 8), seeds=(0,)))
     for block in (4, 8):
-        assert {r["arm"] for r in rows if r["block_size"] == block} == {"autoregressive", "lossless", "mix_stale"}
+        assert {r["sampler"] for r in rows if r["block_size"] == block} == {"autoregressive", "lossless", "mix_stale"}
 
 
 def test_matched_rows_differ_in_one_field():

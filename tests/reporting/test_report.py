@@ -93,7 +93,7 @@ def test_speedups_without_intervals_are_called_so(make_run, tmp_path):
     bare = report(make_run())
     assert "one measurement without an interval" in bare and "rate (one measurement)" in bare
     timed = [
-        r | {"speedup_low": 0.25, "speedup_high": 0.36} if r.get("arm") in ("lossless", "mix_stale") else r
+        r | {"speedup_low": 0.25, "speedup_high": 0.36} if r.get("sampler") in ("lossless", "mix_stale") else r
         for r in result_rows()
     ]
     write_results(tmp_path / "run" / "results.csv", timed)
@@ -102,7 +102,7 @@ def test_speedups_without_intervals_are_called_so(make_run, tmp_path):
 
 
 def test_a_gain_is_called_a_gain(make_run):
-    rows = [r | {"speedup": 1.7} if r.get("arm") == "lossless" else r for r in result_rows()]
+    rows = [r | {"speedup": 1.7} if r.get("sampler") == "lossless" else r for r in result_rows()]
     path = make_run(results=rows)
     (path / "environment.json").write_text(json.dumps(ENVIRONMENT | {"device": "NVIDIA H200"}))
     text = report(path)
@@ -114,7 +114,7 @@ def test_a_gain_is_called_a_gain(make_run):
 def test_samples_are_escaped_and_cut_where_forwards_ended(make_run):
     nasty = "<script>alert('&')</script>"
     sample = {
-        "arm": "lossless",
+        "sampler": "lossless",
         "temperature": 0,
         "prompt": nasty,
         "pieces": ["<b>", "\n", "\tx y", ""],

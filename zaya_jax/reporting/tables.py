@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from zaya_jax.reporting.paper.sweep_rows import with_block_size
-from zaya_jax.reporting.results import ARMS, Row
+from zaya_jax.reporting.results import COMPARED, Row
 
 
 def sampling_table(rows: list[Row]) -> str:
@@ -25,7 +25,7 @@ def sampling_table(rows: list[Row]) -> str:
          "same tokens as greedy AR"),
         (
             (
-                f"{row['temperature']:g}", row["arm"], f"{row['tokens_per_forward']:.2f}",
+                f"{row['temperature']:g}", row["sampler"], f"{row['tokens_per_forward']:.2f}",
                 f"{row['rows_per_forward']:g}", _clock([row]),
                 _accuracy(row) if judged else _told(row.get("ar_log_probability"), ".3f"),
                 _told(row.get("identical_to_autoregressive"), ".1%"),
@@ -196,7 +196,7 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def study_table(rows: list[Row]) -> str:
-    """A run or the study at temperature 1, a line a task, block size and arm: means over training seeds.
+    """A run or the study at temperature 1, a line a task, block size and sampler: means over training seeds.
 
     "Upper bound on T" is that of answers as long as these if no draft were rejected; "decode-only T" counts neither the
     prefill nor the token that it yields.
@@ -207,15 +207,15 @@ def study_table(rows: list[Row]) -> str:
     rows = with_block_size({"run": "", **row} for row in rows if row["kind"] == "sampling")
     cold = {key: group for key, group in _grouped(rows) if key[-1] == 0}
     lines = []
-    for (task, size, arm, temperature), group in _grouped(rows):
+    for (task, size, sampler, temperature), group in _grouped(rows):
         if temperature != 1:
             continue
         t = [row["tokens_per_forward"] for row in group]
-        greedy = [row["tokens_per_forward"] for row in cold[task, size, arm, 0]]
-        compared = ("", "") if arm == "autoregressive" else (_difference(group), ", ".join(map(_p_value, group)))
+        greedy = [row["tokens_per_forward"] for row in cold[task, size, sampler, 0]]
+        compared = ("", "") if sampler == "autoregressive" else (_difference(group), ", ".join(map(_p_value, group)))
         lines.append(
             (
-                task, f"{size:g}", arm, f"{np.mean(greedy):.2f}", f"{np.mean(t):.2f} ({min(t):.2f}-{max(t):.2f})",
+                task, f"{size:g}", sampler, f"{np.mean(greedy):.2f}", f"{np.mean(t):.2f} ({min(t):.2f}-{max(t):.2f})",
                 *(_mean_if_known(group, f"{other}_forward") for other in ("most_tokens_per", "tokens_per_decoding")),
                 f"{_mean(group, 'rows_per_forward'):g}", _clock(group),
                 *(f"{_mean(group, column):.3f}" for column in ("accuracy", "pass_at_4", "pass_at_16")), *compared,
@@ -230,15 +230,15 @@ def study_table(rows: list[Row]) -> str:
 
 
 def evaluated_table(rows: list[Row]) -> str:
-    """pass@1/4/16 of evaluations at one temperature, a line an arm."""
+    """pass@1/4/16 of evaluations at one temperature, a line a sampler."""
     return markdown(
         ("seeds from", "sampler", "T", "query tokens per forward", "pass@1", "pass@4", "pass@16",
          "pass@16 minus AR (95%)", "p"),
         (
             (
-                f"{row['seed']:g}", row["arm"], f"{row['tokens_per_forward']:.2f}", f"{row['rows_per_forward']:g}",
+                f"{row['seed']:g}", row["sampler"], f"{row['tokens_per_forward']:.2f}", f"{row['rows_per_forward']:g}",
                 *(f"{row[column]:.3f}" for column in ("accuracy", "pass_at_4", "pass_at_16")),
-                *(("", "") if row["arm"] == "autoregressive" else (_difference([row]), _p_value(row))),
+                *(("", "") if row["sampler"] == "autoregressive" else (_difference([row]), _p_value(row))),
             )
             for row in rows
         ),
@@ -252,7 +252,7 @@ def ablation_table(rows: list[Row]) -> str:
         mine = [row for row in rows if row["run"] == name]
         converted = {row["source"]: row for row in mine if row["kind"] == "likelihood" and row["model"] == "convert"}
         for task, loss in converted.items():
-            here = [row for row in mine if row["source"] == task and row["arm"] == "lossless"]
+            here = [row for row in mine if row["source"] == task and row["sampler"] == "lossless"]
             by = {row["temperature"]: row for row in here}
             changed = {field: value for field, value in mine[0]["changes"].items() if not field.startswith("evaluate.")}
             lines.append(
@@ -270,11 +270,11 @@ def ablation_table(rows: list[Row]) -> str:
 
 
 def _grouped(rows: list[Row]) -> list[tuple[tuple, list[Row]]]:
-    """Rows that differ in training seed alone, in order: ((task, block size, arm, temperature), rows)."""
+    """Rows that differ in training seed alone, in order: ((task, block size, sampler, temperature), rows)."""
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
-        groups.setdefault((row["source"], row["block_size"], row["arm"], row["temperature"]), []).append(row)
-    return sorted(groups.items(), key=lambda item: (item[0][0], item[0][1], ARMS.index(item[0][2]), item[0][3]))
+        groups.setdefault((row["source"], row["block_size"], row["sampler"], row["temperature"]), []).append(row)
+    return sorted(groups.items(), key=lambda item: (item[0][0], item[0][1], COMPARED.index(item[0][2]), item[0][3]))
 
 
 def ceiling_table(rows: list[dict]) -> str:
@@ -300,12 +300,12 @@ def dial_table(rows: list[Row]) -> str:
 
     lines = []
     for row in rows:
-        if row["kind"] != "sampling" or row["arm"] == "autoregressive":
+        if row["kind"] != "sampling" or row["sampler"] == "autoregressive":
             continue
         draft = row["changes"].get("evaluate.draft_temperature")
         lines.append(
             (
-                row["arm"], f"{row['temperature']:g}", f"{row['temperature'] if draft is None else draft:g}",
+                row["sampler"], f"{row['temperature']:g}", f"{row['temperature'] if draft is None else draft:g}",
                 "" if row["beta"] is None else f"{row['beta']:g}", row["anchors"].replace(" ", ", "),
                 f"{row['rows_per_forward']:g}", f"{row['tokens_per_forward']:.2f}", told(row["accuracy"]),
                 told(row["pass_at_4"]), told(row["pass_at_16"]), _p_value(row),
