@@ -12,7 +12,7 @@ The last line (stderr) says tokens, forward passes (NFE), tokens per forward (T,
 settings it depends on, query tokens that a forward computes for each text, and tokens per second.
 
 --output writes one JSON line a row: prompt, index (of the prompt, from 0), sample, seed, text, tokens, accepted (tokens
-of each forward), log_probabilities (nats, under the target), finish, settings (as asked), ran (what measuring settled).
+of each forward), log_probabilities (nats, under the target), finish, settings (as asked), ran (what measuring chose).
 Row r (prompt index * samples + sample) is drawn with seed + r. The same command resumes where a killed one stopped, to
 the same file; lines made with other settings are refused.
 

@@ -54,7 +54,7 @@ show("pass_at_16", RESULTS)
 
 # %% [markdown]
 # ## Tokens per forward
-# AR, lossless, mixing beside the published 1, 4.6 and 7.7, and, below, what this machine's clock made of it.
+# AR, lossless, mixing beside the published 1, 4.6 and 7.7, and, below, the wall-clock speed-up on this machine.
 
 # %%
 show("speedup", RESULTS)
@@ -81,15 +81,15 @@ show("masking", RESULTS)
 show("block_size", RESULTS)
 
 # %% [markdown]
-# ## The dial of mixing
-# Tokens per forward against quality as beta, the draft's weight, grows; more in `notebooks/samplers_and_their_dial`.
+# ## Mixing by beta
+# Tokens per forward against quality as beta, the draft's weight, grows; more in `notebooks/samplers_and_their_options`.
 
 # %%
 show("beta", RESULTS)
 
 # %% [markdown]
 # ## Free token slots
-# A forward's time against its rows on the CPU that ran the benchmarks, beside plain matrix products.
+# A forward's time against its query tokens on the CPU that ran the benchmarks, beside plain matrix products.
 
 # %%
 show("free_slots", RESULTS)

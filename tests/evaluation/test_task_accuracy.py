@@ -50,7 +50,7 @@ def run(path=None, sampler=LOSSLESS, protocol=PROTOCOL, variables=None):
     return run_sampler(model, variables or own, TOKENIZER, TASK, protocol.problems(TASK), sampler, protocol, path)
 
 
-def test_a_killed_evaluation_goes_on_to_the_same_answers(tmp_path):
+def test_a_killed_evaluation_resumes_to_the_same_answers(tmp_path):
     path = tmp_path / "answers.jsonl"
     whole = run(path)
     assert answers_of(whole) == answers_of(run()) and len(whole.tokens) == 12
@@ -83,7 +83,7 @@ def test_tokens_per_forward_without_the_prefill():
     assert tokens_per_decoding_forward(plain.accepted) == 1
 
 
-def test_more_problems_go_on_behind_fewer(tmp_path):
+def test_more_problems_resume_after_fewer(tmp_path):
     path = tmp_path / "answers.jsonl"
     few = dataclasses.replace(PROTOCOL, prompts=2)
     first = run(path, protocol=few)

@@ -21,7 +21,7 @@ def run(*args: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-def test_a_checkpoint_is_evaluated_on_several_tasks_and_goes_on(tmp_path):
+def test_a_checkpoint_is_evaluated_on_several_tasks_and_resumes(tmp_path):
     args = [
         MODEL, "--tasks=addition,countdown", f"--output={tmp_path}", "--prompts=2", "--samples=2", "--batch=2",
         "--max-new-tokens=8", "--samplers=lossless", "--temperatures=1", "--block_size=4", "--anchor_budget=2",

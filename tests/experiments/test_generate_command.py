@@ -108,7 +108,7 @@ def test_a_file_holds_what_generate_returns(checkpoint, model, files, capsys):
     assert jsonl.read_bytes() == (files / "rows.jsonl").read_bytes()
 
 
-def test_a_killed_job_goes_on_to_the_identical_file(checkpoint, files, monkeypatch, capsys):
+def test_a_killed_job_resumes_to_the_identical_file(checkpoint, files, monkeypatch, capsys):
     output = batch_job(checkpoint, files)
     whole = output.read_bytes()
     ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]

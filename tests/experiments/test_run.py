@@ -92,7 +92,7 @@ def wait_for(process: Command, workdir: Path, stage: str, step: int) -> None:
         time.sleep(0.01)
 
 
-def test_a_run_stopped_and_killed_goes_on_to_the_same_numbers(whole, tmp_path):
+def test_a_run_stopped_and_killed_resumes_to_the_same_numbers(whole, tmp_path):
     """SIGTERM in pretraining, SIGKILL in conversion; the first also fills TensorBoard, the last traces."""
     workdir = tmp_path / "killed"
     samplers, temperatures = ("autoregressive", "lossless"), (1.0,)  # of the whole run's, which also measures cost

@@ -1,4 +1,4 @@
-"""The sweep command: combinations, names, shared stages, failures that stop nobody else, and going on."""
+"""The sweep command: combinations, names, shared stages, failures that stop nobody else, and resuming."""
 
 import csv
 import json
@@ -212,7 +212,7 @@ def run(workdir: Path, *args: str, config: str = "", cwd: Path = ROOT) -> tuple[
 SWEEP = "tests/experiments/tiny_sweep.py"
 
 
-def test_a_sweep_trains_shared_stages_once_survives_a_failure_and_goes_on(tmp_path):
+def test_a_sweep_trains_shared_stages_once_survives_a_failure_and_resumes(tmp_path):
     workdir = tmp_path / "sweep"
     status, output = run(workdir, "--workers=1")
     assert status == 1
@@ -309,13 +309,13 @@ def test_slurm_runs_jobs_and_tells_why_they_fail(tmp_path, monkeypatch):
 
 
 def test_what_a_sweeps_file_registers_reaches_its_jobs(tmp_path, monkeypatch):
-    file = tmp_path / "dial.py"
+    file = tmp_path / "mine.py"
     file.write_text(
         "from configs.common import axis, sweep\n"
         "from zaya_jax.sampling import Target, register_target\n"
         "register_target(Target('of_a_sweep', 'AR logits.', lambda plain, draft, beta: plain, beta=True))\n"
         "COMPARED = ('autoregressive', 'of_a_sweep')\n"
-        f"def get_config():\n    return sweep('dial', {BASE!r}, axis('evaluate.samplers', COMPARED))\n"
+        f"def get_config():\n    return sweep('mine', {BASE!r}, axis('evaluate.samplers', COMPARED))\n"
     )
     status, output = run(tmp_path / "w", "--list", config=str(file))
     assert status == 0, output

@@ -70,7 +70,7 @@ def recipe() -> list[Row]:
     return rows
 
 
-def dial() -> list[Row]:
+def sampling_options() -> list[Row]:
     """Betas 0 .. 1 at temperature 1, AR and lossless beside them; rows with few anchors and with other drafts."""
     rows = [sampling({}, sampler, "list_programs", 1, 16) for sampler in ("autoregressive", "lossless")]
     rows += [sampling({}, "lossless", "list_programs", 1, 16, anchors="1 7 9", tokens_per_forward=99.0)]

@@ -35,7 +35,7 @@ DRAWN = {
     "strategies": lambda: strategies(BENCH["samplers"]),
     "masking": lambda: masking(made_up.recipe()),
     "block_size": lambda: block_size(made_up.study(), made_up.study(blocks=(1, 2, 32), seeds=(0,))),
-    "beta": lambda: beta(made_up.dial()),
+    "beta": lambda: beta(made_up.sampling_options()),
     "free_slots": lambda: free_slots(BENCH["forward"], BENCH["few_experts"]),
     "roofline": roofline,
     "anchors": lambda: anchors(BENCH["samplers"]),
@@ -159,7 +159,7 @@ def test_budgets_of_anchors_are_not_mixed():
 
 
 def test_beta_leaves_out_few_anchors_and_other_drafts():
-    drawn = beta(made_up.dial())
+    drawn = beta(made_up.sampling_options())
     lossless = [line for line in drawn.figure.axes[0].lines if line.get_label() == "lossless"]
     assert lossless[0].get_xdata() == pytest.approx(16**0.6 * 0.85)
     assert "99.0" not in drawn.caption
@@ -247,7 +247,7 @@ def test_roofline_says_its_formula_inputs_and_sources():
         (lambda: masking([r for r in made_up.recipe() if r["changes"][made_up.MASKING] == "full"]), "full and random"),
         (lambda: block_size(made_up.study(blocks=(8,))), "more than one block size"),
         (lambda: beta(made_up.study()), "more than one beta"),
-        (lambda: beta([r for r in made_up.dial() if r["sampler"] != "mix_stale"]), "sampler mix_stale"),
+        (lambda: beta([r for r in made_up.sampling_options() if r["sampler"] != "mix_stale"]), "sampler mix_stale"),
         (lambda: negative_control([r for r in made_up.architecture() if "row" not in r["run"]]), "text and row"),
         (lambda: negative_control([r for r in made_up.architecture() if r["kind"] == "sampling"]), "likelihood"),
         (lambda: strategies({"hardware": "x"}), "section 'strategies'"),

@@ -308,7 +308,7 @@ def test_the_optimizer_is_handed_over_where_the_recipe_says(twin):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("phase", ["extend", "sft"])
-def test_a_twin_killed_in_a_phase_goes_on_to_the_same_numbers(twin, tmp_path, phase):
+def test_a_twin_killed_in_a_phase_resumes_to_the_same_numbers(twin, tmp_path, phase):
     workdir = tmp_path / "killed"
     process = start(workdir)
     deadline = time.monotonic() + 1200

@@ -75,7 +75,7 @@ TABLES: dict[str, Maker] = {
     "block_size": _sweep("block_size", tables.ablation_table),
     "architecture": _sweep("architecture", tables.ablation_table),
     "recipe": _sweep("recipe", tables.ablation_table),
-    "samplers": _sweep("samplers", tables.dial_table),
+    "samplers": _sweep("samplers", tables.sampling_options_table),
     "training": _bench(*TRAINING, table=lambda *runs: tables.training_table(list(runs))),
     "conversions": _section("convert_8b", "conversions", tables.conversions_table),
     "loading": _section("loading", "loads", tables.loading_table),

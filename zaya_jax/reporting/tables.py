@@ -292,7 +292,7 @@ def ceiling_table(rows: list[dict]) -> str:
     )  # fmt: skip
 
 
-def dial_table(rows: list[Row]) -> str:
+def sampling_options_table(rows: list[Row]) -> str:
     """A line a job of a sweep over samplers of one trained model: temperatures, anchors, beta against T and quality."""
 
     def told(value: float | None) -> str:

@@ -83,10 +83,10 @@ def speedup(rows: Sequence[Row], more: Sequence[Row] = ()) -> Drawn:
     theirs = ", ".join(f"{published.SPEEDUP[sampler]:g}" for sampler in COMPARED[1:])
     figure = style.new_figure(
         f"Tokens per forward at temperature {warmest:g}, block size {block:g}: {ours} (published: {theirs})",
-        conditions(found), width=max(8.5, 2.2 + 1.9 * (1 + len(groups))), height=6.4 if _clocked(found) else 4.6,
+        conditions(found), width=max(8.5, 2.2 + 1.9 * (1 + len(groups))), height=6.4 if _has_intervals(found) else 4.6,
         legend=1,
     )  # fmt: skip
-    panels = figure.subplots(1 + _clocked(found), 1, sharex=True, squeeze=False)[:, 0]
+    panels = figure.subplots(1 + _has_intervals(found), 1, sharex=True, squeeze=False)[:, 0]
     top = panels[0]
     other = "Zyphra, published\n8B, temperature not stated"
     style.tidy(top, "Tokens per forward (T): the speed-up if a forward cost the same whatever it computes")
@@ -121,7 +121,7 @@ def beta(rows: Sequence[Row]) -> Drawn:
     for task, line in zip(tasks, axes, strict=True):
         for (column, name), axis in zip(measures, line, strict=True):
             style.tidy(axis, f"{_task(task)}: {name}", "tokens per forward", "", grid="both")
-            _dial(axis, [row for row in found if row["source"] == task], column)
+            _beta_curve(axis, [row for row in found if row["source"] == task], column)
     style.legend(axes[0, 0], loc="best")
     return Drawn(figure, _beta_caption(mixing))
 
@@ -142,7 +142,7 @@ def _by_sampler(rows: Sequence[Row], column: str) -> dict[str, list[float]]:
     return {sampler: [row[column] for row in rows if row["sampler"] == sampler] for sampler in COMPARED}
 
 
-def _clocked(rows: Sequence[Row]) -> bool:
+def _has_intervals(rows: Sequence[Row]) -> bool:
     """Whether every speed-up over AR has an interval."""
     drafting = [row for row in rows if row["sampler"] != "autoregressive"]
     return all(row.get("speedup_low") is not None and row.get("speedup_high") is not None for row in drafting)
@@ -209,7 +209,7 @@ def _with_interval(axis: Axes, x: float, row: Row, column: str, colour: str) -> 
     axis.plot(x, value, "o", color=colour, markersize=3, zorder=4)
 
 
-def _dial(axis: Axes, rows: Sequence[Row], column: str) -> None:
+def _beta_curve(axis: Axes, rows: Sequence[Row], column: str) -> None:
     """The curve of betas with AR and lossless beside it; means over seeds, seeds as dots."""
     betas = shared([row for row in rows if row["sampler"] == "mix_stale"], "beta")
     points = []
@@ -282,7 +282,7 @@ def _speedup_caption(groups: dict[str, list[Row]], block: float) -> str:
             values = f"T {_mean(here, sampler, 'tokens_per_forward'):.2f}{speedup}"
             told.append(f"{SAMPLER_NAMES[sampler]} {values}, query tokens per forward {_list(rows)}")
         lines.append(f"{name.replace(chr(10), ', ')}: " + "; ".join(told) + ".")
-    if not all(map(_clocked, groups.values())):
+    if not all(map(_has_intervals, groups.values())):
         lines.append(
             "Speed-ups are wall-clock tokens per second over AR's, one measurement a run and no interval: they spread "
             "widely, support no finding, and are not drawn."
