@@ -26,7 +26,7 @@ from zaya_jax.evaluation.samplers import check_samplers, known_samplers, make_sa
 from zaya_jax.evaluation.task_accuracy import EvaluationProtocol, NamedSampler, run_task, task_rows
 from zaya_jax.paths import absolute
 from zaya_jax.reporting.results import write_results
-from zaya_jax.reporting.tables import sampling_table
+from zaya_jax.reporting.tables.runs import sampling_table
 from zaya_jax.runs import provenance
 from zaya_jax.runs.tokens import checkpoint_of, choose_template, choose_tokenizer, never_drafted
 from zaya_jax.tasks import BENCHMARKS, TASKS, ChatTask, Task, make_task

@@ -33,12 +33,12 @@ from IPython.display import Markdown, display
 
 from zaya_jax import SamplerConfig, Zaya, generate, load_pretrained, preset
 from zaya_jax.costs.roofline import HARDWARE, drafting_seconds, forward_seconds, resident_bytes
-from zaya_jax.reporting import tables
 from zaya_jax.reporting.paper import published
 from zaya_jax.reporting.paper.figures import show
 from zaya_jax.reporting.paper.roofline import BATCHES, CONTEXT, NAMES, attention_blocks, model_blocks
 from zaya_jax.reporting.plots import style
 from zaya_jax.reporting.results import is_own, read_rows, results_folder
+from zaya_jax.reporting.tables import drafting
 from zaya_jax.sampling import evidence, expected_tokens
 from zaya_jax.sampling.planning.auto import MARGIN, Candidate, candidates
 from zaya_jax.sampling.planning.cost import AUTOREGRESSIVE, forward_cost, rows_of
@@ -109,7 +109,7 @@ if is_own(RESULTS):  # of a sweep, the run with the largest block
         table(["query tokens", name], [[str(rows), f"{milliseconds:.3f} ms"] for rows, milliseconds in cost.items()])
 else:
     bench = {name: json.loads((RESULTS / "bench" / f"{name}.json").read_text()) for name in ("few_experts", "samplers")}
-    display(Markdown(tables.few_experts_table(bench["few_experts"]["rows"])))
+    display(Markdown(drafting.few_experts_table(bench["few_experts"]["rows"])))
     for row in bench["few_experts"]["rows"]:
         name = f"{row['parameters'] / 1e6:.1f}M, {row['experts']} expert(s), batch {row['batch']}"
         curves[name] = {int(rows): milliseconds for rows, milliseconds in row["milliseconds"].items()}
@@ -165,7 +165,7 @@ table(["measured on the CPU", *heads], lines)
 
 # %%
 if bench:
-    display(Markdown(tables.auto_table(bench["samplers"]["auto"])))
+    display(Markdown(drafting.auto_table(bench["samplers"]["auto"])))
 for row in bench["samplers"]["auto"][:2] if bench else ():
     print(f"{row['prompts']}, batch {row['batch']}, temperature {row['temperature']:g}: {row['reason']}")
 

@@ -30,11 +30,11 @@ import numpy as np
 from IPython.display import Markdown, display
 
 from zaya_jax import SamplerConfig, Zaya, generate, load_pretrained
-from zaya_jax.reporting import tables
 from zaya_jax.reporting.paper.figures import FIGURES, show
 from zaya_jax.reporting.paper.sweep_rows import anchors_in_words
 from zaya_jax.reporting.plots import style
 from zaya_jax.reporting.results import results_folder
+from zaya_jax.reporting.tables import drafting
 from zaya_jax.sampling.core.targets import MODES, targets_of
 from zaya_jax.sampling.loop import run, start
 from zaya_jax.tasks import make_task
@@ -73,7 +73,7 @@ show("strategies", RESULTS)
 measured = FIGURES["strategies"].inputs[0]
 bench = measured.read(RESULTS) if measured.file(RESULTS).exists() else {}
 if bench:
-    display(Markdown(tables.strategies_table(bench["strategies"])))
+    display(Markdown(drafting.strategies_table(bench["strategies"])))
 for temperature in (0.0, 1.0) if bench else ():
     rows = {row["strategy"]: row for row in bench["strategies"] if row["temperature"] == temperature}
     kept = [name for name in rows if rows[name]["accuracy_high"] >= rows["autoregressive"]["accuracy_low"]]
@@ -92,11 +92,11 @@ show("anchors", RESULTS)
 
 # %%
 if bench:
-    display(Markdown(tables.anchors_table(bench["anchors"])))
+    display(Markdown(drafting.anchors_table(bench["anchors"])))
 for temperature in (0.0, 1.0) if bench else ():
     rows = [row for row in bench["anchors"] if row["temperature"] == temperature]
     for share in (0.8, 0.95, 0.99):
-        least = min((r for r in rows if tables.kept_by_anchors(rows, r) >= share), key=lambda r: r["anchors"])
+        least = min((r for r in rows if drafting.kept_by_anchors(rows, r) >= share), key=lambda r: r["anchors"])
         part = least["rows_per_forward"] / max(row["rows_per_forward"] for row in rows)
         print(f"temperature {temperature:g}: {share:.0%} of all branch points' T", end=" ")
         print(f"needs {least['anchors']} of them and {part:.0%} of the query tokens", end=" ")

@@ -37,6 +37,8 @@ from zaya_jax.costs.roofline import HARDWARE, forward_seconds
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.forward_parts import forward_parts, gemm_cost, ratios, row_plans
 from zaya_jax.evaluation.task_accuracy import EvaluationProtocol, NamedSampler, run_sampler
+from zaya_jax.paths import absolute
+from zaya_jax.reporting.run_files import training_seed
 from zaya_jax.runs import provenance
 from zaya_jax.sampling import Request, acceptance_curve, choose_sampler
 from zaya_jax.sampling.planning.auto import candidates
@@ -110,7 +112,10 @@ def main() -> None:
         [int(b) for b in _BATCHES.value], _REPEATS.value, _NEW_TOKENS.value,
     )  # fmt: skip
     numbers: dict = {"hardware": provenance.hardware(), "environment": provenance.describe()}
-    numbers["model"] = {"checkpoint": _CHECKPOINT.value, "parameters": parameter_count(config).total, "task": TASK}
+    numbers["model"] = {
+        "checkpoint": _CHECKPOINT.value, "training_seed": training_seed(absolute(_CHECKPOINT.value)),
+        "parameters": parameter_count(config).total, "task": TASK,
+    }  # fmt: skip
     sections: dict[str, Callable[[Bench], Any]] = {
         "rows": lambda bench: rows_section(bench, _LARGE.value, _LARGE_EXPERTS.value),
         "context": context_section,

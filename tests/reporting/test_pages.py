@@ -14,7 +14,7 @@ from zaya_jax.errors import UserError
 from zaya_jax.reporting.markdown_pages import TABLES, pages, regenerate
 from zaya_jax.reporting.paper.figures import FIGURES, draw, index
 from zaya_jax.reporting.results import read_results
-from zaya_jax.reporting.tables import kept_by_anchors
+from zaya_jax.reporting.tables.drafting import kept_by_anchors
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results"

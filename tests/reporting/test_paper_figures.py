@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -220,6 +221,28 @@ def test_strategies_stand_beside_the_same_lines_of_tidar():
     shown = texts(strategies(BENCH["samplers"]).figure)
     for number in ("7.07", "3.59", "2.63", "34.45", "53.90", "16.5"):
         assert number in shown
+
+
+@pytest.mark.parametrize("name", [name for name in FIGURES if name != "roofline"])  # which shows no run
+def test_every_footer_of_a_committed_figure_names_the_training_seed(name):
+    footer = texts(draw(name, ROOT / "results").figure).replace("\n", " ")
+    assert re.search(r"training seeds? \d", footer), footer
+
+
+def test_a_benchmarks_training_seed_is_the_files_or_its_models_runs(tmp_path):
+    """Of before benchmarks wrote it, the path of the checkpoint leads to the run, wherever the results lie now."""
+    numbers = json.loads((ROOT / "results" / "bench" / "samplers.json").read_text())
+    model = {key: value for key, value in numbers["model"].items() if key != "training_seed"}
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "samplers").mkdir()
+    (tmp_path / "samplers" / "config.json").write_text(json.dumps({"seed": 7}))
+    for added, told in (
+        ({"checkpoint": "/elsewhere/results/samplers/model"}, "training seed 7"),
+        ({"checkpoint": "/elsewhere/results/samplers/model", "training_seed": 3}, "training seed 3"),
+        ({"checkpoint": "/elsewhere/model"}, "training seed not recorded"),
+    ):
+        (tmp_path / "bench" / "samplers.json").write_text(json.dumps(numbers | {"model": model | added}))
+        assert told in texts(draw("anchors", tmp_path).figure).replace("\n", " ")
 
 
 def test_flat_acceptance_gives_the_notes_values():

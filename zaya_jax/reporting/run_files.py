@@ -174,6 +174,18 @@ def load_run(directory: Path | str) -> Run:
     )
 
 
+def training_seed(checkpoint: Path) -> int | None:
+    """The seed of the run whose model lies in this folder: its config.json stands beside or above it.
+
+    None where there is none: a checkpoint from elsewhere.
+    """
+    for folder in list(checkpoint.parents)[:2]:  # RUN/model, RUN/checkpoints/STAGE
+        if (folder / "config.json").exists():
+            seed = read_object(folder / "config.json").get("seed")
+            return seed if isinstance(seed, int) else None
+    return None
+
+
 def read_environment(path: Path | str) -> dict[str, Any]:
     """Reads environment.json. UserError unless it is an object whose `seconds` by stage, if it has any, are numbers."""
     values = read_object(path)

@@ -17,7 +17,7 @@ from zaya_jax.reporting.plots import style
 from zaya_jax.reporting.plots.plots import DESCRIPTIONS, caption
 from zaya_jax.reporting.results import ENVIRONMENT, METRICS, RESULTS, SAMPLES, Row
 from zaya_jax.reporting.run_files import Run
-from zaya_jax.reporting.tables import percent_change
+from zaya_jax.reporting.tables.cells import percent_change
 from zaya_jax.sampling import all_targets
 from zaya_jax.tasks import TASKS
 

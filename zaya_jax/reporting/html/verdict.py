@@ -3,7 +3,7 @@
 from zaya_jax.reporting.plots import style
 from zaya_jax.reporting.results import Row
 from zaya_jax.reporting.run_files import Run
-from zaya_jax.reporting.tables import percent_change
+from zaya_jax.reporting.tables.cells import percent_change
 
 
 def verdict(run: Run) -> list[str]:
