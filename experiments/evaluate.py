@@ -51,9 +51,11 @@ _SAMPLERS = flags.DEFINE_list(
 _TEMPERATURES = flags.DEFINE_list("temperatures", ["0", "1"], "Of the target; greedy samplers draw one sample.")
 _PROMPTS = flags.DEFINE_integer("prompts", 512, "Test problems of each task.", lower_bound=1, upper_bound=1_000_000)
 _SAMPLES = flags.DEFINE_integer("samples", 16, "Of each problem.", lower_bound=1, upper_bound=65_536)
-_BATCH = flags.DEFINE_integer("batch", 64, "Rows at once: prompts x samples.", lower_bound=1, upper_bound=1_000_000)
+_BATCH = flags.DEFINE_integer(
+    "batch", 64, "Sequences at once: prompts x samples.", lower_bound=1, upper_bound=1_000_000
+)
 _NEW = flags.DEFINE_integer(
-    "max_new_tokens", 256, "Tokens after which a row ends without a stop.", lower_bound=1, upper_bound=2**24
+    "max_new_tokens", 256, "Tokens after which a sequence ends without a stop.", lower_bound=1, upper_bound=2**24
 )
 _BLOCK = flags.DEFINE_integer("block_size", 8, "Slots of a drafted block.", lower_bound=1, upper_bound=1024)
 _BUDGET = flags.DEFINE_integer(
@@ -64,7 +66,7 @@ _DRAFT = flags.DEFINE_float(
     "draft_temperature", None, "Of the drafts; default: the target's.", lower_bound=0.0, upper_bound=FLOAT32
 )
 _SEED = flags.DEFINE_integer(
-    "seed", 1_000, "Of the problems and of the first row.", lower_bound=0, upper_bound=2**31 - 1
+    "seed", 1_000, "Of the problems and of the first sequence.", lower_bound=0, upper_bound=2**31 - 1
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of answers/ and results.csv.")
 

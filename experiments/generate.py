@@ -79,7 +79,7 @@ def define_flags(values: flags.FlagValues) -> None:
     count("seed", 0, "Of the first row; row r has seed + r.", low=0, high=2**31 - 1)
     count("samples", 1, "Continuations of each prompt; they share its first forward.", high=65_536)
     count("batch", None, f"Prompts side by side, with --prompts-file; default: {BATCH}.", high=1_000_000)
-    text("output", "FILE.jsonl for the rows, which are then not shown.")
+    text("output", "FILE.jsonl for the completions, which are then not shown.")
     text("tokenizer", "bytes, or a tokenizer json. Default: the folder's tokenizer.json, its run's, or \"bytes\".")
     flags.DEFINE_boolean(
         "stream", None, "Show text while it is sampled. Default: for one row on a terminal, and in a chat.",

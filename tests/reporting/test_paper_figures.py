@@ -199,7 +199,7 @@ def test_speedups_are_drawn_with_intervals_or_not_at_all():
     assert any(list(line.get_ydata()) == [0.2, 0.4] for line in drawn.figure.axes[1].lines)
 
 
-def test_negative_control_compares_cca_with_blind_cca_alone():
+def test_negative_control_compares_cca_with_layout_unaware_cca_alone():
     drawn = negative_control(made_up.architecture())
     assert bars(drawn.figure, 0) == pytest.approx([0.3105, 0.3105])  # text, row; nothing of grouped attention
     assert bars(drawn.figure, 1) == pytest.approx([5.0, 4.5, 1.6, 1.1])

@@ -90,5 +90,5 @@ def test_an_earlier_name_in_a_config_a_flag_or_code_is_told_todays():
     flags.DEFINE_list("samplers", [], "", flag_values=values)
     with pytest.raises(UserError, match=r"^--arms: is --samplers now$"):
         config_files.parse(["evaluate", "--arms=lossless"], values)
-    with pytest.raises(AttributeError, match=r"'Arm'"):
+    with pytest.raises(AttributeError, match=r"'Arm': it is NamedSampler now"):
         _ = zaya_jax.Arm

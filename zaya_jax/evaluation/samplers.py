@@ -10,7 +10,7 @@ from zaya_jax.sampling import SamplerConfig, all_targets
 
 @dataclasses.dataclass(frozen=True)
 class NamedSampler:
-    """A named way to sample; every sampler meets the same problems and the same row seeds."""
+    """A named way to sample; every sampler meets the same problems with the same seed for each sequence."""
 
     name: str
     config: SamplerConfig

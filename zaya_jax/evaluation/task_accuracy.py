@@ -32,20 +32,20 @@ KS = (4, 16)  # of pass@k, beside pass@1, which is the accuracy
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationProtocol:
-    """What every sampler goes through: the same problems, the same row seeds."""
+    """What every sampler goes through: the same problems, the same seed for each sequence."""
 
     prompts: Annotated[int, ROWS]  # test problems of each task, as far as it has so many
     samples: Annotated[int, Integer(1, 65_536)]  # of each problem, at temperatures above 0
-    batch: Annotated[int, ROWS]  # rows at once: prompts x samples
+    batch: Annotated[int, ROWS]  # sequences at once: prompts x samples
     max_new_tokens: Annotated[int, Integer(1, 2**24)]
-    seed: Annotated[int, SEED]  # of the problems, and of the first row; row r has seed + r
+    seed: Annotated[int, SEED]  # of the problems, and of the first sequence; the r-th after it has seed + r
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, plain(getattr(self, field.name)))
         check_fields("EvaluationProtocol", self)
         if not KEY.allows(self.seed + self.prompts * self.samples):
-            may_be = f"such that seed + prompts * samples (the last row's seed) is at most {KEY.most}"
+            may_be = f"such that seed + prompts * samples (the last sequence's seed) is at most {KEY.most}"
             raise UserError(f"EvaluationProtocol.samples: got {self.samples}, may be {may_be}")
 
     def problems(self, task: Task, split: str = "test") -> list[Problem]:
@@ -207,7 +207,7 @@ def run_sampler(
     protocol: EvaluationProtocol,
     path: Path | None = None,
 ) -> TaskResult:
-    """Completes every problem, about `protocol.batch` rows at a time; a first batch also runs untimed, to compile.
+    """Completes every problem, about `protocol.batch` sequences at a time; a first batch also runs untimed, to compile.
 
     Args:
       problems: `protocol.problems(task)`, mostly.
