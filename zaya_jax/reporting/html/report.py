@@ -14,9 +14,9 @@ from zaya_jax.registry import kind_drafts
 from zaya_jax.reporting.html.page import facts, folded, page, table
 from zaya_jax.reporting.html.verdict import relative_loss, verdict
 from zaya_jax.reporting.plots import style
-from zaya_jax.reporting.plots.plots import DESCRIPTIONS, caption
+from zaya_jax.reporting.plots.plots import DESCRIPTIONS, caption, draw_figures
 from zaya_jax.reporting.results import ENVIRONMENT, METRICS, RESULTS, SAMPLES, Row
-from zaya_jax.reporting.run_files import Run
+from zaya_jax.reporting.run_files import Run, load_run
 from zaya_jax.reporting.tables.cells import percent_change
 from zaya_jax.sampling import all_targets
 from zaya_jax.tasks import TASKS
@@ -74,6 +74,17 @@ def write_report(run: Run, figures: Sequence[Path | str], path: Path | str) -> P
     ]
     write_text(path, page(f"{run.name}: report", sections))
     return path
+
+
+def redraw(results: Path) -> list[Path]:
+    """Draws the figures, and the report, of every run below this folder that has some, anew; returns what it wrote."""
+    written: list[Path] = []
+    for folder in sorted(path.parent for path in results.rglob("figures") if (path.parent / "config.json").exists()):
+        run = load_run(folder)
+        written += (figures := draw_figures(run, folder / "figures"))
+        if (folder / "report.html").exists():
+            written.append(write_report(run, figures, folder / "report.html"))
+    return written
 
 
 def _words(run: Run) -> dict[str, str]:
