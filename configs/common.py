@@ -123,7 +123,7 @@ def phase(steps: int, objective: Objective, optimizer: OptimizerConfig, **rest: 
 
 
 def evaluation(tasks: tuple[str, ...], prompts: int, **changes: Any) -> ConfigDict:
-    """How a run is evaluated; every arm meets the same prompts with the same seeds."""
+    """How a run is evaluated; every sampler meets the same prompts with the same seeds."""
     c = ConfigDict()
     c.phase = placeholder(str)  # whose model is sampled; None: "convert", or the last that drafts
     c.tasks = tasks  # with their options in the mixtures, or the defaults
@@ -132,7 +132,7 @@ def evaluation(tasks: tuple[str, ...], prompts: int, **changes: Any) -> ConfigDi
     c.samples = 1  # of each, at temperatures above 0: 16 for pass@16
     c.batch = 64  # rows: prompts x samples
     c.max_new_tokens = 64
-    c.arms = ("autoregressive", "lossless", "mix_stale")  # and "lossless_two_pass", "mix_fresh"
+    c.samplers = ("autoregressive", "lossless", "mix_stale")  # and "lossless_two_pass", "mix_fresh"
     c.temperatures = (0.0, 1.0)
     c.draft_temperature = placeholder(float)  # None: the target's
     c.anchor_budget = 0  # blocks that single_pass drafts a forward; 0: one after every accepted length

@@ -4,7 +4,7 @@ Command:   python -m experiments.run --config=configs/list_programs.py --workdir
 Arguments: those of configs/study.py
 Hardware:  2 CPU cores
 Time and result: see results/list_programs/ (made by this file). Beside other jobs on one core, 24 minutes of
-pretraining (a command apart that shared --stages: environment_training.json), 62 of conversion and 6 of evaluation.
+pretraining (a separate command that shared --stages: environment_training.json), 62 of conversion and 6 of evaluation.
 """
 
 from ml_collections import ConfigDict

@@ -83,5 +83,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
         c.convert.update(log_every=1, evaluate_every=25, save_every=50)
         # that samplers run at all; a budget of branch points would be measured first, with all of them
         c.evaluate.update(tasks=("addition",), prompts=1, batch=1, max_new_tokens=4, cost=False)
-        c.evaluate.update(arms=("autoregressive", "lossless"), temperatures=(0.0,))
+        c.evaluate.update(samplers=("autoregressive", "lossless"), temperatures=(0.0,))
     return c

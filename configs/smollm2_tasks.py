@@ -74,7 +74,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.evaluate = evaluation(
         ("gsm_symbolic", "addition"), prompts=32, chat=True, max_new_tokens=160, batch=1, cost=False
     )
-    c.evaluate.update(arms=("autoregressive",) if chosen.form == "control" else ("autoregressive", "lossless"))
+    c.evaluate.update(samplers=("autoregressive",) if chosen.form == "control" else ("autoregressive", "lossless"))
     c.evaluate.anchor_budget = 0 if chosen.form == "control" else 1
     if chosen.smoke:
         c.data.update(task_documents=2000, validation_batches=1)

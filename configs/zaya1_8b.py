@@ -116,7 +116,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.evaluate = evaluation(("human_eval",), prompts=164, phase="sft", max_new_tokens=512)
     if chosen.twin:
         c.evaluate.update(tasks=("addition",), chat=True, prompts=4, batch=4, max_new_tokens=16, cost=False)
-        c.evaluate.update(arms=("autoregressive", "lossless"), temperatures=(0.0,))
+        c.evaluate.update(samplers=("autoregressive", "lossless"), temperatures=(0.0,))
     return c
 
 

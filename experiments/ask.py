@@ -37,7 +37,7 @@ from zaya_jax.data.builders import check_text, prepare_text
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.answers import fingerprint
 from zaya_jax.paths import absolute
-from zaya_jax.reporting.tables import markdown
+from zaya_jax.reporting.tables.cells import markdown
 from zaya_jax.runs.tokens import checkpoint_of, choose_template, choose_tokenizer
 from zaya_jax.sampling import Request, SamplerConfig, generate
 from zaya_jax.sampling.decoding import check

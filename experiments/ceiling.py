@@ -6,7 +6,8 @@ best.
 
 The verifier's distribution is the posterior over all programs that fit the shown examples; a mask token's distribution
 is the posterior's marginal at that position, given the text that the block stands after. What is left to refuse is what
-no model of TiDAR's kind can know: drafts of one block are drawn apart, and examples leave several programs open.
+no model of TiDAR's kind can know: drafts of one block are drawn independently, and examples leave several programs
+open.
 Sampled at temperature 1 by the rule of single_pass with every anchor; a ten-thousandth of each distribution is spread
 evenly, since no trained model is surer than that and mixing needs no zeros.
 """

@@ -1,8 +1,8 @@
-"""Evaluates a checkpoint on tasks: pass@1/4/16, tokens per forward, cost, speed-up; the same problems for every arm.
+"""Evaluates a checkpoint on tasks: pass@1/4/16, tokens per forward, cost, speed-up; samplers meet the same problems.
 
     python -m experiments.evaluate --checkpoint=results/quickstart/model --tasks=addition --output=runs/eval
     python -m experiments.evaluate --checkpoint=results/list_programs/model --tasks=list_programs --block_size=16 \\
-        --arms=autoregressive,lossless,mix_stale --temperatures=1 --samples=16 --output=runs/list_programs
+        --samplers=autoregressive,lossless,mix_stale --temperatures=1 --samples=16 --output=runs/list_programs
 
 --output then holds answers/ (JSON lines, a file a task and sampler, written as batches end) and results.csv, where
 every sampler but the first has its paired difference from autoregression and a permutation test's p-value. Interrupt
@@ -21,16 +21,16 @@ from zaya_jax.command_line import cli
 from zaya_jax.command_line.closing import aligned, closing, generate_with
 from zaya_jax.command_line.models import decoding_form, load
 from zaya_jax.errors import UserError
-from zaya_jax.evaluation.arms import check_arms, known_arms, make_arms
-from zaya_jax.evaluation.task_accuracy import Arm, EvaluationProtocol, run_task, task_rows
+from zaya_jax.evaluation.samplers import check_samplers, known_samplers, make_samplers
+from zaya_jax.evaluation.task_accuracy import EvaluationProtocol, NamedSampler, run_task, task_rows
 from zaya_jax.paths import absolute
 from zaya_jax.reporting.results import write_results
-from zaya_jax.reporting.tables import sampling_table
+from zaya_jax.reporting.tables.runs import sampling_table
 from zaya_jax.runs import provenance
 from zaya_jax.runs.tokens import checkpoint_of, choose_template, choose_tokenizer, never_drafted
 from zaya_jax.tasks import BENCHMARKS, TASKS, ChatTask, Task, make_task
 
-INSTEAD = "--arms=autoregressive"  # for a model that cannot draft
+INSTEAD = "--samplers=autoregressive"  # for a model that cannot draft
 MISSING = {  # what a flag that is needed may be
     "checkpoint": "a folder of a model",
     "tasks": f"any of {', '.join([*TASKS, *BENCHMARKS])}, with commas",
@@ -45,24 +45,28 @@ _TOKENIZER = flags.DEFINE_string("tokenizer", None, "As of experiments.generate.
 _CHAT = flags.DEFINE_boolean("chat", False, "Ask the problems in chats.")
 _TEMPLATE = flags.DEFINE_string("chat_template", None, "With --chat, as of experiments.generate.")
 _TASKS = flags.DEFINE_list("tasks", None, f"Of {', '.join([*TASKS, *BENCHMARKS])}; options are their defaults.")
-_ARMS = flags.DEFINE_list("arms", ["autoregressive", "lossless", "mix_stale"], f"Of {', '.join(known_arms())}.")
-_TEMPERATURES = flags.DEFINE_list("temperatures", ["0", "1"], "Of the target; greedy arms draw one sample.")
+_SAMPLERS = flags.DEFINE_list(
+    "samplers", ["autoregressive", "lossless", "mix_stale"], f"Of {', '.join(known_samplers())}."
+)
+_TEMPERATURES = flags.DEFINE_list("temperatures", ["0", "1"], "Of the target; greedy samplers draw one sample.")
 _PROMPTS = flags.DEFINE_integer("prompts", 512, "Test problems of each task.", lower_bound=1, upper_bound=1_000_000)
 _SAMPLES = flags.DEFINE_integer("samples", 16, "Of each problem.", lower_bound=1, upper_bound=65_536)
-_BATCH = flags.DEFINE_integer("batch", 64, "Rows at once: prompts x samples.", lower_bound=1, upper_bound=1_000_000)
+_BATCH = flags.DEFINE_integer(
+    "batch", 64, "Sequences at once: prompts x samples.", lower_bound=1, upper_bound=1_000_000
+)
 _NEW = flags.DEFINE_integer(
-    "max_new_tokens", 256, "Tokens after which a row ends without a stop.", lower_bound=1, upper_bound=2**24
+    "max_new_tokens", 256, "Tokens after which a sequence ends without a stop.", lower_bound=1, upper_bound=2**24
 )
 _BLOCK = flags.DEFINE_integer("block_size", 8, "Slots of a drafted block.", lower_bound=1, upper_bound=1024)
 _BUDGET = flags.DEFINE_integer(
     "anchor_budget", 0, "Blocks drafted a forward; 0: after every accepted length.", lower_bound=0, upper_bound=1024
 )
-_BETA = flags.DEFINE_float("beta", 0.5, "Weight of the draft in mixing arms.", lower_bound=0.0, upper_bound=1.0)
+_BETA = flags.DEFINE_float("beta", 0.5, "Weight of the draft in mixing samplers.", lower_bound=0.0, upper_bound=1.0)
 _DRAFT = flags.DEFINE_float(
     "draft_temperature", None, "Of the drafts; default: the target's.", lower_bound=0.0, upper_bound=FLOAT32
 )
 _SEED = flags.DEFINE_integer(
-    "seed", 1_000, "Of the problems and of the first row.", lower_bound=0, upper_bound=2**31 - 1
+    "seed", 1_000, "Of the problems and of the first sequence.", lower_bound=0, upper_bound=2**31 - 1
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of answers/ and results.csv.")
 
@@ -80,11 +84,11 @@ def main() -> None:
     tasks: list[Task] = [make_task(name) for name in names]
     if _TEMPLATE.value is not None and not _CHAT.value:
         raise UserError("--chat_template: only with --chat")
-    read_arms((), _BLOCK.value)  # a mistake in a flag is said before the weights are read
+    read_samplers((), _BLOCK.value)  # a mistake in a flag is said before the weights are read
     config, variables, trained_block = load(checkpoint, _ADAPTERS.value)
     block_size = trained_block if trained_block and not flags.FLAGS["block_size"].present else _BLOCK.value
     _, tokenizer = choose_tokenizer(
-        _TOKENIZER.value, checkpoint, config, drafts=_ARMS.value != ["autoregressive"], instead=INSTEAD
+        _TOKENIZER.value, checkpoint, config, drafts=_SAMPLERS.value != ["autoregressive"], instead=INSTEAD
     )
     if _CHAT.value:
         template = choose_template(_TEMPLATE.value, checkpoint, tokenizer)
@@ -93,7 +97,7 @@ def main() -> None:
         if template.asks_date:  # it stands in the answers' first line: on another day they are not continued
             template = template.on(datetime.date.today())
         tasks = [ChatTask(task, template) for task in tasks]
-    arms = read_arms(tokenizer.eos_ids, block_size)
+    samplers = read_samplers(tokenizer.eos_ids, block_size)
     protocol = EvaluationProtocol(_PROMPTS.value, _SAMPLES.value, _BATCH.value, _NEW.value, _SEED.value)
     for task in tasks:
         task.problems("test", 1, _SEED.value)  # a missing package is said before anything is compiled
@@ -102,35 +106,35 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     model, variables = decoding_form(config, variables)
     for task in tasks:
-        outcomes = run_task(model, variables, tokenizer, task, arms, protocol, folder / "answers", _BUDGET.value)
+        results = run_task(model, variables, tokenizer, task, samplers, protocol, folder / "answers", _BUDGET.value)
         common = {
             "kind": "sampling", "model": _ADAPTERS.value or given, "source": task.name,
             "hardware": provenance.hardware(),
         }  # fmt: skip
-        mine = [common | row for row in task_rows(outcomes, protocol)]
+        mine = [common | row for row in task_rows(results, protocol)]
         rows += mine
         write_results(folder / "results.csv", rows)
         print(f"{task.name}\n{aligned(sampling_table(mine))}", flush=True)
-        for outcome in outcomes:
-            if warning := outcome.drafted.warning(INSTEAD, never_drafted(checkpoint)):
-                print(f"warning: {outcome.arm.name}: {warning}", file=sys.stderr)
+        for result in results:
+            if warning := result.drafted.warning(INSTEAD, never_drafted(checkpoint)):
+                print(f"warning: {result.sampler.name}: {warning}", file=sys.stderr)
     prompt = tasks[0].problems("test", 1, protocol.seed)[0].prompt
     files = {"table": folder / "results.csv", "answers": folder / "answers"}
-    print(closing(files, [generate_with(checkpoint, arms[-1].name != "autoregressive", prompt)]))
+    print(closing(files, [generate_with(checkpoint, samplers[-1].name != "autoregressive", prompt)]))
 
 
-def read_arms(stop_tokens: tuple[int, ...], block_size: int) -> tuple[Arm, ...]:
-    """The arms of the flags, autoregression first. UserError for an unknown arm or a bad number."""
-    names = ["autoregressive", *(name for name in _ARMS.value if name != "autoregressive")]
+def read_samplers(stop_tokens: tuple[int, ...], block_size: int) -> tuple[NamedSampler, ...]:
+    """The samplers of the flags, autoregression first. UserError for an unknown sampler or a bad number."""
+    names = ["autoregressive", *(name for name in _SAMPLERS.value if name != "autoregressive")]
     if _BUDGET.value > block_size:
         raise UserError(f"--anchor_budget: got {_BUDGET.value}, may be 0 (all) .. --block_size ({block_size})")
-    check_arms("--arms", names)
+    check_samplers("--samplers", names)
     try:
         temperatures = [float(text) for text in _TEMPERATURES.value]
     except ValueError:
         raise UserError(f"--temperatures: got {','.join(_TEMPERATURES.value)}, may be numbers with commas") from None
     try:
-        return make_arms(
+        return make_samplers(
             names, temperatures, block_size=block_size, stop_tokens=stop_tokens, beta=_BETA.value,
             draft_temperature=_DRAFT.value,
         )  # fmt: skip

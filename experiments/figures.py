@@ -1,13 +1,14 @@
 """The figures after TiDAR's and Zyphra's papers, from committed result files, with the published numbers beside ours.
 
     python -m experiments.figures roofline beta --output=/tmp/figures
-    python -m experiments.figures all pages
+    python -m experiments.figures all reports pages
     python -m experiments.figures block_size --results=runs/sweeps/block_size --output=/tmp/figures
 
 Arguments are names of figures. Writes NAME.png and its caption NAME.txt, and README.md, a page of all of them. No name,
 or `all`, draws every figure whose inputs are there and names the command that makes the others'. --results may also be
-the folder of your own sweep or run. `pages` writes the tables of README.md and docs/ anew, so `all pages` is all that
-is published here. Names, and what each is drawn from:
+the folder of your own sweep or run. `reports` draws the figures and the report of every run below --results anew (of
+those that have some), and `pages` the tables of README.md and docs/: `all reports pages` is all that is published here.
+Names, and what each is drawn from:
 """
 
 from absl import flags
@@ -15,6 +16,7 @@ from absl import flags
 from zaya_jax.command_line import cli
 from zaya_jax.errors import UserError
 from zaya_jax.paths import absolute
+from zaya_jax.reporting.html.report import redraw
 from zaya_jax.reporting.markdown_pages import rewrite
 from zaya_jax.reporting.paper.figures import FIGURES, draw, write, write_index
 
@@ -32,14 +34,17 @@ _OUTPUT = flags.DEFINE_string("output", "results/figures", "Folder for the figur
 def main(*names: str) -> None:
     """Draws the named figures; a figure that cannot be drawn is one line on stderr."""
     for name in names:
-        if name not in ("all", "pages", *FIGURES):
-            raise UserError(f"figure: got {name!r}, may be all, pages, {', '.join(FIGURES)}")
+        if name not in ("all", "reports", "pages", *FIGURES):
+            raise UserError(f"figure: got {name!r}, may be all, reports, pages, {', '.join(FIGURES)}")
+    if "reports" in names:
+        written = redraw(absolute(_RESULTS.value))
+        print(*written or ["reports: there is none"], sep="\n", flush=True)
     if "pages" in names:
         changed = rewrite(absolute(_PAGES.value), absolute(_RESULTS.value))
         print(*changed or ["pages: nothing has changed"], sep="\n", flush=True)
     everything = not names or "all" in names
     drawn, lacking = [], []
-    for name in FIGURES if everything else [name for name in dict.fromkeys(names) if name != "pages"]:
+    for name in FIGURES if everything else [name for name in dict.fromkeys(names) if name not in ("reports", "pages")]:
         try:
             drawn.append(write(name, draw(name, absolute(_RESULTS.value)), absolute(_OUTPUT.value)))
             print(drawn[-1], flush=True)

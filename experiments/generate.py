@@ -12,7 +12,7 @@ The last line (stderr) says tokens, forward passes (NFE), tokens per forward (T,
 settings it depends on, query tokens that a forward computes for each text, and tokens per second.
 
 --output writes one JSON line a row: prompt, index (of the prompt, from 0), sample, seed, text, tokens, accepted (tokens
-of each forward), log_probabilities (nats, under the target), finish, settings (as asked), ran (what measuring settled).
+of each forward), log_probabilities (nats, under the target), finish, settings (as asked), ran (what measuring chose).
 Row r (prompt index * samples + sample) is drawn with seed + r. The same command resumes where a killed one stopped, to
 the same file; lines made with other settings are refused.
 
@@ -79,7 +79,7 @@ def define_flags(values: flags.FlagValues) -> None:
     count("seed", 0, "Of the first row; row r has seed + r.", low=0, high=2**31 - 1)
     count("samples", 1, "Continuations of each prompt; they share its first forward.", high=65_536)
     count("batch", None, f"Prompts side by side, with --prompts-file; default: {BATCH}.", high=1_000_000)
-    text("output", "FILE.jsonl for the rows, which are then not shown.")
+    text("output", "FILE.jsonl for the completions, which are then not shown.")
     text("tokenizer", "bytes, or a tokenizer json. Default: the folder's tokenizer.json, its run's, or \"bytes\".")
     flags.DEFINE_boolean(
         "stream", None, "Show text while it is sampled. Default: for one row on a terminal, and in a chat.",

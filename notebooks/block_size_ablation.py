@@ -11,10 +11,11 @@
 # %% [markdown]
 # # What block size?
 #
-# A larger block can yield more tokens a forward (T), and every forward then computes more rows. Whether that pays is
-# the machine's business; whether it costs quality is the model's. This notebook reads the committed study
+# A larger block can yield more tokens a forward (T), and every forward then computes more query tokens. Whether that
+# pays is the machine's business; whether it costs quality is the model's. This notebook reads the committed study
 # (`configs/sweeps/study.py`: a model for every block size and seed, pass@16) and, where it was run, the wider sweep
-# (`configs/sweeps/block_size.py`: one seed, every anchor), and lets the rows say what was found. All of it is a toy.
+# (`configs/sweeps/block_size.py`: one seed, all branch points), and lets the rows say what was found. All of it is a
+# toy.
 #
 # `LIVE = True` below (or `ZAYA_LIVE=1` outside) also samples the committed quickstart model at three block sizes, in
 # under two minutes on two CPU cores. `FOLDER` below (or `ZAYA_RESULTS` outside) names your own sweep's or run's folder,
@@ -31,7 +32,7 @@ from IPython.display import Markdown, display
 
 from zaya_jax import SamplerConfig, Zaya, load_pretrained, preset
 from zaya_jax.costs.roofline import HARDWARE, drafting_seconds, forward_seconds
-from zaya_jax.evaluation.task_accuracy import Arm, EvaluationProtocol, run_task, task_rows
+from zaya_jax.evaluation.task_accuracy import EvaluationProtocol, NamedSampler, run_task, task_rows
 from zaya_jax.reporting.paper import published
 from zaya_jax.reporting.paper.benchmarks import FLAT
 from zaya_jax.reporting.paper.figures import FIGURES, show
@@ -58,12 +59,12 @@ RESULTS = results_folder(FOLDER or os.environ.get("ZAYA_RESULTS"), root / "resul
 show("block_size", RESULTS)
 
 # %% [markdown]
-# ## The rows after it
+# ## The numbers of that figure
 # Lossless sampling beside autoregression of the same converted models: means over training seeds and, in brackets, the
-# seeds' range (in the study every seed also meets other test problems). Rows are what a forward computes for each
-# sequence. The clock is tokens a second over autoregression's on the machine that ran the sweep, beside the sweep's
-# other jobs, so it is rough; `results/bench` has the careful one. Lossless and AR sample one distribution, so a gap
-# between their columns is sampling noise; from block size to block size the *models* differ.
+# seeds' range (in the study every seed also meets other test problems). Query tokens are what a forward computes for
+# each sequence. The speed-up is tokens a second over autoregression's on the machine that ran the sweep, beside the
+# sweep's other jobs, so it is rough; `results/bench` has the careful one. Lossless and AR sample one distribution, so a
+# gap between their columns is sampling noise; from block size to block size the *models* differ.
 
 # %%
 sweeps = {}
@@ -76,11 +77,11 @@ for source in FIGURES["block_size"].inputs:
         print(missing)
 
 
-def by_block(rows, arm="lossless"):
-    """(task, temperature) -> block size -> the arm's rows, one a seed."""
+def by_block(rows, sampler="lossless"):
+    """(task, temperature) -> block size -> the sampler's rows, one a seed."""
     out = {}
     for row in sorted(rows, key=lambda r: (r["source"], r["temperature"], r["block_size"])):
-        if row["arm"] == arm:
+        if row["sampler"] == sampler:
             out.setdefault((row["source"], row["temperature"]), {}).setdefault(row["block_size"], []).append(row)
     return out
 
@@ -114,18 +115,18 @@ for name, rows in sweeps.items():
     table(rows)
 
 # %% [markdown]
-# ## T against rows, clock and quality
+# ## T against query tokens, speed-up and quality
 # The same means as points; the number beside a point is its block size. Left: what a block buys (T) and what it is
-# charged (rows). Middle: what the clock made of it; right of the dashed line drafting won. Right: whether a larger
-# block cost quality.
+# charged (query tokens). Middle: the wall-clock speed-up; right of the dashed line drafting won. Right: whether a
+# larger block cost quality.
 
 
 # %%
 def panels(rows, title):
-    """T against query tokens per forward, the clock and pass@1: a line a task and temperature, a point a block size."""
+    """T against query tokens per forward, speed-up and pass@1: a line a task and temperature, a point a block size."""
     figure, axes = plt.subplots(1, 3, figsize=(11.5, 3.7), sharey=True, layout="constrained")
     colours = dict(zip(shared(rows, "source"), (style.BLUE, style.ORANGE, style.GREEN), strict=False))
-    named = {"rows_per_forward": "query tokens per forward", "speedup": "clock over AR", "accuracy": "pass@1"}
+    named = {"rows_per_forward": "query tokens per forward", "speedup": "wall-clock vs AR", "accuracy": "pass@1"}
     for axis, (column, words) in zip(axes, named.items(), strict=True):
         style.tidy(axis, "", words, "tokens per forward" if axis is axes[0] else "", grid="both")
         for (task, temperature), blocks in by_block(rows).items():
@@ -156,15 +157,15 @@ for name, rows in sweeps.items():
 for name, rows in sweeps.items():
     print(f"sweep {name}, lossless:")
     for (task, temperature), blocks in by_block(rows).items():
-        t, cost, clock, quality = (
+        t, cost, faster, quality = (
             {block: np.mean([row[column] for row in here]) for block, here in blocks.items()}
             for column in ("tokens_per_forward", "rows_per_forward", "speedup", "accuracy")
         )
-        small, large, most, fastest = min(t), max(t), max(t, key=t.get), max(clock, key=clock.get)
+        small, large, most, fastest = min(t), max(t), max(t, key=t.get), max(faster, key=faster.get)
         print(f"  {task}, temperature {temperature:g}: most tokens a forward at block {most:g}, T {t[most]:.2f};")
         print(f"    block {large:g} has {t[large] / t[small]:.2f} times the T of block {small:g}", end=" ")
-        print(f"for {cost[large] / cost[small]:.1f} times the rows;")
-        print(f"    best on the clock was block {fastest:g}: {clock[fastest]:.2f}x of AR's tokens a second;")
+        print(f"for {cost[large] / cost[small]:.1f} times the query tokens;")
+        print(f"    fastest was block {fastest:g}: {faster[fastest]:.2f}x of AR's tokens a second;")
         span = max(np.ptp([row["accuracy"] for row in here]) for here in blocks.values())
         change, several = quality[large] - quality[small], max(map(len, blocks.values())) > 1
         verdict = "within" if abs(change) <= span else "beyond"
@@ -178,13 +179,13 @@ if not sweeps:
 # A model that drafts well at 16 can be sampled at any smaller block, so its acceptance foretells their T
 # (`expected_tokens`, an anchor everywhere). Left: with the flat acceptances that give Zyphra's two numbers at block 16;
 # diamonds: TiDAR's models, one for each block size. Right: expected tokens a second over autoregression's with each
-# block's best anchors, at the lower acceptance, from a forward's cost against its rows: measured on a CPU
+# block's best anchors, at the lower acceptance, from a forward's cost against its query tokens: measured on a CPU
 # (`results/bench/few_experts.json`), or by roofline on GPUs (ZAYA1-8B, 32,768 tokens after each sequence): a bound,
 # nothing was run there. Printed: the best block, or autoregression where none is expected to be 5% faster.
 
 # %%
 SIZES, CONTEXT = (2, 4, 8, 16), 32_768
-costs = {}  # name -> a forward's cost over a one-row forward, of (rows, block size)
+costs = {}  # name -> a forward's cost over that of one query token, of (query tokens, block size)
 for row in json.loads((root / "results" / "bench" / "few_experts.json").read_text())["rows"]:
     ratio = {int(rows): over for rows, over in row["ratio"].items()}
     name = f"measured CPU: {row['parameters'] / 1e6:.1f}M, {row['experts']} expert(s), batch {row['batch']}"
@@ -198,10 +199,10 @@ for device, batch in (("mi300x", 1), ("mi300x", 64), ("mi355x", 64)):
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(11.5, 4.4), layout="constrained")
 style.tidy(left, "Expected tokens per forward, every anchor", "block size", grid="both")
-for (rate, arm), colour in zip(FLAT.items(), (style.BLUE, style.ORANGE), strict=True):
+for (rate, name), colour in zip(FLAT.items(), (style.BLUE, style.ORANGE), strict=True):
     tokens = [expected_tokens([rate] * 15, block, range(1, block + 1)) for block in SIZES]
     left.plot(
-        SIZES, tokens, "o-", color=colour, label=f"flat {rate:g}: {published.SPEEDUP[arm]:g} at 16, Zyphra's {arm}"
+        SIZES, tokens, "o-", color=colour, label=f"flat {rate:g}: {published.SPEEDUP[name]:g} at 16, Zyphra's {name}"
     )
 theirs = {size: line.tokens_per_forward for size, line in published.BLOCK_SIZES.items()}
 left.plot(list(theirs), list(theirs.values()), "D", color=style.PURPLE, label="published: TiDAR 1.5B")
@@ -224,9 +225,9 @@ plt.show()
 # %% [markdown]
 # ## Live: one model, three block sizes
 # The quickstart's committed model was trained with block 8 on additions. Here it is sampled with blocks of 2, 4 and 8
-# and every anchor on the same 32 prompts, greedily and at temperature 1, by the function that evaluates every run
-# (`zaya_jax.evaluation.task_accuracy.run_task`). The distribution stays AR's at any block size; T, rows and the clock
-# change.
+# and all branch points on the same 32 prompts, greedily and at temperature 1, by the function that evaluates every run
+# (`zaya_jax.evaluation.task_accuracy.run_task`). The distribution stays AR's at any block size; T, query tokens and the
+# speed-up change.
 
 # %%
 if LIVE:
@@ -236,14 +237,14 @@ if LIVE:
     ways = [("autoregressive", "autoregressive", 1), *(("lossless", "single_pass", block) for block in (2, 4, 8))]
     for temperature in (0.0, 1.0):
         rest = dict(temperature=temperature, stop_tokens=(tokenizer.eos_id,))
-        arms = [Arm(name, SamplerConfig(mode, block, **rest)) for name, mode, block in ways]
-        live += task_rows(run_task(Zaya(config), variables, tokenizer, addition, arms, protocol), protocol)
+        samplers = [NamedSampler(name, SamplerConfig(mode, block, **rest)) for name, mode, block in ways]
+        live += task_rows(run_task(Zaya(config), variables, tokenizer, addition, samplers, protocol), protocol)
     live = [{"source": addition.name, **row} for row in live]
     table(live)
-    panels(live, "live: the quickstart model, 32 additions, lossless, every anchor (toy)")
+    panels(live, "live: the quickstart model, 32 additions, lossless, all branch points (toy)")
     for row in live:
-        where = f"{row['arm']}, block {row['block_size']}, temperature {row['temperature']:g}: pass@1"
-        if row["arm"] == "autoregressive":
+        where = f"{row['sampler']}, block {row['block_size']}, temperature {row['temperature']:g}: pass@1"
+        if row["sampler"] == "autoregressive":
             print(f"{where} {row['accuracy']:.1%}, T {row['tokens_per_forward']:.2f}")
         else:
             same = row.get("identical_to_autoregressive")

@@ -102,27 +102,27 @@ def names(layout, cached):
 
 for title, layout, cached in (("training", training, 0), ("sampling", sampling, 4)):
     name = names(layout, cached)
-    print(f"{title:18}{'before it in the text':24}{'before it in memory (blind)'}")
-    for row, (right, blind) in enumerate(
+    print(f"{title:18}{'before it in the text':24}{'before it in memory'}")
+    for row, (right, unaware) in enumerate(
         zip(layout.predecessor[0], layout.layout_unaware().predecessor[0], strict=True)
     ):
-        print(f"{name[row]:18}{name[int(right)]:24}{name[int(blind)]:29}{'' if right == blind else '<- wrong'}")
+        print(f"{name[row]:18}{name[int(right)]:24}{name[int(unaware)]:29}{'' if right == unaware else '<- wrong'}")
     print()
 
 # %% [markdown]
-# Attention itself does not change: `blind()` leaves the picture above as it is. What it costs this trained model, with
-# the same weights: logits of clean rows, hence everything autoregressive, stay the same; drafts are made from the wrong
-# neighbours. Lossless sampling still yields the greedy AR text, only in more forwards. (A model *trained* blind is in
-# `configs/sweeps/architecture.py` and the figure `negative_control`.)
+# Attention itself does not change: `layout_unaware()` leaves the picture above as it is. What it costs this trained
+# model, with the same weights: logits of clean tokens, hence everything autoregressive, stay the same; drafts are made
+# from the wrong neighbours. Lossless sampling still yields the greedy AR text, only in more forwards. (A model
+# *trained* so is in `configs/sweeps/architecture.py` and the figure `negative_control`.)
 
 # %%
 greedy = dict(temperature=0.0, stop_tokens=tuple(tokenizer.eos_ids))
-blinded = Zaya(config.replace(succession="row"))
-clean = [jax.jit(m.apply)(variables, Layout.causal([prompts[0]])).logits for m in (model, blinded)]
+unaware = Zaya(config.replace(succession="row"))
+clean = [jax.jit(m.apply)(variables, Layout.causal([prompts[0]])).logits for m in (model, unaware)]
 print(f"largest difference of clean logits: {np.abs(clean[0] - clean[1]).max():g}")
 drafting = SamplerConfig("single_pass", BLOCK, **greedy)
 plain = generate(model, variables, prompts, SamplerConfig("autoregressive", **greedy), 64)
-for words, each in (("along the text", model), ("blind", blinded)):
+for words, each in (("along the text", model), ("along the row", unaware)):
     out = generate(each, variables, prompts, drafting, 64)
     same = sum(a == b for a, b in zip(plain.tokens, out.tokens, strict=True))
     print(f"{words}: {out.tokens_per_forward:.2f} tokens a forward; {same} of {len(prompts)} texts are greedy AR's")
@@ -141,18 +141,19 @@ def text_of(tokens):
 
 for name, sampler in {
     "autoregressive": SamplerConfig("autoregressive", **greedy),
-    "lossless, all anchors": drafting,
-    f"lossless, anchors 1 and {BLOCK}": SamplerConfig("single_pass", BLOCK, (1, BLOCK), **greedy),
+    "lossless, all branch points": drafting,
+    f"lossless, branch points 1 and {BLOCK}": SamplerConfig("single_pass", BLOCK, (1, BLOCK), **greedy),
 }.items():
     out = generate(model, variables, prompts, sampler, max_new_tokens=64)
     ends = np.cumsum(out.accepted[0])
     runs = [text_of(out.tokens[0][end - n : end]) for end, n in zip(ends, out.accepted[0], strict=True)]
-    print(f"{name}: {len(out.tokens[0]) / len(runs):.2f} tokens a forward, {out.rows_per_forward:g} rows a forward")
+    print(f"{name}: {len(out.tokens[0]) / len(runs):.2f} tokens a forward", end=" ")
+    print(f"of {out.rows_per_forward:g} query tokens")
     print("   " + "|".join(runs))
 
 # %% [markdown]
 # Each of those forwards but the first verified a block. A streamer sees what was proposed and what became final: green
-# drafts were accepted, struck red ones refused, and the bold blue token is the one that the forward settled by the
+# drafts were accepted, struck red ones refused, and the bold blue token is the pending token, drawn from the
 # model's own distribution, after the last accepted draft. The next block starts after it.
 
 
@@ -194,19 +195,19 @@ for temperature in (0.0, 1.0):
 
 # %% [markdown]
 # The second of those forwards as a picture: the prompt in the cache, a block of tokens to verify, and a block after
-# each outcome. Only one of the blocks will be kept; the rows of all of them are what the step costs.
+# each outcome. Only one of the blocks will be kept; the query tokens of all of them are what the step costs.
 
 # %%
 figure, axis = plt.subplots(figsize=(10, 8.5), layout="constrained")
 step = Layout.verify_and_draft(np.zeros((1, BLOCK), int), len(prompts[0]), tuple(range(1, BLOCK + 1)), BLOCK)
-rows = f"{step.tokens.shape[1]} rows after {len(prompts[0])} cached tokens"
-draw_visibility(axis, step, cached=len(prompts[0]), title=rows)
+title = f"{step.tokens.shape[1]} query tokens after {len(prompts[0])} cached tokens"
+draw_visibility(axis, step, cached=len(prompts[0]), title=title)
 axis.tick_params(axis="x", labelrotation=90)
 plt.show()
 
 # %% [markdown]
 # ## Tokens per forward against temperature
-# Lossless at every temperature: drafts are accepted with probability min(1, p/q), and what is settled after a rejection
+# Lossless at every temperature: drafts are accepted with probability min(1, p/q), and the token after a rejection
 # comes from the residual. Temperature is a run-time value, so the whole sweep compiles once.
 
 # %%
@@ -223,9 +224,10 @@ plt.show()
 
 # %% [markdown]
 # ## What it costs on the machine that made the run
-# One forward's time against its rows (batch 1). Drafting pays where the curve lies below the tokens a forward yields.
+# One forward's time against its query tokens (batch 1). Drafting pays where the curve lies below the tokens a forward
+# yields.
 
 # %%
 for row in run.rows("cost"):
     ratio = f"{row['cost_ratio']:.2f}x one row"
-    print(f"{row['rows']:>3g} rows: {row['milliseconds']:.3f} ms, {ratio} ({row['hardware']})")
+    print(f"{row['rows']:>3g} query tokens: {row['milliseconds']:.3f} ms, {ratio} ({row['hardware']})")

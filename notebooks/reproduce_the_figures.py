@@ -27,7 +27,7 @@ import tempfile
 from pathlib import Path
 
 from zaya_jax import SamplerConfig, Zaya, load_pretrained
-from zaya_jax.evaluation.task_accuracy import Arm, EvaluationProtocol, run_task, task_rows
+from zaya_jax.evaluation.task_accuracy import EvaluationProtocol, NamedSampler, run_task, task_rows
 from zaya_jax.reporting.paper.figures import FIGURES, show
 from zaya_jax.reporting.results import results_folder, write_sweep
 from zaya_jax.runs.provenance import hardware
@@ -54,7 +54,7 @@ show("pass_at_16", RESULTS)
 
 # %% [markdown]
 # ## Tokens per forward
-# AR, lossless, mixing beside the published 1, 4.6 and 7.7, and, below, what this machine's clock made of it.
+# AR, lossless, mixing beside the published 1, 4.6 and 7.7, and, below, the wall-clock speed-up on this machine.
 
 # %%
 show("speedup", RESULTS)
@@ -81,15 +81,15 @@ show("masking", RESULTS)
 show("block_size", RESULTS)
 
 # %% [markdown]
-# ## The dial of mixing
-# Tokens per forward against quality as beta, the draft's weight, grows; more in `notebooks/samplers_and_their_dial`.
+# ## Mixing by beta
+# Tokens per forward against quality as beta, the draft's weight, grows; more in `notebooks/samplers_and_their_options`.
 
 # %%
 show("beta", RESULTS)
 
 # %% [markdown]
 # ## Free token slots
-# A forward's time against its rows on the CPU that ran the benchmarks, beside plain matrix products.
+# A forward's time against its query tokens on the CPU that ran the benchmarks, beside plain matrix products.
 
 # %%
 show("free_slots", RESULTS)
@@ -117,7 +117,7 @@ show("negative_control", RESULTS)
 
 # %% [markdown]
 # ## Live: one figure from new rows
-# The figure of tokens per forward, from the quickstart model (block 8, additions): three arms, two temperatures, 32
+# The figure of tokens per forward, from the quickstart model (block 8, additions): three samplers, two temperatures, 32
 # prompts, through the function that evaluates every run. The rows go through the file that a sweep would leave.
 
 # %%
@@ -126,8 +126,8 @@ if LIVE:
     config, variables = load_pretrained(quickstart / "model")
     tokenizer, addition = ByteTokenizer(), make_task("addition")
     rest = dict(block_size=8, stop_tokens=(tokenizer.eos_id,))
-    arms = [
-        Arm(name, SamplerConfig(mode, target=target, temperature=temperature, **rest))
+    samplers = [
+        NamedSampler(name, SamplerConfig(mode, target=target, temperature=temperature, **rest))
         for temperature in (0.0, 1.0)
         for name, mode, target in (
             ("autoregressive", "autoregressive", None),
@@ -136,9 +136,9 @@ if LIVE:
         )
     ]
     protocol = EvaluationProtocol(prompts=32, samples=1, batch=32, max_new_tokens=64, seed=1_000)
-    outcomes = run_task(Zaya(config), variables, tokenizer, addition, arms, protocol)
+    results = run_task(Zaya(config), variables, tokenizer, addition, samplers, protocol)
     common = {"kind": "sampling", "model": "quickstart", "source": addition.name, "hardware": hardware()}
-    rows = [common | row for row in task_rows(outcomes, protocol)]
+    rows = [common | row for row in task_rows(results, protocol)]
     with tempfile.TemporaryDirectory() as folder:
         sweep = Path(folder) / "sweeps" / "study"
         (sweep / "runs" / "live").mkdir(parents=True)

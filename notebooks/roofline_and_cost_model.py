@@ -11,7 +11,7 @@
 # %% [markdown]
 # # Roofline and cost model
 #
-# Drafting pays where a forward over many rows costs little more than a forward over one. This notebook shows what a
+# Drafting pays where a forward over many query tokens costs little more than one over one. This notebook shows what a
 # roofline says of that for GPUs that were not at hand, what was measured on a CPU, and how the cost model turns a cost
 # curve and an acceptance into a choice of mode, block size and anchors.
 #
@@ -33,12 +33,12 @@ from IPython.display import Markdown, display
 
 from zaya_jax import SamplerConfig, Zaya, generate, load_pretrained, preset
 from zaya_jax.costs.roofline import HARDWARE, drafting_seconds, forward_seconds, resident_bytes
-from zaya_jax.reporting import tables
 from zaya_jax.reporting.paper import published
 from zaya_jax.reporting.paper.figures import show
 from zaya_jax.reporting.paper.roofline import BATCHES, CONTEXT, NAMES, attention_blocks, model_blocks
 from zaya_jax.reporting.plots import style
 from zaya_jax.reporting.results import is_own, read_rows, results_folder
+from zaya_jax.reporting.tables import drafting
 from zaya_jax.sampling import evidence, expected_tokens
 from zaya_jax.sampling.planning.auto import MARGIN, Candidate, candidates
 from zaya_jax.sampling.planning.cost import AUTOREGRESSIVE, forward_cost, rows_of
@@ -59,9 +59,9 @@ def table(heads, lines):
 
 # %% [markdown]
 # ## How many proposals could a forward carry?
-# A forward's time is the larger of its arithmetic and its memory traffic. While traffic sets it, more rows are free: up
-# to the ridge. Where only a cache is read, that depends on the attention's arithmetic for each byte of cache; in a
-# whole model, more rows also touch more experts, whose weights must be read.
+# A forward's time is the larger of its arithmetic and its memory traffic. While traffic sets it, more query tokens are
+# free: up to the ridge. Where only a cache is read, that depends on the attention's arithmetic for each byte of cache;
+# in a whole model, more query tokens also touch more experts, whose weights must be read.
 
 # %%
 show("roofline", RESULTS)
@@ -86,16 +86,16 @@ table(
 
 # %% [markdown]
 # ## Free slots, measured
-# The same question to the CPU that ran the benchmarks: a forward's time against its rows.
+# The same question to the CPU that ran the benchmarks: a forward's time against its query tokens.
 
 # %%
 show("free_slots", RESULTS)
 
 # %%
-bench, curves, measured, BLOCK = {}, {}, {}, 16  # curves: milliseconds by rows; measured: tokens per forward
+bench, curves, measured, BLOCK = {}, {}, {}, 16  # curves: milliseconds by query tokens; measured: tokens per forward
 if is_own(RESULTS):  # of a sweep, the run with the largest block
     rows = read_rows(RESULTS)
-    full = [row for row in rows if row["arm"] == "lossless" and row["anchors"] == "all"]
+    full = [row for row in rows if row["sampler"] == "lossless" and row["anchors"] == "all"]
     largest = max(full, key=lambda row: row["block_size"], default=rows[0])
     mine, BLOCK = largest["run"], int(largest["block_size"] or BLOCK)
     for row in rows:
@@ -106,10 +106,10 @@ if is_own(RESULTS):  # of a sweep, the run with the largest block
             measured[f"{row['source']} at temperature {row['temperature']:g}"] = row["tokens_per_forward"]
     print(f"{RESULTS.name}, run {mine}: block {BLOCK}, all anchors; lossless T of {', '.join(measured) or 'nothing'}")
     for name, cost in curves.items():
-        table(["rows", name], [[str(rows), f"{milliseconds:.3f} ms"] for rows, milliseconds in cost.items()])
+        table(["query tokens", name], [[str(rows), f"{milliseconds:.3f} ms"] for rows, milliseconds in cost.items()])
 else:
     bench = {name: json.loads((RESULTS / "bench" / f"{name}.json").read_text()) for name in ("few_experts", "samplers")}
-    display(Markdown(tables.few_experts_table(bench["few_experts"]["rows"])))
+    display(Markdown(drafting.few_experts_table(bench["few_experts"]["rows"])))
     for row in bench["few_experts"]["rows"]:
         name = f"{row['parameters'] / 1e6:.1f}M, {row['experts']} expert(s), batch {row['batch']}"
         curves[name] = {int(rows): milliseconds for rows, milliseconds in row["milliseconds"].items()}
@@ -119,10 +119,10 @@ else:
 
 # %% [markdown]
 # ## The cost model
-# Tokens a second over autoregression's = T x (cost of one row / cost of the rows that the sampler computes). T follows
-# from an acceptance (how drafts survive, slot by slot) and the anchors; the cost is a curve over rows, measured or
-# analytic. `candidates` tries every block size and budget of anchors and sorts them; a sampler must promise 5% more
-# than autoregression to be chosen.
+# Tokens a second over autoregression's = T x (cost of one query token / cost of those that the sampler computes). T
+# follows from an acceptance (how drafts survive, slot by slot) and the anchors; the cost is a curve over query tokens,
+# measured or analytic. `candidates` tries every block size and budget of anchors and sorts them; a sampler must promise
+# 5% more than autoregression to be chosen.
 #
 # The result files were made with the toy's own runs on all test prompts. Here flat acceptances stand for them: the
 # rates whose T with all anchors meets the T that was measured (the toy's at temperatures 0 and 1, block 16; or your
@@ -156,7 +156,8 @@ lines = []
 for model_name, cost in curves.items():
     for name, acceptance in acceptances.items():
         lines.append([model_name, name, *chosen(candidates(acceptance, cost, BLOCK)[0])])
-table(["measured on the CPU", f"T, block {BLOCK}, all anchors", "chosen", "rows", "T", "tokens a second vs AR"], lines)
+heads = [f"T, block {BLOCK}, all branch points", "chosen", "query tokens", "T", "tokens a second vs AR"]
+table(["measured on the CPU", *heads], lines)
 
 # %% [markdown]
 # What mode `auto` did with the trained toy on that CPU: it measures acceptance and cost for the prompts at hand, takes
@@ -164,7 +165,7 @@ table(["measured on the CPU", f"T, block {BLOCK}, all anchors", "chosen", "rows"
 
 # %%
 if bench:
-    display(Markdown(tables.auto_table(bench["samplers"]["auto"])))
+    display(Markdown(drafting.auto_table(bench["samplers"]["auto"])))
 for row in bench["samplers"]["auto"][:2] if bench else ():
     print(f"{row['prompts']}, batch {row['batch']}, temperature {row['temperature']:g}: {row['reason']}")
 
@@ -189,7 +190,7 @@ for device, batch in itertools.product(NAMES, BATCHES):
         best = max(priced[device, batch, name], key=lambda way: way.speedup)
         fits = resident_bytes(config, batch, CONTEXT) <= HARDWARE[device].memory
         lines.append([f"{NAMES[device]}, batch {batch}{'' if fits else ' (exceeds its memory)'}", name, *chosen(best)])
-table(["roofline, ZAYA1-8B", f"T, block {BLOCK}, all anchors", "chosen", "rows", "T", "tokens a second vs AR"], lines)
+table(["roofline, ZAYA1-8B", *heads], lines)
 
 # %% [markdown]
 # The same from the toy's own runs at temperature 1 instead of a flat acceptance, after 4,096 tokens
@@ -200,17 +201,17 @@ lines = []
 for row in bench["samplers"]["predicted"] if bench else ():
     fields = {field.name: row[field.name] for field in dataclasses.fields(Candidate)}
     lines.append([f"{row['hardware'].upper()}, batch {row['batch']}", *chosen(Candidate(**fields))])
-table(["roofline, ZAYA1-8B", "chosen", "rows", "T", "tokens a second vs AR"], lines)
+table(["roofline, ZAYA1-8B", "chosen", "query tokens", "T", "tokens a second vs AR"], lines)
 
 # %% [markdown]
 # Every candidate as a point, at Zyphra's T. With few sequences a second row meets experts that would not have been read
-# without it; with many, nearly all experts are read anyway and rows cost little until arithmetic sets the time.
+# without it; with many, nearly all experts are read anyway and query tokens cost little until arithmetic sets the time.
 
 # %%
 figure, axes = plt.subplots(1, len(BATCHES), figsize=(11.5, 3.8), sharey=True, layout="constrained")
 name = list(acceptances)[-1]
 for axis, batch in zip(axes, BATCHES, strict=True):
-    style.tidy(axis, f"batch {batch}", "rows of a sequence in a forward", "", grid="both")
+    style.tidy(axis, f"batch {batch}", "query tokens of a sequence in a forward", "", grid="both")
     looks = ((style.BLUE, "o", 4), (style.VERMILION, "s", 6), (style.GREEN, "D", 8))  # hollow: points coincide
     for device, (colour, mark, size) in zip(NAMES, looks, strict=True):
         points = [(way.rows, way.speedup) for way in priced[device, batch, name]]
@@ -225,9 +226,9 @@ plt.show()
 
 # %% [markdown]
 # ## Live: this machine
-# Forwards of the quickstart model over a few numbers of rows, batch 1 (`forward_cost`); its acceptance on 32 additions;
-# what the cost model chooses from both, and whether the tokens per forward that it foretells come out on 32 other
-# additions. (Mode `auto`, `zaya_jax.sampling.choose_sampler`, does all this by itself and then has a race.)
+# Forwards of the quickstart model over a few numbers of query tokens, batch 1 (`forward_cost`); its acceptance on 32
+# additions; what the cost model chooses from both, and whether the tokens per forward that it foretells come out on 32
+# other additions. (Mode `auto`, `zaya_jax.sampling.choose_sampler`, does all this by itself and then has a race.)
 
 # %%
 if LIVE:
@@ -237,12 +238,13 @@ if LIVE:
     times = forward_cost(Zaya(small), variables, plans, steps=16, repeats=5)
     cost = {rows_of(plan): milliseconds for plan, milliseconds in times.items()}
     for rows, milliseconds in cost.items():
-        print(f"{rows:3} rows: {milliseconds:.3f} ms, {milliseconds / cost[1]:.2f}x one row")
+        print(f"{rows:3} query tokens: {milliseconds:.3f} ms, {milliseconds / cost[1]:.2f}x one token")
     tokenizer = ByteTokenizer()
     prompts = [tokenizer.encode(problem.prompt) for problem in make_task("addition").problems("test", 64, 1_000)]
     sampler = SamplerConfig("single_pass", 8, temperature=0.0, stop_tokens=(tokenizer.eos_id,))
     out = generate(Zaya(small), variables, prompts[:32], sampler, 64)
-    print(f"all anchors, temperature 0: T {out.tokens_per_forward:.2f} at {out.rows_per_forward:g} rows; expected:")
+    print(f"all branch points, temperature 0: T {out.tokens_per_forward:.2f}", end=" ")
+    print(f"at {out.rows_per_forward:g} query tokens; expected:")
     best, *others = candidates(evidence(out.accepted, 8), cost, 8)
     print("  " + "\n  ".join(map(str, (best, *others[:4]))))
     if best.speedup < MARGIN:
@@ -252,9 +254,10 @@ if LIVE:
         chosen_out = generate(Zaya(small), variables, prompts[32:], sampler, 64)
         print(f"chosen: {best}; T on other problems: {chosen_out.tokens_per_forward:.2f}")
     axis = plt.figure(figsize=(6, 3.6), layout="constrained").subplots()
-    style.tidy(axis, "live: the quickstart model, batch 1", "rows in a forward", "cost over one row", grid="both")
+    title = "live: the quickstart model, batch 1"
+    style.tidy(axis, title, "query tokens in a forward", "cost over one token", grid="both")
     axis.plot(list(cost), [cost[rows] / cost[1] for rows in cost], "o-", color=style.INK, label="measured here")
-    axis.plot(list(cost), list(cost), ":", color=style.QUIET, label="proportional to rows")
+    axis.plot(list(cost), list(cost), ":", color=style.QUIET, label="proportional to query tokens")
     axis.axhline(1, color=style.GREEN, label="free")
     axis.axhline(out.tokens_per_forward, color=style.BLUE, linestyle="--", label="T with all anchors: pays below")
     axis.set_xscale("log", base=2)

@@ -48,7 +48,7 @@ def keep_imports() -> None:
 
 
 def watched(report: int) -> None:
-    """Goes on in a child; its parent, a fork too, waits for it, writes its status and ends."""
+    """Continues in a child; its parent, a fork too, waits for it, writes its status and ends."""
     child = os.fork()
     if child == 0:
         return

@@ -109,10 +109,10 @@ def test_an_unknown_name_is_told_the_nearest(read):
         SamplerConfig(target="mix_linear")
 
 
-def test_a_target_of_ones_own_is_an_arm(read):
+def test_a_target_of_ones_own_is_an_sampler(read):
     setup = settings.read(read("my_target.py")["get_config"]("fast"))
-    arms = {arm.name: arm.sampler for arm in setup.arms}
-    assert arms["mix_linear"].target == "mix_linear" and arms["mix_linear"].mode == "single_pass"
+    samplers = {sampler.name: sampler.config for sampler in setup.samplers}
+    assert samplers["mix_linear"].target == "mix_linear" and samplers["mix_linear"].mode == "single_pass"
     combine = targets.find_target("mix_linear").combine
     assert combine is not None
     found = jax.nn.softmax(combine(jnp.array([0.0, 9.0]), jnp.array([9.0, 0.0]), jnp.array(0.5)))
@@ -234,7 +234,7 @@ def test_commands_without_a_config_file_are_given_it(tmp_path):
     model = f"--checkpoint={ROOT / 'results' / 'quickstart' / 'model'}"
     task, target = (f"--extension={tmp_path / file}" for file in ("my_task.py", "my_target.py"))
     few = ("--prompts=2", "--samples=1", "--max_new_tokens=4", "--temperatures=1", f"--output={tmp_path / 'out'}")
-    done = command("evaluate", model, "--tasks=reverse", "--arms=mix_linear", task, target, *few)
+    done = command("evaluate", model, "--tasks=reverse", "--samplers=mix_linear", task, target, *few)
     assert done.returncode == 0 and "mix_linear" in (tmp_path / "out" / "results.csv").read_text(), done.stderr
     done = command("generate", model, "--prompt=1+1=", "--target=mix_linear", "--max_new_tokens=4", target)
     assert done.returncode == 0, done.stderr
@@ -242,8 +242,8 @@ def test_commands_without_a_config_file_are_given_it(tmp_path):
     sweep.write_text(
         "from configs.common import axis, sweep\n"
         "def get_config():\n"
-        "    arms = ('autoregressive', 'lossless', 'mix_linear')\n"
-        "    return sweep('mine', 'configs/quickstart.py:fast', axis('evaluate.arms', arms))\n"
+        "    samplers = ('autoregressive', 'lossless', 'mix_linear')\n"
+        "    return sweep('mine', 'configs/quickstart.py:fast', axis('evaluate.samplers', samplers))\n"
     )
     listed = command("sweep", f"--config={sweep}", "--list", target)
     assert listed.returncode == 0 and target in listed.stdout, listed.stderr  # its jobs know it too

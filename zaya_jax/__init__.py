@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # the same names as below, for type checkers and editors
     from zaya_jax.errors import UserError
     from zaya_jax.evaluation.likelihood import likelihood
     from zaya_jax.evaluation.pass_at_k import pass_at_k
-    from zaya_jax.evaluation.task_accuracy import Arm, EvaluationProtocol, TaskResult, run_task, task_rows
+    from zaya_jax.evaluation.task_accuracy import EvaluationProtocol, NamedSampler, TaskResult, run_task, task_rows
     from zaya_jax.interop.families.table import Family, register_family
     from zaya_jax.interop.formats.huggingface import save_huggingface
     from zaya_jax.interop.pretrained import load_pretrained
@@ -60,7 +60,7 @@ _MODULES = {
     "errors": ("UserError",),
     "evaluation.likelihood": ("likelihood",),
     "evaluation.pass_at_k": ("pass_at_k",),
-    "evaluation.task_accuracy": ("Arm", "TaskResult", "EvaluationProtocol", "run_task", "task_rows"),
+    "evaluation.task_accuracy": ("NamedSampler", "TaskResult", "EvaluationProtocol", "run_task", "task_rows"),
     "interop.families.table": ("Family", "register_family"),
     "interop.formats.huggingface": ("save_huggingface",),
     "interop.pretrained": ("load_pretrained",),
@@ -76,7 +76,6 @@ _HOME = {name: f"{__name__}.{module}" for module, names in _MODULES.items() for 
 importlib.import_module(f"{__name__}.moved").install()
 __version__ = "0.1.0"
 __all__ = [
-    "Arm",
     "BPETokenizer",
     "ByteTokenizer",
     "ChatTemplate",
@@ -85,6 +84,7 @@ __all__ = [
     "Family",
     "Generation",
     "Layout",
+    "NamedSampler",
     "Objective",
     "OptimizerConfig",
     "Problem",
@@ -101,7 +101,8 @@ __all__ = [
     "Zaya",
     "ZayaConfig",
     "choose_sampler",
-    "for_decoding", "generate",
+    "for_decoding",
+    "generate",
     "likelihood",
     "load_pretrained",
     "load_template",
@@ -122,7 +123,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        now = importlib.import_module(f"{__name__}.moved").NAMES.get(name)
+        hint = f": it is {now} now" if now else ""
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
     value = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)
     return value
 

@@ -1,12 +1,18 @@
-"""Names of 0.1.0 that have moved: still imported, with a DeprecationWarning that says where they are now."""
+"""Names that were others before.
+
+Modules of 0.1.0 are still imported, with a DeprecationWarning that says where they are now. Files that earlier runs
+have written are read with their fields and columns under today's names; a config file or a flag that uses an earlier
+one is told today's in one line.
+"""
 
 import importlib
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 _TASKS = ("addition", "base", "chat_task", "countdown", "expressions", "gsm_symbolic", "human_eval", "list_programs")
 MOVED = {
@@ -20,6 +26,21 @@ MOVED = {
     "sampling.cost": "sampling.planning.cost",
     "sampling.targets": "sampling.core.targets",
 }  # fmt: skip
+NAMES = {"Arm": "NamedSampler"}  # of zaya_jax
+FIELDS = {"evaluate.arms": "evaluate.samplers"}  # of a config
+FLAGS = {"arms": "samplers"}  # of commands
+COLUMNS = {"arm": "sampler"}  # of results.csv and samples.jsonl
+
+
+def renamed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's config.json with its fields under today's names."""
+    found = dict(config)
+    for before, now in FIELDS.items():
+        (name, old), new = before.split("."), now.rpartition(".")[2]
+        section = found.get(name)
+        if isinstance(section, dict) and old in section and new not in section:
+            found[name] = {new if key == old else key: value for key, value in section.items()}
+    return found
 
 
 class _Finder(MetaPathFinder, Loader):

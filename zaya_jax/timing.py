@@ -21,7 +21,7 @@ def medians(sides: dict[str, Callable[[], object]], repeats: int, label: str, pa
     for _ in tqdm(range(repeats), desc=label, leave=False, dynamic_ncols=True):
         for name, call in sides.items():
             time.sleep(pause)
-            clock = time.perf_counter()
+            began = time.perf_counter()
             jax.block_until_ready(call())
-            seen[name].append(1e3 * (time.perf_counter() - clock))
+            seen[name].append(1e3 * (time.perf_counter() - began))
     return {name: statistics.median(times) for name, times in seen.items()}

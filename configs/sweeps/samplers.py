@@ -14,12 +14,12 @@ def get_config() -> ConfigDict:
     common = together(evaluate__tasks=("list_programs",), evaluate__prompts=128)
     mixing = product(
         common,
-        together(evaluate__arms=("autoregressive", "mix_stale"), evaluate__temperatures=(1.0,)),
+        together(evaluate__samplers=("autoregressive", "mix_stale"), evaluate__temperatures=(1.0,)),
         axis("evaluate.beta", 0.0, 0.25, 0.5, 0.75, 1.0),
     )
     lossless = product(
         common,
-        together(evaluate__arms=("autoregressive", "lossless"), evaluate__samples=4),
+        together(evaluate__samplers=("autoregressive", "lossless"), evaluate__samples=4),
         [
             *product(axis("evaluate.temperatures", (1.0,)), axis("evaluate.anchor_budget", 1, 2, 3, 5, 0)),
             *product(axis("evaluate.temperatures", (1.0,)), axis("evaluate.draft_temperature", 0.0, 0.5, 0.7)),

@@ -59,9 +59,9 @@ def timed(model: Any, setting: Setting, asked: dict[str, int], steps: int) -> fl
     tokens, times = ids[:, asked["context"] :], []
     for _ in range(steps + 1):
         kept = past if asked["rows"] == 1 else copy.deepcopy(past)
-        clock = time.perf_counter()
+        began = time.perf_counter()
         likeliest = model(tokens, past_key_values=kept, use_cache=True).logits.argmax(-1)
-        times.append(1e3 * (time.perf_counter() - clock))
+        times.append(1e3 * (time.perf_counter() - began))
         tokens = likeliest  # other tokens each time: experts differ
     return statistics.median(times[1:])
 

@@ -45,7 +45,7 @@ from zaya_jax.errors import UserError
 from zaya_jax.files import read_object
 from zaya_jax.interop.families.smollm2 import find_gguf, write_smollm2
 from zaya_jax.paths import absolute
-from zaya_jax.reporting import tables
+from zaya_jax.reporting.tables import benchmarks
 from zaya_jax.runs import provenance
 from zaya_jax.tasks import make_task
 from zaya_jax.text.tokenizers import ByteTokenizer
@@ -63,9 +63,9 @@ CONTEXT, PREFILL, STEPS = 256, 256, 32  # of the cost section
 TIE = 4 * U  # of the logits' standard deviation
 
 SHOW: dict[str, Callable[[list[dict]], str]] = {
-    "logits": tables.bfloat16_logits_table,
-    "greedy": tables.bfloat16_greedy_table,
-    "cost": tables.bfloat16_cost_table,
+    "logits": benchmarks.bfloat16_logits_table,
+    "greedy": benchmarks.bfloat16_greedy_table,
+    "cost": benchmarks.bfloat16_cost_table,
 }
 
 _ONLY = flags.DEFINE_list("only", list(SHOW), f"Sections to run, of {', '.join(SHOW)}.")

@@ -69,9 +69,9 @@ def measure(scratch: Path) -> dict[str, dict[str, Any]]:
                 # each command has a folder of its own, or generate would find programs of the run's evaluation
                 cache = scratch / f"{turn}-{name}-cache"
                 line = command(name, workdir, "" if side == "off" else str(cache))
-                clock = time.perf_counter()
+                began = time.perf_counter()
                 said = finish(line)
-                seconds[name][side].append(time.perf_counter() - clock)
+                seconds[name][side].append(time.perf_counter() - began)
                 if name == "run":
                     tables.append(without_clocks(read_results(workdir / "results.csv")))
                 else:

@@ -117,7 +117,7 @@ def watch(arguments: list[str], kill_when: Any = None) -> Watched:
     Raises:
       UserError: it failed; its last line.
     """
-    clock = time.perf_counter()
+    began = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-m", "experiments.convert", *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"},
@@ -134,7 +134,7 @@ def watch(arguments: list[str], kill_when: Any = None) -> Watched:
     text = process.communicate()[0]
     if process.returncode and not killed:
         raise UserError(f"experiments.convert: {text.strip().splitlines()[-1]}")
-    return Watched(time.perf_counter() - clock, peak / GIB, anonymous / GIB, killed, text)
+    return Watched(time.perf_counter() - began, peak / GIB, anonymous / GIB, killed, text)
 
 
 def _memory(pid: int) -> dict[str, int]:
@@ -156,7 +156,7 @@ def measure(source: Path, output: Path, format: str, config: ZayaConfig, size: i
             raise UserError(f"{output}: was there before the kill; the checkpoint is too small for this")
     runs.append(watch(arguments))
     kept = re.search(r"resumed: (\d+)", runs[-1].text)
-    clock = time.perf_counter()
+    began = time.perf_counter()
     return {
         "conversion": f"{source.name} -> {format}",
         "killed_after_s": round(runs[0].seconds, 1) if kill else None,
@@ -165,7 +165,7 @@ def measure(source: Path, output: Path, format: str, config: ZayaConfig, size: i
         "peak_rss_gib": round(max(run.peak_gib for run in runs), 3),
         "peak_anonymous_gib": round(max(run.peak_anonymous_gib for run in runs), 3),
         "tensors_verified": verify(output, config),
-        "verify_seconds": round(time.perf_counter() - clock, 1),
+        "verify_seconds": round(time.perf_counter() - began, 1),
     }
 
 
@@ -192,10 +192,10 @@ def main() -> None:
 
 
 def run(workdir: Path, config: ZayaConfig) -> None:
-    clock = time.perf_counter()
+    began = time.perf_counter()
     source = workdir / "huggingface"
     size = make_folder(source, config)
-    print(f"made {size / 1e9:.2f} GB in {time.perf_counter() - clock:.0f} s", flush=True)
+    print(f"made {size / 1e9:.2f} GB in {time.perf_counter() - began:.0f} s", flush=True)
     largest = max(int(np.prod(shape)) * dtype.itemsize for shape, dtype in ZAYA.tensors(config).values())
     numbers: dict[str, Any] = {
         "hardware": hardware(), "environment": describe(), "preset": _PRESET.value, "bytes": size,

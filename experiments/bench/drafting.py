@@ -29,7 +29,7 @@ from zaya_jax.command_line.closing import aligned
 from zaya_jax.command_line.completions import read_prompts
 from zaya_jax.command_line.models import decoding_form, load
 from zaya_jax.errors import UserError
-from zaya_jax.reporting.drafting_table import drafting_table
+from zaya_jax.reporting.tables.wall_clock import wall_clock_table
 from zaya_jax.runs import provenance
 from zaya_jax.runs.tokens import checkpoint_of, choose_template, choose_tokenizer
 from zaya_jax.sampling import Request, SamplerConfig, choose_sampler, generate
@@ -94,7 +94,7 @@ def main() -> None:
             sampler = dataclasses.replace(sampler, block_size=block_size, stop_tokens=tokenizer.eos_ids)
             numbers["rows"].append(measure(model, variables, prompts, sampler))
             cli.write_numbers(_OUTPUT.value, numbers)
-    print(aligned(drafting_table(numbers)))
+    print(aligned(wall_clock_table(numbers)))
 
 
 def read_sets(tokenizer: Tokenizer, template: ChatTemplate | None) -> list[Prompts]:

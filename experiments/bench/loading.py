@@ -48,13 +48,13 @@ from pathlib import Path
 config = Folder(Path(sys.argv[1])).config
 placement = make_placement(MeshConfig(expert=4, fsdp=2), config, 16, 64) if int(sys.argv[2]) > 1 else None
 jax.block_until_ready(jax.numpy.zeros(1) + 1)
-before, clock = memory("VmRSS"), time.perf_counter()
+before, began = memory("VmRSS"), time.perf_counter()
 _, variables = load_pretrained(sys.argv[1], placement)
 jax.block_until_ready(variables)
 size = sum(x.nbytes for x in jax.tree.leaves(variables))
 held = sum(shard.data.nbytes for x in jax.tree.leaves(variables) for shard in x.addressable_shards)
 print(json.dumps({"before": before, "peak": memory("VmHWM"), "bytes": size, "held": held,
-                  "seconds": time.perf_counter() - clock}))
+                  "seconds": time.perf_counter() - began}))
 """
 
 
@@ -64,9 +64,9 @@ def main() -> None:
     cli.check_output(_NUMBERS.value)
     folder, config = absolute(_FOLDER.value), preset("zaya1_8b", num_hidden_layers=_LAYERS.value)
     try:
-        clock = time.perf_counter()
+        began = time.perf_counter()
         size = make_folder(folder, config)
-        print(f"made {size / 1e9:.2f} GB in {time.perf_counter() - clock:.0f} s", flush=True)
+        print(f"made {size / 1e9:.2f} GB in {time.perf_counter() - began:.0f} s", flush=True)
         numbers = {"hardware": hardware(), "environment": describe(), "layers": _LAYERS.value, "loads": []}
         for devices in DEVICES:
             numbers["loads"].append(measure(folder, devices))

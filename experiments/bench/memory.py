@@ -132,10 +132,10 @@ def timed_steps(step, state, batch: dict, steps: int) -> dict:
     """Runs the step; the process's largest resident memory so far includes compiling."""
     seconds, loss = [], []
     for _ in range(steps):
-        clock = time.perf_counter()
+        began = time.perf_counter()
         state, metrics = step(state, batch, jnp.float32(1.0))
         loss.append(float(jax.block_until_ready(metrics["loss"])))
-        seconds.append(time.perf_counter() - clock)
+        seconds.append(time.perf_counter() - began)
     if not np.isfinite(loss).all():
         raise Diverged(f"loss: got {loss}, may be finite")
     length = batch["tokens"].shape[1]

@@ -36,7 +36,9 @@ from zaya_jax.costs.flops import parameter_count
 from zaya_jax.costs.roofline import HARDWARE, forward_seconds
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.forward_parts import forward_parts, gemm_cost, ratios, row_plans
-from zaya_jax.evaluation.task_accuracy import Arm, EvaluationProtocol, run_arm
+from zaya_jax.evaluation.task_accuracy import EvaluationProtocol, NamedSampler, run_sampler
+from zaya_jax.paths import absolute
+from zaya_jax.reporting.run_files import training_seed
 from zaya_jax.runs import provenance
 from zaya_jax.sampling import Request, acceptance_curve, choose_sampler
 from zaya_jax.sampling.planning.auto import candidates
@@ -110,7 +112,10 @@ def main() -> None:
         [int(b) for b in _BATCHES.value], _REPEATS.value, _NEW_TOKENS.value,
     )  # fmt: skip
     numbers: dict = {"hardware": provenance.hardware(), "environment": provenance.describe()}
-    numbers["model"] = {"checkpoint": _CHECKPOINT.value, "parameters": parameter_count(config).total, "task": TASK}
+    numbers["model"] = {
+        "checkpoint": _CHECKPOINT.value, "training_seed": training_seed(absolute(_CHECKPOINT.value)),
+        "parameters": parameter_count(config).total, "task": TASK,
+    }  # fmt: skip
     sections: dict[str, Callable[[Bench], Any]] = {
         "rows": lambda bench: rows_section(bench, _LARGE.value, _LARGE_EXPERTS.value),
         "context": context_section,
@@ -237,10 +242,11 @@ def accepted_everywhere(bench: Bench, temperature: float) -> list[list[int]]:
 def measured(bench: Bench, sampler: SamplerConfig, name: str) -> dict:
     """T, rows and accuracy over all problems, one batch."""
     protocol = EvaluationProtocol(len(bench.problems), 1, len(bench.problems), bench.new_tokens, seed=1_000)
-    outcome = run_arm(
-        bench.model, bench.variables, ByteTokenizer(), make_task(TASK), bench.problems, Arm(name, sampler), protocol
+    named = NamedSampler(name, sampler)
+    result = run_sampler(
+        bench.model, bench.variables, ByteTokenizer(), make_task(TASK), bench.problems, named, protocol
     )
-    row = outcome.row(protocol)
+    row = result.row(protocol)
     kept = ("batch", "prompts", "seed", "tokens_per_forward", "rows_per_forward", "tokens_per_second", "accuracy",
             "accuracy_low", "accuracy_high")  # fmt: skip
     return {"block_size": sampler.block_size, **{name: row[name] for name in kept}}
@@ -248,7 +254,7 @@ def measured(bench: Bench, sampler: SamplerConfig, name: str) -> dict:
 
 def strategies_section(bench: Bench) -> list[dict]:
     """TiDAR's table of decoding strategies and more, on one model: every mode, lossless or not."""
-    arms: dict[str, dict[str, Any]] = {
+    samplers: dict[str, dict[str, Any]] = {
         "autoregressive": dict(mode="autoregressive"),
         "lossless": dict(mode="single_pass"),
         "lossless, two passes": dict(mode="two_pass"),
@@ -265,7 +271,7 @@ def strategies_section(bench: Bench) -> list[dict]:
     }
     out = []
     for temperature in (0.0, 1.0):
-        for name, fields in arms.items():
+        for name, fields in samplers.items():
             row = {
                 "strategy": name, "temperature": temperature,
                 **measured(bench, bench.sampler(temperature=temperature, **fields), name),

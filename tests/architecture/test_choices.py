@@ -99,7 +99,7 @@ def test_a_router_without_state_is_one_whose_scales_are_zero(x64):
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-11)
 
 
-def test_blind_succession_spares_the_clean_rows_and_no_draft(x64):
+def test_succession_along_the_row_spares_the_clean_rows_and_no_draft(x64):
     """The pitfall this project is built around: nothing in the AR half shows that the drafts' history is wrong."""
     config = small_config(**WIDE)
     variables = random_variables(config)

@@ -28,7 +28,7 @@ def test_rotation_by_a_product_is_the_rotation(dtype, rotary_dim):
 
 
 class Together(nn.Module):
-    """Three projections of unequal widths, as one product or apart."""
+    """Three projections of unequal widths, as one product or separately."""
 
     together: bool
 

@@ -193,10 +193,10 @@ WAYS = [
 HEADS = ["kernels", "gqa, biases", "llama", "grouped alone", "depthwise alone", "adapters on drafts", "delay alone"]
 # What a way or a head shares with another of the list is compared again in the slow tests alone, and so is each of the
 # ways that are compared together here.
-TWINS = [("sliding", way) for way in WAYS if way.keys() & {"attention_backend", "query_chunk"}]
-TWINS += [("plain", dict(remat="full", unroll_layers=True, qkv_backend="fused"))]
-TWINS += [(name, WAYS[-1]) for name in ("llama", "depthwise alone", "adapters on drafts")]
-ALL_TWINS = [(name, way) for name in ("plain", "sliding") for way in WAYS] + [(name, WAYS[-1]) for name in HEADS]
+OTHER_WAYS = [("sliding", way) for way in WAYS if way.keys() & {"attention_backend", "query_chunk"}]
+OTHER_WAYS += [("plain", dict(remat="full", unroll_layers=True, qkv_backend="fused"))]
+OTHER_WAYS += [(name, WAYS[-1]) for name in ("llama", "depthwise alone", "adapters on drafts")]
+EVERY_WAY = [(name, way) for name in ("plain", "sliding") for way in WAYS] + [(name, WAYS[-1]) for name in HEADS]
 
 
 @functools.cache
@@ -223,10 +223,10 @@ def hidden_and_gradient(name: str, **changes):
 
 @pytest.mark.parametrize(
     ("name", "changes"),
-    TWINS + [pytest.param(*twin, marks=pytest.mark.slow) for twin in ALL_TWINS if twin not in TWINS],
+    OTHER_WAYS + [pytest.param(*way, marks=pytest.mark.slow) for way in EVERY_WAY if way not in OTHER_WAYS],
 )
 def test_fast_paths_agree_with_the_default(name, changes, x64):
     """The ways to compute a forward pass against each other, values and gradients."""
-    (grad, hidden), (twin_grad, twin_hidden) = hidden_and_gradient(name), hidden_and_gradient(name, **changes)
-    assert_close(hidden, twin_hidden)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-8, atol=1e-9), grad, twin_grad)
+    (grad, hidden), (other_grad, other_hidden) = hidden_and_gradient(name), hidden_and_gradient(name, **changes)
+    assert_close(hidden, other_hidden)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-8, atol=1e-9), grad, other_grad)

@@ -123,7 +123,7 @@ def test_best_fit_fills_rows_that_are_short_beside_their_documents():
     assert (round(first, 3), round(best, 3)) == (0.929, 0.981)
 
 
-def test_the_answer_is_what_stands_behind_the_prompt():
+def test_the_answer_is_what_stands_after_the_prompt():
     class Questions(Texts):
         def __getitem__(self, index):
             text = super().__getitem__(index)["text"]

@@ -45,10 +45,10 @@ def test_intervals_hold_the_mean_as_often_as_they_say():
 def test_pairing_removes_what_problems_share():
     rng = np.random.default_rng(1)
     hard = rng.random(400)
-    arm, other = np.clip(hard + 0.02 + rng.normal(0, 0.01, 400), 0, 1), np.clip(hard, 0, 1)
-    paired = paired_difference(arm, other)
-    assert paired.low > 0  # seen, though each arm's own interval is far wider than the difference
-    alone = mean_interval(arm)
+    mine, other = np.clip(hard + 0.02 + rng.normal(0, 0.01, 400), 0, 1), np.clip(hard, 0, 1)
+    paired = paired_difference(mine, other)
+    assert paired.low > 0  # seen, though each sampler's own interval is far wider than the difference
+    alone = mean_interval(mine)
     assert alone.high - alone.low > 4 * (paired.high - paired.low)
     with pytest.raises(ValueError, match="other: got 2 problems, may be 3"):
         paired_difference([1, 0, 1], [1, 0])
@@ -56,16 +56,16 @@ def test_pairing_removes_what_problems_share():
 
 def test_p_values_are_exact_for_few_problems():
     """Every one of the 2^n sign patterns, against the sampled ones."""
-    arm, other = np.array([1, 1, 0.5, 1, 0, 1]), np.array([0, 0.25, 0.75, 0, 0, 0.5])
-    difference = arm - other
-    patterns = np.array(list(itertools.product((-1, 1), repeat=len(arm))))
+    mine, other = np.array([1, 1, 0.5, 1, 0, 1]), np.array([0, 0.25, 0.75, 0, 0, 0.5])
+    difference = mine - other
+    patterns = np.array(list(itertools.product((-1, 1), repeat=len(mine))))
     exact = np.mean(np.abs(patterns @ difference) >= abs(difference.sum()) - 1e-12)
-    assert permutation_p_value(arm, other) == pytest.approx(exact, abs=0.02)
-    assert permutation_p_value(arm, arm) == 1
+    assert permutation_p_value(mine, other) == pytest.approx(exact, abs=0.02)
+    assert permutation_p_value(mine, mine) == 1
     assert permutation_p_value([1], [0]) == permutation_p_value([1], [1]) == 1  # either sign is as far from 0
 
 
-def test_equal_arms_are_rarely_told_apart_and_unequal_ones_are():
+def test_equal_samplers_are_rarely_told_apart_and_unequal_ones_are():
     rng = np.random.default_rng(2)
     same = [permutation_p_value(rng.random(100) < 0.5, rng.random(100) < 0.5, seed) for seed in range(60)]
     assert np.mean(np.array(same) < 0.05) <= 0.15

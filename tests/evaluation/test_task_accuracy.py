@@ -1,4 +1,4 @@
-"""Evaluation of arms: the same problems for all, resumable files, pass@k and comparisons from the same answers."""
+"""Evaluation of samplers: the same problems for all, resumable files, pass@k and comparisons from the same answers."""
 
 import dataclasses
 import functools
@@ -12,12 +12,12 @@ from zaya_jax.architecture import Zaya, preset
 from zaya_jax.evaluation.answers import Answers, fingerprint
 from zaya_jax.evaluation.pass_at_k import pass_at_k, permutation_p_value
 from zaya_jax.evaluation.task_accuracy import (
-    Arm,
     EvaluationProtocol,
+    NamedSampler,
     TaskResult,
     _best_list,
     most_tokens_per_forward,
-    run_arm,
+    run_sampler,
     run_task,
     speedup_interval,
     task_rows,
@@ -31,8 +31,8 @@ pytestmark = pytest.mark.early
 
 TASK, TOKENIZER = make_task("addition", digits=1), ByteTokenizer()
 # batches of two problems, twice each: one size for all
-TRIAL = EvaluationProtocol(prompts=6, samples=2, batch=4, max_new_tokens=4, seed=7)
-LOSSLESS = Arm("lossless", SamplerConfig("single_pass", block_size=2, temperature=1.0, stop_tokens=(257,)))
+PROTOCOL = EvaluationProtocol(prompts=6, samples=2, batch=4, max_new_tokens=4, seed=7)
+LOSSLESS = NamedSampler("lossless", SamplerConfig("single_pass", block_size=2, temperature=1.0, stop_tokens=(257,)))
 
 
 @functools.cache
@@ -41,16 +41,16 @@ def setup():
     return Zaya(config), random_variables(config)
 
 
-def answers_of(outcome: TaskResult) -> tuple:
-    return outcome.tokens, outcome.accepted, outcome.correct
+def answers_of(result: TaskResult) -> tuple:
+    return result.tokens, result.accepted, result.correct
 
 
-def run(path=None, arm=LOSSLESS, protocol=TRIAL, variables=None):
+def run(path=None, sampler=LOSSLESS, protocol=PROTOCOL, variables=None):
     model, own = setup()
-    return run_arm(model, variables or own, TOKENIZER, TASK, protocol.problems(TASK), arm, protocol, path)
+    return run_sampler(model, variables or own, TOKENIZER, TASK, protocol.problems(TASK), sampler, protocol, path)
 
 
-def test_a_killed_evaluation_goes_on_to_the_same_answers(tmp_path):
+def test_a_killed_evaluation_resumes_to_the_same_answers(tmp_path):
     path = tmp_path / "answers.jsonl"
     whole = run(path)
     assert answers_of(whole) == answers_of(run()) and len(whole.tokens) == 12
@@ -72,20 +72,20 @@ def test_the_most_tokens_per_forward_a_text_allows():
     assert most_tokens_per_forward([1, 2, 5, 6, 13], sampler) == 27 / (1 + 2 + 2 + 3 + 4)
     assert most_tokens_per_forward([1, 9], SamplerConfig("autoregressive")) == 1
     assert most_tokens_per_forward([9], SamplerConfig("two_pass", block_size=4)) is None
-    row = run().row(TRIAL)
+    row = run().row(PROTOCOL)
     assert 1 <= row["tokens_per_forward"] <= row["most_tokens_per_forward"]
 
 
 def test_tokens_per_forward_without_the_prefill():
     assert tokens_per_decoding_forward([[1, 4, 2], [1], [1, 3]]) == 9 / 3
     assert tokens_per_decoding_forward([[1]]) is None
-    plain = run(arm=Arm("autoregressive", SamplerConfig("autoregressive", stop_tokens=(257,))))
+    plain = run(sampler=NamedSampler("autoregressive", SamplerConfig("autoregressive", stop_tokens=(257,))))
     assert tokens_per_decoding_forward(plain.accepted) == 1
 
 
-def test_more_problems_go_on_behind_fewer(tmp_path):
+def test_more_problems_resume_after_fewer(tmp_path):
     path = tmp_path / "answers.jsonl"
-    few = dataclasses.replace(TRIAL, prompts=2)
+    few = dataclasses.replace(PROTOCOL, prompts=2)
     first = run(path, protocol=few)
     assert answers_of(run(path)) == answers_of(run())
     assert answers_of(run(path, protocol=few)) == answers_of(first)  # and back
@@ -94,10 +94,10 @@ def test_more_problems_go_on_behind_fewer(tmp_path):
 def test_other_answers_are_refused(tmp_path):
     path = tmp_path / "answers.jsonl"
     run(path)
-    hotter = Arm("lossless", dataclasses.replace(LOSSLESS.sampler, temperature=0.5))
+    hotter = NamedSampler("lossless", dataclasses.replace(LOSSLESS.config, temperature=0.5))
     others = {
-        "seed was 7, is 8": dict(protocol=dataclasses.replace(TRIAL, seed=8)),
-        "sampler was": dict(arm=hotter),
+        "seed was 7, is 8": dict(protocol=dataclasses.replace(PROTOCOL, seed=8)),
+        "sampler was": dict(sampler=hotter),
         "weights was": dict(variables=random_variables(preset("tiny"), seed=1)),
     }
     for message, change in others.items():
@@ -113,21 +113,21 @@ def test_other_answers_are_refused(tmp_path):
 
 def test_a_trials_numbers_are_integers():
     assert (
-        EvaluationProtocol(*map(np.int64, (6, 2, 4, 4, 7))) == TRIAL
+        EvaluationProtocol(*map(np.int64, (6, 2, 4, 4, 7))) == PROTOCOL
         and type(EvaluationProtocol(*map(np.int64, (6, 2, 4, 4, 7))).seed) is int
     )
     for field, value in dict(prompts=0, samples=1.5, batch=True, max_new_tokens=None, seed=-1).items():
         with pytest.raises(ValueError, match=rf"^EvaluationProtocol\.{field}: got .*, may be an integer of at least"):
-            dataclasses.replace(TRIAL, **{field: value})
+            dataclasses.replace(PROTOCOL, **{field: value})
 
 
 def test_a_budget_is_chosen_by_smoothed_evidence(monkeypatch):
     """As by `generate`: texts that always yield one length do not ask for an anchor there alone."""
     found = TaskResult(LOSSLESS, 1, [], [[1, 6, 6, 6, 6]] * 30, [], 1.0, 1)
-    monkeypatch.setattr("zaya_jax.evaluation.task_accuracy.run_arm", lambda *args: found)
+    monkeypatch.setattr("zaya_jax.evaluation.task_accuracy.run_sampler", lambda *args: found)
     sampler = SamplerConfig(block_size=8)
-    assert _best_list(*setup(), TOKENIZER, TASK, sampler, TRIAL, 1) == (1,)
-    assert _best_list(*setup(), TOKENIZER, TASK, sampler, TRIAL, 2)[0] == 1
+    assert _best_list(*setup(), TOKENIZER, TASK, sampler, PROTOCOL, 1) == (1,)
+    assert _best_list(*setup(), TOKENIZER, TASK, sampler, PROTOCOL, 2)[0] == 1
 
 
 def test_a_checksum_tells_weights_apart_and_not_their_place_in_memory():
@@ -137,37 +137,37 @@ def test_a_checksum_tells_weights_apart_and_not_their_place_in_memory():
 
 
 def test_row_seeds_do_not_depend_on_the_batch():
-    assert answers_of(run(protocol=dataclasses.replace(TRIAL, batch=100))) == answers_of(run())
+    assert answers_of(run(protocol=dataclasses.replace(PROTOCOL, batch=100))) == answers_of(run())
 
 
-def test_greedy_arms_draw_one_sample_and_a_budget_of_anchors_is_chosen(tmp_path):
+def test_greedy_samplers_draw_one_sample_and_a_budget_of_anchors_is_chosen(tmp_path):
     model, variables = setup()
-    trial = dataclasses.replace(TRIAL, prompts=4)
-    arms = [
-        Arm(name, dataclasses.replace(LOSSLESS.sampler, mode=mode, temperature=t))
+    protocol = dataclasses.replace(PROTOCOL, prompts=4)
+    samplers = [
+        NamedSampler(name, dataclasses.replace(LOSSLESS.config, mode=mode, temperature=t))
         for t in (0.0, 1.0) for name, mode in (("autoregressive", "autoregressive"), ("lossless", "single_pass"))
     ]  # fmt: skip
-    outcomes = run_task(model, variables, TOKENIZER, TASK, arms, trial, tmp_path / "a", anchor_budget=1)
-    assert [o.samples for o in outcomes] == [1, 1, 2, 2]
-    assert outcomes[0].tokens == outcomes[1].tokens
-    assert all(len(o.arm.sampler.anchor_list) == 1 for o in outcomes if o.arm.name == "lossless")
+    results = run_task(model, variables, TOKENIZER, TASK, samplers, protocol, tmp_path / "a", anchor_budget=1)
+    assert [r.samples for r in results] == [1, 1, 2, 2]
+    assert results[0].tokens == results[1].tokens
+    assert all(len(r.sampler.config.anchor_list) == 1 for r in results if r.sampler.name == "lossless")
     assert len(list((tmp_path / "a").iterdir())) == 4
-    rows = task_rows(outcomes, trial)
+    rows = task_rows(results, protocol)
     assert [row["rows_per_forward"] for row in rows] == [1, 4, 1, 4]
     assert rows[1]["identical_to_autoregressive"] == 1 and rows[1]["p_value"] == 1
     assert "p_value" not in rows[0] and rows[0]["speedup"] == 1
 
 
-def outcome(name: str, correct: list[int], samples: int) -> TaskResult:
-    sampler = dataclasses.replace(LOSSLESS.sampler, mode="autoregressive")
-    return TaskResult(Arm(name, sampler), samples, [[1]] * len(correct), [[1]] * len(correct), correct, 2.0, 1)
+def result(name: str, correct: list[int], samples: int) -> TaskResult:
+    sampler = dataclasses.replace(LOSSLESS.config, mode="autoregressive")
+    return TaskResult(NamedSampler(name, sampler), samples, [[1]] * len(correct), [[1]] * len(correct), correct, 2.0, 1)
 
 
 def test_pass_at_k_and_differences_come_from_the_same_answers():
     rng = np.random.default_rng(0)
     first, second = (rng.random((30, 16)) < rng.random((30, 1)) * 0.3 for _ in range(2))
-    base, arm = (outcome(n, x.reshape(-1).tolist(), 16) for n, x in (("autoregressive", first), ("mix", second)))
-    row = arm.row(TRIAL, base)
+    base, other = (result(n, x.reshape(-1).tolist(), 16) for n, x in (("autoregressive", first), ("mix", second)))
+    row = other.row(PROTOCOL, base)
     assert row["accuracy"] == pytest.approx(second.mean())
     for k in (4, 16):
         expected = pass_at_k(16, second.sum(1), k).mean()
@@ -177,14 +177,14 @@ def test_pass_at_k_and_differences_come_from_the_same_answers():
     assert row["pass_at_16_difference"] == pytest.approx(second.any(1).mean() - first.any(1).mean())
     assert row["pass_at_16_difference_low"] < row["pass_at_16_difference"] < row["pass_at_16_difference_high"]
     assert row["p_value"] == permutation_p_value(second.mean(1), first.mean(1))
-    assert "pass_at_16" not in outcome("few", [1, 0, 1, 0], 4).row(TRIAL)
+    assert "pass_at_16" not in result("few", [1, 0, 1, 0], 4).row(PROTOCOL)
 
 
 def test_one_problem_is_enough_for_a_row():
-    base, arm = (outcome(name, [right], 1) for name, right in (("autoregressive", 0), ("lossless", 1)))
-    row = arm.row(TRIAL, base)
+    base, other = (result(name, [right], 1) for name, right in (("autoregressive", 0), ("lossless", 1)))
+    row = other.row(PROTOCOL, base)
     assert row["p_value"] == 1 and row["accuracy_low"] < row["accuracy"] == 1
-    row = outcome("mix", [1] * 16, 16).row(TRIAL, outcome("autoregressive", [0] * 16, 16))
+    row = result("mix", [1] * 16, 16).row(PROTOCOL, result("autoregressive", [0] * 16, 16))
     assert row["p_value"] == 1 and row["pass_at_16_difference_low"] == row["pass_at_16_difference"] == 1
 
 
@@ -205,5 +205,7 @@ def test_a_speedup_has_an_interval_from_four_batches_on():
 
 def test_rows_hold_what_every_forward_yielded():
     sampler = SamplerConfig(mode="single_pass", block_size=4)
-    outcome = TaskResult(Arm("lossless", sampler), 1, [[1] * 5, [1] * 3], [[1, 4], [1, 2]], [True, False], 2.0, 20)
-    assert outcome.row(EvaluationProtocol(2, 1, 2, 8, 0))["forwards_by_tokens"] == [0, 2, 1, 0, 1]
+    result = TaskResult(
+        NamedSampler("lossless", sampler), 1, [[1] * 5, [1] * 3], [[1, 4], [1, 2]], [True, False], 2.0, 20
+    )
+    assert result.row(EvaluationProtocol(2, 1, 2, 8, 0))["forwards_by_tokens"] == [0, 2, 1, 0, 1]

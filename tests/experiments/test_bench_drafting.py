@@ -7,7 +7,7 @@ import pytest
 
 from experiments.bench import drafting
 from tests import commands
-from zaya_jax.reporting.drafting_table import drafting_table
+from zaya_jax.reporting.tables.wall_clock import wall_clock_table
 
 MODULE = "experiments.bench.drafting"
 MODEL = "--checkpoint=results/quickstart/model"
@@ -61,4 +61,4 @@ def test_a_small_run_writes_what_it_measured(tmp_path):
         assert row["query_tokens"] == row["block_size"] * (1 + len(row["anchors"]))
         assert 1 <= row["tokens_per_forward"] <= row["block_size"]
         assert row["auto_ratio"] == (1.0 if row["auto"] == "autoregressive" else row["ratio"])
-    assert drafting_table(numbers).count("\n") == 3 and "2 of 2" in process.stdout
+    assert wall_clock_table(numbers).count("\n") == 3 and "2 of 2" in process.stdout

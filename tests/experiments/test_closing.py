@@ -6,7 +6,8 @@ from pathlib import Path
 
 from zaya_jax.command_line.closing import PROMPT, aligned, closing, generate_with, run_summary
 from zaya_jax.reporting.run_files import load_run
-from zaya_jax.reporting.tables import likelihood_table, percent_change
+from zaya_jax.reporting.tables.cells import percent_change
+from zaya_jax.reporting.tables.runs import likelihood_table
 
 ROOT = Path(__file__).parents[2]
 

@@ -81,7 +81,7 @@ def test_a_users_folder_wins_and_an_empty_name_keeps_nothing(tmp_path):
     assert entries(tmp_path / "mine") and entries(tmp_path / "d")
 
 
-def test_a_folder_that_cannot_be_written_is_one_line_and_the_command_goes_on(tmp_path):
+def test_a_folder_that_cannot_be_written_is_one_line_and_the_command_continues(tmp_path):
     (tmp_path / "file").touch()
     process = start(XDG_CACHE_HOME=str(tmp_path / "file"))
     (_, loaded, folder), errors = finish(process)

@@ -21,18 +21,18 @@ def run(*args: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-def test_a_checkpoint_is_evaluated_on_several_tasks_and_goes_on(tmp_path):
+def test_a_checkpoint_is_evaluated_on_several_tasks_and_resumes(tmp_path):
     args = [
         MODEL, "--tasks=addition,countdown", f"--output={tmp_path}", "--prompts=2", "--samples=2", "--batch=2",
-        "--max-new-tokens=8", "--arms=lossless", "--temperatures=1", "--block_size=4", "--anchor_budget=2",
+        "--max-new-tokens=8", "--samplers=lossless", "--temperatures=1", "--block_size=4", "--anchor_budget=2",
     ]  # fmt: skip
     status, output = run(*args)
     assert status == 0, output
     rows = read_results(tmp_path / "results.csv")
-    assert [(r["source"], r["arm"], r["temperature"], r["samples"]) for r in rows] == [
-        (task, arm, 1, 2) for task in ("addition", "countdown") for arm in ("autoregressive", "lossless")
+    assert [(r["source"], r["sampler"], r["temperature"], r["samples"]) for r in rows] == [
+        (task, sampler, 1, 2) for task in ("addition", "countdown") for sampler in ("autoregressive", "lossless")
     ]
-    assert all(r["rows_per_forward"] == (1 if r["arm"] == "autoregressive" else 12) for r in rows)
+    assert all(r["rows_per_forward"] == (1 if r["sampler"] == "autoregressive" else 12) for r in rows)
     assert rows[0]["p_value"] is None and rows[1]["p_value"] > 0
     path = tmp_path / "answers" / "countdown-lossless-temperature-1.jsonl"
     lines = path.read_text().splitlines(keepends=True)
@@ -42,13 +42,13 @@ def test_a_checkpoint_is_evaluated_on_several_tasks_and_goes_on(tmp_path):
     status, output = run(*args)
     assert status == 0, output
     again = read_results(tmp_path / "results.csv")
-    kept = ("source", "arm", "temperature", "accuracy", "tokens", "forwards", "p_value")
+    kept = ("source", "sampler", "temperature", "accuracy", "tokens", "forwards", "p_value")
     assert [{k: r[k] for k in kept} for r in again] == [{k: r[k] for k in kept} for r in rows]
 
 
 @pytest.mark.parametrize(
     ("name", "args", "flag"),
-    [("evaluate", ["--tasks=addition", "--output=x"], "--arms"), ("generate", ["--prompt=a"], "--mode")],
+    [("evaluate", ["--tasks=addition", "--output=x"], "--samplers"), ("generate", ["--prompt=a"], "--mode")],
 )
 def test_a_model_without_a_mask_token_names_the_commands_own_flag(name, args, flag, tmp_path):
     config = preset("tiny", vocab_size=260, mask_token_id=NO_MASK, bos_token_id=256, eos_token_id=257, pad_token_id=258)
@@ -64,7 +64,7 @@ def test_a_model_without_a_mask_token_names_the_commands_own_flag(name, args, fl
         ([], "error: --checkpoint: missing"),
         ([MODEL, "--tasks=addition"], "error: --output: missing"),
         ([MODEL, "--tasks=poetry", "--output=x"], "error: --tasks: got 'poetry', may be one of addition"),
-        ([MODEL, "--tasks=addition", "--output=x", "--arms=fast"], "error: --arms: got 'fast', may be one of"),
+        ([MODEL, "--tasks=addition", "--output=x", "--samplers=fast"], "error: --samplers: got 'fast', may be one of"),
         ([MODEL, "--tasks=addition", "--output=x", "--temperatures=warm"], "error: --temperatures: got warm, may be"),
         ([MODEL, "--tasks=addition", "--output=x", "--temperatures=-1"], "error: --temperatures: got -1"),
         (

@@ -70,7 +70,7 @@ def test_damaged_results_are_one_line(bench_only, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("rooflines",), "got 'rooflines', may be all, pages, pass_at_16"),
+        (("rooflines",), "got 'rooflines', may be all, reports, pages, pass_at_16"),
         (("--reslts=x",), "Unknown command line flag"),
         (("pages", "--pages=nowhere"), "nowhere/README.md"),
     ],

@@ -128,7 +128,7 @@ def test_adapters_draft_for_the_model_they_belong_to_and_are_compared(checkpoint
     assert capsys.readouterr().out == drafted.out
 
 
-def test_a_killed_job_goes_on_to_the_identical_file(checkpoint, files, monkeypatch, capsys):
+def test_a_killed_job_resumes_to_the_identical_file(checkpoint, files, monkeypatch, capsys):
     output = batch_job(checkpoint, files)
     whole = output.read_bytes()
     ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]

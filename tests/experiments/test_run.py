@@ -63,13 +63,13 @@ def test_a_run_leaves_what_it_promises(whole):
     assert len(list((whole / "figures").glob("*.png"))) >= 6
     rows = read_results(whole / "results.csv")
     sampling = [r for r in rows if r["kind"] == "sampling"]
-    assert {(r["arm"], r["temperature"]) for r in sampling} == {
-        (arm, t) for arm in ("autoregressive", "lossless", "mix_stale") for t in (0.0, 1.0)
+    assert {(r["sampler"], r["temperature"]) for r in sampling} == {
+        (sampler, t) for sampler in ("autoregressive", "lossless", "mix_stale") for t in (0.0, 1.0)
     }
-    greedy = {r["arm"]: r for r in sampling if r["temperature"] == 0}
+    greedy = {r["sampler"]: r for r in sampling if r["temperature"] == 0}
     assert greedy["lossless"]["identical_to_autoregressive"] == 1
     assert greedy["lossless"]["accuracy"] == greedy["autoregressive"]["accuracy"]
-    assert all(r["tokens_per_forward"] == 1 for r in sampling if r["arm"] == "autoregressive")
+    assert all(r["tokens_per_forward"] == 1 for r in sampling if r["sampler"] == "autoregressive")
     assert {r["rows"] for r in rows if r["kind"] == "cost"} == {1, 8, 16, 24, 72}
     likelihood = {(r["model"], r["source"]): r for r in rows if r["kind"] == "likelihood"}
     assert set(likelihood) == {(m, s) for m in ("pretrain", "convert", "control") for s in ("addition", "stdlib")}
@@ -92,11 +92,11 @@ def wait_for(process: Command, workdir: Path, stage: str, step: int) -> None:
         time.sleep(0.01)
 
 
-def test_a_run_stopped_and_killed_goes_on_to_the_same_numbers(whole, tmp_path):
+def test_a_run_stopped_and_killed_resumes_to_the_same_numbers(whole, tmp_path):
     """SIGTERM in pretraining, SIGKILL in conversion; the first also fills TensorBoard, the last traces."""
     workdir = tmp_path / "killed"
-    arms, temperatures = ("autoregressive", "lossless"), (1.0,)  # of the whole run's, which also measures cost
-    few = (f"--config.evaluate.arms={arms}", f"--config.evaluate.temperatures={temperatures}")
+    samplers, temperatures = ("autoregressive", "lossless"), (1.0,)  # of the whole run's, which also measures cost
+    few = (f"--config.evaluate.samplers={samplers}", f"--config.evaluate.temperatures={temperatures}")
     args = (CONFIG, f"--workdir={workdir}", "--config.evaluate.cost=False", *few)
     process = start(*args, "--sinks=tensorboard")
     wait_for(process, workdir, "pretrain", 1)
@@ -115,9 +115,11 @@ def test_a_run_stopped_and_killed_goes_on_to_the_same_numbers(whole, tmp_path):
     assert status == 0, output
     assert list((tmp_path / "trace" / "control").rglob("*.xplane.pb"))
     assert numbers(workdir) == numbers(whole)
-    kept = ("kind", "model", "source", "arm", "temperature", "accuracy", "tokens", "forwards", "ar_loss", "draft_loss")
+    kept = ("kind", "model", "source", "sampler", "temperature", "accuracy", "tokens", "forwards")
+    kept += ("ar_loss", "draft_loss")
     rows = [row for row in read_results(whole / "results.csv") if row["kind"] != "cost"]
-    expected = [row for row in rows if row["arm"] in (None, *arms) and row["temperature"] in (None, *temperatures)]
+    rows = [row for row in rows if row["sampler"] in (None, *samplers)]
+    expected = [row for row in rows if row["temperature"] in (None, *temperatures)]
     assert {row["kind"] for row in expected} == {"likelihood", "sampling"}
     for a, b in zip(read_results(workdir / "results.csv"), expected, strict=True):
         assert {k: a[k] for k in kept} == {k: b[k] for k in kept}
@@ -137,7 +139,7 @@ def test_a_phase_starts_from_the_checkpoint_that_it_names(whole, tmp_path):
     start = f"--config.convert.start={whole / 'checkpoints' / 'pretrain'}"
     short = [
         "--config.phases=('convert',)", "--config.convert.steps=2", "--config.evaluate.cost=False",
-        "--config.evaluate.arms=('autoregressive',)", "--config.evaluate.temperatures=(1.0,)",
+        "--config.evaluate.samplers=('autoregressive',)", "--config.evaluate.temperatures=(1.0,)",
     ]  # fmt: skip
     status, output = finish(CONFIG, f"--workdir={tmp_path / 'w'}", start, *short)
     assert status == 0, output
@@ -225,7 +227,7 @@ def test_mistakes_on_the_command_line_are_one_line(args, line, tmp_path):
         (lambda c: c.execution.update(remat="some"), "^execution.remat: got 'some', may be one of"),
         (lambda c: c.model.update(remat="full"), "model.remat: how a model is computed stands in execution.remat"),
         (lambda c: c.evaluate.update(tasks=("poetry",)), "evaluate.tasks: got 'poetry', may be one of addition"),
-        (lambda c: c.evaluate.update(arms=("lossless",)), "evaluate.arms: got .*, may be 'autoregressive' and any"),
+        (lambda c: c.evaluate.update(samplers=("lossless",)), "evaluate.samplers: got .*, may be 'autoregressive' and"),
         (lambda c: c.evaluate.update(anchor_budget=99), "evaluate.anchor_budget: got 99, may be 0"),
         (lambda c: c.evaluate.update(draft_temperature=-1.0), "^evaluate.draft_temperature"),
         (lambda c: c.evaluate.update(samples=0), "evaluate.samples: got 0"),
@@ -344,7 +346,7 @@ def test_a_run_that_drafts_nowhere_is_sampled_autoregressively():
     config.phases = ("pretrain",)
     setup = settings.read(config)
     assert setup.sampled == "pretrain" and not setup.measures_cost
-    assert {arm.name for arm in setup.arms} == {"autoregressive"}
+    assert {sampler.name for sampler in setup.samplers} == {"autoregressive"}
     config.evaluate.phase = "control"
     with pytest.raises(ValueError, match=r"evaluate\.phase: got 'control', may be one of pretrain"):
         settings.read(config)
@@ -357,7 +359,9 @@ def test_an_autoregressive_run_goes_from_start_to_report_and_is_evaluated_again(
     assert status == 0, output
     report = (tmp_path / "report.html").read_text()
     assert "No phase of this run drafts" in report and "Not in this run" not in report
-    assert {r["arm"] for r in read_results(tmp_path / "results.csv") if r["kind"] == "sampling"} == {"autoregressive"}
+    assert {r["sampler"] for r in read_results(tmp_path / "results.csv") if r["kind"] == "sampling"} == {
+        "autoregressive"
+    }
     assert (tmp_path / "samples.jsonl").read_text().strip()
     metrics = (tmp_path / "metrics.jsonl").read_bytes()
     status, output = finish(*args, "--config.evaluate.temperatures=(1.0,)")
@@ -379,10 +383,10 @@ def test_own_text_alone_is_continued_on_what_was_held_back(tmp_path):
     assert status == 0, output
     assert "ownloading" not in output
     rows = [r for r in read_results(tmp_path / "w" / "results.csv") if r["kind"] == "sampling"]
-    assert {r["arm"] for r in rows} == {"autoregressive", "lossless", "mix_stale"}
+    assert {r["sampler"] for r in rows} == {"autoregressive", "lossless", "mix_stale"}
     assert all(r["accuracy"] is None and r["prompts"] == 3 and r["max_new_tokens"] == 8 for r in rows)
     assert all(r["ar_log_probability"] < 0 for r in rows)
-    greedy = {r["arm"]: r for r in rows if r["temperature"] == 0}
+    greedy = {r["sampler"]: r for r in rows if r["temperature"] == 0}
     assert greedy["lossless"]["identical_to_autoregressive"] == 1
     assert greedy["lossless"]["ar_log_probability"] == pytest.approx(greedy["autoregressive"]["ar_log_probability"])
     samples = [json.loads(line) for line in (tmp_path / "w" / "samples.jsonl").read_text().splitlines()]

@@ -53,7 +53,7 @@ def test_a_smoke_run_evaluates_in_seconds(arg, tmp_path):
     folder = publish(tmp_path, byte_level(), tokenizer_config=SPELLED | {"chat_template": CHATML})
     setup = settings.read(smollm2.get_config(f"start={folder},{arg},smoke"))
     assert setup.protocol.prompts * setup.protocol.max_new_tokens <= 16
-    assert [(a.name, a.sampler.temperature) for a in setup.arms] == [("autoregressive", 0), ("lossless", 0)]
+    assert [(s.name, s.config.temperature) for s in setup.samplers] == [("autoregressive", 0), ("lossless", 0)]
     assert not setup.measures_cost and not setup.anchor_budget and setup.validation_batches == 1
     assert [task.name for task in setup.tasks] == ["addition"] and not setup.texts
 

@@ -1,4 +1,4 @@
-"""The sweep command: combinations, names, shared stages, failures that stop nobody else, and going on."""
+"""The sweep command: combinations, names, shared stages, failures that stop nobody else, and resuming."""
 
 import csv
 import json
@@ -110,8 +110,8 @@ def finish(job: Job, accuracy: float, **seconds: float) -> None:
     (job.folder / "environment.json").write_text(json.dumps({"seconds": seconds}))
     common = {"kind": "sampling", "model": "convert", "source": "addition", "temperature": 1.0, "accuracy": accuracy}
     rows = [
-        common | {"arm": "autoregressive"},
-        common | {"arm": "lossless", "tokens_per_forward": 4.5, "block_size": 4},
+        common | {"sampler": "autoregressive"},
+        common | {"sampler": "lossless", "tokens_per_forward": 4.5, "block_size": 4},
     ]
     write_results(job.folder / "results.csv", [*rows, {"kind": "likelihood", "model": "convert", "ar_loss": 0.25}])
 
@@ -182,12 +182,12 @@ def test_why_a_job_failed_is_its_last_error_line_and_stands_in_its_folder(tmp_pa
 def test_a_finished_job_is_a_line_and_all_of_them_a_table():
     sampled = {"kind": "sampling", "model": "convert", "temperature": 0.0, "accuracy": 0.5, "tokens_per_forward": 4.5}
     rows = [
-        sampled | {"source": "addition", "arm": "autoregressive", "tokens_per_forward": 1.0},
-        sampled | {"source": "addition", "arm": "mix_stale"},
-        sampled | {"source": "addition", "arm": "lossless"},
-        sampled | {"source": "addition", "arm": "lossless", "temperature": 1.0, "tokens_per_forward": 4.0},
-        sampled | {"source": "countdown", "arm": "mix_stale", "accuracy": 0.25},
-        {"kind": "likelihood", "model": "convert", "source": "addition", "arm": None, "ar_loss": 0.5},
+        sampled | {"source": "addition", "sampler": "autoregressive", "tokens_per_forward": 1.0},
+        sampled | {"source": "addition", "sampler": "mix_stale"},
+        sampled | {"source": "addition", "sampler": "lossless"},
+        sampled | {"source": "addition", "sampler": "lossless", "temperature": 1.0, "tokens_per_forward": 4.0},
+        sampled | {"source": "countdown", "sampler": "mix_stale", "accuracy": 0.25},
+        {"kind": "likelihood", "model": "convert", "source": "addition", "sampler": None, "ar_loss": 0.5},
     ]
     assert sweep_summary.line("a", rows, 61.4) == (
         "a: finished in 61 s; addition (lossless, temperature 0): T 4.50, accuracy 0.500; "
@@ -212,7 +212,7 @@ def run(workdir: Path, *args: str, config: str = "", cwd: Path = ROOT) -> tuple[
 SWEEP = "tests/experiments/tiny_sweep.py"
 
 
-def test_a_sweep_trains_shared_stages_once_survives_a_failure_and_goes_on(tmp_path):
+def test_a_sweep_trains_shared_stages_once_survives_a_failure_and_resumes(tmp_path):
     workdir = tmp_path / "sweep"
     status, output = run(workdir, "--workers=1")
     assert status == 1
@@ -309,13 +309,13 @@ def test_slurm_runs_jobs_and_tells_why_they_fail(tmp_path, monkeypatch):
 
 
 def test_what_a_sweeps_file_registers_reaches_its_jobs(tmp_path, monkeypatch):
-    file = tmp_path / "dial.py"
+    file = tmp_path / "mine.py"
     file.write_text(
         "from configs.common import axis, sweep\n"
         "from zaya_jax.sampling import Target, register_target\n"
         "register_target(Target('of_a_sweep', 'AR logits.', lambda plain, draft, beta: plain, beta=True))\n"
-        "ARMS = ('autoregressive', 'of_a_sweep')\n"
-        f"def get_config():\n    return sweep('dial', {BASE!r}, axis('evaluate.arms', ARMS))\n"
+        "COMPARED = ('autoregressive', 'of_a_sweep')\n"
+        f"def get_config():\n    return sweep('mine', {BASE!r}, axis('evaluate.samplers', COMPARED))\n"
     )
     status, output = run(tmp_path / "w", "--list", config=str(file))
     assert status == 0, output
@@ -323,7 +323,7 @@ def test_what_a_sweeps_file_registers_reaches_its_jobs(tmp_path, monkeypatch):
     assert line.count(f"--extension={file}") == 1
     args = [word for word in shlex.split(line)[3:] if not word.startswith("--workdir")]
     done = commands.run("experiments.run", *args, "--print_config", f"--workdir={tmp_path / 'w'}")
-    assert done.returncode == 0 and "evaluate.arms = ('autoregressive', 'of_a_sweep')" in done.stdout, done.stderr
+    assert done.returncode == 0 and "evaluate.samplers = ('autoregressive', 'of_a_sweep')" in done.stdout, done.stderr
     assert "--extension" not in run(tmp_path / "w", "--list")[1]  # this one registers nothing
 
 

@@ -7,7 +7,7 @@ def get_config(arg=None):
     chosen = parse_arg(arg, seed=7, block_size=4)
     small = together(
         phases=("pretrain", "convert"), convert__objective__block_size=chosen.block_size, evaluate__cost=False,
-        evaluate__temperatures=(1.0,), evaluate__arms=("autoregressive", "lossless"), evaluate__prompts=4,
+        evaluate__temperatures=(1.0,), evaluate__samplers=("autoregressive", "lossless"), evaluate__prompts=4,
         evaluate__seed=chosen.seed,
     )  # fmt: skip
     nothing = ({"text": ["tests/experiments/empty.txt"], "weight": 1.0},)

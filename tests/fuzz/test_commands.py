@@ -43,7 +43,7 @@ FIELDS = (
     "pretrain.rope_theta", "pretrain.save_every", "pretrain.optimizer.learning_rate", "pretrain.optimizer.b1",
     "convert.objective.alpha", "convert.objective.kind", "convert.objective.block_size",
     "convert.objective.masking", "convert.spike_factor", "evaluate.prompts", "mesh.data", "evaluate.tasks",
-    "evaluate.arms", "evaluate.temperatures", "evaluate.beta", "evaluate.seed", "evaluate.batch",
+    "evaluate.samplers", "evaluate.temperatures", "evaluate.beta", "evaluate.seed", "evaluate.batch",
     "evaluate.anchor_budget", "evaluate.samples", "evaluate.phase", "nothere", "data.nothere", "mesh.rules", "data",
 )  # fmt: skip
 NO_SWEEPS = (
@@ -126,7 +126,7 @@ def test_damaged_checkpoints(name, kind, published, sharded, native, data):
             "generate": ["--prompt=the cat", *GENERATED],
             "evaluate": [
                 "--tasks=addition",
-                "--arms=autoregressive",
+                "--samplers=autoregressive",
                 "--temperatures=0",
                 "--prompts=1",
                 "--samples=1",

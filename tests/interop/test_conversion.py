@@ -133,7 +133,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("format", conversion.FORMATS)
 @pytest.mark.parametrize("pieces", [0, 1, 3])
-def test_a_killed_conversion_goes_on(start, tmp_path, monkeypatch, format, pieces):
+def test_a_killed_conversion_resumes(start, tmp_path, monkeypatch, format, pieces):
     die_after(monkeypatch, format, pieces)
     with pytest.raises(Killed):
         convert(start, tmp_path / "out", format, max_shard_bytes=20_000)
@@ -342,7 +342,7 @@ def test_zayas_spare_rows_hold_the_mask():
     assert config.mask_token_id == 262_271 >= 262_145
 
 
-def test_taking_stock_goes_on_where_the_configuration_cannot_be_read(start):
+def test_taking_stock_continues_where_the_configuration_cannot_be_read(start):
     (start / "config.json").write_text("{}")
     found = take(start)
     assert found.config is None and len(found.rows) == 67

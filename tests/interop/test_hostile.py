@@ -118,7 +118,7 @@ def test_a_header_of_absurd_length(model, length):
     refused(model, str(file), "truncated or not a safetensors file")
 
 
-def test_bytes_behind_the_tensors(model):
+def test_bytes_after_the_tensors(model):
     with (model / "model.safetensors").open("ab") as file:
         file.write(b"more")
     refused(model, "the tensors end at byte")

@@ -45,7 +45,7 @@ def one_device(tmp_path_factory) -> np.ndarray:
     return losses(workdir)
 
 
-def test_eight_devices_give_one_devices_losses_four_go_on_and_eight_again(one_device, tmp_path):
+def test_eight_devices_give_one_devices_losses_four_resume_and_eight_again(one_device, tmp_path):
     """FSDP x expert x context for 10 steps; a run killed after step 4 resumes from 3 on four devices.
 
     Killed again after step 7, it resumes from 6 on eight. What is compared was computed by both.
@@ -91,7 +91,7 @@ def test_launchers_name_the_coordinator(one_device, tmp_path, launcher):
 
 
 @pytest.mark.slow
-def test_two_processes_train_through_the_door_and_one_goes_on_to_evaluate(tmp_path):
+def test_two_processes_train_by_the_command_and_one_resumes_to_evaluate(tmp_path):
     """Every phase starts from the checkpoint that both wrote; the numbers are those of one process."""
     short = ["--config.evaluate.temperatures=(0.0,)", "--config.evaluate.cost=False"]
     command = ["experiments.run", "--config=tests/experiments/tiny.py", *short]

@@ -8,7 +8,7 @@ from pathlib import Path
 from zaya_jax.reporting.results import wilson, write_results
 
 BLOCK = 8
-ARMS = ("autoregressive", "lossless", "mix_stale")
+COMPARED = ("autoregressive", "lossless", "mix_stale")
 CONFIG = {
     "name": "made_up",
     "seed": 0,
@@ -90,14 +90,14 @@ def shares(kind: str, step: int, rng: random.Random) -> dict:
 def result_rows() -> list[dict]:
     rows = []
     for temperature, accuracy in ((0.0, (0.88, 0.88, 0.75)), (1.0, (0.37, 0.36, 0.07))):
-        for arm, share, t, speedup in zip(ARMS, accuracy, (1.0, 3.14, 3.34), (1.0, 0.31, 0.33), strict=True):
+        for sampler, share, t, speedup in zip(COMPARED, accuracy, (1.0, 3.14, 3.34), (1.0, 0.31, 0.33), strict=True):
             right = round(512 * share)
             low, high = wilson(right, 512)
-            drafts = arm != "autoregressive"
+            drafts = sampler != "autoregressive"
             rows.append(
                 {
-                    "kind": "sampling", "model": "convert", "source": "addition", "arm": arm,
-                    "temperature": temperature, "beta": 0.5 if arm == "mix_stale" else None,
+                    "kind": "sampling", "model": "convert", "source": "addition", "sampler": sampler,
+                    "temperature": temperature, "beta": 0.5 if sampler == "mix_stale" else None,
                     "block_size": BLOCK if drafts else 1, "anchors": "all" if drafts else None, "batch": 64,
                     "prompts": 512, "seed": 1000, "accuracy": right / 512, "accuracy_low": low, "accuracy_high": high,
                     "tokens": 20000, "forwards": round(20000 / t),
@@ -105,7 +105,7 @@ def result_rows() -> list[dict]:
                     "rows_per_forward": 72 if drafts else 1, "seconds": 4.0 / speedup,
                     "tokens_per_second": 5000 * speedup,
                     "speedup": speedup, "hardware": "Made-Up CPU @ 2.0GHz, 2 cores",
-                    "identical_to_autoregressive": [1.0, 1.0, 0.62][ARMS.index(arm)] if temperature == 0 else None,
+                    "identical_to_autoregressive": None if temperature else [1.0, 1.0, 0.62][COMPARED.index(sampler)],
                 }
             )  # fmt: skip
     for model, loss in (("pretrain", 0.616), ("convert", 0.553), ("control", 0.541)):
@@ -126,14 +126,14 @@ def sample_lines() -> list[dict]:
     rng = random.Random(0)
     out = []
     for temperature in (0.0, 1.0):
-        for arm in ARMS:
+        for sampler in COMPARED:
             for i in range(4):
                 prompt = f"{417 + 31 * i}+{268 + 7 * i}=\n"
                 text = f"{7 + i}+8=15 -> 5 carry 1\n1+6+1=8 -> 8\n4+2=6 -> 6\n={685 + 38 * i}\n"
                 pieces, accepted = [*text, ""], [1]
                 while sum(accepted) < len(pieces):
-                    most = 1 if arm == "autoregressive" else rng.choice([1, 2, 3, 3, 4, 6, 8])
+                    most = 1 if sampler == "autoregressive" else rng.choice([1, 2, 3, 3, 4, 6, 8])
                     accepted.append(min(most, len(pieces) - sum(accepted)))
-                sample = {"arm": arm, "temperature": temperature, "prompt": prompt, "pieces": pieces}
+                sample = {"sampler": sampler, "temperature": temperature, "prompt": prompt, "pieces": pieces}
                 out.append(sample | {"accepted": accepted, "correct": rng.random() < 0.8})
     return out

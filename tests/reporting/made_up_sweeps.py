@@ -14,15 +14,16 @@ MORE = (
 BLANK: Row = dict.fromkeys((*RESULT_COLUMNS, *MORE))
 
 
-def sampling(changes: dict[str, Any], arm: str, task: str, temperature: float, block: int, **cells: Any) -> Row:
-    """A row of an arm: T grows with the block, mixing is faster and worse."""
-    drafting = arm != "autoregressive"
+def sampling(changes: dict[str, Any], sampler: str, task: str, temperature: float, block: int, **cells: Any) -> Row:
+    """A row of a sampler: T grows with the block, mixing is faster and worse."""
+    drafting = sampler != "autoregressive"
     seed = changes.get("seed", 0)
-    t = 1.0 if not drafting else block**0.6 * (0.85 if temperature else 1) * (1.25 if arm == "mix_stale" else 1)
-    quality = (0.9 if temperature == 0 else 0.7) - 0.01 * seed - 0.08 * (arm == "mix_stale")
+    t = 1.0 if not drafting else block**0.6 * (0.85 if temperature else 1) * (1.25 if sampler == "mix_stale" else 1)
+    quality = (0.9 if temperature == 0 else 0.7) - 0.01 * seed - 0.08 * (sampler == "mix_stale")
     row = BLANK | {
-        "kind": "sampling", "model": "convert", "run": _name(changes), "changes": changes, "source": task, "arm": arm,
-        "temperature": float(temperature), "beta": 0.5 if arm == "mix_stale" else None, "parameters": 1_058_916.0,
+        "kind": "sampling", "model": "convert", "run": _name(changes), "changes": changes, "source": task,
+        "sampler": sampler, "temperature": float(temperature),
+        "beta": 0.5 if sampler == "mix_stale" else None, "parameters": 1_058_916.0,
         "block_size": float(block if drafting else 1), "anchors": "all" if drafting else None, "batch": 64.0,
         "prompts": 256.0, "samples": 16.0, "seed": 1000.0, "tokens_per_forward": t + 0.1 * seed * drafting,
         "rows_per_forward": float(block * (block + 1) if drafting else 1), "speedup": 0.3 if drafting else 1.0,
@@ -30,7 +31,7 @@ def sampling(changes: dict[str, Any], arm: str, task: str, temperature: float, b
         "hardware": "Made-Up CPU, 2 cores",
     }  # fmt: skip
     if temperature:
-        gap = -0.05 if arm == "mix_stale" else 0.004
+        gap = -0.05 if sampler == "mix_stale" else 0.004
         many = min(0.99, quality + 0.15)
         row |= {"pass_at_16": many, "pass_at_16_low": many - 0.03, "pass_at_16_high": min(1.0, many + 0.03)}
         if drafting:
@@ -50,9 +51,9 @@ def likelihood(changes: dict[str, Any], source: str, ar_loss: float, slots: list
 
 def study(blocks: Iterable[int] = (4, 8, 16), seeds: Iterable[int] = (0, 1, 2)) -> list[Row]:
     return [
-        sampling({"seed": seed, BLOCK: block}, arm, task, temperature, block)
+        sampling({"seed": seed, BLOCK: block}, sampler, task, temperature, block)
         for block in blocks for seed in seeds for task in ("list_programs", "countdown")
-        for temperature in (0, 1) for arm in ("autoregressive", "lossless", "mix_stale")
+        for temperature in (0, 1) for sampler in ("autoregressive", "lossless", "mix_stale")
     ]  # fmt: skip
 
 
@@ -69,9 +70,9 @@ def recipe() -> list[Row]:
     return rows
 
 
-def dial() -> list[Row]:
+def sampling_options() -> list[Row]:
     """Betas 0 .. 1 at temperature 1, AR and lossless beside them; rows with few anchors and with other drafts."""
-    rows = [sampling({}, arm, "list_programs", 1, 16) for arm in ("autoregressive", "lossless")]
+    rows = [sampling({}, sampler, "list_programs", 1, 16) for sampler in ("autoregressive", "lossless")]
     rows += [sampling({}, "lossless", "list_programs", 1, 16, anchors="1 7 9", tokens_per_forward=99.0)]
     rows += [sampling({"evaluate.draft_temperature": 0.5}, "lossless", "list_programs", 1, 16, tokens_per_forward=99.0)]
     for beta in (0.0, 0.25, 0.5, 0.75, 1.0):

@@ -79,7 +79,7 @@ def test_one_speedup_is_not_drawn_like_a_finding(make_run, tmp_path):
     assert "(one run, no interval)" in texts(bare) and "speed-up" not in texts(bare)
     assert all(patch.get_hatch() for patch in bare.axes[2].patches)
     timed = [
-        r | {"speedup_low": 0.25, "speedup_high": 0.36} if r.get("arm") in ("lossless", "mix_stale") else r
+        r | {"speedup_low": 0.25, "speedup_high": 0.36} if r.get("sampler") in ("lossless", "mix_stale") else r
         for r in result_rows()
     ]
     write_results(tmp_path / "run" / "results.csv", timed)

@@ -14,7 +14,7 @@ from zaya_jax.errors import UserError
 from zaya_jax.reporting.markdown_pages import TABLES, pages, regenerate
 from zaya_jax.reporting.paper.figures import FIGURES, draw, index
 from zaya_jax.reporting.results import read_results
-from zaya_jax.reporting.tables import kept_by_anchors
+from zaya_jax.reporting.tables.drafting import kept_by_anchors
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results"
@@ -154,7 +154,7 @@ def test_the_readme_can_be_read_in_one_sitting():
 
 
 def test_the_committed_run_shows_what_the_readme_claims():
-    sampling = {(r["arm"], r["temperature"]): r for r in ROWS if r["kind"] == "sampling"}
+    sampling = {(r["sampler"], r["temperature"]): r for r in ROWS if r["kind"] == "sampling"}
     greedy = sampling["lossless", 0]
     assert greedy["identical_to_autoregressive"] == 1
     assert greedy["tokens_per_forward"] >= 3

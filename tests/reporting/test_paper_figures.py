@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ DRAWN = {
     "strategies": lambda: strategies(BENCH["samplers"]),
     "masking": lambda: masking(made_up.recipe()),
     "block_size": lambda: block_size(made_up.study(), made_up.study(blocks=(1, 2, 32), seeds=(0,))),
-    "beta": lambda: beta(made_up.dial()),
+    "beta": lambda: beta(made_up.sampling_options()),
     "free_slots": lambda: free_slots(BENCH["forward"], BENCH["few_experts"]),
     "roofline": roofline,
     "anchors": lambda: anchors(BENCH["samplers"]),
@@ -94,11 +95,11 @@ def test_published_numbers_agree_with_their_own_averages():
     assert published.BLOCK_SIZES[16].tokens_per_forward == 6.97
 
 
-def test_pass_at_16_shows_every_arm_and_the_differences():
+def test_pass_at_16_shows_every_sampler_and_the_differences():
     drawn = pass_at_16(made_up.study())
     columns = [axis.get_title("left") for axis in drawn.figure.axes[:3]]
     assert columns == ["block size 4", "block size 8", "block size 16"]
-    assert len(bars(drawn.figure, 0)) == 3 * 2  # arms x tasks
+    assert len(bars(drawn.figure, 0)) == 3 * 2  # samplers x tasks
     assert np.mean([0.85, 0.84, 0.83]) == pytest.approx(bars(drawn.figure, 0)[0])  # AR, mean over seeds
     assert "lossless: mean difference +0.40 points; 18 of 18 intervals contain 0" in drawn.caption
     assert "mixing: mean difference -5.00 points; 0 of 18 intervals contain 0" in drawn.caption
@@ -118,7 +119,7 @@ def test_speedup_stands_beside_the_published_pair():
 
 def test_speedup_takes_the_plain_average_where_several_betas_were_mixed():
     rows = made_up.study(blocks=(16,))
-    more = [r | {"beta": 0.9, "tokens_per_forward": 50.0} for r in rows if r["arm"] == "mix_stale"]
+    more = [r | {"beta": 0.9, "tokens_per_forward": 50.0} for r in rows if r["sampler"] == "mix_stale"]
     assert max(bars(speedup(rows + more).figure, 0)) < 10
 
 
@@ -159,7 +160,7 @@ def test_budgets_of_anchors_are_not_mixed():
 
 
 def test_beta_leaves_out_few_anchors_and_other_drafts():
-    drawn = beta(made_up.dial())
+    drawn = beta(made_up.sampling_options())
     lossless = [line for line in drawn.figure.axes[0].lines if line.get_label() == "lossless"]
     assert lossless[0].get_xdata() == pytest.approx(16**0.6 * 0.85)
     assert "99.0" not in drawn.caption
@@ -198,7 +199,7 @@ def test_speedups_are_drawn_with_intervals_or_not_at_all():
     assert any(list(line.get_ydata()) == [0.2, 0.4] for line in drawn.figure.axes[1].lines)
 
 
-def test_negative_control_compares_cca_with_blind_cca_alone():
+def test_negative_control_compares_cca_with_layout_unaware_cca_alone():
     drawn = negative_control(made_up.architecture())
     assert bars(drawn.figure, 0) == pytest.approx([0.3105, 0.3105])  # text, row; nothing of grouped attention
     assert bars(drawn.figure, 1) == pytest.approx([5.0, 4.5, 1.6, 1.1])
@@ -222,6 +223,28 @@ def test_strategies_stand_beside_the_same_lines_of_tidar():
         assert number in shown
 
 
+@pytest.mark.parametrize("name", [name for name in FIGURES if name != "roofline"])  # which shows no run
+def test_every_footer_of_a_committed_figure_names_the_training_seed(name):
+    footer = texts(draw(name, ROOT / "results").figure).replace("\n", " ")
+    assert re.search(r"training seeds? \d", footer), footer
+
+
+def test_a_benchmarks_training_seed_is_the_files_or_its_models_runs(tmp_path):
+    """Of before benchmarks wrote it, the path of the checkpoint leads to the run, wherever the results lie now."""
+    numbers = json.loads((ROOT / "results" / "bench" / "samplers.json").read_text())
+    model = {key: value for key, value in numbers["model"].items() if key != "training_seed"}
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "samplers").mkdir()
+    (tmp_path / "samplers" / "config.json").write_text(json.dumps({"seed": 7}))
+    for added, told in (
+        ({"checkpoint": "/elsewhere/results/samplers/model"}, "training seed 7"),
+        ({"checkpoint": "/elsewhere/results/samplers/model", "training_seed": 3}, "training seed 3"),
+        ({"checkpoint": "/elsewhere/model"}, "training seed not recorded"),
+    ):
+        (tmp_path / "bench" / "samplers.json").write_text(json.dumps(numbers | {"model": model | added}))
+        assert told in texts(draw("anchors", tmp_path).figure).replace("\n", " ")
+
+
 def test_flat_acceptance_gives_the_notes_values():
     """docs/method.md#branch-points: all, one, three and five anchors at block 16."""
     low, high = flat_tokens(0.787), flat_tokens(0.89)
@@ -241,13 +264,13 @@ def test_roofline_says_its_formula_inputs_and_sources():
 @pytest.mark.parametrize(
     ("call", "lacks"),
     [
-        (lambda: pass_at_16([r for r in made_up.study() if r["arm"] != "mix_stale"]), "arm mix_stale"),
+        (lambda: pass_at_16([r for r in made_up.study() if r["sampler"] != "mix_stale"]), "sampler mix_stale"),
         (lambda: pass_at_16([r for r in made_up.study() if not r["temperature"]]), "pass_at_16"),
         (lambda: speedup([]), "rows of kind sampling"),
         (lambda: masking([r for r in made_up.recipe() if r["changes"][made_up.MASKING] == "full"]), "full and random"),
         (lambda: block_size(made_up.study(blocks=(8,))), "more than one block size"),
         (lambda: beta(made_up.study()), "more than one beta"),
-        (lambda: beta([r for r in made_up.dial() if r["arm"] != "mix_stale"]), "arm mix_stale"),
+        (lambda: beta([r for r in made_up.sampling_options() if r["sampler"] != "mix_stale"]), "sampler mix_stale"),
         (lambda: negative_control([r for r in made_up.architecture() if "row" not in r["run"]]), "text and row"),
         (lambda: negative_control([r for r in made_up.architecture() if r["kind"] == "sampling"]), "likelihood"),
         (lambda: strategies({"hardware": "x"}), "section 'strategies'"),
@@ -296,7 +319,7 @@ def write_made_up(results: Path, name: str, rows: list[dict]) -> None:
 def test_autoregressive_rows_go_with_the_block_size_of_their_run():
     rows = with_block_size(made_up.study(blocks=(4, 8), seeds=(0,)))
     for block in (4, 8):
-        assert {r["arm"] for r in rows if r["block_size"] == block} == {"autoregressive", "lossless", "mix_stale"}
+        assert {r["sampler"] for r in rows if r["block_size"] == block} == {"autoregressive", "lossless", "mix_stale"}
 
 
 def test_matched_rows_differ_in_one_field():

@@ -3,12 +3,13 @@
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
 from tests.reporting.made_up_run import CONFIG, ENVIRONMENT, result_rows
-from zaya_jax.reporting.html.report import write_report
-from zaya_jax.reporting.plots.plots import CAPTIONS
+from zaya_jax.reporting.html.report import redraw, write_report
+from zaya_jax.reporting.plots.plots import CAPTIONS, FIGURES
 from zaya_jax.reporting.results import write_results
 from zaya_jax.reporting.run_files import load_run
 
@@ -18,6 +19,7 @@ PIXEL = bytes.fromhex(
 )
 FILES = ("results.csv", "metrics.jsonl", "samples.jsonl", "environment.json", "config.json")  # those beside it
 VOID = {"meta", "img", "br"}
+COMMITTED = Path(__file__).parents[2] / "results" / "quickstart"
 
 
 class Balanced(HTMLParser):
@@ -93,7 +95,7 @@ def test_speedups_without_intervals_are_called_so(make_run, tmp_path):
     bare = report(make_run())
     assert "one measurement without an interval" in bare and "rate (one measurement)" in bare
     timed = [
-        r | {"speedup_low": 0.25, "speedup_high": 0.36} if r.get("arm") in ("lossless", "mix_stale") else r
+        r | {"speedup_low": 0.25, "speedup_high": 0.36} if r.get("sampler") in ("lossless", "mix_stale") else r
         for r in result_rows()
     ]
     write_results(tmp_path / "run" / "results.csv", timed)
@@ -102,7 +104,7 @@ def test_speedups_without_intervals_are_called_so(make_run, tmp_path):
 
 
 def test_a_gain_is_called_a_gain(make_run):
-    rows = [r | {"speedup": 1.7} if r.get("arm") == "lossless" else r for r in result_rows()]
+    rows = [r | {"speedup": 1.7} if r.get("sampler") == "lossless" else r for r in result_rows()]
     path = make_run(results=rows)
     (path / "environment.json").write_text(json.dumps(ENVIRONMENT | {"device": "NVIDIA H200"}))
     text = report(path)
@@ -114,7 +116,7 @@ def test_a_gain_is_called_a_gain(make_run):
 def test_samples_are_escaped_and_cut_where_forwards_ended(make_run):
     nasty = "<script>alert('&')</script>"
     sample = {
-        "arm": "lossless",
+        "sampler": "lossless",
         "temperature": 0,
         "prompt": nasty,
         "pieces": ["<b>", "\n", "\tx y", ""],
@@ -168,3 +170,22 @@ def test_a_missing_figure_is_named(make_run):
     with pytest.raises(FileNotFoundError, match=r"gone\.png: no such file"):
         write_report(load_run(path), [path / "gone.png"], path / "report.html")
     assert not (path / "report.html").exists()
+
+
+def test_the_committed_report_has_not_drifted(tmp_path):
+    """It is what today's code writes of the run, with the figures that lie beside it."""
+    run = load_run(COMMITTED)
+    figures = [COMMITTED / "figures" / f"{name}.png" for name in FIGURES]
+    made = write_report(run, [path for path in figures if path.exists()], tmp_path / "report.html")
+    assert made.read_text() == (COMMITTED / "report.html").read_text(), "python -m experiments.figures reports"
+
+
+def test_reports_below_a_folder_are_drawn_anew(make_run, tmp_path):
+    """Of the runs that have figures; the report where there is one."""
+    path = make_run()
+    assert redraw(tmp_path) == []
+    (path / "figures").mkdir()
+    drawn = redraw(tmp_path)
+    assert drawn and all(each.parent == path / "figures" for each in drawn)
+    (path / "report.html").write_text("old")
+    assert redraw(tmp_path)[-1] == path / "report.html" and (path / "report.html").read_text() != "old"

@@ -50,7 +50,7 @@ def test_a_sweep_keeps_what_each_run_changed(tmp_path):
     [
         ({"kind": "sampling", "speed": 2}, "'speed' is unknown"),
         ({"kind": "guess"}, "kind: got 'guess'"),
-        ({"arm": "lossless"}, "kind: got ''"),
+        ({"sampler": "lossless"}, "kind: got ''"),
         ({"kind": "cost", "rows": "many"}, "rows: got 'many'"),
         ({"kind": "cost", "rows": float("nan")}, "rows: got 'nan'"),
     ],
@@ -95,10 +95,10 @@ def test_garbled_table_is_one_line_with_file_and_field(make_run, edit, named):
         ("metrics.jsonl", '{"stage": 1, "step": 2}\n', "line 1: stage"),
         ("metrics.jsonl", "{\n{}\n{}\n", "line 1: not JSON"),
         ("samples.jsonl", "oops\n", "line 1: not JSON"),
-        ("samples.jsonl", '{"arm": "lossless"}\n', "line 1: temperature"),
+        ("samples.jsonl", '{"sampler": "lossless"}\n', "line 1: temperature"),
         (
             "samples.jsonl",
-            '{"arm": "a", "temperature": 0, "prompt": "", "pieces": ["x"], "accepted": [2]}',
+            '{"sampler": "a", "temperature": 0, "prompt": "", "pieces": ["x"], "accepted": [2]}',
             "accepted: should be integers that sum to",
         ),
     ],
@@ -135,7 +135,7 @@ def test_a_last_line_cut_short_is_left_out(make_run):
 
 
 def test_missing_parts_are_named(make_run):
-    rows = [r for r in result_rows() if r["kind"] == "sampling" and r["arm"] != "mix_stale"]
+    rows = [r for r in result_rows() if r["kind"] == "sampling" and r["sampler"] != "mix_stale"]
     path = make_run(stages=("pretrain",), results=rows)
     (path / "samples.jsonl").unlink()
     missing = "; ".join(load_run(path).missing())

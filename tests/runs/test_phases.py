@@ -271,7 +271,7 @@ def test_the_twin_runs_its_phases(twin):
     assert {(r["model"], r["source"]) for r in rows if r["kind"] == "likelihood"} == {
         (name, source) for name in names for source in ("stdlib", "addition", "chat", "addition_chat")
     }
-    sampled = {r["arm"]: r for r in rows if r["kind"] == "sampling"}
+    sampled = {r["sampler"]: r for r in rows if r["kind"] == "sampling"}
     assert {r["model"] for r in sampled.values()} == {"sft"}
     assert sampled["lossless"]["identical_to_autoregressive"] == 1
     prompts = [json.loads(line)["prompt"] for line in (workdir / "samples.jsonl").read_text().splitlines()]
@@ -308,7 +308,7 @@ def test_the_optimizer_is_handed_over_where_the_recipe_says(twin):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("phase", ["extend", "sft"])
-def test_a_twin_killed_in_a_phase_goes_on_to_the_same_numbers(twin, tmp_path, phase):
+def test_a_twin_killed_in_a_phase_resumes_to_the_same_numbers(twin, tmp_path, phase):
     workdir = tmp_path / "killed"
     process = start(workdir)
     deadline = time.monotonic() + 1200
@@ -328,6 +328,6 @@ def test_a_twin_killed_in_a_phase_goes_on_to_the_same_numbers(twin, tmp_path, ph
 
     assert numbers(workdir) == numbers(twin[0])
     for a, b in zip(read_results(workdir / "results.csv"), read_results(twin[0] / "results.csv"), strict=True):
-        assert [a[k] for k in ("model", "arm", "tokens", "ar_loss")] == [
-            b[k] for k in ("model", "arm", "tokens", "ar_loss")
+        assert [a[k] for k in ("model", "sampler", "tokens", "ar_loss")] == [
+            b[k] for k in ("model", "sampler", "tokens", "ar_loss")
         ]

@@ -31,14 +31,14 @@ Distribution = dict[tuple[int, ...], float]
 class Forced:
     """Outcomes instead of noise; sums up the log-probability of what it answered."""
 
-    def __init__(self, settled, drafts, survivors) -> None:
-        self.settled, self.drafts, self.survivors = (x.astype(jnp.int32) for x in (settled, drafts, survivors))
-        self.log_weight = jnp.zeros(settled.shape, jnp.float64)
+    def __init__(self, pending, drafts, survivors) -> None:
+        self.pending, self.drafts, self.survivors = (x.astype(jnp.int32) for x in (pending, drafts, survivors))
+        self.log_weight = jnp.zeros(pending.shape, jnp.float64)
 
     def draw(self, purpose, position, distribution, warm):
-        wanted = self.settled if purpose == Purpose.SETTLE else self.drafts[:, : distribution.shape[-2]]
+        wanted = self.pending if purpose == Purpose.PENDING else self.drafts[:, : distribution.shape[-2]]
         chosen = at_token(jax.nn.log_softmax(distribution, axis=-1), wanted)
-        self.log_weight += chosen if purpose == Purpose.SETTLE else chosen.sum(axis=1)
+        self.log_weight += chosen if purpose == Purpose.PENDING else chosen.sum(axis=1)
         return wanted
 
     def accept(self, position, log_probability):
@@ -126,10 +126,10 @@ def _merge(prompt: np.ndarray, weight: np.ndarray, state: State):
 
 
 def _outcomes(drafts: int) -> list[np.ndarray]:
-    """Every (settled, drafts, survivors) of a step."""
+    """Every (pending, drafts, survivors) of a step."""
     every = itertools.product(range(VOCAB), itertools.product(range(VOCAB), repeat=drafts), range(drafts + 1))
-    settled, drafted, survivors = zip(*every, strict=True)
-    return [np.array(settled), np.array(drafted).reshape(len(settled), drafts), np.array(survivors)]
+    pending, drafted, survivors = zip(*every, strict=True)
+    return [np.array(pending), np.array(drafted).reshape(len(pending), drafts), np.array(survivors)]
 
 
 def sampler_distribution(sampler: SamplerConfig) -> list[Distribution]:

@@ -93,14 +93,14 @@ class Reference:
         for token, stale, log_q in drafts:
             p = self.target(text + kept, stale)
             if not bool(_accept(self.key, jnp.int32(len(text) + len(kept)), p[token] - log_q[token])):
-                return [*kept, self.draw(Purpose.SETTLE, len(text) + len(kept), log_residual(p, log_q))]
+                return [*kept, self.draw(Purpose.PENDING, len(text) + len(kept), log_residual(p, log_q))]
             kept.append(token)
         distribution = self.target(text + kept, None)
-        return [*kept, self.draw(Purpose.SETTLE, len(text) + len(kept), distribution)]
+        return [*kept, self.draw(Purpose.PENDING, len(text) + len(kept), distribution)]
 
     def single_pass(self):
         anchors = self.sampler.anchor_list
-        text = self.prompt + [self.draw(Purpose.SETTLE, len(self.prompt), self.target(self.prompt, None))]
+        text = self.prompt + [self.draw(Purpose.PENDING, len(self.prompt), self.target(self.prompt, None))]
         yield text[-1:]
         # After the prompt a block is always drafted, whatever the anchors.
         slots = self.forward(self.prompt, len(self.prompt))[1][1:] if anchors else []
@@ -114,7 +114,7 @@ class Reference:
             slots = self.forward(text[:-1], len(text) - 1 - late)[1][late + 1 :] if lower else []
 
     def two_pass(self):
-        text = self.prompt + [self.draw(Purpose.SETTLE, len(self.prompt), self.target(self.prompt, None))]
+        text = self.prompt + [self.draw(Purpose.PENDING, len(self.prompt), self.target(self.prompt, None))]
         yield text[-1:]
         while True:
             yield []  # the drafting forward

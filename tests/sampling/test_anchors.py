@@ -173,7 +173,7 @@ def test_a_budget_becomes_a_list():
     assert SamplerConfig(anchors=3, acceptance=flat).rows_per_forward == 8 * 4
 
 
-def test_cost_is_interpolated_and_goes_on():
+def test_cost_is_interpolated_and_extrapolated():
     cost = {1: 1.0, 8: 2.0, 72: 10.0}
     assert [cost_at(cost, r) for r in (1, 8, 40, 72, 136)] == pytest.approx([1, 2, 6, 10, 18])
     assert cost_at({4: 3.0}, 100) == 3.0

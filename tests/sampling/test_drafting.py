@@ -39,7 +39,7 @@ def test_a_model_without_a_mask_token_says_what_to_write():
 
 def test_a_command_names_its_own_flag(tmp_path):
     config = preset("tiny", mask_token_id=NO_MASK)
-    for flag in ("--mode=autoregressive", "--arms=autoregressive"):
+    for flag in ("--mode=autoregressive", "--samplers=autoregressive"):
         with pytest.raises(ValueError, match=f"no mask token, so it cannot draft: sample with {flag}, or") as error:
             tokens.choose_tokenizer("bytes", tmp_path, config, instead=flag)
         assert "\n" not in str(error.value)

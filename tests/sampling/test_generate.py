@@ -67,7 +67,7 @@ def slow(sampler: SamplerConfig):
     ],
     ids=str,
 )
-def test_the_loop_is_the_slow_twin(sampler):
+def test_the_loop_is_the_reference_implementation(sampler):
     """Same keys, same tokens: the batched, cached, jitted loop against a python loop without a cache."""
     model, variables = model_of()
     prompts = prompts_of(model)

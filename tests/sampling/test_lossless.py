@@ -129,13 +129,13 @@ def mix_stale_law(sampler: SamplerConfig) -> list[Distribution]:
         late = accepted - lower[-1]
         return tuple(logits_after(text[:-1], len(text) - 1 - late)[late + 1 :])
 
-    def grow(prompt, new, weight, slots, settled_at, out: Distribution) -> Distribution:
+    def grow(prompt, new, weight, slots, pending_at, out: Distribution) -> Distribution:
         if len(new) == NEW or (new and new[-1] in sampler.stop_tokens):
             out[new] = out.get(new, 0.0) + weight
             return out
         text = (*prompt, *new)
         plain = logits_after(text)
-        following = len(new) - settled_at + 1  # accepted length if this token ends the block
+        following = len(new) - pending_at + 1  # accepted length if this token ends the block
         if not slots:  # nothing is tested: the AR distribution, and the block ends
             for token, p in enumerate(distribution_of(plain, sampler, text, len(new))):
                 if p > 0:
@@ -147,7 +147,7 @@ def mix_stale_law(sampler: SamplerConfig) -> list[Distribution]:
         for token in range(VOCAB):
             more, kept = (*new, token), min(m[token], q[token])
             if kept > 0:
-                grow(prompt, more, weight * kept, slots[1:], settled_at, out)
+                grow(prompt, more, weight * kept, slots[1:], pending_at, out)
             if m[token] > kept:
                 rest = weight * (m[token] - kept)
                 grow(prompt, more, rest, after((*prompt, *more), following), len(more), out)

@@ -109,7 +109,7 @@ def test_the_model_cannot_command_the_terminal():
 
 
 @pytest.mark.parametrize("columns", [4, 7, 20, 200])
-def test_drafts_stand_behind_the_text_and_vanish(columns):
+def test_drafts_stand_after_the_text_and_vanish(columns):
     tokens = BYTES.encode("one two\nthree four five sié six")
     terminal = Terminal(columns)
     streamer = TerminalStreamer(BYTES, terminal.write, columns=columns)

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from absl import flags
 
-from tests.evaluation.test_task_accuracy import TASK, TOKENIZER, TRIAL, setup
+from tests.evaluation.test_task_accuracy import PROTOCOL, TASK, TOKENIZER, setup
 from tests.sampling.enumeration import SIZE, sampler_distribution, total_variation
 from tests.sampling.test_lossless import distribution_of, mix_fresh_law, mix_stale_law
 from zaya_jax.command_line import sampling_flags
 from zaya_jax.command_line.meter import Meter
-from zaya_jax.evaluation.arms import check_arms, known_arms, make_arms
+from zaya_jax.evaluation.samplers import check_samplers, known_samplers, make_samplers
 from zaya_jax.evaluation.task_accuracy import run_task, task_rows
 from zaya_jax.sampling import SamplerConfig, Target, all_targets, generate, register_target
 from zaya_jax.sampling.core import targets
@@ -39,19 +39,21 @@ def mix_linear(registry) -> Target:
 
 
 def test_a_new_targets_beta_is_recorded_without_another_edit(mix_linear, tmp_path):
-    check_arms("--arms", ["mix_linear"])
+    check_samplers("--samplers", ["mix_linear"])
     names = ["autoregressive", "lossless", "mix_stale", "mix_linear", "mix_fresh", "threshold"]
-    arms = make_arms(names, [1.0], block_size=2, beta=0.25, stop_tokens=TOKENIZER.eos_ids)
+    samplers = make_samplers(names, [1.0], block_size=2, beta=0.25, stop_tokens=TOKENIZER.eos_ids)
     model, variables = setup()
-    trial = dataclasses.replace(TRIAL, prompts=2)
-    outcomes = run_task(model, variables, TOKENIZER, TASK, arms[3:4], trial, tmp_path)
-    assert task_rows(outcomes, trial)[0]["beta"] == 0.25
+    protocol = dataclasses.replace(PROTOCOL, prompts=2)
+    results = run_task(model, variables, TOKENIZER, TASK, samplers[3:4], protocol, tmp_path)
+    assert task_rows(results, protocol)[0]["beta"] == 0.25
     line = json.loads((tmp_path / "addition-mix_linear-temperature-1.jsonl").read_text().splitlines()[0])
     assert line["made_by"]["sampler"]["target"] == "mix_linear"
-    beta = {arm.name: dataclasses.replace(outcomes[0], arm=arm).row(trial)["beta"] for arm in arms}
+    beta = {
+        sampler.name: dataclasses.replace(results[0], sampler=sampler).row(protocol)["beta"] for sampler in samplers
+    }
     lossy = dict.fromkeys(["mix_stale", "mix_linear", "mix_fresh"], 0.25)
     assert beta == dict.fromkeys(["autoregressive", "lossless", "threshold"]) | lossy
-    assert "target mix_linear (beta 0.25)" in Meter().line(arms[3].sampler, "batch 1")
+    assert "target mix_linear (beta 0.25)" in Meter().line(samplers[3].config, "batch 1")
     assert "beta" not in Meter().line(SamplerConfig("block_diffusion"), "batch 1")
 
 
@@ -75,7 +77,7 @@ def test_flags_and_configs_know_every_target(mix_linear):
     for target in all_targets():
         for mode in target.modes:
             assert SamplerConfig(mode, 4, target=target.name).target == target.name
-        names = known_arms()
+        names = known_samplers()
         assert target.lossless or names[target.name] == {"mode": target.modes[0], "target": target.name}
     with pytest.raises(ValueError, match=r"target: got 'mix_linear', may be one of left_to_right, threshold when mode"):
         SamplerConfig("block_diffusion", target="mix_linear")

@@ -73,7 +73,7 @@ def test_a_baselines_session_reads_its_last_block_again():
 
 
 @pytest.mark.parametrize("mode", list(MODES))
-def test_stop_strings_cut_behind_the_token_that_completes_one(mode):
+def test_stop_strings_cut_after_the_token_that_completes_one(mode):
     model, variables = model_of()
     prompts, seeds = prompts_of(model), [5, 6, 7, 8]
     free = generate(model, variables, prompts, MODES[mode], 20, seeds)
@@ -133,7 +133,7 @@ def test_streaming_shows_everything_once(mode):
         assert shown > kept > 0
 
 
-def test_the_dial_compiles_nothing():
+def test_sampling_options_compile_nothing():
     """Everything that is not a size: compare `SamplerConfig`'s docstring."""
     model, variables = model_of()
     prompts = prompts_of(model)
@@ -141,14 +141,14 @@ def test_the_dial_compiles_nothing():
         size = MODES[mode].block_size
         generate(model, variables, prompts, SamplerConfig(mode, size), NEW)
         before = programs()
-        for dial in (
+        for options in (
             dict(temperature=0.0), dict(temperature=2.0, draft_temperature=0.0), dict(top_k=3, top_p=0.5, min_p=0.1),
             dict(draft_top_k=2, draft_top_p=0.4), dict(stop_tokens=(1, 2, 3)), dict(threshold=0.2, reveal=3),
         ):  # fmt: skip
-            generate(model, variables, [p + [1, 2] for p in prompts], SamplerConfig(mode, size, **dial), 30, seed=9)
+            generate(model, variables, [p + [1, 2] for p in prompts], SamplerConfig(mode, size, **options), 30, seed=9)
         if mode != "block_diffusion":
-            dial = dict(repetition_penalty=1.5, min_new_tokens=4, stop_tokens=(3,))
-            generate(model, variables, prompts, SamplerConfig(mode, size, **dial), 5)
+            options = dict(repetition_penalty=1.5, min_new_tokens=4, stop_tokens=(3,))
+            generate(model, variables, prompts, SamplerConfig(mode, size, **options), 5)
         assert programs() == before
 
 

@@ -100,7 +100,7 @@ def test_an_answer_ends_at_whichever_end_the_template_writes():
     ]  # fmt: skip
 
 
-def test_a_chat_goes_on_behind_what_was_said_or_is_written_anew():
+def test_a_chat_continues_after_what_was_said_or_is_written_anew():
     first = chat("the", "<think>cat</think>\n\nsat")
     for template, keeps in ((CHATML_TEMPLATE, True), (THINKER_TEMPLATE, False)):
         more = [*first, *chat("and")]

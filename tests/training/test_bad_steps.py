@@ -79,7 +79,7 @@ def skipped(tmp_path_factory):
 
 
 def test_bad_steps_change_nothing(skipped):
-    """Against the same steps without the bad ones, bit for bit; the step's number goes on."""
+    """Against the same steps without the bad ones, bit for bit; the step's number counts on."""
     directory, final = skipped
     step = make_train_step(Zaya(CONFIG), PHASE.objective, OPTIMIZER, skip_bad=True)
     state = fresh_state(variables(), OPTIMIZER, PHASE.seed)
@@ -151,7 +151,7 @@ def test_a_resumed_run_skips_the_same_steps(skipped, tmp_path, monkeypatch):
     assert (tmp_path / "bad_steps.jsonl").read_text() == (skipped[0] / "bad_steps.jsonl").read_text()
 
 
-def test_a_bad_step_stops_the_run_and_no_checkpoint_is_behind_it(tmp_path):
+def test_a_bad_step_stops_the_run_and_no_checkpoint_is_after_it(tmp_path):
     phase = dataclasses.replace(PHASE, on_bad_step="stop", evaluate_ema=False)
     with pytest.raises(FloatingPointError) as error:
         run(tmp_path, phase)

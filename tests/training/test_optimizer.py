@@ -47,7 +47,7 @@ def gradients(seed: int) -> dict:
     return jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape), x.dtype), params())
 
 
-def adamw_twin(config, rate, grads, leaf, decay):
+def adamw_reference(config, rate, grads, leaf, decay):
     """Updates of AdamW for a list of gradients of one parameter that stays where it is."""
     m = v = 0.0
     for t, g in enumerate(grads, 1):
@@ -55,7 +55,7 @@ def adamw_twin(config, rate, grads, leaf, decay):
         yield -rate * (m / (1 - config.b1**t) / (np.sqrt(v / (1 - config.b2**t)) + 1e-8) + decay * leaf)
 
 
-def muon_twin(config, grads, leaf):
+def muon_reference(config, grads, leaf):
     """Updates of Muon for one matrix: Nesterov momentum, five Newton-Schulz steps, AdamW's RMS."""
     momentum = 0.0
     for t, g in enumerate(grads, 1):
@@ -85,13 +85,13 @@ def test_muon_moves_the_layers_matrices_and_adamw_the_rest():
         grads = [np.asarray(paths(g)[path], np.float64) for g in given_grads]
         name = path.split("/")[-1]
         decay = config.weight_decay * (name in ("kernel", "gate_up_proj", "down_proj"))
-        expected = list(adamw_twin(config, 0.003, grads, leaf, decay))
+        expected = list(adamw_reference(config, 0.003, grads, leaf, decay))
         if np.allclose(got, expected, rtol=1e-3, atol=1e-7):
             continue
         by_muon.add(path)
         for index in np.ndindex(leaf.shape[:-2]):
-            for one, twin in zip(got, muon_twin(config, [g[index] for g in grads], leaf[index]), strict=True):
-                np.testing.assert_allclose(one[index], twin, rtol=5e-3, atol=2e-5)
+            for one, wanted in zip(got, muon_reference(config, [g[index] for g in grads], leaf[index]), strict=True):
+                np.testing.assert_allclose(one[index], wanted, rtol=5e-3, atol=2e-5)
                 # AdamW-RMS matching: without the decay, 0.2 x the rate, up to Newton-Schulz's own 0.7 .. 1.2
                 rms = np.sqrt(np.mean((one[index] + config.learning_rate * 0.1 * leaf[index]) ** 2))
                 assert 0.6 < rms / (0.2 * config.learning_rate) < 1.25

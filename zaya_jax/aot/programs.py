@@ -46,7 +46,7 @@ def train_program(
     config: ZayaConfig, objective: Objective, optimizer: OptimizerConfig, batch: int, row: int,
     device: jax.Device, placement: Placement | None, execution: Execution = DEFAULT,
 ) -> Program:  # fmt: skip
-    """One training step over int32 [batch, row] tokens.
+    """One training step over int32 [B, T] tokens.
 
     Args:
       device: where it runs if there is no placement.

@@ -28,11 +28,11 @@ class Cache(struct.PyTreeNode):
     model's weights are (`Zaya.separate`).
     """
 
-    key: Layers  # [layer, batch, kv_head, capacity, head_dim]: after convolution, mean, norm, temperature and rotation
+    key: Layers  # [L, B, K, S, D]: after convolution, mean, norm, temperature and rotation
     value: Layers  # like key
-    conv: Layers  # [layer, batch, conv_history + pending, conv_channels]: raw [queries | keys], oldest first
-    delayed: Layers  # [layer, batch, 1 + pending, delayed_dim]: raw delayed values, oldest first
-    length: Array  # int32 [batch]: committed tokens
+    conv: Layers  # [L, B, conv_history + pending, conv_channels]: raw [queries | keys], oldest first
+    delayed: Layers  # [L, B, 1 + pending, delayed_dim]: raw delayed values, oldest first
+    length: Array  # int32 [B]: committed tokens
 
     @property
     def capacity(self) -> int:
@@ -50,7 +50,7 @@ class Cache(struct.PyTreeNode):
         return self.replace(key=key, value=value)
 
     def commit(self, count: Array) -> "Cache":
-        """Accepts the first `count` (int32 [batch]) of the pending rows and forgets the rest."""
+        """Accepts the first `count` (int32 [B]) of the pending rows and forgets the rest."""
         conv, delayed = (jax.tree.leaves(x)[0] for x in (self.conv, self.delayed))
         history = conv.shape[2] - (delayed.shape[2] - 1)
         return self.replace(
@@ -85,7 +85,7 @@ def init_cache(config: ZayaConfig, batch: int, capacity: int, separate: bool = F
 
 
 def cached_keys(capacity: int, written: Array) -> Keys:
-    """The visibility fields of cache slots when `written` (int32 [batch]) of them hold a token."""
+    """The visibility fields of cache slots when `written` (int32 [B]) of them hold a token."""
     slot = jnp.broadcast_to(jnp.arange(capacity, dtype=jnp.int32), (written.shape[0], capacity))
     return Keys(
         position=slot,
@@ -95,6 +95,6 @@ def cached_keys(capacity: int, written: Array) -> Keys:
 
 
 def _window(columns: Array, first: Array, size: int) -> Array:
-    """columns[layer, b, first[b] : first[b] + size] for each batch row b."""
+    """columns [L, B, column, channels] -> [L, B, size, channels]: those from first[b] on of each sequence b."""
     index = first[:, None] + jnp.arange(size, dtype=jnp.int32)
     return jnp.take_along_axis(columns, index[None, :, :, None], axis=2)

@@ -31,31 +31,31 @@ Array = jax.Array
 class ZayaOutput(struct.PyTreeNode):
     """What a forward pass returns."""
 
-    logits: Array  # [batch, row, vocab], in at least float32 (`ZayaConfig.stream_dtype`)
+    logits: Array  # [B, T, V], in at least float32 (`ZayaConfig.stream_dtype`)
     cache: Cache | None  # pending: `commit` it before the next forward
-    load: Array  # int32 [layer, 2, router_classes]: tokens per expert, context tokens and mask tokens
+    load: Array  # int32 [L, 2, E + 1]: tokens per expert, context tokens and mask tokens
 
 
 class LayerPast(struct.PyTreeNode):
     """One layer's share of the cache; keys and values stay in the whole stack, which is updated in place."""
 
-    key: Array  # [layer, batch, kv_head, capacity, head_dim]
+    key: Array  # [L, B, K, S, D]
     value: Array
     layer: Array  # int32 []
-    length: Array  # int32 [batch]
-    conv: Array  # [batch, conv_history (+ pending), conv_channels]
-    delayed: Array  # [batch, 1 (+ pending), delayed_dim]
+    length: Array  # int32 [B]
+    conv: Array  # [B, conv_history (+ pending), conv_channels]
+    delayed: Array  # [B, 1 (+ pending), delayed_dim]
 
     @property
     def capacity(self) -> int:
         return self.key.shape[3]
 
     def write(self, key: Array, value: Array) -> "LayerPast":
-        """Puts the row's clean keys and values, [batch, row, kv_head, head_dim], at slots length, length + 1, ..."""
+        """Puts the row's clean keys and values, [B, T, K, D], at slots length, length + 1, ..."""
         batch, rows, heads = key.shape[:3]
-        slot = self.length[:, None] + jnp.arange(rows, dtype=jnp.int32)
+        slot = self.length[:, None] + jnp.arange(rows, dtype=jnp.int32)  # [B, T]
         at = (self.layer, jnp.arange(batch)[:, None, None], jnp.arange(heads)[:, None], slot[:, None])
-        key, value = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
+        key, value = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)  # [B, K, T, D], as `at` indexes the stack
         # "drop": a slot beyond capacity must never clamp onto a valid one; callers size the cache (`init_cache`).
         return self.replace(
             key=self.key.at[at].set(key, mode="drop", unique_indices=True),
@@ -63,7 +63,7 @@ class LayerPast(struct.PyTreeNode):
         )
 
     def read(self) -> tuple[Array, Array]:
-        """This layer's keys and values, [batch, capacity, kv_head, head_dim]."""
+        """This layer's keys and values, [B, S, K, D]."""
         return jnp.swapaxes(self.key[self.layer], 1, 2), jnp.swapaxes(self.value[self.layer], 1, 2)
 
 
@@ -78,9 +78,11 @@ class DecoderLayer(nn.Module):
     def __call__(self, carry, per_layer, layout: Layout, angles, experts) -> tuple[tuple, tuple]:
         """One layer, as `nn.scan` calls it.
 
-        carry: (stream, router state, key stack, value stack); per_layer: this layer's constants and cache columns;
-        angles: the row's `rotation` for each of the model's kinds of layer; experts: all layers' (gate_up, down), or
-        None without a cache.
+        Args:
+          carry: (stream [B, T, M], router state [B, T, state_size], key stack, value stack [L, B, K, S, D]).
+          per_layer: this layer's constants and cache columns.
+          angles: the row's `rotation` for each of the model's kinds of layer.
+          experts: all layers' (gate_up, down), or None without a cache.
         """
         cfg = self.config
         stream, state, key, value = carry
@@ -217,7 +219,7 @@ class Zaya(nn.Module):
         return ZayaOutput(self.head(hidden), cache, load)
 
     def embed(self, tokens: Array) -> Array:
-        """Token ids (MASK included) -> the residual stream [batch, row, hidden_size]."""
+        """Token ids (MASK included) -> the residual stream [B, T, M]."""
         cfg = self.config
         assert cfg.mask_token_id is not None  # ZayaConfig fills it in
         ids = jnp.where(tokens == MASK, cfg.mask_token_id, tokens)
@@ -232,7 +234,7 @@ class Zaya(nn.Module):
     def backbone(
         self, layout: Layout, cache: Cache | None = None, stream: Array | None = None, drafts_alone: bool = False
     ) -> tuple[Array, Cache | None, Array]:
-        """Everything but the head: (normed hidden states [batch, row, hidden_size], pending cache, load).
+        """Everything but the head: (normed hidden states [B, T, M], pending cache, load).
 
         Args:
           stream: embedded tokens to use instead of the layout's (Jacobians, soft prompts).
@@ -260,7 +262,7 @@ class Zaya(nn.Module):
         return self.norm(stream), cache, load
 
     def head(self, hidden: Array) -> Array:
-        """Hidden states [..., hidden_size] -> logits [..., vocab]. Call it for the rows somebody reads.
+        """Hidden states [..., M] -> logits [..., V]. Call it for the rows somebody reads.
 
         In at least float32: in bfloat16 logits near 20 are 1/8 apart or equal, and argmax takes the lower id.
         """
@@ -280,7 +282,7 @@ class Zaya(nn.Module):
         return bool(cfg.lora_rank) and cfg.lora_rows == "all" and cfg.mask_token_id != NO_MASK
 
     def _angles(self, layout: Layout) -> tuple[Array, Array]:
-        """`rotation` of the row by kind of layer, [kind, batch, row, rotary_dim // 2]: computed once for all layers."""
+        """`rotation` of the row by kind of layer, [kind, B, T, rotary_dim // 2]: computed once for all layers."""
         cfg = self.config
         thetas = {FULL_ATTENTION: cfg.rope_theta, SLIDING_ATTENTION: cfg.sliding_rope_theta}
         kinds = [kind for kind in thetas if kind in cfg.layer_kinds]

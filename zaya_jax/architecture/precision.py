@@ -96,7 +96,7 @@ def rounded_once(f: Callable[..., Array], *args: Array) -> Array:
 
 
 def lookup(table: Array, ids: Array, dtype: Any) -> Array:
-    """table[ids] in `dtype`: [vocab, width] at int [...] -> [..., width].
+    """table[ids] in `dtype`: [V, width] at int [...] -> [..., width].
 
     The table's gradient is added up in `wide_dtype`: in bfloat16 a row that is looked up 4,096 times, as a mask token's
     is, would get the sum of no more than a few hundred.

@@ -41,9 +41,9 @@ def for_decoding(model: Zaya, variables: Any, release: bool = False, widen: bool
 def separate(variables: Any, release: bool = False) -> Any:
     """Variables of a `Zaya` for the same with `separate=True`.
 
-    params/layers/... [layer, ...] become params/layers/0/..., /1/..., and so the balancing biases; kernels of
-    `PROJECTIONS` stand side by side in arranged/layers/0/self_attn/qkv [hidden, sum of features], a dense
-    feed-forward's down_proj transposed in arranged/layers/0/mlp/down [hidden, intermediate].
+    params/layers/... [L, ...] become params/layers/0/..., /1/..., and so the balancing biases; kernels of
+    `PROJECTIONS` stand side by side in arranged/layers/0/self_attn/qkv [M, sum of features], a dense
+    feed-forward's down_proj transposed in arranged/layers/0/mlp/down [M, F].
 
     Args:
       release: delete each stacked array once it is copied, so that both forms are never held at once; `variables`
@@ -63,7 +63,7 @@ def separate(variables: Any, release: bool = False) -> Any:
         attention[name] = {part: leaf for part, leaf in attention[name].items() if part != "kernel"}
     arranged = {"self_attn": {"qkv": _each(lambda *parts: jnp.concatenate(parts, axis=1), kernels, release)}}
     feed_forward = dict(layers["mlp"])
-    if feed_forward["down_proj"].ndim == 3:  # [layer, intermediate, hidden]: no experts
+    if feed_forward["down_proj"].ndim == 3:  # [L, F, M]: no experts
         arranged["mlp"] = {"down": _each(jnp.transpose, [feed_forward.pop("down_proj")], release)}
     out = dict(variables)
     out["params"] = {**params, "layers": _split({**layers, "self_attn": attention, "mlp": feed_forward}, release)}

@@ -9,7 +9,7 @@ from zaya_jax.architecture.config import NO_MASK
 from zaya_jax.reporting.columns import columns
 from zaya_jax.reporting.html.verdict import verdict
 from zaya_jax.reporting.run_files import Run
-from zaya_jax.reporting.tables import likelihood_table, sampling_table
+from zaya_jax.reporting.tables.runs import likelihood_table, sampling_table
 
 PROMPT, LONGEST = "The", 60  # what is continued where a run has nothing better; letters of what it has
 

@@ -112,7 +112,7 @@ class Completions:
 
         Args:
           rows: each with prompt, index, sample and whatever else is worth keeping.
-          ran: the fields of the sampler that measuring settles.
+          ran: the fields of the sampler that measuring chooses.
         """
         append_lines(self.path, [row | {"settings": self._settings, "ran": ran} for row in rows], sync=True)
         self.done.update((row["index"], row["sample"]) for row in rows)

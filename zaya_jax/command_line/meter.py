@@ -44,9 +44,9 @@ class Meter:
           again: the same was counted before: only the time matters.
         """
         pulse = None if streamer is None else _Pulse(streamer, self)
-        compiled, clock = self.compilations, time.perf_counter()
+        compiled, began = self.compilations, time.perf_counter()
         generation = call(pulse)
-        seconds = time.perf_counter() - clock
+        seconds = time.perf_counter() - began
         tokens = sum(map(len, generation.tokens))
         if not again:
             self.tokens += tokens

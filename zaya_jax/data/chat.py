@@ -5,7 +5,7 @@ Hugging Face one: `messages`, `tools`, `add_generation_prompt`, `bos_token`, `eo
 `raise_exception`. Bytes' and our own BPE's special tokens have no spelling, so a template for them writes
 `{{ eos_token }}` where an assistant's turn ends: that is the token which stops sampling. What is answer and what is not
 is found by rendering prefixes: everything between the prompt for a turn and the EOS token of that turn. The parts are
-tokenised apart, as when sampling, and what follows the last answer is left out.
+tokenised separately, as when sampling, and what follows the last answer is left out.
 
 A chat longer than a row is trimmed as ZAYA1's were (docs/architecture.md#training-facts): tokens go from the tail of
 the last thinking block, the answer stays; a chat that would not fit without the whole block is dropped. It depends on

@@ -40,8 +40,8 @@ _IN_THIS_THREAD = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 class Source(Protocol):
     """A random-access sequence of documents; each has at least the field "text", a str.
 
-    One with "prompt", the text's beginning, is answered after it; its two parts are tokenised apart, as when sampling.
-    A `ChatSource` makes its own ids.
+    One with "prompt", the text's beginning, is answered after it; its two parts are tokenised separately, as when
+    sampling. A `ChatSource` makes its own ids.
     """
 
     def __len__(self) -> int: ...

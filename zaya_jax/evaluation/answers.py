@@ -17,7 +17,7 @@ REMEDY = "remove this line and those after it (their problems are answered again
 
 
 class Answers:
-    """Lines of one arm, after a first line that says what they are answers of and how they were made."""
+    """Lines of one sampler, after a first line that says what they are answers of and how they were made."""
 
     def __init__(self, path: Path | None, made_by: dict[str, Any]) -> None:
         """Reads what is there; None keeps the lines in memory alone.

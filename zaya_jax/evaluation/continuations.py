@@ -73,10 +73,10 @@ class Continuations(Task):
 
 
 def log_probability(
-    model: Zaya, variables: Any, tokenizer: Tokenizer, task: Task, outcome: TaskResult, protocol: EvaluationProtocol
+    model: Zaya, variables: Any, tokenizer: Tokenizer, task: Task, result: TaskResult, protocol: EvaluationProtocol
 ) -> float:
-    """ln p of what an arm wrote under the autoregressive model at temperature 1, in nats a token."""
+    """ln p of what a sampler wrote under the autoregressive model at temperature 1, in nats a token."""
     prompts = [task.encode(problem, tokenizer) for problem in protocol.problems(task)]
-    pairs = [(prompts[i // outcome.samples], tokens) for i, tokens in enumerate(outcome.tokens)]
+    pairs = [(prompts[i // result.samples], tokens) for i, tokens in enumerate(result.tokens)]
     scores = [total for total, _ in score(model, variables, pairs, protocol.batch)]
-    return float(np.sum(scores) / sum(map(len, outcome.tokens)))
+    return float(np.sum(scores) / sum(map(len, result.tokens)))

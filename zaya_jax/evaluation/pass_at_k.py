@@ -1,8 +1,8 @@
 """pass@k: how often at least one of k samples solves a problem, with intervals over problems.
 
 Sources: Chen et al. 2021 (arXiv 2107.03374), equation 1, for the estimator; the percentile bootstrap over problems for
-intervals. Arms that answered the same problems are compared by resampling problems, not arms: what is hard for one is
-hard for the other, and a paired difference does not count that twice.
+intervals. Samplers that answered the same problems are compared by resampling problems: what is hard for one is hard
+for the other, and a paired difference does not count that twice.
 """
 
 from collections.abc import Sequence
@@ -59,25 +59,27 @@ def mean_interval(values: Sequence[float] | np.ndarray, seed: int = 0) -> Interv
 
 
 def paired_difference(
-    arm: Sequence[float] | np.ndarray, other: Sequence[float] | np.ndarray, seed: int = 0
+    mine: Sequence[float] | np.ndarray, other: Sequence[float] | np.ndarray, seed: int = 0
 ) -> Interval:
-    """Mean of arm - other over the problems that both answered, in the same order, with its interval.
+    """Mean of mine - other over the problems that both samplers answered, in the same order, with its interval.
 
     Raises:
       UserError: different numbers of problems.
     """
-    if len(arm) != len(other):
-        raise UserError(f"other: got {len(other)} problems, may be {len(arm)}, the same ones as arm's")
-    return mean_interval(np.asarray(arm, float) - np.asarray(other, float), seed)
+    if len(mine) != len(other):
+        raise UserError(f"other: got {len(other)} problems, may be {len(mine)}, those that mine are of")
+    return mean_interval(np.asarray(mine, float) - np.asarray(other, float), seed)
 
 
-def permutation_p_value(arm: Sequence[float] | np.ndarray, other: Sequence[float] | np.ndarray, seed: int = 0) -> float:
-    """How often chance alone would set two arms this far apart: the two-sided paired sign-flip test.
+def permutation_p_value(
+    mine: Sequence[float] | np.ndarray, other: Sequence[float] | np.ndarray, seed: int = 0
+) -> float:
+    """How often chance alone would set two samplers this far apart: the two-sided paired sign-flip test.
 
-    Under the hypothesis that both arms sample one distribution, each problem's two outcomes may be exchanged. So one
+    Under the hypothesis that both draw from one distribution, each problem's two outcomes may be exchanged. So one
     problem tells nothing: 1.
     """
-    difference = np.asarray(arm, float) - np.asarray(other, float)
+    difference = np.asarray(mine, float) - np.asarray(other, float)
     if len(difference) == 1:  # which scipy refuses
         return 1.0
     found = scipy.stats.permutation_test(

@@ -14,8 +14,8 @@ from zaya_jax.architecture import Zaya
 from zaya_jax.checks import KEY, ROWS, SEED, Integer, check_fields
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.answers import Answers, fingerprint
-from zaya_jax.evaluation.arms import Arm
 from zaya_jax.evaluation.pass_at_k import mean_interval, paired_difference, pass_at_k, permutation_p_value
+from zaya_jax.evaluation.samplers import NamedSampler
 from zaya_jax.reporting.results import wilson
 from zaya_jax.sampling import SamplerConfig, best_anchors, evidence, find_target, generate
 from zaya_jax.sampling.drafting import Yield
@@ -32,20 +32,20 @@ KS = (4, 16)  # of pass@k, beside pass@1, which is the accuracy
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationProtocol:
-    """What every arm goes through: the same problems, the same row seeds."""
+    """What every sampler goes through: the same problems, the same seed for each sequence."""
 
     prompts: Annotated[int, ROWS]  # test problems of each task, as far as it has so many
     samples: Annotated[int, Integer(1, 65_536)]  # of each problem, at temperatures above 0
-    batch: Annotated[int, ROWS]  # rows at once: prompts x samples
+    batch: Annotated[int, ROWS]  # sequences at once: prompts x samples
     max_new_tokens: Annotated[int, Integer(1, 2**24)]
-    seed: Annotated[int, SEED]  # of the problems, and of the first row; row r has seed + r
+    seed: Annotated[int, SEED]  # of the problems, and of the first sequence; the r-th after it has seed + r
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, plain(getattr(self, field.name)))
         check_fields("EvaluationProtocol", self)
         if not KEY.allows(self.seed + self.prompts * self.samples):
-            may_be = f"such that seed + prompts * samples (the last row's seed) is at most {KEY.most}"
+            may_be = f"such that seed + prompts * samples (the last sequence's seed) is at most {KEY.most}"
             raise UserError(f"EvaluationProtocol.samples: got {self.samples}, may be {may_be}")
 
     def problems(self, task: Task, split: str = "test") -> list[Problem]:
@@ -54,9 +54,9 @@ class EvaluationProtocol:
 
 @dataclasses.dataclass(frozen=True)
 class TaskResult:
-    """All of one arm's completions; the samples of a problem stand side by side."""
+    """All of one sampler's completions; the samples of a problem stand side by side."""
 
-    arm: Arm
+    sampler: NamedSampler
     samples: int  # of each problem
     tokens: list[list[int]]
     accepted: list[list[int]]
@@ -73,7 +73,7 @@ class TaskResult:
     def drafted(self) -> Yield:
         """What verified blocks yielded, and its warning where that is nothing."""
         out = Yield()
-        out.add(self.arm.sampler, self.accepted)
+        out.add(self.sampler.config, self.accepted)
         return out
 
     @property
@@ -82,30 +82,30 @@ class TaskResult:
         return np.array(self.correct, int).reshape(-1, self.samples).sum(1)
 
     def row(self, protocol: EvaluationProtocol, baseline: "TaskResult | None" = None) -> dict[str, Any]:
-        """This outcome's cells of results.csv.
+        """This result's cells of results.csv.
 
         Args:
-          baseline: the autoregressive arm at the same temperature, over the same problems with as many samples.
+          baseline: the autoregressive sampler at the same temperature, over the same problems with as many samples.
         """
-        sampler = self.arm.sampler
+        config = self.sampler.config
         tokens, forwards = sum(map(len, self.tokens)), sum(map(len, self.accepted))
         row = {
-            "arm": self.arm.name,
-            "temperature": sampler.temperature,
-            "beta": sampler.beta if find_target(str(sampler.target)).beta else None,
-            "block_size": 1 if sampler.mode == "autoregressive" else sampler.block_size,
-            "anchors": _anchors(sampler),
+            "sampler": self.sampler.name,
+            "temperature": config.temperature,
+            "beta": config.beta if find_target(str(config.target)).beta else None,
+            "block_size": 1 if config.mode == "autoregressive" else config.block_size,
+            "anchors": _anchors(config),
             "batch": protocol.batch,
             "prompts": len(self.tokens) // self.samples,
             "seed": protocol.seed,
             "max_new_tokens": protocol.max_new_tokens,
-            "draft_temperature": sampler.draft_temperature,
+            "draft_temperature": config.draft_temperature,
             "samples": self.samples,
             **self._passes(),
             "tokens": tokens,
             "forwards": forwards,
             "tokens_per_forward": tokens / forwards,
-            "most_tokens_per_forward": most_tokens_per_forward(map(len, self.tokens), sampler),
+            "most_tokens_per_forward": most_tokens_per_forward(map(len, self.tokens), config),
             "tokens_per_decoding_forward": tokens_per_decoding_forward(self.accepted),
             "rows_per_forward": self.rows_per_forward,
             "forwards_by_tokens": np.bincount([n for text in self.accepted for n in text]).tolist(),
@@ -134,14 +134,14 @@ class TaskResult:
         cells = {"speedup": self.tokens_per_second / baseline.tokens_per_second}
         if self is not baseline and (interval := speedup_interval(self.times, baseline.times)):
             cells |= dict(zip(("speedup_low", "speedup_high"), interval, strict=True))
-        if self.arm.sampler.temperature == 0:
+        if self.sampler.config.temperature == 0:
             same = [a == b for a, b in zip(self.tokens, baseline.tokens, strict=True)]
             cells["identical_to_autoregressive"] = sum(same) / len(same)
         if self is baseline or None in self.correct:
             return cells
         cells["p_value"] = permutation_p_value(self.solved / self.samples, baseline.solved / self.samples)
         if self.samples >= KS[-1]:
-            mine, other = (pass_at_k(self.samples, outcome.solved, KS[-1]) for outcome in (self, baseline))
+            mine, other = (pass_at_k(self.samples, result.solved, KS[-1]) for result in (self, baseline))
             difference = paired_difference(mine, other)
             names = (f"pass_at_{KS[-1]}_difference{end}" for end in ("", "_low", "_high"))
             cells |= dict(zip(names, difference, strict=True))
@@ -197,17 +197,17 @@ def _anchors(sampler: SamplerConfig) -> str | list[int] | None:
     return sampler.anchors if isinstance(sampler.anchors, str) else list(sampler.anchor_list)
 
 
-def run_arm(
+def run_sampler(
     model: Zaya,
     variables: dict,
     tokenizer: Tokenizer,
     task: Task,
     problems: Sequence[Problem],
-    arm: Arm,
+    sampler: NamedSampler,
     protocol: EvaluationProtocol,
     path: Path | None = None,
 ) -> TaskResult:
-    """Completes every problem, about `protocol.batch` rows at a time; a first batch also runs untimed, to compile.
+    """Completes every problem, about `protocol.batch` sequences at a time; a first batch also runs untimed, to compile.
 
     Args:
       problems: `protocol.problems(task)`, mostly.
@@ -217,17 +217,17 @@ def run_arm(
       UserError: `path` holds another evaluation's answers.
       SandboxError: a task that runs code, where that cannot be done safely.
     """
-    samples = protocol.samples if arm.sampler.temperature > 0 else 1  # greedy samples would all be the same
+    samples = protocol.samples if sampler.config.temperature > 0 else 1  # greedy samples would all be the same
     prompts = [task.encode(problem, tokenizer) for problem in problems]
     answers_text = Detokenizer(tokenizer, start=False)
-    answers = Answers(path, _made_by(variables, task, problems, arm, protocol))
+    answers = Answers(path, _made_by(variables, task, problems, sampler, protocol))
     at_once, done, warm = max(1, protocol.batch // samples), len(answers.lines), set()
-    label = f"{task.name} {arm.name} T={arm.sampler.temperature:g}"
+    label = f"{task.name} {sampler.name} T={sampler.config.temperature:g}"
     bar = tqdm(total=len(problems), initial=done, desc=label, unit="problem", dynamic_ncols=True)
     for start in range(done, len(prompts), at_once):
         part = range(start, min(start + at_once, len(prompts)))
         seeds = [protocol.seed + i * samples + s for i in part for s in range(samples)]
-        args = (model, variables, [prompts[i] for i in part], arm.sampler, protocol.max_new_tokens, seeds)
+        args = (model, variables, [prompts[i] for i in part], sampler.config, protocol.max_new_tokens, seeds)
         if len(part) not in warm:
             generate(*args, samples=samples)
             warm.add(len(part))
@@ -252,12 +252,12 @@ def run_arm(
         for batch in [lines[start : start + at_once]]
     ]
     return TaskResult(
-        arm, samples, **together, seconds=seconds, rows_per_forward=arm.sampler.rows_per_forward, times=times
+        sampler, samples, **together, seconds=seconds, rows_per_forward=sampler.config.rows_per_forward, times=times
     )
 
 
 def _made_by(
-    variables: dict, task: Task, problems: Sequence[Problem], arm: Arm, protocol: EvaluationProtocol
+    variables: dict, task: Task, problems: Sequence[Problem], sampler: NamedSampler, protocol: EvaluationProtocol
 ) -> dict[str, Any]:
     """What decides an answer; the number of problems does not, so a longer evaluation resumes after a shorter one."""
     return {
@@ -266,7 +266,7 @@ def _made_by(
         "seed": protocol.seed,
         "samples": protocol.samples,
         "max_new_tokens": protocol.max_new_tokens,
-        "sampler": dataclasses.asdict(arm.sampler),
+        "sampler": dataclasses.asdict(sampler.config),
         "weights": fingerprint(variables),
     }
 
@@ -276,38 +276,41 @@ def run_task(
     variables: dict,
     tokenizer: Tokenizer,
     task: Task,
-    arms: Sequence[Arm],
+    samplers: Sequence[NamedSampler],
     protocol: EvaluationProtocol,
     folder: Path | None = None,
     anchor_budget: int = 0,
 ) -> list[TaskResult]:
-    """Every arm over the same problems.
+    """Every sampler over the same problems.
 
     Args:
-      folder: where the answers are streamed to, a file an arm; made if it is not there.
-      anchor_budget: anchors of single_pass arms, the best list for what lossless accepts on problems of the task's
-        tuning split at the arms' highest temperature; 0 for all.
+      folder: where the answers are streamed to, one file for each sampler; made if it is not there.
+      anchor_budget: anchors of single_pass samplers, the best list for what lossless accepts on problems of the task's
+        tuning split at the samplers' highest temperature; 0 for all.
 
     Raises:
-      UserError, SandboxError: as `run_arm`.
+      UserError, SandboxError: as `run_sampler`.
     """
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     problems = protocol.problems(task)
-    budgeted = [arm.sampler for arm in arms if arm.sampler.mode == "single_pass" and not arm.sampler.reads_next_block]
+    configs = [sampler.config for sampler in samplers]
+    budgeted = [config for config in configs if config.mode == "single_pass" and not config.reads_next_block]
     if anchor_budget and budgeted:
-        hottest = max(budgeted, key=lambda sampler: sampler.temperature)
+        hottest = max(budgeted, key=lambda config: config.temperature)
         chosen = _best_list(model, variables, tokenizer, task, hottest, protocol, anchor_budget)
-        arms = [
-            Arm(arm.name, dataclasses.replace(arm.sampler, anchors=chosen)) if arm.sampler in budgeted else arm
-            for arm in arms
+        samplers = [
+            dataclasses.replace(each, config=dataclasses.replace(each.config, anchors=chosen))
+            if each.config in budgeted
+            else each
+            for each in samplers
         ]
-    outcomes = []
-    for arm in arms:
-        name = f"{task.name}-{arm.name}-temperature-{arm.sampler.temperature:g}.jsonl"
+    results = []
+    for sampler in samplers:
+        name = f"{task.name}-{sampler.name}-temperature-{sampler.config.temperature:g}.jsonl"
         path = None if folder is None else folder / name
-        outcomes.append(run_arm(model, variables, tokenizer, task, problems, arm, protocol, path))
-    return outcomes
+        results.append(run_sampler(model, variables, tokenizer, task, problems, sampler, protocol, path))
+    return results
 
 
 def _best_list(
@@ -323,11 +326,11 @@ def _best_list(
     few = dataclasses.replace(protocol, prompts=min(BUDGET_PROBLEMS, protocol.prompts), samples=1)
     lossless = dataclasses.replace(like, target=None)
     problems = few.problems(task, task.tuning_split)
-    probe = run_arm(model, variables, tokenizer, task, problems, Arm("all anchors", lossless), few)
+    probe = run_sampler(model, variables, tokenizer, task, problems, NamedSampler("all anchors", lossless), few)
     return best_anchors(evidence(probe.accepted, like.block_size), like.block_size, budget)
 
 
-def task_rows(outcomes: Sequence[TaskResult], protocol: EvaluationProtocol) -> list[dict[str, Any]]:
-    """The cells of results.csv of every outcome, each against the autoregressive one at its temperature."""
-    baseline = {o.arm.sampler.temperature: o for o in outcomes if o.arm.name == "autoregressive"}
-    return [outcome.row(protocol, baseline.get(outcome.arm.sampler.temperature)) for outcome in outcomes]
+def task_rows(results: Sequence[TaskResult], protocol: EvaluationProtocol) -> list[dict[str, Any]]:
+    """The cells of results.csv of every result, each against the autoregressive one at its temperature."""
+    baseline = {r.sampler.config.temperature: r for r in results if r.sampler.name == "autoregressive"}
+    return [result.row(protocol, baseline.get(result.sampler.config.temperature)) for result in results]

@@ -8,11 +8,11 @@ from typing import Any
 from zaya_jax.aot.lowering import lowered_table
 from zaya_jax.errors import UserError
 from zaya_jax.files import read_text, write_text
-from zaya_jax.reporting import tables
 from zaya_jax.reporting.api_page import api_tables
-from zaya_jax.reporting.decode_table import decode_table
 from zaya_jax.reporting.result_files import made_of, read_record
 from zaya_jax.reporting.results import read_results, read_sweep
+from zaya_jax.reporting.tables import benchmarks, drafting, runs
+from zaya_jax.reporting.tables.decode import decode_table
 
 TRAINING = ("training_1_core", "training", "training_25m")  # files of results/bench
 
@@ -53,40 +53,40 @@ def _lower(results: Path) -> str:
 
 
 TABLES: dict[str, Maker] = {
-    "quickstart": _csv("quickstart", table=tables.sampling_table),
-    "likelihood": _csv("quickstart", table=tables.likelihood_table),
-    "anchors": _section("samplers", "anchors", tables.anchors_table),
-    "strategies": _section("samplers", "strategies", tables.strategies_table),
-    "auto": _section("samplers", "auto", tables.auto_table),
-    "rows": _section("forward", "rows", tables.rows_table),
+    "quickstart": _csv("quickstart", table=runs.sampling_table),
+    "likelihood": _csv("quickstart", table=runs.likelihood_table),
+    "anchors": _section("samplers", "anchors", drafting.anchors_table),
+    "strategies": _section("samplers", "strategies", drafting.strategies_table),
+    "auto": _section("samplers", "auto", drafting.auto_table),
+    "rows": _section("forward", "rows", drafting.rows_table),
     "decode": _bench("decode", table=decode_table),
-    "few_experts": _section("few_experts", "rows", tables.few_experts_table),
+    "few_experts": _section("few_experts", "rows", drafting.few_experts_table),
     "transformers": _bench(
         "transformers_1_thread", "transformers_2_threads",
-        table=lambda *runs: tables.transformers_table(*(run["transformers"] for run in runs)),
+        table=lambda *found: benchmarks.transformers_table(*(each["transformers"] for each in found)),
     ),
-    "list_programs": _csv("list_programs", table=tables.study_table),
-    "list_programs_3": _csv("list_programs_3", table=tables.study_table),
-    "ceiling": _section("ceiling", "rows", tables.ceiling_table),
-    "large": _csv("list_programs/large", "list_programs/large_2", table=tables.evaluated_table),
-    "draft_temperature": _csv("list_programs/draft_temperature", table=tables.sampling_table),
-    "gsm_symbolic": _sweep("gsm_symbolic", tables.study_table),
-    "study": _sweep("study", tables.study_table),
-    "block_size": _sweep("block_size", tables.ablation_table),
-    "architecture": _sweep("architecture", tables.ablation_table),
-    "recipe": _sweep("recipe", tables.ablation_table),
-    "samplers": _sweep("samplers", tables.dial_table),
-    "training": _bench(*TRAINING, table=lambda *runs: tables.training_table(list(runs))),
-    "conversions": _section("convert_8b", "conversions", tables.conversions_table),
-    "loading": _section("loading", "loads", tables.loading_table),
-    "bfloat16_logits": _section("bfloat16", "logits", tables.bfloat16_logits_table),
-    "bfloat16_greedy": _section("bfloat16", "greedy", tables.bfloat16_greedy_table),
-    "compilation_cache": _section("compilation_cache", "commands", tables.cache_table),
-    "long_rows": _section("long_rows", "train_step", tables.long_rows_table),
+    "list_programs": _csv("list_programs", table=runs.study_table),
+    "list_programs_3": _csv("list_programs_3", table=runs.study_table),
+    "ceiling": _section("ceiling", "rows", drafting.ceiling_table),
+    "large": _csv("list_programs/large", "list_programs/large_2", table=runs.evaluated_table),
+    "draft_temperature": _csv("list_programs/draft_temperature", table=runs.sampling_table),
+    "gsm_symbolic": _sweep("gsm_symbolic", runs.study_table),
+    "study": _sweep("study", runs.study_table),
+    "block_size": _sweep("block_size", runs.ablation_table),
+    "architecture": _sweep("architecture", runs.ablation_table),
+    "recipe": _sweep("recipe", runs.ablation_table),
+    "samplers": _sweep("samplers", runs.sampling_options_table),
+    "training": _bench(*TRAINING, table=lambda *found: benchmarks.training_table(list(found))),
+    "conversions": _section("convert_8b", "conversions", benchmarks.conversions_table),
+    "loading": _section("loading", "loads", benchmarks.loading_table),
+    "bfloat16_logits": _section("bfloat16", "logits", benchmarks.bfloat16_logits_table),
+    "bfloat16_greedy": _section("bfloat16", "greedy", benchmarks.bfloat16_greedy_table),
+    "compilation_cache": _section("compilation_cache", "commands", benchmarks.cache_table),
+    "long_rows": _section("long_rows", "train_step", benchmarks.long_rows_table),
     "trained_rows": _bench(
-        "long_rows", table=lambda numbers: tables.trained_rows_table([numbers["longest"], numbers["packed"]])
+        "long_rows", table=lambda numbers: benchmarks.trained_rows_table([numbers["longest"], numbers["packed"]])
     ),
-    "pairs": _section("long_rows", "pairs", tables.pairs_table),
+    "pairs": _section("long_rows", "pairs", benchmarks.pairs_table),
     "lower": _lower,
     "api": lambda _: api_tables(),
 }  # fmt: skip

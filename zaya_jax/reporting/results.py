@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from zaya_jax import moved
 from zaya_jax.checks import shown
 from zaya_jax.errors import UserError
 from zaya_jax.files import parse_json, read_text, replacing
@@ -15,12 +16,12 @@ from zaya_jax.files import parse_json, read_text, replacing
 Row = dict[str, Any]  # a line of results.csv: text, float, or None where the column does not apply
 
 KINDS = ("sampling", "likelihood", "cost")
-ARMS = ("autoregressive", "lossless", "mix_stale")
-TEXT_COLUMNS = ("kind", "model", "source", "arm", "anchors", "hardware")
+COMPARED = ("autoregressive", "lossless", "mix_stale")  # samplers that figures and tables set side by side
+TEXT_COLUMNS = ("kind", "model", "source", "sampler", "anchors", "hardware")
 # Numbers joined by spaces. forwards_by_tokens counts the forwards that yielded 0, 1, 2 .. tokens.
 LIST_COLUMNS = ("draft_accuracy_by_slot", "forwards_by_tokens")
 RESULT_COLUMNS = (
-    "kind", "model", "source", "arm", "temperature", "beta", "block_size", "anchors", "batch", "prompts", "seed",
+    "kind", "model", "source", "sampler", "temperature", "beta", "block_size", "anchors", "batch", "prompts", "seed",
     "max_new_tokens", "draft_temperature",
     "accuracy", "accuracy_low", "accuracy_high", "samples", "pass_at_4", "pass_at_4_low", "pass_at_4_high",
     "pass_at_16", "pass_at_16_low", "pass_at_16_high", "pass_at_16_difference", "pass_at_16_difference_low",
@@ -85,6 +86,7 @@ def read_sweep(path: Path | str) -> list[Row]:
             changes = None
         if not isinstance(changes, dict):
             raise UserError(f"{where}: changes: got {texts['changes']!r:.60}, should be a JSON object")
+        changes = {moved.FIELDS.get(field, field): value for field, value in changes.items()}
         rows.append({"run": texts["run"], "changes": changes, **_parsed(texts, where)})
     return rows
 
@@ -161,8 +163,10 @@ def _read_table(path: Path, columns: Sequence[str], needed: Sequence[str]) -> tu
         table = list(csv.reader(io.StringIO(read_text(path), newline=""), strict=True))
     except csv.Error as error:
         raise UserError(f"{path}: not a CSV table ({error}), should be what write_results writes") from None
-    header = table[0] if table else []
+    header = [moved.COLUMNS.get(column, column) for column in table[0]] if table else []
     _check_columns(header, str(path), columns)
+    if twice := [column for i, column in enumerate(header) if column in header[:i]]:
+        raise UserError(f"{path}: column {twice[0]!r:.60} stands in it twice")
     lacking = [c for c in needed if c not in header]
     if lacking:
         raise UserError(f"{path}: column {lacking[0]!r} is missing, should be in the header line")

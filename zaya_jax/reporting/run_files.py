@@ -5,13 +5,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from zaya_jax import moved
 from zaya_jax.architecture import ZayaConfig, preset
 from zaya_jax.architecture.execution import without_execution
 from zaya_jax.checks import shown
 from zaya_jax.errors import UserError
 from zaya_jax.files import read_lines, read_object, remedy
 from zaya_jax.registry import kind_drafts
-from zaya_jax.reporting.results import ARMS, ENVIRONMENT, KINDS, METRICS, RESULTS, SAMPLES, Row, read_results
+from zaya_jax.reporting.results import COMPARED, ENVIRONMENT, KINDS, METRICS, RESULTS, SAMPLES, Row, read_results
 from zaya_jax.training.logging.metrics import REMEDY as METRICS_REMEDY
 from zaya_jax.training.logging.metrics import read_metrics
 
@@ -128,12 +129,12 @@ class Run:
             lacks += [f"stage {name} (not in {METRICS})" for name in self.phases if name not in stages]
         if RESULTS in self.absent_files:
             return lacks
-        kinds, may_have = (("sampling", "likelihood"), ARMS[:1]) if self.is_autoregressive else (KINDS, ARMS)
+        kinds, may_have = (("sampling", "likelihood"), COMPARED[:1]) if self.is_autoregressive else (KINDS, COMPARED)
         lacks += [f"{kind} rows (none in {RESULTS})" for kind in kinds if not self.rows(kind)]
         sampling = self.rows("sampling")
         for temperature in sorted({r["temperature"] for r in sampling if r["temperature"] is not None}):
-            arms = {r["arm"] for r in sampling if r["temperature"] == temperature}
-            lacks += [f"arm {arm} at temperature {temperature:g}" for arm in may_have if arm not in arms]
+            samplers = {r["sampler"] for r in sampling if r["temperature"] == temperature}
+            lacks += [f"sampler {name} at temperature {temperature:g}" for name in may_have if name not in samplers]
         return lacks
 
 
@@ -149,7 +150,7 @@ def load_run(directory: Path | str) -> Run:
         raise FileNotFoundError(f"{directory}: no such directory, should be a run's workdir")
     if not (directory / "config.json").exists():
         raise FileNotFoundError(f"{directory / 'config.json'}: no such file, should be the config of a run")
-    config = read_object(directory / "config.json")
+    config = moved.renamed(read_object(directory / "config.json"))
     _check_config(config, str(directory / "config.json"))
     readers: dict[str, Callable[[Path], Any]] = {
         ENVIRONMENT: read_environment,
@@ -171,6 +172,18 @@ def load_run(directory: Path | str) -> Run:
         samples=read.get(SAMPLES, []),
         absent_files=tuple(name for name in readers if name not in read),
     )
+
+
+def training_seed(checkpoint: Path) -> int | None:
+    """The seed of the run whose model lies in this folder: its config.json stands beside or above it.
+
+    None where there is none: a checkpoint from elsewhere.
+    """
+    for folder in list(checkpoint.parents)[:2]:  # RUN/model, RUN/checkpoints/STAGE
+        if (folder / "config.json").exists():
+            seed = read_object(folder / "config.json").get("seed")
+            return seed if isinstance(seed, int) else None
+    return None
 
 
 def read_environment(path: Path | str) -> dict[str, Any]:
@@ -234,8 +247,10 @@ def _shape(value: Any) -> tuple[int, ...] | None:
 
 
 def _read_samples(path: Path) -> list[dict[str, Any]]:
-    fields = {"arm": str, "temperature": (int, float), "prompt": str, "pieces": list, "accepted": list}
-    samples = read_lines(path, grows=False)
+    fields = {"sampler": str, "temperature": (int, float), "prompt": str, "pieces": list, "accepted": list}
+    samples = [
+        {moved.COLUMNS.get(key, key): value for key, value in line.items()} for line in read_lines(path, grows=False)
+    ]
     for number, sample in enumerate(samples, start=1):
         where = f"{path} line {number}"
         _require(sample, fields, where)

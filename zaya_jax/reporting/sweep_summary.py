@@ -19,7 +19,7 @@ def headlines(rows: Iterable[Row]) -> list[Row]:
     best: dict[str | None, Row] = {}
     for row in sampling:
         before = best.get(row["source"])
-        if before is None or order.get(row["arm"], 1) < order.get(before["arm"], 1):
+        if before is None or order.get(row["sampler"], 1) < order.get(before["sampler"], 1):
             best[row["source"]] = row
     if best:
         return list(best.values())
@@ -31,7 +31,7 @@ def cells(row: Row) -> tuple[str, ...]:
     """HEAD's cells from "source" to "loss"; blank where a row has no such number."""
     number = lambda column, form: "" if row.get(column) is None else format(row[column], form)  # noqa: E731
     return (
-        row["source"] or "", row["arm"] or row["model"] or "", number("temperature", "g"),
+        row["source"] or "", row["sampler"] or row["model"] or "", number("temperature", "g"),
         number("tokens_per_forward", ".2f"), number("accuracy", ".3f"), number("ar_loss", ".4f"),
     )  # fmt: skip
 

@@ -34,25 +34,25 @@ def evaluate(setup: settings.Settings, workdir: Path, folders: dict[str, Path], 
         model, variables = for_decoding(model, variables, release=True)
     samples = []
     for task in [*setup.tasks, *continuations(setup, workdir)]:
-        outcomes = run_task(
+        results = run_task(
             model,
             variables,
             setup.tokenizer,
             task,
-            setup.arms,
+            setup.samplers,
             setup.protocol,
             workdir / "answers",
             setup.anchor_budget,
         )
         common = {"kind": "sampling", "model": setup.sampled, "source": task.name, "hardware": hardware}
-        mine = [common | row for row in task_rows(outcomes, setup.protocol)]
+        mine = [common | row for row in task_rows(results, setup.protocol)]
         if isinstance(task, Continuations):
-            for row, outcome in zip(mine, outcomes, strict=True):
+            for row, result in zip(mine, results, strict=True):
                 row["ar_log_probability"] = log_probability(
-                    model, variables, setup.tokenizer, task, outcome, setup.protocol
+                    model, variables, setup.tokenizer, task, result, setup.protocol
                 )
         rows += mine
-        samples += some_samples(setup, task, outcomes)
+        samples += some_samples(setup, task, results)
     if setup.measures_cost:
         rows += cost_rows(model, variables, setup.sampled, hardware)
     write_lines(workdir / "samples.jsonl", samples)
@@ -108,18 +108,18 @@ def cost_rows(model: Zaya, variables: dict, name: str, hardware: str) -> list[di
     ]  # fmt: skip
 
 
-def some_samples(setup: settings.Settings, task: Task, outcomes: list[TaskResult], count: int = 6) -> list[dict]:
-    """The first sample of the first problems by every arm, token by token."""
+def some_samples(setup: settings.Settings, task: Task, results: list[TaskResult], count: int = 6) -> list[dict]:
+    """The first sample of the first problems by every sampler, token by token."""
     problems = task.problems("test", min(count, setup.protocol.prompts), setup.protocol.seed)
     return [
         {
-            "arm": outcome.arm.name,
-            "temperature": outcome.arm.sampler.temperature,
+            "sampler": result.sampler.name,
+            "temperature": result.sampler.config.temperature,
             "prompt": problem.prompt,
-            "pieces": Detokenizer(setup.tokenizer, start=False).pieces(outcome.tokens[i * outcome.samples]),
-            "accepted": outcome.accepted[i * outcome.samples],
-            "correct": outcome.correct[i * outcome.samples],
+            "pieces": Detokenizer(setup.tokenizer, start=False).pieces(result.tokens[i * result.samples]),
+            "accepted": result.accepted[i * result.samples],
+            "correct": result.correct[i * result.samples],
         }
-        for outcome in outcomes
+        for result in results
         for i, problem in enumerate(problems)
     ]

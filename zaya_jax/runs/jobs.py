@@ -11,6 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from zaya_jax import moved
 from zaya_jax.checks import Text, check, folder_name, shown
 from zaya_jax.errors import UserError
 from zaya_jax.reporting.results import Row, read_results
@@ -132,6 +133,7 @@ def check_jobs(base: str, changes: Mapping[str, dict[str, Any]], workdir: Path) 
     """Every job with its config, checked as `experiments.run` checks it but for the devices, which may be elsewhere."""
     jobs = {}
     for name, changed in changes.items():
+        name = _known_name(workdir / "runs", name)
         job = Job(name, changed, workdir / "runs" / name, None)
         try:
             config = read_config(base, job.overrides())
@@ -140,6 +142,15 @@ def check_jobs(base: str, changes: Mapping[str, dict[str, Any]], workdir: Path) 
         except (UserError, OSError) as error:
             jobs[name] = dataclasses.replace(job, mistake=str(error))
     return jobs
+
+
+def _known_name(runs: Path, name: str) -> str:
+    """A job's name, or the one that its folder got while a field was called otherwise."""
+    before = name
+    for old, now in moved.FIELDS.items():
+        old, now = (field.rpartition(".")[2] for field in (old, now))
+        before = re.sub(rf"(^|-){now}=", rf"\g<1>{old}=", before)
+    return before if (runs / before).exists() else name
 
 
 def to_redo(asked: Iterable[str], jobs: Mapping[str, Job]) -> list[Job]:

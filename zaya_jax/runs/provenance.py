@@ -89,14 +89,14 @@ def timed(workdir: Path, stage: str) -> Iterator[None]:
 
     Beside them, how many programs came out of the compilation cache: seconds with and without are not to be compared.
     """
-    clock, loaded = time.perf_counter(), compilation_cache.loaded()
+    began, loaded = time.perf_counter(), compilation_cache.loaded()
     try:
         yield
     finally:
         if is_first():
             path = workdir / ENVIRONMENT
             known = read_environment(path)
-            known["seconds"][stage] = round(known["seconds"].get(stage, 0) + time.perf_counter() - clock, 2)
+            known["seconds"][stage] = round(known["seconds"].get(stage, 0) + time.perf_counter() - began, 2)
             cached = known["programs_from_cache"]
             cached[stage] = cached.get(stage, 0) + compilation_cache.loaded() - loaded
             write_text(path, json.dumps(known, indent=2) + "\n")

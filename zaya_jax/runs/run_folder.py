@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from zaya_jax import moved
 from zaya_jax.checks import shown
 from zaya_jax.errors import UserError
 from zaya_jax.files import read_object, read_text, refused_in_one_line, remedy, write_text
@@ -57,7 +58,7 @@ def claim_workdir(workdir: Path, config: ConfigDict) -> None:
     mine = json.loads(config.to_json_best_effort())
     if path.exists():
         with remedy("remove the folder or choose another --workdir"):
-            theirs = read_object(path)
+            theirs = moved.renamed(read_object(path))
         trained, wanted = (_without_devices({**c, "evaluate": None}) for c in (theirs, mine))
         if found := first_difference(trained, wanted):
             raise UserError(
@@ -137,7 +138,8 @@ def difference(workdir: Path, config: ConfigDict) -> str | None:
     Raises:
       UserError: its config.json is no JSON object.
     """
-    theirs, mine = read_object(workdir / "config.json"), json.loads(config.to_json_best_effort())
+    theirs = moved.renamed(read_object(workdir / "config.json"))
+    mine = json.loads(config.to_json_best_effort())
     return first_difference(_without_devices(theirs), _without_devices(mine))
 
 

@@ -48,11 +48,12 @@ def check(setup: Settings, placements: dict[str, Placement | None], trained: Con
         held = setup.validation_batches * len(stage.mixture) * tokens
         change = f"data.validation_batches, {name}.batch_size or {name}.row_length may be smaller"
         require(f"data.validation_batches: {setup.validation_batches} of {name}", held, host_memory(), change)
-    trial = setup.protocol
-    rows = min(trial.prompts, max(1, trial.batch // trial.samples)) * trial.samples  # as `run_task` cuts them
-    if setup.arms and (setup.tasks or setup.texts):
+    protocol = setup.protocol
+    at_once = max(1, protocol.batch // protocol.samples)  # prompts, as `run_sampler` cuts them
+    rows = min(protocol.prompts, at_once) * protocol.samples
+    if setup.samplers and (setup.tasks or setup.texts):
         change = "evaluate.batch, evaluate.samples or evaluate.max_new_tokens may be smaller"
-        require_cache(setup.stages[setup.sampled].model, rows, trial.max_new_tokens, "evaluate", change)
+        require_cache(setup.stages[setup.sampled].model, rows, protocol.max_new_tokens, "evaluate", change)
 
 
 def stage_memory(stage: Stage, split: Split) -> TrainingMemory:

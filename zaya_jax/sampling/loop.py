@@ -24,17 +24,17 @@ METHODS: dict[str, Method] = {
 
 
 class State(struct.PyTreeNode):
-    """Everything between two steps; leading axis = rows, but for the cache's."""
+    """Everything between two steps; leading axis B (sequences: prompts * samples), but for the cache's."""
 
     carry: Any  # the method's own
     cache: Cache
     progress: Progress
-    tokens: Array  # int32 [rows, buffer]: new tokens
-    log_target: Array  # [rows, buffer]
-    accepted: Array  # int32 [rows, 2 * buffer + slack]: tokens yielded by each forward
-    forwards: Array  # int32 [rows]
-    done: Array  # bool [rows]
-    healthy: Array  # bool [rows]: False once the model gave NaN logits
+    tokens: Array  # int32 [B, buffer]: new tokens
+    log_target: Array  # [B, buffer]
+    accepted: Array  # int32 [B, 2 * buffer + slack]: tokens yielded by each forward
+    forwards: Array  # int32 [B]
+    done: Array  # bool [B]
+    healthy: Array  # bool [B]: False once the model gave NaN logits
 
 
 class Prompts(struct.PyTreeNode):
@@ -42,7 +42,7 @@ class Prompts(struct.PyTreeNode):
 
     tokens: Any  # int32 [prompts, width]: right-padded
     count: Any  # int32 [prompts]: their lengths
-    seen: Any  # bool [prompts, vocab]: tokens in each row's text so far, the prompt included
+    seen: Any  # bool [prompts, V]: tokens in each row's text so far, the prompt included
     cache: Cache | None = None  # what is committed before the prompts, if anything
 
 
@@ -128,8 +128,8 @@ def _repeat(x: Array, times: int, axis: int) -> Array:
 
 
 def _record(state: State, outcome: Outcome, forwards: int, options: Options, limit: Array) -> tuple[State, Array]:
-    """Appends what a step produced, up to a stop token or the limit: (state, tokens kept int32 [rows])."""
-    produced, count = outcome.produced, state.progress.count
+    """Appends what a step produced, up to a stop token or the limit: (state, tokens kept int32 [B])."""
+    produced, count = outcome.produced, state.progress.count  # [B, produced at most], [B]
     rows, buffer = state.tokens.shape
     index = jnp.arange(produced.shape[1], dtype=jnp.int32)
     is_stop = (produced[..., None] == options.stop).any(-1) & (index < outcome.amount[:, None])

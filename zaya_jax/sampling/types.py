@@ -114,7 +114,7 @@ class Generation:
 
     @property
     def forwards(self) -> np.ndarray:
-        """Forward passes each row needed (NFE), int [rows]; none is counted after a row has finished."""
+        """Forward passes each row needed (NFE), int [B]; none is counted after a row has finished."""
         return np.array([len(a) for a in self.accepted])
 
     @property

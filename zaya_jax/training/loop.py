@@ -144,7 +144,7 @@ def train(
                 speed.restart(step)
             stopping = stop.agreed(look=step % phase.log_every == 0) and not last
             if step % phase.save_every == 0 or last or stopping:
-                bad_steps.look()  # so that no checkpoint is behind a step that should have stopped the run
+                bad_steps.look()  # so that no checkpoint is saved after a step that should have stopped the run
                 checkpoints.save(step, state, {"data": batches.get_state()})
                 speed.restart(step)
             if stopping:

@@ -32,11 +32,11 @@ def history_columns(layout: Layout, context: int) -> Array:
     looks past it, since the context holds as many columns as any token needs.
 
     Args:
-      layout: a layout with fields [batch, row].
+      layout: a layout with fields [B, T].
       context: cached columns before the row.
 
     Returns:
-      int32 [batch, 1 + context + row]: each column's predecessor column.
+      int32 [B, 1 + S + T]: each column's predecessor column.
     """
     fixed = jnp.maximum(jnp.arange(1 + context, dtype=jnp.int32) - 1, 0)
     fixed = jnp.broadcast_to(fixed, (layout.tokens.shape[0], 1 + context))
@@ -59,21 +59,21 @@ def convolve_along_text(
     first one's bias, not zero (docs/architecture.md#forward-pass, step 2).
 
     Args:
-      columns: [batch, column, channels], column 0 zero; raw [queries | keys].
-      before: int32 [batch, column], see `history_columns`.
+      columns: [B, column, channels], column 0 zero; raw [queries | keys].
+      before: int32 [B, column], see `history_columns`.
       row: columns that are wanted.
       depthwise: (kernel [taps, channels], bias [channels]), tap -1 meets the token itself; None to leave it out.
-      grouped: (kernel [taps, head, head_dim, head_dim], bias [channels]), or None.
+      grouped: (kernel [taps, H + K, D, D], bias [channels]), or None.
       heads: groups of the second convolution.
       unroll: one matrix product a head.
 
     Returns:
-      [batch, row, channels].
+      [B, T, channels].
     """
     taps, head_taps = (1 if part is None else len(part[0]) for part in (depthwise, grouped))
     # Raw columns of the token itself, of its predecessor, ... The first convolution is then done over for each tap of
     # the second, which is cheaper than doing it for all columns and gathering its result.
-    seen, at = [columns[:, -row:]], before[:, -row:]
+    seen, at = [columns[:, -row:]], before[:, -row:]  # [B, T, channels] each; [B, T]
     for _ in range(taps + head_taps - 2):
         seen.append(_take(columns, at))
         at = jnp.take_along_axis(before, at, axis=1, mode="promise_in_bounds")
@@ -85,13 +85,13 @@ def convolve_along_text(
     kernel, bias = grouped
     if unroll:
         return (_product_by_head(mixed, kernel) + bias).astype(columns.dtype)
-    split = [x.reshape(*x.shape[:2], heads, -1) for x in mixed]
+    split = [x.reshape(*x.shape[:2], heads, -1) for x in mixed]  # [B, T, H + K, D] each
     out = sum(product("bnhi,hio->bnho", x, kernel[-1 - late]) for late, x in enumerate(split))
     return (jnp.reshape(out, mixed[0].shape) + bias).astype(columns.dtype)
 
 
 def _depthwise(*columns_kernel_bias: Array) -> Array:
-    """Columns [batch, row, channels] by age, youngest first; then the kernel, oldest tap first, and the bias."""
+    """Columns [B, T, channels] by age, youngest first; then the kernel, oldest tap first, and the bias."""
     *columns, kernel, bias = columns_kernel_bias
     return bias + sum(column * kernel[-1 - age] for age, column in enumerate(columns))
 
@@ -102,8 +102,8 @@ def _product_by_head(mixed: list[Array], kernel: Array) -> Array:
     As one product batched over heads XLA's CPU copies every factor into another order, forward and backward.
     """
     flat = [jnp.split(x.reshape(-1, x.shape[-1]), kernel.shape[1], axis=-1) for x in mixed]
-    by_head = [jnp.concatenate(taps, axis=-1) for taps in zip(*flat, strict=True)]  # [token, taps * head_dim]
-    weights = jnp.concatenate(kernel[::-1], axis=1)  # [head, taps * head_dim, head_dim], youngest tap first
+    by_head = [jnp.concatenate(taps, axis=-1) for taps in zip(*flat, strict=True)]  # [token, taps * D]
+    weights = jnp.concatenate(kernel[::-1], axis=1)  # [H + K, taps * D, D], youngest tap first
     out = [product("@", x, weight) for x, weight in zip(by_head, weights, strict=True)]
     return jnp.concatenate(out, axis=-1).reshape(mixed[0].shape)
 
@@ -119,7 +119,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, layout: Layout, window: Array | None, angle: tuple[Array, Array], past):
-        """x [batch, row, hidden_size] -> ([batch, row, hidden_size], new past).
+        """x [B, T, M] -> ([B, T, M], new past).
 
         `angle` is the `rotation` of the row's positions, `past` None (the row is all there is) or a `LayerPast`.
         x may be the mask tokens' alone: what they read of the context tokens is then kept (`architecture.kept`).
@@ -128,8 +128,8 @@ class Attention(nn.Module):
         kept = None if rows is layout else read_kept(self)
         conv_past, delayed_past = (None, None) if past is None else (past.conv, past.delayed)
         raw, projected = self._project(x, rows, past is None)
-        query, key, pending_conv = self._queries_and_keys(raw, layout, conv_past, kept)
-        value, pending_delayed = self._values(projected, layout, delayed_past, kept)
+        query, key, pending_conv = self._queries_and_keys(raw, layout, conv_past, kept)  # [B, T, H, D], [B, T, K, D]
+        value, pending_delayed = self._values(projected, layout, delayed_past, kept)  # [B, T, K, D]
         if cfg.qk_norm != "none":
             query, key = self._normalise(query, key) if cfg.qk_norm == "unit" else self._rms_norm(query, key)
         turn = rotate_by_product if how.qkv_backend == "fused" else rotate
@@ -205,10 +205,10 @@ class Attention(nn.Module):
         return query, key, pending
 
     def _heads(self, channels: Array) -> tuple[Array, Array]:
-        """[batch, row, queries | keys] -> [batch, row, head, head_dim] and [batch, row, kv_head, head_dim]."""
+        """[B, T, queries | keys] -> [B, T, H, D] and [B, T, K, D]."""
         cfg = self.config
-        apart = channels.reshape(*channels.shape[:2], -1, cfg.head_dim)
-        query, key = jnp.split(apart, [cfg.num_attention_heads], axis=2)
+        by_head = channels.reshape(*channels.shape[:2], -1, cfg.head_dim)
+        query, key = jnp.split(by_head, [cfg.num_attention_heads], axis=2)
         return query, key
 
     def _halo(self, columns: Array, layout: Layout) -> Array:
@@ -220,7 +220,7 @@ class Attention(nn.Module):
         if layout.clean_size < history:
             raise UserError(f"row: got parts of {layout.clean_size} tokens, may be of at least {history}")
         before = history_columns(layout, 0)
-        at = jnp.full((columns.shape[0], 1), layout.clean_size)  # column 0 is the start
+        at = jnp.full((columns.shape[0], 1), layout.clean_size)  # [B, 1]; column 0 is the start
         chain = []
         for _ in range(history):
             chain.append(_take(columns, at))
@@ -244,7 +244,7 @@ class Attention(nn.Module):
         return convolve_along_text(columns, before, row, *params, heads=heads, unroll=unroll)
 
     def _values(self, projected: list[Array], layout: Layout, past: Array | None, kept: "ContextTokens | None"):
-        """[own half | predecessor's half] reshaped to heads: [batch, row, kv_head, head_dim], and pending columns.
+        """[own half | predecessor's half] reshaped to heads: [B, T, K, D], and pending columns.
 
         With two key-value heads the first is wholly the token's own, the second wholly its predecessor's.
         """
@@ -266,7 +266,7 @@ class Attention(nn.Module):
         return value, columns[:, 1 : 1 + past.shape[1] + layout.clean_size]
 
     def _rms_norm(self, query: Array, key: Array) -> tuple[Array, Array]:
-        """Each head normed by its root mean square: a weight [head_dim] for all query heads, one for all key heads."""
+        """Each head normed by its root mean square: a weight [D] for all query heads, one for all key heads."""
         cfg = self.config
         q_norm, k_norm = (
             RMSNorm(cfg.rms_norm_eps, jnp.dtype(cfg.dtype), jnp.dtype(cfg.param_dtype), name=name)

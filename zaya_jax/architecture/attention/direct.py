@@ -36,18 +36,18 @@ def attend(
     A row whose scores fit what `query_chunk` allows is computed directly (`is_small`); a longer one tile by tile.
 
     Args:
-      query: [batch, row, head, head_dim].
+      query: [B, T, H, D].
       layout: the row's; context tokens first, then whole blocks.
-      context: keys and values every row may meet, [batch, context, kv_head, head_dim] each: the row's own context
+      context: keys and values every row may meet, [B, S, K, D] each: the row's own context
         tokens, or more than those (a cache, or other devices' share of a row).
-      context_keys: their visibility fields [batch, context].
-      own: keys and values of the mask tokens, [batch, num_blocks * block_size, kv_head, head_dim] each.
+      context_keys: their visibility fields [B, S].
+      own: keys and values of the mask tokens, [B, N * block_size, K, D] each.
       window: see `visible`.
       query_chunk: bounds the memory of scores, see `is_small` and `tile_sizes`.
       tiles: tile by tile, however short the row. On one CPU thread faster in training: tiles stay in its cache.
 
     Returns:
-      [batch, row, head, head_dim].
+      [B, T, H, D].
     """
     if tiles or not is_small(query.shape[1], context[0].shape[1], query_chunk):
         seen = Visibility(layout, context_keys, None if window is None else jnp.asarray(window, jnp.int32))
@@ -95,7 +95,7 @@ def attend_dense(query: Array, key: Array, value: Array, layout: Layout, window:
     heads, dim = query.shape[2:]
     groups = heads // key.shape[2]
     key, value = (jnp.repeat(x, groups, axis=2) for x in (key, value))
-    scores = product("bqhd,bkhd->bhqk", query, key) * dim**-0.5
+    scores = product("bqhd,bkhd->bhqk", query, key) * dim**-0.5  # [B, H, T, T]
     scores = jnp.where(layout.visibility(window)[:, None], scores, _lowest(scores))
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     return product("bhqk,bkhd->bqhd", weights, value).astype(query.dtype)
@@ -137,12 +137,12 @@ def _with_own_block(query, rows, context, context_keys, window, own):
     def by_block(x):
         return x.reshape(batch, -1, size, *x.shape[2:])
 
-    own_key, own_value = (by_block(x) for x in own)
-    scores = _scores(query, context[0], visible(rows, context_keys, window))
-    grouped = by_block(query.reshape(*query.shape[:2], kv_heads, -1, dim))
-    own_scores = product("bnqkgd,bnjkd->bkgnqj", grouped, own_key) * dim**-0.5
+    own_key, own_value = (by_block(x) for x in own)  # [B, N, size, K, D]
+    scores = _scores(query, context[0], visible(rows, context_keys, window))  # [B, K, G, T, S]
+    grouped = by_block(query.reshape(*query.shape[:2], kv_heads, -1, dim))  # [B, N, size, K, G, D]
+    own_scores = product("bnqkgd,bnjkd->bkgnqj", grouped, own_key) * dim**-0.5  # [B, K, G, N, size, size]
     allowed = visible(blocks, blocks.keys, window)[:, None, None]
-    own_scores = jnp.where(allowed, own_scores, _lowest(own_scores)).reshape(*scores.shape[:-1], size)
+    own_scores = jnp.where(allowed, own_scores, _lowest(own_scores)).reshape(*scores.shape[:-1], size)  # T = N * size
     top = jax.lax.stop_gradient(jnp.maximum(scores.max(-1, keepdims=True), own_scores.max(-1, keepdims=True)))
     weights, own_weights = jnp.exp(scores - top), jnp.exp(own_scores - top)
     own_mix = product(
@@ -155,14 +155,14 @@ def _with_own_block(query, rows, context, context_keys, window, own):
 
 
 def _scores(query: Array, key: Array, allowed: Array) -> Array:
-    """[batch, kv_head, group, query, key]: scaled, masked, in at least float32.
+    """[B, K, G, T, S]: scaled, masked, in at least float32.
 
     The query heads that share a key head are folded into the rows of one matrix product.
     """
     batch, rows, heads, dim = query.shape
     kv_heads = key.shape[2]
     folded = query.reshape(batch, rows, kv_heads, heads // kv_heads, dim).transpose(0, 2, 3, 1, 4)
-    folded = folded.reshape(batch, kv_heads, -1, dim)
+    folded = folded.reshape(batch, kv_heads, -1, dim)  # [B, K, G * T, D]
     if folded.shape[2] < dim:
         # XLA's CPU transposes the second factor of such a product: the queries, where they are few
         scores = jnp.swapaxes(product("bskd,bkqd->bksq", key, folded), 2, 3) * dim**-0.5
@@ -173,15 +173,15 @@ def _scores(query: Array, key: Array, allowed: Array) -> Array:
 
 
 def _mix(weights: Array, value: Array) -> Array:
-    """[batch, kv_head, group, query, key] x [batch, key, kv_head, head_dim] -> [batch, query, head, head_dim], wide."""
+    """[B, K, G, T, S] x [B, S, K, D] -> [B, T, H, D], wide."""
     batch, kv_heads, groups, rows, keys = weights.shape
-    folded = weights.reshape(batch, kv_heads, groups * rows, keys).astype(value.dtype)
+    folded = weights.reshape(batch, kv_heads, groups * rows, keys).astype(value.dtype)  # [B, K, G * T, S]
     mixed = product("bkqs,bskd->bkqd", folded, value).reshape(batch, kv_heads, groups, rows, -1)
     return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, rows, kv_heads * groups, -1)
 
 
 def _total(weights: Array) -> Array:
-    """The softmax's denominator, [batch, query, head, 1]."""
+    """The softmax's denominator, [B, T, H, 1]."""
     batch, kv_heads, groups, rows, _ = weights.shape
     return weights.sum(-1).transpose(0, 3, 1, 2).reshape(batch, rows, kv_heads * groups, 1)
 

@@ -26,13 +26,13 @@ FAR = 2**30 - 1  # beyond every document id, position and horizon; differences o
 class Visibility(NamedTuple):
     """All that decides who sees whom, in one argument that has no gradient."""
 
-    rows: Layout  # fields [batch, row]
-    keys: Keys  # of the context: fields [batch, context]
+    rows: Layout  # fields [B, T]
+    keys: Keys  # of the context: fields [B, S]
     window: Array | None
 
 
 class Table(NamedTuple):
-    """What is known of each tile before it is computed, bool [batch, query tile, key tile]."""
+    """What is known of each tile before it is computed, bool [B, T tiles, S tiles]."""
 
     needed: Array  # False: no query that is not padding sees any key
     whole: Array  # every query sees every key
@@ -81,10 +81,10 @@ def table(seen: Visibility, size: int) -> Table:
 
 
 def _groups(document: Array) -> Array:
-    """[batch, tile, member] -> bool [3, batch, tile, member]: a tile's first document, its last, and the rest.
+    """[B, tile, member] -> bool [3, B, tile, member]: a tile's first document, its last, and the rest.
 
-    Bounded apart, since a tile in which a long document ends and another starts has wide bounds on everything, while
-    documents between the two are no longer than the tile. Padding is in no group.
+    Bounded separately, since a tile in which a long document ends and another starts has wide bounds on everything,
+    while documents between the two are no longer than the tile. Padding is in no group.
     """
     real = document != PADDING
     index = jnp.argmax(real, -1), document.shape[-1] - 1 - jnp.argmax(real[..., ::-1], -1)
@@ -93,7 +93,7 @@ def _groups(document: Array) -> Array:
 
 
 def worklist(seen: Visibility, sizes: tuple[int, ...]) -> list[tuple[Array, Array]]:
-    """The tiles to compute, for each size: ([batch, query tile, key tile] flattened indices, how many of them count).
+    """The tiles to compute, for each size: ([B, T tiles, S tiles] flattened indices, how many of them count).
 
     A tile is computed at the largest size at which all of it is visible; what is left, at the smallest, where needed.
     """
@@ -138,7 +138,7 @@ def attend_tiles(
     """`attention.attend`, tile by tile. Rows of padding give 0, and so does a row that sees nothing.
 
     Args:
-      query: [batch, row, head, head_dim].
+      query: [B, T, H, D].
       context, own: as `attend` takes them.
       seen: the row's layout, the context's fields and the layer's window.
       sizes: tile sides, largest first, each a multiple of the next.
@@ -147,13 +147,13 @@ def attend_tiles(
 
 
 def _forward(query, context, own, seen, sizes):
-    """(output, log of the softmax's denominator [batch, row, kv_head, group])."""
+    """(output, log of the softmax's denominator [B, T, K, G])."""
     grouped, context, padded = _padded(query, context, seen, sizes[0])
     wide = wide_dtype(query.dtype)
     state = _with_own_blocks(grouped, own, seen, wide)
 
     def tile(at: "_Tile", masked: bool, state):
-        scores = at.scores(at.queries(grouped), at.keys(context[0]), padded if masked else None, wide)
+        scores = at.scores(at.queries(grouped), at.keys(context[0]), padded if masked else None, wide)  # [K, member, S]
         top, total, mixed = (at.queries(x) for x in state)
         new_top = jnp.maximum(top, scores.max(-1))
         weights = jnp.exp(scores - new_top[..., None])
@@ -216,7 +216,7 @@ attend_tiles.defvjp(_forward_rule, _backward_rule)
 
 
 class _Tile(NamedTuple):
-    """Where one tile stands, and how to read and write its part of arrays with leading axes [batch, row or context].
+    """Where one tile stands, and how to read and write its part of arrays with leading axes [B, T or S].
 
     Inside a tile the key heads come first. Each has its own matrix products, whose rows are the queries of its whole
     group of heads ("member" below: query * groups + group).
@@ -235,12 +235,12 @@ class _Tile(NamedTuple):
         return jax.lax.dynamic_update_slice(x, tile[None], (self.batch, first, *(jnp.int32(0),) * (x.ndim - 2)))
 
     def queries(self, x: Array) -> Array:
-        """[batch, row, kv_head, group, ...] -> [kv_head, member, ...]."""
+        """[B, T, K, G, ...] -> [K, member, ...]."""
         x = self._get(x, self.first_query).swapaxes(0, 1)
         return x.reshape(x.shape[0], -1, *x.shape[3:])
 
     def keys(self, x: Array) -> Array:
-        """[batch, context, kv_head, ...] -> [kv_head, key, ...]."""
+        """[B, S, K, ...] -> [K, S, ...]."""
         return self._get(x, self.first_key).swapaxes(0, 1)
 
     def put_queries(self, x: Array, tile: Array) -> Array:
@@ -251,15 +251,15 @@ class _Tile(NamedTuple):
         return self._put(x, tile.swapaxes(0, 1), self.first_key)
 
     def scores(self, query: Array, key: Array, seen: Visibility | None, wide) -> Array:
-        """[kv_head, member, key], scaled; hidden pairs get the lowest number unless `seen` is None."""
+        """[K, member, S], scaled; hidden pairs get the lowest number unless `seen` is None."""
         scores = product("kqd,ksd->kqs", query, key) * query.shape[-1] ** -0.5
         if seen is None:
             return scores
         rows = jax.tree.map(lambda x: self._get(x, self.first_query), seen.rows)
         keys = jax.tree.map(lambda x: self._get(x, self.first_key), seen.keys)
-        apart = scores.reshape(scores.shape[0], self.size, -1, self.size)
+        by_tile = scores.reshape(scores.shape[0], self.size, -1, self.size)  # [K, T, G, S] of the tile
         allowed = _allowed(rows, keys, seen.window)[:, None]
-        return jnp.where(allowed, apart, _lowest(wide)).reshape(scores.shape)
+        return jnp.where(allowed, by_tile, _lowest(wide)).reshape(scores.shape)
 
 
 def _each_tile(tile, state, seen: Visibility, sizes: tuple[int, ...]):
@@ -280,7 +280,7 @@ def _each_tile(tile, state, seen: Visibility, sizes: tuple[int, ...]):
 def _with_own_blocks(grouped: Array, own, seen: Visibility, wide):
     """The softmax's state when mask tokens have met their own block, and context tokens nothing yet.
 
-    (largest score, denominator, weighted sum of values), [batch, row, kv_head, group (, head_dim)].
+    (largest score, denominator, weighted sum of values), [B, T, K, G (, D)].
     """
     # Above every hidden score and below every other, so that exp(hidden - top) is 0 even while nothing was seen.
     top = jnp.full(grouped.shape[:-1], _lowest(wide) / 2, wide)
@@ -299,7 +299,7 @@ def _with_own_blocks(grouped: Array, own, seen: Visibility, wide):
 
 
 def _own_scores(grouped: Array, own, seen: Visibility, wide) -> Array:
-    """Scores of mask tokens and their own block, [batch, block, kv_head, query, group, key]; hidden ones the lowest."""
+    """Scores of mask tokens and their own block, [B, N, K, slot, G, slot]; hidden ones the lowest."""
     query, key = _by_block(grouped[:, seen.rows.clean_size :], seen.rows), _by_block(own[0], seen.rows)
     scores = product("bnqkgd,bnjkd->bnkqgj", query, key) * query.shape[-1] ** -0.5
     blocks = seen.rows.blocks()
@@ -308,7 +308,7 @@ def _own_scores(grouped: Array, own, seen: Visibility, wide) -> Array:
 
 
 def _own_blocks_backward(query, own, seen: Visibility, gradient, log_total, inner):
-    """Gradients through the own-block part: (query's [batch, row, kv_head, group, head_dim], own's)."""
+    """Gradients through the own-block part: (query's [B, T, K, G, D], own's)."""
     wide = wide_dtype(query.dtype)
     shape = (*log_total.shape, query.shape[-1])
     dq = jnp.zeros(shape, wide)
@@ -333,13 +333,13 @@ def _own_blocks_backward(query, own, seen: Visibility, gradient, log_total, inne
 
 
 def _by_block(x: Array, rows: Layout) -> Array:
-    """[batch, mask tokens, ...] (or more slots after them) -> [batch, block, slot, ...]."""
+    """[B, mask tokens, ...] (or more slots after them) -> [B, N, slot, ...]."""
     blocks, size = rows.num_blocks, rows.block_size
     return x[:, : blocks * size].reshape(x.shape[0], blocks, size, *x.shape[2:])
 
 
 def _by_row(x: Array) -> Array:
-    """[batch, block, kv_head, slot, ...] -> [batch, mask token, kv_head, ...]."""
+    """[B, N, K, slot, ...] -> [B, mask token, K, ...]."""
     x = jnp.moveaxis(x, 2, 3)
     return x.reshape(x.shape[0], -1, *x.shape[3:])
 
@@ -350,7 +350,7 @@ def _allowed(rows: Layout, keys: Keys, window: Array | None) -> Array:
 
 
 def _padded(query: Array, context, seen: Visibility, size: int):
-    """Whole tiles: (query [batch, row, kv_head, group, head_dim], context, seen) with padding after both axes."""
+    """Whole tiles: (query [B, T, K, G, D], context, seen) with padding after both axes."""
     batch, row, heads, dim = query.shape
     length, kv_heads = context[0].shape[1:3]
     rows, keys = -(-row // size) * size, -(-length // size) * size

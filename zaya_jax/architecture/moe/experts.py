@@ -1,8 +1,8 @@
 """Dropless top-1 expert dispatch: six exact ways to compute the same thing.
 
-Each takes x [token, hidden], choice int32 [token] in 0 .. num_experts (num_experts itself = skip), gate_up
-[expert, hidden, 2 * intermediate] (gate first) and down [expert, intermediate, hidden], and returns each token's expert
-output [token, hidden], zero for skip. None drops a token or lets one token's result depend on another's.
+Each takes x [token, M], choice int32 [token] in 0 .. num_experts (num_experts itself = skip), gate_up
+[E, M, 2 * F] (gate first) and down [E, F, M], and returns each token's expert output [token, M], zero for skip. None
+drops a token or lets one token's result depend on another's.
 
 `dense` is the reference implementation: every expert on every token. `block_padded` sorts tokens into blocks of one
 expert each, padded to a static count, and is 5 times faster on CPU at 1024 tokens (results/bench/cpu.json;
@@ -28,12 +28,12 @@ GATHER_LIMIT = 16  # tokens up to which `gather` beats `block_padded` (docs/hard
 
 
 def swiglu(x: Array, gate_up: Array, down: Array) -> Array:
-    """silu(x gate) * (x up), projected down; leading axes of the three are batched alike. x: [..., token, hidden]."""
+    """silu(x gate) * (x up), projected down; leading axes of the three are batched alike. x: [..., token, M]."""
     return gated(x @ gate_up) @ down
 
 
 def gated(gate_up: Array) -> Array:
-    """silu(gate) * up of [gate | up], [..., 2 * intermediate] -> [..., intermediate]."""
+    """silu(gate) * up of [gate | up], [..., 2 * F] -> [..., F]."""
     return rounded_once(_gated, *jnp.split(gate_up, 2, axis=-1))
 
 
@@ -43,8 +43,8 @@ def _gated(gate: Array, up: Array) -> Array:
 
 def dense(x: Array, choice: Array, gate_up: Array, down: Array) -> Array:
     """Every expert on every token, then one is kept."""
-    everything = swiglu(x[None], gate_up, down)  # [expert, token, hidden]
-    keep = jax.nn.one_hot(choice, gate_up.shape[0], axis=0, dtype=x.dtype)
+    everything = swiglu(x[None], gate_up, down)  # [E, token, M]
+    keep = jax.nn.one_hot(choice, gate_up.shape[0], axis=0, dtype=x.dtype)  # [E, token]
     return jnp.einsum("et,etd->td", keep, everything)
 
 
@@ -61,7 +61,7 @@ def block_padded(x: Array, choice: Array, gate_up: Array, down: Array) -> Array:
     """Tokens sorted into blocks of one expert each; one batched product over the blocks."""
     size = _block_rows(x.shape[0], gate_up.shape[0])
     padded, slot, block_expert = _into_blocks(x, choice, gate_up.shape[0], size)
-    gate_up, down = (_of_blocks(weights, block_expert) for weights in (gate_up, down))
+    gate_up, down = (_of_blocks(weights, block_expert) for weights in (gate_up, down))  # one copy a block
     out = swiglu(padded.reshape(-1, size, x.shape[1]), gate_up, down).reshape(padded.shape)
     return out.at[slot].get(mode="fill", fill_value=0)
 
@@ -74,7 +74,7 @@ def _of_blocks(weights: Array, block_expert: Array) -> Array:
     """
 
     def add_up(block_expert: Array, gradient: Array) -> Array:
-        mine = jax.nn.one_hot(block_expert, weights.shape[0], axis=0, dtype=gradient.dtype)
+        mine = jax.nn.one_hot(block_expert, weights.shape[0], axis=0, dtype=gradient.dtype)  # [E, block]
         return jnp.einsum("eb,bio->eio", mine, jax.lax.optimization_barrier(gradient))
 
     return jax.custom_derivatives.linear_call(lambda index, w: w[index], add_up, block_expert, weights)
@@ -105,7 +105,7 @@ def _into_blocks(x: Array, choice: Array, experts: int, size: int) -> tuple[Arra
     """Tokens sorted into blocks of `size` rows of one expert each; blocks without a token come last.
 
     Returns:
-      (x by slot [num_blocks * size, hidden], zero where there is no token; `_block_slots`).
+      (x by slot [blocks * size, M], zero where there is no token; `_block_slots`).
     """
     tokens = x.shape[0]
     num_blocks = _blocks(tokens, experts, size)
@@ -118,7 +118,7 @@ def _into_blocks(x: Array, choice: Array, experts: int, size: int) -> tuple[Arra
 
 def _block_slots(choice: Array, experts: int, size: int, num_blocks: int) -> tuple[Array, Array]:
     """Each token's slot in the blocks (num_blocks * size for skip), and each block's expert."""
-    chosen = (choice[:, None] == jnp.arange(experts, dtype=choice.dtype)).astype(jnp.int32)  # [token, expert]
+    chosen = (choice[:, None] == jnp.arange(experts, dtype=choice.dtype)).astype(jnp.int32)  # [token, E]
     rank = jnp.take_along_axis(jnp.cumsum(chosen, axis=0), jnp.minimum(choice, experts - 1)[:, None], axis=1)[:, 0] - 1
     last_block = jnp.cumsum(-(-chosen.sum(axis=0) // size))  # exclusive end of each expert's blocks
     first_block = jnp.concatenate([jnp.zeros((1,), last_block.dtype), last_block[:-1]])
@@ -198,7 +198,7 @@ def _sequential_vjp(x: Array, choice: Array, gate_up: Array, down: Array, size: 
     tokens, experts = x.shape[0], gate_up.shape[0]
     num_blocks = _blocks(tokens, experts, size)
     slot, block_expert = _block_slots(choice, experts, size, num_blocks)
-    source = jnp.full((num_blocks * size,), tokens, jnp.int32)
+    source = jnp.full((num_blocks * size,), tokens, jnp.int32)  # of each slot the token in it; `tokens` for none
     source = source.at[slot].set(jnp.arange(tokens, dtype=jnp.int32), mode="drop").reshape(num_blocks, size)
     used = jnp.max(jnp.where(choice < experts, slot // size + 1, 0))
 

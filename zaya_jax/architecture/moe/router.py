@@ -28,7 +28,7 @@ class Router(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, state: Array, state_scale: Array | None) -> tuple[Array, Array, Array]:
-        """x [token, hidden], the previous layer's state [token, state_size] -> (probability, choice, new state).
+        """x [token, M], the previous layer's state [token, state_size] -> (probability, choice, new state).
 
         The state keeps its gradient across layers. The balancing biases choose and never weigh: the weight is the
         chosen class's softmax probability over all classes, not renormalised.
@@ -46,7 +46,7 @@ class Router(nn.Module):
         h = RMSNorm(cfg.rms_norm_eps, jnp.dtype(cfg.dtype), jnp.dtype(cfg.param_dtype), name="norm")(h)
         h = rounded_once(_gelu, linear("fc1", width, True)(h))
         h = rounded_once(_gelu, linear("fc2", width, True)(h))
-        logits = linear("out_proj", classes, False, wide=True)(h)
+        logits = linear("out_proj", classes, False, wide=True)(h)  # [token, E + 1]
         probability = jax.nn.softmax(logits.astype(cfg.stream_dtype), axis=-1)
         biases = self.variable(BALANCING, "biases", init_balancing_biases, classes)
         choice = jnp.argmax(jax.lax.stop_gradient(probability) + biases.value, axis=-1).astype(jnp.int32)
@@ -60,8 +60,8 @@ def _gelu(x: Array) -> Array:
 class ExpertStack(NamedTuple):
     """The same experts as `MixtureOfExperts` holds, but read in place out of all layers' weights (`sequential`)."""
 
-    gate_up: Array  # [layer, expert, hidden, 2 * intermediate]
-    down: Array  # [layer, expert, intermediate, hidden]
+    gate_up: Array  # [L, E, M, 2 * F]
+    down: Array  # [L, E, F, M]
     layer: Array  # int32 []
 
 
@@ -76,13 +76,13 @@ class MixtureOfExperts(nn.Module):
     def __call__(
         self, x: Array, layout: Layout, state: Array, state_scale: Array | None, stack: "ExpertStack | None" = None
     ) -> tuple[Array, Array, Array]:
-        """x [batch, row, hidden], state [batch, row, state_size] -> (output, new state, load int32 [2, classes]).
+        """x [B, T, M], state [B, T, state_size] -> (output, new state, load int32 [2, E + 1]).
 
         With a `stack` (a forward with a cache) nothing can be differentiated with respect to it in reverse.
         """
         cfg = self.config
         shape = x.shape
-        x = x.reshape(-1, shape[-1])
+        x = x.reshape(-1, shape[-1])  # [token, M]
         probability, choice, state = Router(cfg, name="gate")(x, state.reshape(x.shape[0], cfg.state_size), state_scale)
 
         def weights(name: str, *shape: int) -> Array:
@@ -109,14 +109,14 @@ class MixtureOfExperts(nn.Module):
 class FeedForward(nn.Module):
     """One SwiGLU that every token goes through: an expert's size, so a token costs what it costs with experts.
 
-    gate_up_proj is [gate | up], [hidden, 2 * moe_intermediate_size].
+    gate_up_proj is [gate | up], [M, 2 * F].
     """
 
     config: ZayaConfig
 
     @nn.compact
     def __call__(self, x: Array, clean_size: int) -> Array:
-        """x [batch, row, hidden] -> the same shape; the row's first `clean_size` slots are clean."""
+        """x [B, T, M] -> the same shape; the row's first `clean_size` slots are clean."""
         cfg = self.config
         hidden, inner = x.shape[-1], cfg.moe_intermediate_size
         normal = nn.initializers.normal(cfg.initializer_range)
@@ -125,7 +125,7 @@ class FeedForward(nn.Module):
             return self.param(name, init, shape, jnp.dtype(cfg.param_dtype)).astype(cfg.dtype)
 
         gate_up = weights("gate_up_proj", normal, hidden, 2 * inner)
-        by_row = self.has_variable(ARRANGED, "down")  # [hidden, inner]: `architecture.separate`
+        by_row = self.has_variable(ARRANGED, "down")  # [M, F]: `architecture.separate`
         if by_row:
             down = self.get_variable(ARRANGED, "down").astype(cfg.dtype)
         else:
@@ -152,9 +152,9 @@ def init_balancing_biases(classes: int) -> Array:
 
 
 def expert_load(choice: Array, layout: Layout, config: ZayaConfig) -> Array:
-    """How many tokens chose each class, int32 [2, classes]: context tokens, then mask tokens; padding counts nowhere.
+    """How many tokens chose each class, int32 [2, E + 1]: context tokens, then mask tokens; padding counts nowhere.
 
-    Apart, because all mask tokens share one embedding and would hide or be hidden by the clean tokens' balance.
+    Separately, because all mask tokens share one embedding and would hide or be hidden by the clean tokens' balance.
     """
     classes = jnp.arange(config.router_classes, dtype=choice.dtype)
     real = layout.document != PADDING

@@ -14,10 +14,10 @@ from zaya_jax.registry import kind_drafts
 from zaya_jax.reporting.html.page import facts, folded, page, table
 from zaya_jax.reporting.html.verdict import relative_loss, verdict
 from zaya_jax.reporting.plots import style
-from zaya_jax.reporting.plots.plots import DESCRIPTIONS, caption
+from zaya_jax.reporting.plots.plots import DESCRIPTIONS, caption, draw_figures
 from zaya_jax.reporting.results import ENVIRONMENT, METRICS, RESULTS, SAMPLES, Row
-from zaya_jax.reporting.run_files import Run
-from zaya_jax.reporting.tables import percent_change
+from zaya_jax.reporting.run_files import Run, load_run
+from zaya_jax.reporting.tables.cells import percent_change
 from zaya_jax.sampling import all_targets
 from zaya_jax.tasks import TASKS
 
@@ -76,10 +76,21 @@ def write_report(run: Run, figures: Sequence[Path | str], path: Path | str) -> P
     return path
 
 
+def redraw(results: Path) -> list[Path]:
+    """Draws the figures, and the report, of every run below this folder that has some, anew; returns what it wrote."""
+    written: list[Path] = []
+    for folder in sorted(path.parent for path in results.rglob("figures") if (path.parent / "config.json").exists()):
+        run = load_run(folder)
+        written += (figures := draw_figures(run, folder / "figures"))
+        if (folder / "report.html").exists():
+            written.append(write_report(run, figures, folder / "report.html"))
+    return written
+
+
 def _words(run: Run) -> dict[str, str]:
     """The glossary, and what the samplers of this run's rows draw from."""
-    arms = {row["arm"] for row in run.rows("sampling")}
-    read = [target for target in all_targets() if target.lossless or target.name in arms]
+    samplers = {row["sampler"] for row in run.rows("sampling")}
+    read = [target for target in all_targets() if target.lossless or target.name in samplers]
     return GLOSSARY | {"lossless" if target.lossless else target.name: target.words for target in read}
 
 
@@ -196,7 +207,7 @@ def _interval(row: Row) -> str:
 
 def _conditions(rows: list[Row]) -> str:
     """What the table must be read with: task, block size, branch points, batch, prompts, seed."""
-    drafting = [r for r in rows if r["arm"] != "autoregressive"] or rows
+    drafting = [r for r in rows if r["sampler"] != "autoregressive"] or rows
     parts = []
     for column in ("source", "model", "block_size", "anchors", "beta", "batch", "prompts", "seed"):
         values = sorted({r[column] for r in drafting if r[column] is not None}, key=str)
@@ -257,7 +268,7 @@ def _figures(run: Run, figures: Sequence[Path | str]) -> str:
 
 
 def _samples(run: Run) -> str:
-    """Every kept completion by prompt, so that the arms stand together; the first prompt is open."""
+    """Every kept completion by prompt, so that the samplers stand together; the first prompt is open."""
     if not run.samples:
         return ""
     prompts = list(dict.fromkeys(s["prompt"] for s in run.samples))
@@ -292,7 +303,7 @@ def _sample(sample: dict[str, Any]) -> str:
         False: ' · <span class="wrong">wrong</span>',
     }
     words = marks.get(sample.get("correct"), "")
-    head = f"<b>{escape(sample['arm'])}</b>, temperature {sample['temperature']:g} · {tokens}{words}"
+    head = f"<b>{escape(sample['sampler'])}</b>, temperature {sample['temperature']:g} · {tokens}{words}"
     runs, at = [], 0
     for i, count in enumerate(sample["accepted"]):
         text = "".join(_piece(piece) for piece in pieces[at : at + count])

@@ -3,7 +3,7 @@
 from zaya_jax.reporting.plots import style
 from zaya_jax.reporting.results import Row
 from zaya_jax.reporting.run_files import Run
-from zaya_jax.reporting.tables import percent_change
+from zaya_jax.reporting.tables.cells import percent_change
 
 
 def verdict(run: Run) -> list[str]:
@@ -46,7 +46,7 @@ def _training_time(run: Run) -> str:
 
 
 def _clock(run: Run) -> list[str]:
-    rows = [r for r in run.rows("sampling", arm="lossless") if r["speedup"] is not None and r["tokens_per_forward"]]
+    rows = [r for r in run.rows("sampling", sampler="lossless") if r["speedup"] is not None and r["tokens_per_forward"]]
     if run.is_autoregressive:
         return [
             "No phase of this run drafts: it is an autoregressive model, sampled one token a forward (T = 1). To have "
@@ -112,7 +112,7 @@ def _why(run: Run, rows: list[Row], gained: bool) -> list[str]:
 def _lossless(run: Run) -> list[str]:
     """Whether greedy outputs were the same, and what conversion did to the AR loss."""
     out = []
-    for row in run.rows("sampling", arm="lossless", temperature=0.0):
+    for row in run.rows("sampling", sampler="lossless", temperature=0.0):
         same = row["identical_to_autoregressive"]
         if same is not None:
             count = f" of {row['prompts']:g} prompts" if row["prompts"] else " of the prompts"

@@ -41,7 +41,7 @@ SLOTS = "draft_accuracy_by_slot"
 
 def masking(rows: Sequence[Row]) -> Drawn:
     """Full against random masking by block size: T and quality, ours above TiDAR's."""
-    lossless = pick(with_same_anchors(rows), "sampling", ("tokens_per_forward", "accuracy"), arm="lossless")
+    lossless = pick(with_same_anchors(rows), "sampling", ("tokens_per_forward", "accuracy"), sampler="lossless")
     temperature = min(row["temperature"] for row in lossless)
     lossless = [row for row in lossless if row["temperature"] == temperature]
     by, setting = matched(lossless, MASKING, ("full", "random"), "full", (SEED, BLOCK_SIZE))
@@ -82,13 +82,13 @@ def block_size(study: Sequence[Row], sweep: Sequence[Row] = ()) -> Drawn:
       sweep: rows of sweep "block_size" where it was run: other seeds and anchors, so a series of its own.
     """
     needed = ("tokens_per_forward", "accuracy")
-    series = {"": pick(with_same_anchors(study), "sampling", needed, arm="lossless")}
+    series = {"": pick(with_same_anchors(study), "sampling", needed, sampler="lossless")}
     if sweep:
-        more = pick(with_same_anchors(sweep), "sampling", needed, arm="lossless")
+        more = pick(with_same_anchors(sweep), "sampling", needed, sampler="lossless")
         series = {f"study, {anchors_in_words(series[''])}: ": series[""], f"{SECOND}, {anchors_in_words(more)}: ": more}
     used = [row for rows in series.values() for row in rows]
     if len(shared(used, "block_size")) < 2:
-        raise MissingData("rows of kind sampling, arm lossless of more than one block size")
+        raise MissingData("rows of kind sampling, sampler lossless of more than one block size")
     figure = style.new_figure(
         "Block size: tokens per forward and quality of lossless sampling",
         conditions(used), width=11.5, height=5.2 + 0.5 * len(series), legend=2 * len(series) + 1,
@@ -117,7 +117,7 @@ def block_size(study: Sequence[Row], sweep: Sequence[Row] = ()) -> Drawn:
 def negative_control(rows: Sequence[Row]) -> Drawn:
     """CCA along the text against layout-unaware CCA: the AR loss they share, the T they do not, drafts by slot."""
     likelihood = [r for r in pick(rows, "likelihood", ("ar_loss",), model="convert") if _is_cca(r)]
-    lossless = pick(with_same_anchors(rows), "sampling", ("tokens_per_forward",), arm="lossless")
+    lossless = pick(with_same_anchors(rows), "sampling", ("tokens_per_forward",), sampler="lossless")
     lossless = [row for row in lossless if _is_cca(row)]
     loss, setting = matched(likelihood, SUCCESSION, ("text", "row"), "text")
     speed, other_setting = matched(lossless, SUCCESSION, ("text", "row"), "text")

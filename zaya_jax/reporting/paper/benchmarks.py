@@ -76,7 +76,7 @@ def free_slots(forward: dict[str, Any], few_experts: dict[str, Any]) -> Drawn:
     lines = -(-len(panels) // columns)
     figure = style.new_figure(
         f"Free token slots on this device: 16 query tokens cost {best:.1f} to {worst:.1f} times one (free would be 1)",
-        style.footer_line(["toy runs", "random weights but for 1.06M", "medians", *_devices(forward, few_experts)]),
+        style.footer_line(["toy runs", _trained(forward["model"]), "medians", *_devices(forward, few_experts)]),
         width=11.5, height=0.9 + 3.2 * lines,
     )  # fmt: skip
     axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
@@ -167,13 +167,19 @@ def _devices(*numbers: dict[str, Any]) -> list[str]:
 def _footer(samplers: dict[str, Any], row: dict[str, Any], *more: str) -> str:
     size = samplers["model"]["parameters"]
     parts = ["toy run" if size < TOY_LIMIT else "", f"{size / 1e6:.3g}M parameters", samplers["model"]["task"], *more]
-    parts += [
-        f"batch {row['batch']}",
-        f"{row['prompts']} prompts",
-        f"sampling seed {row['seed']}",
-        samplers["hardware"],
-    ]
+    parts += [f"batch {row['batch']}", f"{row['prompts']} prompts", _training_seed(samplers["model"])]
+    parts += [f"sampling seed {row['seed']}", samplers["hardware"]]
     return style.footer_line(parts)
+
+
+def _training_seed(model: dict[str, Any]) -> str:
+    seed = model.get("training_seed")
+    return "training seed not recorded" if seed is None else f"training seed {seed}"
+
+
+def _trained(model: dict[str, Any]) -> str:
+    """Which of several models has been trained."""
+    return f"random weights but for {model['parameters'] / 1e6:.3g}M ({_training_seed(model)})"
 
 
 def _strategy_points(speed: Axes, quality: Axes, by: dict, names: Sequence[str]) -> None:

@@ -18,8 +18,8 @@ from zaya_jax.reporting.paper.roofline import roofline
 from zaya_jax.reporting.paper.samplers import beta, pass_at_16, speedup
 from zaya_jax.reporting.paper.sweep_rows import MissingData
 from zaya_jax.reporting.plots import style
-from zaya_jax.reporting.result_files import made_of, read_record
-from zaya_jax.reporting.run_files import Run
+from zaya_jax.reporting.result_files import Record, made_of, read_record
+from zaya_jax.reporting.run_files import Run, training_seed
 
 
 def _read_sweep(folder: Path) -> list[results.Row]:
@@ -32,6 +32,17 @@ def _read_sweep(folder: Path) -> list[results.Row]:
         run = Run(config.parent, read_object(config) if config.exists() else {}, {}, [], [], [])
         known[name] = {"parameters": style.parameters(run), "training_seed": run.config.get("seed")}
     return [row | known[row["run"]] for row in rows]
+
+
+def _read_bench(path: Path, results_folder: Path) -> Record:
+    """A benchmark's numbers, its model with "training_seed": None if neither the file nor the model's run says it."""
+    record = read_record(path)
+    model = record.get("model")
+    if isinstance(model, dict) and "training_seed" not in model:  # of before benchmarks wrote it
+        parts = Path(str(model.get("checkpoint"))).parts
+        below = max((i for i, part in enumerate(parts) if part == "results"), default=len(parts)) + 1
+        model["training_seed"] = training_seed(results_folder.joinpath(*parts[below:])) if parts[below:] else None
+    return record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +78,7 @@ class Input:
             return []
         if path.exists():
             with remedy(f"is made by `{self.command}`"):
-                return _read_sweep(path.parent) if path.suffix == ".csv" else read_record(path)
+                return _read_sweep(path.parent) if path.suffix == ".csv" else _read_bench(path, results_folder)
         if self.optional:
             return []
         raise FileNotFoundError(f"{path}: no such file, is made by `{self.command}`")

@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 from zaya_jax.reporting.plots import style
 
 PUBLISHED = style.PURPLE
-ARM_NAMES = {"autoregressive": "AR", "lossless": "lossless", "mix_stale": "mixing", "mix_fresh": "fresh mixing"}
+SAMPLER_NAMES = {"autoregressive": "AR", "lossless": "lossless", "mix_stale": "mixing", "mix_fresh": "fresh mixing"}
 
 
 @dataclasses.dataclass(frozen=True)

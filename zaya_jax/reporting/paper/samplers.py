@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from zaya_jax.reporting.paper import published
-from zaya_jax.reporting.paper.marks import ARM_NAMES, Drawn, bar_legend, seed_bars
+from zaya_jax.reporting.paper.marks import SAMPLER_NAMES, Drawn, bar_legend, seed_bars
 from zaya_jax.reporting.paper.sweep_rows import (
     MissingData,
     anchors_in_words,
@@ -20,10 +20,10 @@ from zaya_jax.reporting.paper.sweep_rows import (
     with_same_anchors,
 )
 from zaya_jax.reporting.plots import style
-from zaya_jax.reporting.results import ARMS, Row
+from zaya_jax.reporting.results import COMPARED, Row
 
-COLOURS = {arm: style.ARM_COLOURS[arm] for arm in ARMS}
-MIXED = 0.5  # beta of the mixing arm where several were sampled: the logits' plain average, as Zyphra describes it
+COLOURS = {sampler: style.SAMPLER_COLOURS[sampler] for sampler in COMPARED}
+MIXED = 0.5  # beta of the mixing sampler where several were sampled: the logits' plain average, as Zyphra describes it
 DRAFT_TEMPERATURE = "evaluate.draft_temperature"  # no column of the rows; where it is changed, T is another's
 
 
@@ -32,7 +32,7 @@ def pass_at_16(rows: Sequence[Row], more: Sequence[Row] = ()) -> Drawn:
 
     `more` are rows of another sweep: tasks that have a model of their own.
     """
-    found = _arms([*rows, *more], having=("pass_at_16", "pass_at_16_low", "pass_at_16_high"))
+    found = _samplers([*rows, *more], having=("pass_at_16", "pass_at_16_low", "pass_at_16_high"))
     temperature = max(row["temperature"] for row in found)
     found = [row for row in found if row["temperature"] == temperature]
     blocks = shared(found, "block_size")
@@ -51,7 +51,7 @@ def pass_at_16(rows: Sequence[Row], more: Sequence[Row] = ()) -> Drawn:
     axes[0, 0].set_ylim(0, 1.12)
     style.in_percent(axes[0, 0].yaxis)
     style.in_percent(axes[1, 0].yaxis)
-    bar_legend(figure, COLOURS, ARM_NAMES)
+    bar_legend(figure, COLOURS, SAMPLER_NAMES)
     return Drawn(figure, _pass_caption(found))
 
 
@@ -61,7 +61,7 @@ def speedup(rows: Sequence[Row], more: Sequence[Row] = ()) -> Drawn:
     Speed-ups are drawn where every one has an interval; one run's without is told in the caption alone.
     `more` are rows of another sweep: tasks that have a model of their own.
     """
-    found = _arms([*rows, *more], having=("tokens_per_forward", "speedup"))
+    found = _samplers([*rows, *more], having=("tokens_per_forward", "speedup"))
     block = max(shared(found, "block_size"))
     found = [row for row in found if row["block_size"] == block]
     groups = {
@@ -75,29 +75,29 @@ def speedup(rows: Sequence[Row], more: Sequence[Row] = ()) -> Drawn:
     warmest = max(shared(found, "temperature"))
     warm = [here for here in groups.values() if here[0]["temperature"] == warmest]
 
-    def by_task(arm: str) -> str:
-        least, *_, most = sorted([_mean(here, arm, "tokens_per_forward") for here in warm] * 2)
+    def by_task(sampler: str) -> str:
+        least, *_, most = sorted([_mean(here, sampler, "tokens_per_forward") for here in warm] * 2)
         return f"{least:.2f}" if len(warm) == 1 else f"{least:.2f} to {most:.2f} by task"
 
-    ours = ", ".join(f"{ARM_NAMES[arm]} {by_task(arm)}" for arm in ARMS[1:])
-    theirs = ", ".join(f"{published.SPEEDUP[arm]:g}" for arm in ARMS[1:])
+    ours = ", ".join(f"{SAMPLER_NAMES[sampler]} {by_task(sampler)}" for sampler in COMPARED[1:])
+    theirs = ", ".join(f"{published.SPEEDUP[sampler]:g}" for sampler in COMPARED[1:])
     figure = style.new_figure(
         f"Tokens per forward at temperature {warmest:g}, block size {block:g}: {ours} (published: {theirs})",
-        conditions(found), width=max(8.5, 2.2 + 1.9 * (1 + len(groups))), height=6.4 if _clocked(found) else 4.6,
+        conditions(found), width=max(8.5, 2.2 + 1.9 * (1 + len(groups))), height=6.4 if _has_intervals(found) else 4.6,
         legend=1,
     )  # fmt: skip
-    panels = figure.subplots(1 + _clocked(found), 1, sharex=True, squeeze=False)[:, 0]
+    panels = figure.subplots(1 + _has_intervals(found), 1, sharex=True, squeeze=False)[:, 0]
     top = panels[0]
     other = "Zyphra, published\n8B, temperature not stated"
     style.tidy(top, "Tokens per forward (T): the speed-up if a forward cost the same whatever it computes")
-    bars = {other: {arm: [value] for arm, value in published.SPEEDUP.items()}}
-    bars |= {name: _by_arm(here, "tokens_per_forward") for name, here in groups.items()}
+    bars = {other: {sampler: [value] for sampler, value in published.SPEEDUP.items()}}
+    bars |= {name: _by_sampler(here, "tokens_per_forward") for name, here in groups.items()}
     seed_bars(top, bars, COLOURS, published=[other])
     for bottom in panels[1:]:
         style.tidy(bottom, "Wall-clock over AR on this machine, 95% interval (nothing is published)")
         _interval_groups(bottom, {other: []} | groups, "speedup")
         bottom.axhline(1, color=style.INK, linewidth=1, linestyle=(0, (4, 3)), zorder=3)
-    bar_legend(figure, COLOURS, ARM_NAMES, published=True)
+    bar_legend(figure, COLOURS, SAMPLER_NAMES, published=True)
     return Drawn(figure, _speedup_caption(groups, block))
 
 
@@ -106,9 +106,9 @@ def beta(rows: Sequence[Row]) -> Drawn:
     found = with_same_anchors(with_block_size(rows))
     found = [row for row in found if row["changes"].get(DRAFT_TEMPERATURE) is None]
     found = pick(found, "sampling", ("tokens_per_forward", "accuracy"), temperature=1)
-    mixing = pick(found, "sampling", ("beta",), arm="mix_stale", temperature=1)
+    mixing = pick(found, "sampling", ("beta",), sampler="mix_stale", temperature=1)
     if len(shared(mixing, "beta")) < 2:
-        raise MissingData("rows of kind sampling, arm mix_stale, temperature 1 with more than one beta")
+        raise MissingData("rows of kind sampling, sampler mix_stale, temperature 1 with more than one beta")
     tasks = shared(mixing, "source")
     measures = [("accuracy", "pass@1")]
     measures += [("pass_at_16", "pass@16")] if all(row.get("pass_at_16") is not None for row in mixing) else []
@@ -121,71 +121,71 @@ def beta(rows: Sequence[Row]) -> Drawn:
     for task, line in zip(tasks, axes, strict=True):
         for (column, name), axis in zip(measures, line, strict=True):
             style.tidy(axis, f"{_task(task)}: {name}", "tokens per forward", "", grid="both")
-            _dial(axis, [row for row in found if row["source"] == task], column)
+            _beta_curve(axis, [row for row in found if row["source"] == task], column)
     style.legend(axes[0, 0], loc="best")
     return Drawn(figure, _beta_caption(mixing))
 
 
-def _arms(rows: Sequence[Row], having: Sequence[str]) -> list[Row]:
-    """Rows of the three arms with the same anchors, mixing at MIXED where several betas are there."""
+def _samplers(rows: Sequence[Row], having: Sequence[str]) -> list[Row]:
+    """Rows of the three samplers with the same anchors, mixing at MIXED where several betas are there."""
     found = with_same_anchors(with_block_size(rows))
-    betas = {row["beta"] for row in found if row["arm"] == "mix_stale"}
-    kept = [row for row in found if row["arm"] != "mix_stale" or len(betas) == 1 or row["beta"] == MIXED]
-    return [row for arm in ARMS for row in pick(kept, "sampling", having, arm=arm)]
+    betas = {row["beta"] for row in found if row["sampler"] == "mix_stale"}
+    kept = [row for row in found if row["sampler"] != "mix_stale" or len(betas) == 1 or row["beta"] == MIXED]
+    return [row for sampler in COMPARED for row in pick(kept, "sampling", having, sampler=sampler)]
 
 
 def _task(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _by_arm(rows: Sequence[Row], column: str) -> dict[str, list[float]]:
-    return {arm: [row[column] for row in rows if row["arm"] == arm] for arm in ARMS}
+def _by_sampler(rows: Sequence[Row], column: str) -> dict[str, list[float]]:
+    return {sampler: [row[column] for row in rows if row["sampler"] == sampler] for sampler in COMPARED}
 
 
-def _clocked(rows: Sequence[Row]) -> bool:
+def _has_intervals(rows: Sequence[Row]) -> bool:
     """Whether every speed-up over AR has an interval."""
-    drafting = [row for row in rows if row["arm"] != "autoregressive"]
+    drafting = [row for row in rows if row["sampler"] != "autoregressive"]
     return all(row.get("speedup_low") is not None and row.get("speedup_high") is not None for row in drafting)
 
 
 def _interval_groups(axis: Axes, groups: dict[str, list[Row]], column: str) -> None:
     """`seed_bars` of a column, and every row's interval where it has one."""
-    seed_bars(axis, {name: _by_arm(here, column) for name, here in groups.items()}, COLOURS)
+    seed_bars(axis, {name: _by_sampler(here, column) for name, here in groups.items()}, COLOURS)
     for j, here in enumerate(groups.values()):
-        for row, x in _places([""], [row | {"source": ""} for row in here], ARMS):
+        for row, x in _places([""], [row | {"source": ""} for row in here], COMPARED):
             if row.get(f"{column}_low") is not None:
                 axis.plot([j + x] * 2, [row[f"{column}_low"], row[f"{column}_high"]], color=style.INK, linewidth=1)
 
 
-def _mean(rows: Sequence[Row], arm: str, column: str) -> float:
-    values = [row[column] for row in rows if row["arm"] == arm]
+def _mean(rows: Sequence[Row], sampler: str, column: str) -> float:
+    values = [row[column] for row in rows if row["sampler"] == sampler]
     return float(np.mean(values)) if values else float("nan")
 
 
-def _places(tasks: Sequence[str], rows: Sequence[Row], arms: Sequence[str]):
-    """(row, x, width of its bar) for every row: groups are tasks, bars arms, seeds side by side within a bar."""
-    width = 0.8 / len(arms)
-    for i, arm in enumerate(arms):
+def _places(tasks: Sequence[str], rows: Sequence[Row], samplers: Sequence[str]):
+    """(row, x, width of its bar) for every row: groups are tasks, bars samplers, seeds side by side within a bar."""
+    width = 0.8 / len(samplers)
+    for i, sampler in enumerate(samplers):
         for j, task in enumerate(tasks):
-            here = [row for row in rows if row["arm"] == arm and row["source"] == task]
+            here = [row for row in rows if row["sampler"] == sampler and row["source"] == task]
             spread = np.linspace(-0.22, 0.22, len(here)) * width if len(here) > 1 else [0.0]
             for row, shift in zip(here, spread, strict=False):
-                yield row, j + (i - (len(arms) - 1) / 2) * width + shift
+                yield row, j + (i - (len(samplers) - 1) / 2) * width + shift
 
 
 def _interval_bars(axis: Axes, rows: Sequence[Row], tasks: Sequence[str]) -> None:
     """Bars of the mean over seeds, and every seed with its own interval."""
-    width = 0.8 / len(ARMS)
-    for i, (arm, colour) in enumerate(COLOURS.items()):
+    width = 0.8 / len(COMPARED)
+    for i, (sampler, colour) in enumerate(COLOURS.items()):
         for j, task in enumerate(tasks):
-            here = [row for row in rows if row["arm"] == arm and row["source"] == task]
+            here = [row for row in rows if row["sampler"] == sampler and row["source"] == task]
             if here:
-                at, mean = j + (i - (len(ARMS) - 1) / 2) * width, _mean(here, arm, "pass_at_16")
+                at, mean = j + (i - (len(COMPARED) - 1) / 2) * width, _mean(here, sampler, "pass_at_16")
                 axis.bar(at, mean, width * 0.9, color=colour)
                 top = max(row["pass_at_16_high"] for row in here)
                 axis.annotate(f"{100 * mean:.1f}", (at, top), (0, 3), textcoords="offset points", ha="center",
                               fontsize=8, color=style.INK)  # fmt: skip
-    for row, x in _places(tasks, rows, ARMS):
+    for row, x in _places(tasks, rows, COMPARED):
         _with_interval(axis, x, row, "pass_at_16", style.INK)
     axis.set_xticks(range(len(tasks)), [_task(task) for task in tasks])
     axis.set_xlim(-0.5, len(tasks) - 0.5)
@@ -194,9 +194,9 @@ def _interval_bars(axis: Axes, rows: Sequence[Row], tasks: Sequence[str]) -> Non
 def _differences(axis: Axes, rows: Sequence[Row], tasks: Sequence[str]) -> None:
     """Every seed's difference from AR with its interval, around zero."""
     axis.axhline(0, color=style.INK, linewidth=1)
-    for row, x in _places(tasks, rows, ARMS):
-        if row["arm"] != "autoregressive":
-            _with_interval(axis, x, row, "pass_at_16_difference", COLOURS[row["arm"]])
+    for row, x in _places(tasks, rows, COMPARED):
+        if row["sampler"] != "autoregressive":
+            _with_interval(axis, x, row, "pass_at_16_difference", COLOURS[row["sampler"]])
     axis.set_xticks(range(len(tasks)), [_task(task) for task in tasks])
     axis.set_xlim(-0.5, len(tasks) - 0.5)
 
@@ -204,17 +204,17 @@ def _differences(axis: Axes, rows: Sequence[Row], tasks: Sequence[str]) -> None:
 def _with_interval(axis: Axes, x: float, row: Row, column: str, colour: str) -> None:
     value, low, high = (row.get(f"{column}{end}") for end in ("", "_low", "_high"))
     if value is None or low is None or high is None:
-        raise MissingData(f"{column}, {column}_low and {column}_high of arm {row['arm']}, run {row['run']}")
+        raise MissingData(f"{column}, {column}_low and {column}_high of sampler {row['sampler']}, run {row['run']}")
     axis.plot([x, x], [low, high], color=colour, linewidth=1, zorder=3)
     axis.plot(x, value, "o", color=colour, markersize=3, zorder=4)
 
 
-def _dial(axis: Axes, rows: Sequence[Row], column: str) -> None:
+def _beta_curve(axis: Axes, rows: Sequence[Row], column: str) -> None:
     """The curve of betas with AR and lossless beside it; means over seeds, seeds as dots."""
-    betas = shared([row for row in rows if row["arm"] == "mix_stale"], "beta")
+    betas = shared([row for row in rows if row["sampler"] == "mix_stale"], "beta")
     points = []
     for value in betas:
-        here = [row for row in rows if row["arm"] == "mix_stale" and row["beta"] == value]
+        here = [row for row in rows if row["sampler"] == "mix_stale" and row["beta"] == value]
         points.append((_mean(here, "mix_stale", "tokens_per_forward"), _mean(here, "mix_stale", column)))
         axis.plot([r["tokens_per_forward"] for r in here], [r[column] for r in here], "o", color=style.ORANGE,
                   markersize=3, alpha=0.5)  # fmt: skip
@@ -223,22 +223,22 @@ def _dial(axis: Axes, rows: Sequence[Row], column: str) -> None:
     axis.plot(
         *zip(*points, strict=True), "o-", color=style.ORANGE, label="mixing, by beta (weight of the draft)", zorder=5
     )
-    for arm, mark in (("autoregressive", "s"), ("lossless", "D")):
-        here = [row for row in rows if row["arm"] == arm and row.get(column) is not None]
+    for sampler, mark in (("autoregressive", "s"), ("lossless", "D")):
+        here = [row for row in rows if row["sampler"] == sampler and row.get(column) is not None]
         if here:
-            x, y = _mean(here, arm, "tokens_per_forward"), _mean(here, arm, column)
+            x, y = _mean(here, sampler, "tokens_per_forward"), _mean(here, sampler, column)
             axis.plot(
                 x,
                 y,
                 mark,
-                color=COLOURS[arm],
+                color=COLOURS[sampler],
                 markerfacecolor="none",
                 markeredgewidth=1.6,
                 markersize=10,
                 zorder=4,
-                label=ARM_NAMES[arm],
+                label=SAMPLER_NAMES[sampler],
             )  # fmt: skip  (hollow: beta's dot may lie within)
-            axis.axhline(y, color=COLOURS[arm], linewidth=1, linestyle=(0, (4, 3)))
+            axis.axhline(y, color=COLOURS[sampler], linewidth=1, linestyle=(0, (4, 3)))
     axis.margins(0.12)
     style.in_percent(axis.yaxis)
 
@@ -246,19 +246,19 @@ def _dial(axis: Axes, rows: Sequence[Row], column: str) -> None:
 def _pass_caption(rows: Sequence[Row]) -> str:
     lines = [
         "pass@16 by task for autoregressive, lossless and mixing (beta "
-        f"{_list(shared([r for r in rows if r['arm'] == 'mix_stale'], 'beta'))}) sampling of the same converted "
+        f"{_list(shared([r for r in rows if r['sampler'] == 'mix_stale'], 'beta'))}) sampling of the same converted "
         "models, the same prompts and seeds. Bars: mean over training seeds. Dots: one seed each with its 95% interval "
         "(bootstrap over prompts). Below: difference from AR, paired bootstrap.",
     ]
-    for arm in ARMS[1:]:
-        here = [row for row in rows if row["arm"] == arm]
+    for sampler in COMPARED[1:]:
+        here = [row for row in rows if row["sampler"] == sampler]
         apart = [row for row in here if row["pass_at_16_difference_low"] > 0 or row["pass_at_16_difference_high"] < 0]
         mean = 100 * float(np.mean([row["pass_at_16_difference"] for row in here]))
         tested = [row["p_value"] for row in here if row.get("p_value") is not None]
         least = f"; smallest p of a permutation test against AR {min(tested):.3g} of {len(tested)}" if tested else ""
         lines.append(
-            f"{ARM_NAMES[arm]}: mean difference {mean:+.2f} points; {len(here) - len(apart)} of {len(here)} intervals "
-            f"contain 0{least}."
+            f"{SAMPLER_NAMES[sampler]}: mean difference {mean:+.2f} points; {len(here) - len(apart)} of {len(here)} "
+            f"intervals contain 0{least}."
         )
     lines.append(
         f"Layout of the bar chart in {published.ZYPHRA}. Published values: its pass@16 is a chart only and no numeric "
@@ -273,16 +273,16 @@ def _speedup_caption(groups: dict[str, list[Row]], block: float) -> str:
     ]
     for name, here in groups.items():
         told = []
-        for arm in ARMS:
-            rows = shared([row for row in here if row["arm"] == arm], "rows_per_forward")
-            speedups = [row["speedup"] for row in here if row["arm"] == arm]
+        for sampler in COMPARED:
+            rows = shared([row for row in here if row["sampler"] == sampler], "rows_per_forward")
+            speedups = [row["speedup"] for row in here if row["sampler"] == sampler]
             speedup = f"{speedups[0]:.2f}x (1 run)" if len(speedups) == 1 else (
                 f"{min(speedups):.2f} to {max(speedups):.2f}x ({len(speedups)} runs)")  # fmt: skip
-            speedup = "" if arm == "autoregressive" else f", speed-up {speedup}"
-            values = f"T {_mean(here, arm, 'tokens_per_forward'):.2f}{speedup}"
-            told.append(f"{ARM_NAMES[arm]} {values}, query tokens per forward {_list(rows)}")
+            speedup = "" if sampler == "autoregressive" else f", speed-up {speedup}"
+            values = f"T {_mean(here, sampler, 'tokens_per_forward'):.2f}{speedup}"
+            told.append(f"{SAMPLER_NAMES[sampler]} {values}, query tokens per forward {_list(rows)}")
         lines.append(f"{name.replace(chr(10), ', ')}: " + "; ".join(told) + ".")
-    if not all(map(_clocked, groups.values())):
+    if not all(map(_has_intervals, groups.values())):
         lines.append(
             "Speed-ups are wall-clock tokens per second over AR's, one measurement a run and no interval: they spread "
             "widely, support no finding, and are not drawn."

@@ -6,7 +6,7 @@ from typing import Any
 
 from zaya_jax.errors import UserError
 from zaya_jax.reporting.plots.style import footer_line
-from zaya_jax.reporting.results import ARMS, TOY_LIMIT, Row
+from zaya_jax.reporting.results import COMPARED, TOY_LIMIT, Row
 
 BLOCK_SIZE, SEED = "convert.objective.block_size", "seed"  # fields of a config that sweeps change
 CELLS = (  # of the footer: column, and how it is said
@@ -47,11 +47,11 @@ def anchor_count(row: Row) -> int | None:
 
 
 def with_same_anchors(rows: Iterable[Row]) -> list[Row]:
-    """Sampling rows of ARMS with one number of branch points a block size: the most frequent; of equals, the larger.
+    """Rows of COMPARED samplers, one number of branch points a block size: the most frequent; of equals, the larger.
 
     A sweep may vary the budget of branch points; a figure of something else must not mix them.
     """
-    rows = [row for row in rows if row["kind"] == "sampling" and row["arm"] in ARMS]
+    rows = [row for row in rows if row["kind"] == "sampling" and row["sampler"] in COMPARED]
     usual = {}
     for size in {row["block_size"] for row in rows}:
         counts = Counter(n for row in rows if row["block_size"] == size and (n := anchor_count(row)) is not None)
@@ -72,7 +72,7 @@ def with_block_size(rows: Iterable[Row]) -> list[Row]:
     An autoregressive row is sampled with a block of 1; a figure puts it beside the drafting rows of the same run.
     """
     rows = list(rows)
-    trained = {row["run"]: row["block_size"] for row in rows if row["arm"] not in ("autoregressive", None)}
+    trained = {row["run"]: row["block_size"] for row in rows if row["sampler"] not in ("autoregressive", None)}
     return [{**row, "block_size": trained.get(row["run"], row["block_size"])} for row in rows]
 
 
@@ -119,7 +119,7 @@ def conditions(rows: Sequence[Row], *more: str) -> str:
     parts = ["toy run" if max(sizes, default=0) < TOY_LIMIT else "", *more]
     told = " / ".join(dict.fromkeys(f"{size / 1e6:.3g}M" for size in sizes))
     parts += [f"{told} parameters" if sizes else "parameters not recorded"]
-    drafting = [row for row in rows if row["arm"] not in ("autoregressive", None)]
+    drafting = [row for row in rows if row["sampler"] not in ("autoregressive", None)]
     for column, words in CELLS:
         values = shared(drafting if column == "block_size" else rows, column)
         parts += [words.format(" / ".join(map(_text, values)))] if values else []

@@ -70,7 +70,7 @@ def caption(name: str, run: Run) -> str:
     text = CAPTIONS.get(name, name)
     if name == "accepted_per_forward":
         counts, prompts, whole = yields(run)
-        forwards = sum(counted.total() for by_arm in counts.values() for counted in by_arm.values())
+        forwards = sum(counted.total() for by_sampler in counts.values() for counted in by_sampler.values())
         sampled = max((row["prompts"] or 0 for row in run.rows("sampling")), default=0)
         of = f" of {sampled:,.0f}" if sampled else ""
         text += f" Counted over all {prompts:,} prompts." if whole else (

@@ -38,20 +38,20 @@ def tokens_per_forward(run: Run) -> Figure | None:
 
 
 def accepted_histogram(run: Run) -> Figure | None:
-    """How many tokens single forwards yielded, by arm: of all prompts, or of the kept samples (`yields`)."""
+    """How many tokens single forwards yielded, by sampler: of all prompts, or of the kept samples (`yields`)."""
     counts, prompts, whole = yields(run)
     if not counts:
         return None
-    most = max(n for by_arm in counts.values() for counted in by_arm.values() for n in counted)
+    most = max(n for by_sampler in counts.values() for counted in by_sampler.values() for n in counted)
     block = f", block size {run.block_size}" if run.block_size else ""
     title = f"What one forward yields: tokens accepted per forward{block}"
     of = f"all {prompts} prompts" if whole else f"the kept samples of {prompts} prompts, not of all"
     notes = (of, "prefill counted, it yields 1", "autoregressive always yields 1")
     figure = style.new_figure(title, style.footer(run, *notes), height=3.9)
     panels = figure.subplots(1, len(counts), squeeze=False, sharey=True)[0]
-    for axis, (temperature, by_arm) in zip(panels, counts.items(), strict=True):
+    for axis, (temperature, by_sampler) in zip(panels, counts.items(), strict=True):
         style.tidy(axis, f"temperature {temperature:g}", "tokens in one forward", "share of forwards")
-        _accepted_bars(axis, by_arm, most)
+        _accepted_bars(axis, by_sampler, most)
     return figure
 
 
@@ -88,7 +88,7 @@ def forward_cost(run: Run) -> Figure | None:
 
 def _speed_title(rows: list[Row]) -> str:
     """The best lossless row in words, with its temperature, block size and speed-up."""
-    best = max((r for r in rows if r["arm"] == "lossless"), key=lambda r: r["tokens_per_forward"], default=None)
+    best = max((r for r in rows if r["sampler"] == "lossless"), key=lambda r: r["tokens_per_forward"], default=None)
     if best is None:
         return "Tokens per forward, and what they cost"
     block = f", block size {best['block_size']:g}" if best["block_size"] else ""
@@ -118,7 +118,7 @@ def _conditions(rows: list[Row]) -> list[str]:
         ("prompts", "prompts"),
         ("seed", "sampling seed"),
     ):
-        drafting = [r for r in rows if r["arm"] != "autoregressive"] or rows
+        drafting = [r for r in rows if r["sampler"] != "autoregressive"] or rows
         values = sorted({r[column] for r in drafting if r[column] is not None}, key=str)
         texts = [f"{v:g}" if isinstance(v, float) else v for v in values]
         parts += [f"{word} {' / '.join(texts)}"] if texts else []
@@ -174,13 +174,13 @@ def yields(run: Run) -> tuple[dict[float, dict[str, Counter]], int, bool]:
     """
     rows = [r for r in run.rows("sampling") if r["forwards_by_tokens"] and r["temperature"] is not None]
     labelled = [
-        (r["temperature"], label, Counter({n: int(c) for n, c in enumerate(r["forwards_by_tokens"]) if c}), r["arm"])
+        (r["temperature"], label, _counted(r["forwards_by_tokens"]), r["sampler"])
         for r, label in zip(rows, style.series_labels(rows), strict=True)
     ]
     prompts, whole = int(max((r["prompts"] or 0 for r in rows), default=0)), bool(rows)
     if not whole:
         labelled = [
-            (s["temperature"], s["arm"], Counter(s["accepted"]), s["arm"]) for s in run.samples if s["accepted"]
+            (s["temperature"], s["sampler"], Counter(s["accepted"]), s["sampler"]) for s in run.samples if s["accepted"]
         ]
         prompts = len({s["prompt"] for s in run.samples if s["accepted"]})
     labelled = [line for line in labelled if line[3] != "autoregressive"] or labelled
@@ -190,26 +190,31 @@ def yields(run: Run) -> tuple[dict[float, dict[str, Counter]], int, bool]:
     return counts, prompts, whole
 
 
-def _accepted_bars(axis: Axes, by_arm: dict[str, Counter], most: int) -> None:
-    arms = list(by_arm)
-    spare = iter(style.OTHERS * (1 + len(arms)))
-    width = 0.84 / len(arms)
-    for i, (arm, counts) in enumerate(by_arm.items()):
+def _counted(forwards_by_tokens: list[float]) -> Counter:
+    return Counter({n: int(count) for n, count in enumerate(forwards_by_tokens) if count})
+
+
+def _accepted_bars(axis: Axes, by_sampler: dict[str, Counter], most: int) -> None:
+    samplers = list(by_sampler)
+    spare = iter(style.OTHERS * (1 + len(samplers)))
+    width = 0.84 / len(samplers)
+    for i, (sampler, counts) in enumerate(by_sampler.items()):
         forwards = counts.total()
         mean = sum(n * c for n, c in counts.items()) / forwards
-        at = np.arange(1, most + 1) + (i - (len(arms) - 1) / 2) * width
+        at = np.arange(1, most + 1) + (i - (len(samplers) - 1) / 2) * width
         heights = [counts[n] / forwards for n in range(1, most + 1)]
-        colour = style.ARM_COLOURS.get(arm) or next(spare)
-        axis.bar(at, heights, width * 0.92, color=colour, label=f"{arm}: mean {mean:.2f} over {forwards} forwards")
+        colour = style.SAMPLER_COLOURS.get(sampler) or next(spare)
+        axis.bar(at, heights, width * 0.92, color=colour, label=f"{sampler}: mean {mean:.2f} over {forwards} forwards")
     axis.set_xticks(range(1, most + 1))
-    axis.margins(y=0.06 + 0.08 * len(arms))  # room for the legend
+    axis.margins(y=0.06 + 0.08 * len(samplers))  # room for the legend
     style.in_percent(axis.yaxis)
     style.legend(axis, loc="upper right")
 
 
 def _break_even(axis: Axes, run: Run) -> None:
     """Below these lines a forward that yields T tokens costs less than T forwards that yield one each."""
-    rows = [r for r in run.rows("sampling", arm="lossless") if r["tokens_per_forward"] and r["temperature"] is not None]
+    rows = run.rows("sampling", sampler="lossless")
+    rows = [r for r in rows if r["tokens_per_forward"] and r["temperature"] is not None]
     for row, dashes in zip(sorted(rows, key=lambda r: -r["tokens_per_forward"]), _DASHES, strict=False):
         t = row["tokens_per_forward"]
         block = f", block size {row['block_size']:g}" if row["block_size"] else ""

@@ -19,7 +19,7 @@ PADS = {"w_pad": 0.12, "h_pad": 0.09, "wspace": 0.05, "hspace": 0.07}  # inches,
 INK, QUIET, RULE = "#1f2733", "#667085", "#e4e7ec"
 BLUE, ORANGE, GREEN, VERMILION, GREY, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#7A8594", "#CC79A7"
 STAGE_COLOURS = {"pretrain": GREY, "convert": BLUE, "control": VERMILION}
-ARM_COLOURS = {"autoregressive": GREY, "lossless": BLUE, "mix_stale": ORANGE, "mix_fresh": GREEN}
+SAMPLER_COLOURS = {"autoregressive": GREY, "lossless": BLUE, "mix_stale": ORANGE, "mix_fresh": GREEN}
 OTHERS = (PURPLE, GREEN, VERMILION, "#56B4E9", "#F0E442")
 ROW_COLOURS = {"clean": BLUE, "mask": ORANGE}
 MARKERS = "osD^vP"
@@ -140,7 +140,7 @@ def number(value: float | None, digits: int = 3) -> str:
 def series_labels(
     rows: Sequence[Row], by: Iterable[str] = ("block_size", "anchors", "beta", "source", "batch", "model")
 ):
-    """A label for every sampling row: its arm, and whatever else tells it from the other rows of that arm.
+    """A label for every sampling row: its sampler, and whatever else tells it from the other rows of that sampler.
 
     Returns:
       list[str], as long as rows. Rows that differ in temperature or seed alone share a label.
@@ -148,19 +148,19 @@ def series_labels(
     by = tuple(by)
     labels = []
     for row in rows:
-        same_arm = [r for r in rows if r["arm"] == row["arm"]]
-        telling = [c for c in by if len({r[c] for r in same_arm}) > 1]
+        same_sampler = [r for r in rows if r["sampler"] == row["sampler"]]
+        telling = [c for c in by if len({r[c] for r in same_sampler}) > 1]
         values = [f"{c.replace('_', ' ')} {row[c]:g}" if isinstance(row[c], float) else str(row[c]) for c in telling]
-        labels.append(" · ".join([row["arm"] or "?", *values]))
+        labels.append(" · ".join([row["sampler"] or "?", *values]))
     return labels
 
 
 def series_colours(rows: Sequence[Row], labels: Sequence[str]) -> dict[str, str]:
-    """Label -> colour; the first series of an arm has the arm's own."""
+    """Label -> colour; the first series of a sampler has the sampler's own."""
     colours: dict[str, str] = {}
     spare = iter(OTHERS * (1 + len(labels)))
     for row, label in zip(rows, labels, strict=True):
         if label not in colours:
-            own = ARM_COLOURS.get(row["arm"])
+            own = SAMPLER_COLOURS.get(row["sampler"])
             colours[label] = own if own and own not in colours.values() else next(spare)
     return colours

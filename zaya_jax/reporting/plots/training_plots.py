@@ -8,7 +8,7 @@ from matplotlib.ticker import LogLocator
 
 from zaya_jax.reporting.plots import style
 from zaya_jax.reporting.run_files import Run
-from zaya_jax.reporting.tables import percent_change
+from zaya_jax.reporting.tables.cells import percent_change
 
 
 def training_curves(run: Run) -> Figure | None:

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags import config_path
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
-from zaya_jax import checks
+from zaya_jax import checks, moved
 from zaya_jax.checks import shown
 from zaya_jax.errors import UserError
 from zaya_jax.files import read_bytes
@@ -104,6 +104,8 @@ def load(spec: str) -> ConfigDict:
 def check_field(config: ConfigDict, field: str) -> None:
     """UserError unless --config.FIELD=VALUE can change this field: an unknown one is told the nearest names."""
     where, here = f"--{CONFIG}", config
+    if field in moved.FIELDS:
+        raise UserError(f"{where}.{field}: is {where}.{moved.FIELDS[field]} now")
     try:
         parts = config_path.split(field)
     except (MemoryError, RecursionError, SyntaxError, TypeError, ValueError):
@@ -158,6 +160,10 @@ def _parse(values: flags.FlagValues, argv: list[str]) -> list[str]:
         return values(argv)
     except flags.IllegalFlagValueError as error:
         raise UserError(_illegal(error, values)) from (error.__context__ or error)
+    except flags.UnrecognizedFlagError as error:
+        now = moved.FLAGS.get(error.flagname)
+        told = f"--{error.flagname}: is --{now} now" if now in values else _without_long_values(str(error), argv)
+        raise UserError(told) from error
     except flags.Error as error:
         raise UserError(_without_long_values(str(error), argv)) from error
     except UserError:

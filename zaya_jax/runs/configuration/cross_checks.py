@@ -9,7 +9,7 @@ from flax import traverse_util
 
 from zaya_jax.checks import shown
 from zaya_jax.errors import UserError
-from zaya_jax.evaluation.arms import check_arms
+from zaya_jax.evaluation.samplers import check_samplers
 from zaya_jax.interop.formats.names import abstract_variables
 from zaya_jax.runs.configuration.mixture import MixtureSource
 from zaya_jax.runs.configuration.reader import named
@@ -125,10 +125,10 @@ def answers(found: Found) -> None:
     if evaluate.max_new_tokens >= most:
         may_be = f"below model.max_position_embeddings ({most})"
         raise UserError(f"evaluate.max_new_tokens: got {evaluate.max_new_tokens}, may be {may_be}")
-    check_arms("evaluate.arms", evaluate.arms)
-    if "autoregressive" not in evaluate.arms:
-        got = shown(tuple(evaluate.arms))
-        raise UserError(f"evaluate.arms: got {got}, may be 'autoregressive' and any others")
+    check_samplers("evaluate.samplers", evaluate.samplers)
+    if "autoregressive" not in evaluate.samplers:
+        got = shown(tuple(evaluate.samplers))
+        raise UserError(f"evaluate.samplers: got {got}, may be 'autoregressive' and any others")
     size = found.stages[found.sampled].phase.objective.block_size
     if evaluate.anchor_budget > size:
         may_be = f"0 (all anchors) .. block_size ({size})"

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
-from zaya_jax import checks
+from zaya_jax import checks, moved
 from zaya_jax.checks import shown
 from zaya_jax.errors import UserError
 
@@ -37,6 +37,8 @@ def section(where: str, value: Any, known: Iterable[str], needed: Iterable[str] 
         raise UserError(f"{where}: got {shown(value)}, may be a section (a ConfigDict)")
     before, known = f"{where}." if where else "", set(known)
     for name in value:
+        if now := moved.FIELDS.get(f"{before}{name}"):
+            raise UserError(f"{before}{name}: is {now} now")
         if name not in known:
             raise checks.unknown(f"{before}{name}", str(name), known)
     for name in needed:

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.checks import Name, check, no_such, rules_of, shown
 from zaya_jax.errors import UserError
-from zaya_jax.evaluation.arms import Arm, make_arms
+from zaya_jax.evaluation.samplers import NamedSampler, make_samplers
 from zaya_jax.evaluation.task_accuracy import EvaluationProtocol
 from zaya_jax.parallel import MeshConfig
 from zaya_jax.paths import absolute
@@ -41,7 +41,7 @@ class Settings:
     sampled: str  # the stage whose model is sampled
     tasks: tuple[Task, ...]  # to evaluate on
     texts: tuple[str, ...]  # sources of text whose held-out documents are continued
-    arms: tuple[Arm, ...]
+    samplers: tuple[NamedSampler, ...]
     protocol: EvaluationProtocol
     anchor_budget: int  # 0: all anchors
     measures_cost: bool
@@ -78,7 +78,7 @@ def read(config: ConfigDict, trained: Tokenizer | None = None) -> Settings:
         sampled=sampled,
         tasks=_tasks(run.evaluate, mixtures.sources, template),
         texts=_texts(run.evaluate, mixtures.sources),
-        arms=_arms(run.evaluate, stages[sampled], fitted),
+        samplers=_samplers(run.evaluate, stages[sampled], fitted),
         protocol=run.evaluate.protocol(),
         measures_cost=run.evaluate.cost and objective.drafts,
         anchor_budget=budget if budget < objective.block_size else 0,
@@ -177,12 +177,12 @@ def _task(name: str, trained: dict[str, Task], texts: Sequence[str]) -> Task:
     return trained.get(name) or make_task(name)
 
 
-def _arms(evaluate: Evaluation, stage: Stage, tokenizer: Tokenizer) -> tuple[Arm, ...]:
+def _samplers(evaluate: Evaluation, stage: Stage, tokenizer: Tokenizer) -> tuple[NamedSampler, ...]:
     """The samplers that the sampled stage's model can be asked with."""
     objective = stage.phase.objective
-    names = [name for name in evaluate.arms if objective.drafts or name == "autoregressive"]
+    names = [name for name in evaluate.samplers if objective.drafts or name == "autoregressive"]
     block_size = check(
         f"{stage.phase.name}.objective.block_size", objective.block_size, rules_of(SamplerConfig)["block_size"]
     )
     chosen = {name: getattr(evaluate, name) for name in ("beta", "draft_temperature")}
-    return make_arms(names, evaluate.temperatures, block_size=block_size, stop_tokens=tokenizer.eos_ids, **chosen)
+    return make_samplers(names, evaluate.temperatures, block_size=block_size, stop_tokens=tokenizer.eos_ids, **chosen)

@@ -166,10 +166,10 @@ class PhaseSection(Phase):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation(EvaluationProtocol):
-    """How a run is evaluated; every arm meets the same prompts with the same seeds."""
+    """How a run is evaluated; every sampler meets the same prompts with the same seeds."""
 
     tasks: Annotated[tuple[str, ...], Items(Text())]  # of the mixtures, or benchmarks
-    arms: Annotated[tuple[str, ...], Items(Text())]  # of `evaluation.arms.known_arms`
+    samplers: Annotated[tuple[str, ...], Items(Text())]  # of `evaluation.samplers.known_samplers`
     temperatures: Annotated[tuple[float, ...], Items(TEMPERATURE, least=1)]
     draft_temperature: Annotated[float | None, Unset(TEMPERATURE)]  # None: the target's
     beta: Annotated[float, SHARE]

@@ -27,7 +27,7 @@ Array = jax.Array
 class Purpose(enum.IntEnum):
     DRAFT = 0  # a draft's token
     ACCEPT = 1  # whether a draft survives
-    SETTLE = 2  # the token after the last accepted one
+    PENDING = 2  # the token after the last accepted one
 
 
 class Noise(Protocol):
@@ -88,7 +88,7 @@ class KeyedNoise(struct.PyTreeNode):
 
 
 def row_keys(seed: int | Sequence[int], rows: int) -> Array:
-    """A key for each row, [rows].
+    """A key for each row, [B].
 
     Args:
       seed: one int (row r's key is derived from it and r), or one int a row, for rows that must be reproducible alone.

@@ -1,14 +1,14 @@
 """Whose distribution a sampler draws from: a registry, one entry a target.
 
 Everything that depends on a target reads its entry here: what SamplerConfig accepts, what a step does with the draft's
-logits, whether beta is recorded beside a result, the samplers that a config file may name (`evaluation.arms`), the
+logits, whether beta is recorded beside a result, the samplers that a config file may name (`evaluation.samplers`), the
 report's words. So a new target is one `register_target(Target(...))`, which may stand in a config file:
 
     def average(plain, draft, beta):
         return jnp.logaddexp(jnp.log1p(-beta) + log_softmax(plain), jnp.log(beta) + log_softmax(draft))
 
     register_target(Target("mix_linear", "Averages the two distributions.", combine=average, beta=True))
-    c.evaluate.arms = ("autoregressive", "lossless", "mix_linear")
+    c.evaluate.samplers = ("autoregressive", "lossless", "mix_linear")
 """
 
 import dataclasses

@@ -210,7 +210,7 @@ def verify(setup: Setup, logits: Array, drafted: Drafted, first: Array, progress
         distribution = log_residual(
             *(jnp.take_along_axis(x, accepted[:, None, None], axis=1)[:, 0] for x in (log_p, log_q))
         )
-    pending_token = setup.noise.draw(Purpose.SETTLE, first + accepted, distribution, setup.options.processing.warm)
+    pending_token = setup.noise.draw(Purpose.PENDING, first + accepted, distribution, setup.options.processing.warm)
 
     last = jnp.arange(n, dtype=jnp.int32) == accepted[:, None]
     produced = jnp.where(

@@ -53,7 +53,7 @@ def read(setup: Setup, tokens: Array, count: Array, cache: Cache) -> tuple[tuple
       cache: empty, or what an earlier turn committed.
 
     Returns:
-      ((the target's logits after the prompt [prompts, 1, vocab], the mask tokens' hidden states), cache with the
+      ((the target's logits after the prompt [prompts, 1, V], the mask tokens' hidden states), cache with the
       prompt committed). A block is drafted after the prompt whatever the anchors are, unless there are none.
     """
     plan = setup.plan
@@ -78,7 +78,7 @@ def begin(setup: Setup, readout: tuple[Array, Array], cache: Cache, progress: Pr
 def first_pending(setup: Setup, logits: Array, cache: Cache, progress: Progress) -> tuple[Outcome, Array]:
     """The first new token from the target's logits after the prompt [B, 1, V]."""
     distribution = target_distribution(setup, logits, jnp.zeros((logits.shape[0], 0), jnp.int32), progress)[:, 0]
-    pending_token = setup.noise.draw(Purpose.SETTLE, cache.length, distribution, setup.options.processing.warm)
+    pending_token = setup.noise.draw(Purpose.PENDING, cache.length, distribution, setup.options.processing.warm)
     one = jnp.ones_like(pending_token)
     return Outcome(
         pending_token[:, None], at_token(distribution, pending_token)[:, None], one, is_healthy(logits)

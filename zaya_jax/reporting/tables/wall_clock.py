@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from zaya_jax.reporting.tables import markdown
+from zaya_jax.reporting.tables.cells import markdown
 
 HEAD = (
     "prompts", "temperature", "block, branch points", "query tokens", "tokens per forward", "AR tokens/s",
@@ -11,7 +11,7 @@ HEAD = (
 )  # fmt: skip
 
 
-def drafting_table(numbers: Mapping[str, Any]) -> str:
+def wall_clock_table(numbers: Mapping[str, Any]) -> str:
     """Wall-clock of drafting against autoregression, a row for each set of prompts and temperature."""
     rows = []
     for row in numbers["rows"]:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from zaya_jax.reporting.tables import markdown
+from zaya_jax.reporting.tables.cells import markdown
 
 
 def decode_table(*runs: dict[str, Any]) -> str:
