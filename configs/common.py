@@ -103,6 +103,7 @@ def phase(steps: int, objective: Objective, optimizer: OptimizerConfig, **rest: 
             "steps": steps,
             "batch_size": 16,
             "start": placeholder(str),  # an earlier phase (None: the one before), a checkpoint's folder, or "scratch"
+            "adapters": placeholder(str),  # a folder of `experiments.adapters` for that checkpoint; None: fresh ones
             "optimizer_state": "fresh",  # or "continue": the start's moments, balancing controller and averages
             "row_length": placeholder(int),  # None: data.row_length
             "rope_theta": placeholder(float),  # None: that of the phase it starts from, else model.rope_theta

@@ -5,6 +5,7 @@ Command:   python -m experiments.smollm2 --output=smollm2
 Arguments: form=joint, adapters on all rows learn the tasks' worked answers and to draft them (TiDAR's own recipe);
            form=control, the same without drafts; form=drafts, adapters on mask tokens alone learn to draft what the
            published model itself writes, which stays as it is to the bit: answers=FILE.jsonl, from `experiments.ask`;
+           adapters=DIR, of `experiments.adapters`: those are trained on;
            start=smollm2, the folder that the first command writes; block_size=8; steps=300; :smoke, two short steps
 Hardware:  2 CPU cores
 Time and result: docs/results/smollm2.md
@@ -33,7 +34,9 @@ TASKS = (
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = parse_arg(arg, form="joint", start="smollm2", answers="", block_size=8, steps=300, smoke=False)
+    chosen = parse_arg(
+        arg, form="joint", start="smollm2", answers="", adapters="", block_size=8, steps=300, smoke=False
+    )
     common = dict(block_size=chosen.block_size, loss_on="answers", blocks_per_row=16)
     objectives = {
         "joint": Objective("tidar", **common),
@@ -71,6 +74,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.convert = phase(
         chosen.steps, objectives[chosen.form], optimizer, start=chosen.start, batch_size=2, log_every=5, save_every=25
     )
+    c.convert.adapters = chosen.adapters or None
     c.evaluate = evaluation(
         ("gsm_symbolic", "addition"), prompts=32, chat=True, max_new_tokens=160, batch=1, cost=False
     )

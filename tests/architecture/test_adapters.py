@@ -3,15 +3,17 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
 
 from tests.helpers import fresh_state, random_tokens, random_variables, small_config
-from zaya_jax import SamplerConfig, generate
+from zaya_jax import SamplerConfig, generate, load_pretrained
 from zaya_jax.architecture import Layout, Zaya, ZayaConfig, init_cache
 from zaya_jax.interop import save_huggingface
 from zaya_jax.interop.editing.adapters import fresh_adapters, is_adapter, merge_adapters
+from zaya_jax.interop.formats.adapter_folder import save_adapters
 from zaya_jax.interop.formats.names import abstract_variables
 from zaya_jax.runs.start import load_start
 from zaya_jax.training.objective import Objective
@@ -148,6 +150,12 @@ def test_a_phase_gives_its_start_adapters(tmp_path):
     assert all(np.array_equal(found[path], (fresh | flat(plain))[path]) for path in found)
     other = fresh_adapters(config, 6)
     assert any(not np.array_equal(other[path], fresh[path]) for path in fresh)
+    base = load_pretrained(tmp_path / "start")  # or those of a folder
+    trained = traverse_util.unflatten_dict(flat(plain) | {path: leaf + 1 for path, leaf in fresh.items()})
+    save_adapters(tmp_path / "adapters", config, trained, base, 4, {}, "")
+    found = flat(load_start(config, tmp_path / "start", "sft.start", adapters=tmp_path / "adapters"))
+    for path, leaf in fresh.items():
+        assert np.array_equal(found[path], (leaf + 1).astype(jnp.bfloat16).astype(jnp.float32))
 
 
 def test_a_cached_clean_row_is_the_frozen_models():

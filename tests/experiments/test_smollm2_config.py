@@ -87,3 +87,5 @@ def test_the_tasks_forms_train_what_they_say(tmp_path):
     for arg in ("form=drafts", f"answers={chats}"):
         with pytest.raises(ValueError, match=r"config argument answers: got '.*', may be"):
             smollm2_tasks.get_config(arg)
+    with pytest.raises(FileNotFoundError, match=r"adapters .*: holds no adapters\.json"):
+        settings.read(smollm2_tasks.get_config(f"start={folder},adapters={tmp_path}"))

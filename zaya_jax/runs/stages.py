@@ -158,7 +158,7 @@ def run_phase(
         if start is None:
             variables = init_variables(model, setup.seed, placement)
         else:
-            variables = load_start(stage.model, start, f"{name}.start", placement, setup.seed)
+            variables = load_start(stage.model, start, f"{name}.start", placement, setup.seed, stage.adapters)
         carry = stack.enter_context(Checkpoints(folders[str(stage.start)])) if stage.continues else None
         mixture = [(train_data[source.name], source.weight) for source in stage.mixture]
         batches = make_train_iterator(

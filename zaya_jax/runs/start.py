@@ -10,18 +10,25 @@ from zaya_jax.architecture.config import NO_MASK
 from zaya_jax.errors import UserError
 from zaya_jax.interop.editing.adapters import fresh_adapters
 from zaya_jax.interop.editing.mask import add_mask_token
+from zaya_jax.interop.formats.adapter_folder import load_adapters
 from zaya_jax.interop.formats.names import abstract_variables
 from zaya_jax.interop.pretrained import load_pretrained
 from zaya_jax.parallel import Placement
+from zaya_jax.paths import absolute
 
 
-def load_start(model: ZayaConfig, folder: Path, field: str, placement: Placement | None = None, seed: int = 0) -> dict:
+def load_start(
+    model: ZayaConfig, folder: Path, field: str, placement: Placement | None = None, seed: int = 0,
+    adapters: Path | None = None,
+) -> dict:  # fmt: skip
     """A checkpoint's variables, in the model's dtypes. UserError unless they are its own, by name and shape.
 
     A checkpoint without a mask token gets the model's: a new row where the model has just one more for it. One without
-    adapters gets the model's, which add nothing yet.
+    adapters gets the model's, which add nothing yet, or those of the folder `adapters`.
     """
     theirs, variables = load_pretrained(folder, placement)
+    if adapters is not None:
+        theirs, variables, _ = load_adapters(absolute(adapters), theirs, variables)
     if theirs.mask_token_id == NO_MASK and model.mask_token_id != NO_MASK:
         row = model.vocab_size == theirs.vocab_size + 1 and model.mask_token_id == theirs.vocab_size
         theirs, variables = add_mask_token(theirs, variables, None if row else model.mask_token_id)

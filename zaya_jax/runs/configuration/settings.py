@@ -11,6 +11,7 @@ from zaya_jax.checks import Name, check, no_such, rules_of, shown
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.samplers import NamedSampler, make_samplers
 from zaya_jax.evaluation.task_accuracy import EvaluationProtocol
+from zaya_jax.interop.formats.adapter_folder import read_about
 from zaya_jax.parallel import MeshConfig
 from zaya_jax.paths import absolute
 from zaya_jax.runs.configuration.cross_checks import Found, cross_check
@@ -122,6 +123,16 @@ def _start(section: PhaseSection, earlier: dict[str, Start], stages: dict[str, S
     return Path(given)
 
 
+def _adapters(section: PhaseSection, start: Start) -> Path | None:
+    if section.adapters is None:
+        return None
+    if not isinstance(start, Path):
+        may_be = f"None where {section.name}.start is not a checkpoint's folder"
+        raise UserError(f"{section.name}.adapters: got {section.adapters!r}, may be {may_be}")
+    read_about(absolute(section.adapters))
+    return Path(section.adapters)
+
+
 def _stage(run: RunConfig, section: PhaseSection, mixtures: Mixtures, start: Start, stages: dict[str, Stage]) -> Stage:
     parent = stages[start] if isinstance(start, str) else None
     model = run.model if parent is None else parent.model
@@ -136,6 +147,7 @@ def _stage(run: RunConfig, section: PhaseSection, mixtures: Mixtures, start: Sta
         mixture=mixtures.find(*run.of_phase(section, "mixture")),
         packing=run.of_phase(section, "packing")[1],
         start=start,
+        adapters=_adapters(section, start),
         mesh=section.mesh or run.mesh or MeshConfig(),
         continues=section.optimizer_state == "continue",
         data_seed=run.seed if parent is None else parent.data_seed + 1,

@@ -23,6 +23,7 @@ class Stage:
     mixture: tuple[MixtureSource, ...]
     packing: str
     start: str | Path | None  # an earlier stage, a checkpoint's folder, or None: from scratch
+    adapters: Path | None  # a folder of adapters for that checkpoint, where fresh ones are not to be trained
     continues: bool  # the optimizer's state comes over from `start`, too
     mesh: MeshConfig
     data_seed: int  # stages as far from their beginning read the same data; those before them read it in other orders
@@ -34,6 +35,9 @@ class Stage:
         if self.mesh.context > 1 and objective.drafts and not LAYOUTS[objective.row_layout].splits:
             got = f"got {self.mesh.context}, may be 1 where objective.row_layout is {objective.row_layout!r}"
             raise UserError(f"{self.phase.name}: mesh.context: {got}, whose rows devices cannot share")
+        if self.mesh.context > 1 and objective.drafts and objective.blocks_per_row:
+            got = f"got {self.mesh.context}, may be 1 where objective.blocks_per_row is above 0"
+            raise UserError(f"{self.phase.name}: mesh.context: {got}: devices cannot share such rows")
         rows = self.batch_size // self.phase.optimizer.accumulate
         try:
             return make_placement(self.mesh, self.model, rows, self.row_length, block_size, devices, self.execution)

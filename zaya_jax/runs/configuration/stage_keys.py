@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from zaya_jax.data.contents import Digests, of_tokenizer
+from zaya_jax.paths import absolute
 from zaya_jax.runs.configuration.settings import Settings, find_template
 from zaya_jax.text.tokenizers import load_tokenizer
 
@@ -45,6 +46,10 @@ def stage_keys(config: ConfigDict, setup: Settings, memory: Path | None = None) 
             own["mixture"] = _contents(config[name].mixture, digests)
         # the section may name a start that had no steps
         start = stage.start
+        if own.get("adapters") is None:  # as of before there were any
+            own.pop("adapters", None)
+        else:
+            own["adapters"] = digests.of_folder(absolute(own["adapters"]))
         own["start"] = digests.of_folder(start) if isinstance(start, Path) else keys[start] if start else None
         decides = json.dumps([shared, own, stage.data_seed], sort_keys=True)
         keys[name] = hashlib.blake2b(decides.encode(), digest_size=6).hexdigest()

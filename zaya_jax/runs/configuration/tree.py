@@ -152,6 +152,7 @@ class PhaseSection(Phase):
     objective: Annotated[Objective, Made(_objective)]
     batch_size: Annotated[int, ROWS]
     start: Annotated[str | None, Unset(Text())] = None
+    adapters: Annotated[str | None, Unset(Text())] = None
     optimizer_state: Annotated[str, Name(("fresh", "continue"))] = "fresh"
     row_length: Annotated[int | None, Unset(ROW_LENGTH)] = None
     rope_theta: Annotated[float | None, Unset(THETA)] = None
