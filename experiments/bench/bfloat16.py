@@ -40,7 +40,7 @@ import jax.numpy as jnp
 from absl import flags
 from tqdm import tqdm
 
-from experiments.bench._bfloat16_logits import Forward, U, compare, our_side, their_side
+from experiments.bench._bfloat16_logits import compare, our_side, parting, their_side, tie_bound
 from experiments.bench._transformers_reference import require_parity_extra
 from zaya_jax import Layout, SamplerConfig, Zaya, ZayaConfig, generate, load_pretrained
 from zaya_jax.architecture import init_cache, precision
@@ -247,22 +247,6 @@ def greedy(model: Model, dtype: str) -> dict[str, Any]:
         "identical": len(prompts) - len(differences), "ties": sum(row["tie"] for row in differences),
         "failures": sum(not row["tie"] for row in differences), "tie_bound": bound, "differences": differences,
     }  # fmt: skip
-
-
-def tie_bound(layers: int) -> float:
-    """The gap of two tokens' logits, over the logits' deviation, up to which a text may part in bfloat16."""
-    return 4 * U * max(1.0, math.sqrt(layers / 2))
-
-
-def parting(prompt: list[int], one: list[int], other: list[int], forward: Forward, bound: float) -> dict[str, Any]:
-    """Where two continuations part, and the gap of the two tokens' logits over the logits' deviation there."""
-    at = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-    row: dict[str, Any] = {"at": at, "gap": None, "tie": False}
-    if at < min(len(one), len(other)):  # else one ended where the other did not: no tie
-        logits = forward(prompt + one[:at])[0][-1]
-        row["gap"] = float(abs(logits[one[at]] - logits[other[at]]) / logits.std())
-        row["tie"] = row["gap"] <= bound
-    return row
 
 
 @contextlib.contextmanager
