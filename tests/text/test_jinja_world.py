@@ -10,7 +10,7 @@ from zaya_jax.text import jinja_world
 from zaya_jax.text.jinja_world import compiled, rendered
 
 MANY = "{% set n = namespace(a='aa', b=[1], c=[1]) %}{% for i in range(60) %}"
-LONG = "{% set a = 'a' * 99999 %}"
+LONG = "{% set a = 'a' * 199999 %}"
 # Each of the bounds is the only one that stops some line here: without it that line's test fails.
 
 
@@ -30,19 +30,19 @@ HARMFUL = {
     "a list of long numbers": "{{ [('9' * 4000) | int] * 100000 }}",
     "a power": "{{ 9 ** 999999999 }}",
     "a product of numbers": "{{ (10**200) * (10**200) }}",
-    "a tree of sums": LONG + "{{ " + tree("a", 13) + " }}",
-    "a long concatenation": LONG + "{{ " + " ~ ".join(["a"] * 9999) + " }}",
-    "a text often in a list": LONG + "{{ [" + "a," * 9999 + "] }}",
-    "a text often in a block": LONG + "{% set b %}" + "{{ a }}" * 9999 + "{% endset %}",
+    "a tree of sums": LONG + "{{ " + tree("a", 10) + " }}",
+    "a long concatenation": LONG + "{{ " + " ~ ".join(["a"] * 999) + " }}",
+    "a text often in a list": LONG + "{{ [" + "a," * 999 + "] }}",
+    "a text often in a block": LONG + "{% set b %}" + "{{ a }}" * 999 + "{% endset %}",
     "a format": "{{ '%1000000000d' % 1 }}",
     "a format's argument": "{{ '%*d' % (1000000000, 1) }}",
     "a format filter": "{{ '%1000000000d' | format(1) }}",
     "a format method": "{{ '{:>1000000000}'.format(1) }}",
     "many widths": "{{ ('%(a)9999d' * 27000) % {'a': 1} }}",
     "many widths by a method": "{{ ('{0:9999}' * 27000).format(1) }}",
-    "a long argument, often": LONG + "{{ ('%(b)s' * 9999) % {'b': a} }}",
-    "a long argument of a filter, often": LONG + "{{ ('%(b)s' * 9999) | format(b=a) }}",
-    "a long argument of a method, often": LONG + "{{ ('{0}' * 9999).format(a) }}",
+    "a long argument, often": LONG + "{{ ('%(b)s' * 999) % {'b': a} }}",
+    "a long argument of a filter, often": LONG + "{{ ('%(b)s' * 999) | format(b=a) }}",
+    "a long argument of a method, often": LONG + "{{ ('{0}' * 999).format(a) }}",
     "a nested format": "{{ '{:>{}}'.format(1, 1000000000) }}",
     "a width": "{{ 'x'.ljust(10**9) }}{{ 'x'.zfill(10**9) }}",
     "tabs": "{{ '\\t'.expandtabs(10**9) }}",

@@ -81,6 +81,7 @@ TABLES: dict[str, Maker] = {
     "loading": _section("loading", "loads", tables.loading_table),
     "bfloat16_logits": _section("bfloat16", "logits", tables.bfloat16_logits_table),
     "bfloat16_greedy": _section("bfloat16", "greedy", tables.bfloat16_greedy_table),
+    "bfloat16_cost": _section("bfloat16", "cost", tables.bfloat16_cost_table),
     "compilation_cache": _section("compilation_cache", "commands", tables.cache_table),
     "long_rows": _section("long_rows", "train_step", tables.long_rows_table),
     "trained_rows": _bench(
