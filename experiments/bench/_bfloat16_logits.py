@@ -1,7 +1,8 @@
-"""Logits in bfloat16 against float32's of the same rounded weights, ours and transformers', text by text."""
+"""Logits in bfloat16 against float32's of the same rounded weights, ours and transformers', text by text; and texts."""
 
 import dataclasses
 import importlib
+import math
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -84,6 +85,22 @@ def compare(reference: Forward, sides: dict[str, Forward], rows: list[list[int]]
             "top1_differs": 1 - average("top1"), "top1_ties": average("ties"),
         }  # fmt: skip
     return out
+
+
+def tie_bound(layers: int) -> float:
+    """The gap of two tokens' logits, over the logits' deviation, up to which a text may part in bfloat16."""
+    return 4 * U * max(1.0, math.sqrt(layers / 2))
+
+
+def parting(prompt: list[int], one: list[int], other: list[int], forward: Forward, bound: float) -> dict[str, Any]:
+    """Where two continuations part, and the gap of the two tokens' logits over the logits' deviation there."""
+    at = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    row: dict[str, Any] = {"at": at, "gap": None, "tie": False}
+    if at < min(len(one), len(other)):  # else one ended where the other did not: no tie
+        logits = forward(prompt + one[:at])[0][-1]
+        row["gap"] = float(abs(logits[one[at]] - logits[other[at]]) / logits.std())
+        row["tie"] = row["gap"] <= bound
+    return row
 
 
 def our_side(model: Zaya, variables: Any, width: int) -> Forward:

@@ -12,10 +12,13 @@ Weights are rounded to bfloat16 first; float32 means the same rounded weights in
    them. KL from float32's to bfloat16's next-token distribution, and how often the likeliest token differs or ties.
    transformers' side needs the `parity` extra, SmolLM2 what `experiments.smollm2` does; where they are missing a line
    says so and the rest is measured.
-2. greedy: `single_pass` against autoregression, at temperature 0, on the quickstart's model and held-out test prompts,
-   in both dtypes. Where texts part: the gap between the two tokens' logits, and whether it is a tie, at most 4 U of the
-   logits' deviation, U = 2^-8 (forwards of other sizes sum in another order, which may move each logit by 2 U of it:
-   tests/architecture/test_bfloat16.py). Whatever is no tie is counted and named.
+2. greedy: `single_pass` against autoregression, at temperature 0, in both dtypes: the quickstart's model on held-out
+   test additions; SmolLM2, given a row for the mask token (it has not learned to draft: almost every draft is refused,
+   which losslessness has to bear), on chats, additions and word problems of GSM-Symbolic in turn (the `eval` extra).
+   Where texts part: the gap between the two tokens' logits, and whether it is a tie, `tie_bound` of the logits'
+   deviation: forwards of other sizes sum in another order, which in two layers may move each logit by 2 U of it,
+   U = 2^-8 (tests/architecture/test_bfloat16.py), and in n layers, independent roundings adding as a root, sqrt(n / 2)
+   times as far. Whatever is no tie is counted and named.
 3. cost: prefill and decode steps in float32, in bfloat16, and in bfloat16 with every product rounded to it and no
    intermediate wider, sides in turn. Only this section needs a quiet machine.
 
@@ -24,9 +27,10 @@ With --checkpoint that folder (ZAYA, bytes, `addition`) is measured in place of 
 
 import contextlib
 import importlib.metadata
+import math
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 from unittest import mock
@@ -34,33 +38,37 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 from absl import flags
+from tqdm import tqdm
 
-from experiments.bench._bfloat16_logits import Forward, U, compare, our_side, their_side
+from experiments.bench._bfloat16_logits import compare, our_side, parting, their_side, tie_bound
 from experiments.bench._transformers_reference import require_parity_extra
 from zaya_jax import Layout, SamplerConfig, Zaya, ZayaConfig, generate, load_pretrained
 from zaya_jax.architecture import init_cache, precision
+from zaya_jax.architecture.config import NO_MASK
 from zaya_jax.architecture.model import ZayaOutput
 from zaya_jax.command_line import cli, measured_device
 from zaya_jax.errors import UserError
 from zaya_jax.files import read_object
+from zaya_jax.interop.editing.mask import add_mask_token
 from zaya_jax.interop.families.smollm2 import find_gguf, write_smollm2
 from zaya_jax.paths import absolute
 from zaya_jax.reporting.tables import benchmarks
 from zaya_jax.runs import provenance
 from zaya_jax.tasks import make_task
-from zaya_jax.text.tokenizers import ByteTokenizer
+from zaya_jax.tasks.chat_task import ChatTask
+from zaya_jax.text.templates import folder_template
+from zaya_jax.text.tokenizers import ByteTokenizer, load_tokenizer
 from zaya_jax.timing import medians
 
 RESULTS = Path(__file__).parents[2] / "results"
 LIST_PROGRAMS = ("list_programs", {"max_operations": 2})  # as its config has it; the others learned `addition`
 MODELS = ("quickstart", "samplers", "list_programs", "smollm2")
 ORDER = ("checkpoint", *MODELS)
-ADDITION = ("checkpoint", "quickstart")  # for the greedy section: learned `addition`, drafts blocks of --block_size
+ADDITION = ("checkpoint", "quickstart")  # learned `addition`, drafts blocks of --block_size
+GREEDY = (*ADDITION, "smollm2")
 SEED = 1000  # of the test problems: the quickstart's evaluation's
 DTYPES = ("bfloat16", "float32")
-BATCH = 64  # prompts decoded together
 CONTEXT, PREFILL, STEPS = 256, 256, 32  # of the cost section
-TIE = 4 * U  # of the logits' standard deviation
 
 SHOW: dict[str, Callable[[list[dict]], str]] = {
     "logits": benchmarks.bfloat16_logits_table,
@@ -73,6 +81,8 @@ _MODELS = flags.DEFINE_list("models", list(MODELS), f"Models, of {', '.join(MODE
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A ZAYA folder to measure in place of --models.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file; what it holds of other sections and models stays.")
 _BLOCK_SIZE = flags.DEFINE_integer("block_size", 8, "Of greedy drafting.", lower_bound=2, upper_bound=65_536)
+_BATCH = flags.DEFINE_integer("batch", 64, "Greedy texts decoded together.", lower_bound=1, upper_bound=65_536)
+_DTYPES = flags.DEFINE_list("dtypes", list(DTYPES), f"Of the greedy section, of {', '.join(DTYPES)}.")
 _PROMPTS = flags.DEFINE_integer(
     "prompts", 200, "Test prompts of the greedy section.", lower_bound=1, upper_bound=1_000_000
 )
@@ -87,7 +97,9 @@ class Model(NamedTuple):
     name: str
     config: ZayaConfig
     variables: Any  # bfloat16
-    rows: list[list[int]]
+    rows: list[list[int]]  # of the logits section
+    prompts: list[list[int]]  # of the greedy section
+    stop: int  # where its texts end
 
     def in_dtype(self, dtype: str) -> tuple[Zaya, Any]:
         """The same rounded numbers, held and computed with in `dtype`."""
@@ -98,7 +110,8 @@ class Model(NamedTuple):
 def main() -> None:
     """Runs the sections, prints a table."""
     cli.check_output(_OUTPUT.value)
-    for flag, values, known in (("only", _ONLY.value, SHOW), ("models", _MODELS.value, MODELS)):
+    lists = (("only", _ONLY.value, SHOW), ("models", _MODELS.value, MODELS), ("dtypes", _DTYPES.value, DTYPES))
+    for flag, values, known in lists:
         for value in values:
             if value not in known:
                 raise UserError(f"--{flag}: got {value!r}, may be some of {', '.join(known)}")
@@ -106,20 +119,25 @@ def main() -> None:
     path = absolute(_OUTPUT.value) if _OUTPUT.value else None
     numbers = dict(read_object(path)) if path and path.exists() else {}
     names = ["checkpoint"] if _CHECKPOINT.value else _MODELS.value
-    run: dict[str, Callable[[Model], list[dict]]] = {
+    run: dict[str, Callable[[Model], Iterable[dict]]] = {
         "logits": lambda model: [logits_of(model)],
-        "greedy": lambda model: [greedy(model, dtype) for dtype in DTYPES],
+        "greedy": lambda model: (greedy(model, dtype) for dtype in _DTYPES.value),
         "cost": cost,
     }
     for section in _ONLY.value:
-        for model in load_models([n for n in names if section != "greedy" or n in ADDITION]):
-            made = {"hardware": provenance.hardware(), "environment": described()}
-            rows = [row | made for row in run[section](model)]
-            others = [row for row in numbers.get(section, []) if row["model"] != model.name]
-            numbers[section] = sorted(others + rows, key=lambda row: ORDER.index(row["model"]))
-            cli.write_numbers(path, numbers)  # after every model: an interrupted run keeps what it has
+        for model in load_models([n for n in names if section != "greedy" or n in GREEDY]):
+            for row in run[section](model):
+                row |= {"hardware": provenance.hardware(), "environment": described()}
+                others = [other for other in numbers.get(section, []) if measured_of(other) != measured_of(row)]
+                numbers[section] = sorted([*others, row], key=lambda row: ORDER.index(row["model"]))
+                cli.write_numbers(path, numbers)  # after every row: an interrupted run keeps what it has
     for section in _ONLY.value:
         print(SHOW[section](numbers[section]) if section in numbers else f"{section}: no model for it", flush=True)
+
+
+def measured_of(row: dict) -> tuple:
+    """What a row is of: a later measurement of the same takes its place."""
+    return row["model"], row.get("dtype"), row.get("kind")
 
 
 def described() -> dict[str, Any]:
@@ -142,7 +160,8 @@ def load_models(names: Sequence[str]) -> Iterator[Model]:
         task, tokenizer = make_task(kind, **options), ByteTokenizer()
         problems = task.problems("test", _TEXTS.value, SEED)
         rows = [[*task.encode(p, tokenizer), *tokenizer.encode(p.solution)] for p in problems]
-        yield rounded(name, config, variables, rows)
+        prompts = [task.encode(p, tokenizer) for p in task.problems("test", _PROMPTS.value, SEED)]
+        yield Model(name, config, rounded(variables), rows, prompts, tokenizer.eos_id)
 
 
 def load_smollm2() -> Iterator[Model]:
@@ -163,12 +182,26 @@ def load_smollm2() -> Iterator[Model]:
                 turns = [{"role": "user", "content": prompt}]
                 prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
             rows.append(tokenizer(prompt + row["text"], add_special_tokens=False)["input_ids"])
-        yield rounded("smollm2", *load_pretrained(folder), rows)
+        config, variables = load_pretrained(folder)
+        prompts = chats(folder) if "greedy" in _ONLY.value else []
+        yield Model("smollm2", config, rounded(variables), rows, prompts, cast(int, config.eos_token_id))
 
 
-def rounded(name: str, config: ZayaConfig, variables: Any, rows: list[list[int]]) -> Model:
+def chats(folder: Path) -> list[list[int]]:
+    """Additions and word problems in turn, each a user's first message in the folder's template."""
+    tokenizer, half = load_tokenizer(folder), math.ceil(_PROMPTS.value / 2)
+    template = folder_template(folder, tokenizer)
+    assert template is not None
+    asked = []
+    for name in ("addition", "gsm_symbolic"):
+        task = ChatTask(make_task(name), template)
+        asked.append([task.encode(p, tokenizer) for p in task.problems("test", half, SEED)])
+    return [prompt for pair in zip(*asked, strict=True) for prompt in pair][: _PROMPTS.value]
+
+
+def rounded(variables: Any) -> Any:
     params = jax.tree.map(lambda x: jnp.asarray(x).astype(jnp.bfloat16), variables["params"])
-    return Model(name, config, {**variables, "params": params}, rows)
+    return {**variables, "params": params}
 
 
 def logits_of(model: Model) -> dict[str, Any]:
@@ -186,41 +219,34 @@ def logits_of(model: Model) -> dict[str, Any]:
 
 def greedy(model: Model, dtype: str) -> dict[str, Any]:
     """Greedy texts of single_pass against autoregression's."""
-    zaya, variables = model.in_dtype(dtype)
-    task, tokenizer = make_task("addition"), ByteTokenizer()
-    prompts = [task.encode(p, tokenizer) for p in task.problems("test", _PROMPTS.value, SEED)]
+    if model.config.mask_token_id == NO_MASK:
+        model = model._replace(**dict(zip(("config", "variables"), add_mask_token(*model[1:3]), strict=True)))
+    (zaya, variables), prompts, batch = model.in_dtype(dtype), model.prompts, _BATCH.value
     texts = {}
     for mode in ("autoregressive", "single_pass"):
-        sampler = SamplerConfig(mode, _BLOCK_SIZE.value, temperature=0.0, stop_tokens=(tokenizer.eos_id,))
-        parts = [prompts[at : at + BATCH] for at in range(0, len(prompts), BATCH)]
-        outs = [generate(zaya, variables, part, sampler, _NEW_TOKENS.value) for part in parts]
+        sampler = SamplerConfig(mode, _BLOCK_SIZE.value, temperature=0.0, stop_tokens=(model.stop,))
+        parts = [prompts[at : at + batch] for at in range(0, len(prompts), batch)]
+        outs = [
+            generate(zaya, variables, part, sampler, _NEW_TOKENS.value)
+            for part in tqdm(parts, f"{model.name}, {dtype}, {mode}", leave=False)
+        ]
         texts[mode] = [list(map(int, text)) for out in outs for text in out.tokens]
+        forwards = sum(int(out.forwards.sum()) for out in outs)  # of single_pass, the last
     width = max(map(len, prompts)) + _NEW_TOKENS.value
-    forward = our_side(zaya, variables, width)
+    forward, bound = our_side(zaya, variables, width), tie_bound(model.config.num_hidden_layers)
     differences = []
     for index, (prompt, one, other) in enumerate(zip(prompts, *texts.values(), strict=True)):
         if one != other:
-            row = {"prompt": index, **parting(prompt, one, other, forward)}
+            row = {"prompt": index, **parting(prompt, one, other, forward, bound)}
             differences.append(row)
             if not row["tie"]:
                 print(f"{model.name}, {dtype}: NOT A TIE: {row}", flush=True)
     return {
-        "model": model.name, "dtype": dtype, "block_size": _BLOCK_SIZE.value, "batch": BATCH, "texts": len(prompts),
-        "new_tokens": _NEW_TOKENS.value, "identical": len(prompts) - len(differences),
-        "ties": sum(row["tie"] for row in differences),
-        "failures": sum(not row["tie"] for row in differences), "tie_bound": TIE, "differences": differences,
+        "model": model.name, "dtype": dtype, "block_size": _BLOCK_SIZE.value, "batch": batch, "texts": len(prompts),
+        "new_tokens": _NEW_TOKENS.value, "tokens": sum(map(len, texts["single_pass"])), "forwards": forwards,
+        "identical": len(prompts) - len(differences), "ties": sum(row["tie"] for row in differences),
+        "failures": sum(not row["tie"] for row in differences), "tie_bound": bound, "differences": differences,
     }  # fmt: skip
-
-
-def parting(prompt: list[int], one: list[int], other: list[int], forward: Forward) -> dict[str, Any]:
-    """Where two continuations part, and the gap of the two tokens' logits over the logits' deviation there."""
-    at = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-    row: dict[str, Any] = {"at": at, "gap": None, "tie": False}
-    if at < min(len(one), len(other)):  # else one ended where the other did not: no tie
-        logits = forward(prompt + one[:at])[0][-1]
-        row["gap"] = float(abs(logits[one[at]] - logits[other[at]]) / logits.std())
-        row["tie"] = row["gap"] <= TIE
-    return row
 
 
 @contextlib.contextmanager

@@ -52,6 +52,7 @@ from zaya_jax.training.state import init_variables
 
 TRAINED = Path(__file__).parents[2] / "results" / "samplers" / "model"
 TASK = "addition"
+MODES = ("autoregressive", "single_pass", "two_pass", "block_diffusion")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", str(TRAINED), "A converted model, trained on bytes and `addition`.")
 _BLOCK_SIZE = flags.DEFINE_integer(
     "block_size", 16, "The block size it was converted with.", lower_bound=2, upper_bound=1024
@@ -71,6 +72,8 @@ _PROMPTS = flags.DEFINE_integer(
 )
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Timed calls of each side of a ratio.", lower_bound=1, upper_bound=10_000)
 _NEW_TOKENS = flags.DEFINE_integer("new_tokens", 64, "Tokens a row may grow by.", lower_bound=8, upper_bound=2**24)
+_MODES = flags.DEFINE_list("modes", list(MODES), f"Of the strategies section, of {', '.join(MODES)}.")
+_TEMPERATURES = flags.DEFINE_list("temperatures", ["0", "1"], "Of the strategies section, 0 and 1.")
 _SECTIONS = ("rows", "context", "anchors", "strategies", "auto", "predicted")
 _ONLY = flags.DEFINE_list("only", list(_SECTIONS), f"Sections to run, of {', '.join(_SECTIONS)}.")
 
@@ -104,6 +107,10 @@ def main() -> None:
     for name in _ONLY.value:
         if name not in _SECTIONS:
             raise UserError(f"--only: got {name!r}, may be some of {_SECTIONS}")
+    for flag, values, known in (("modes", _MODES.value, MODES), ("temperatures", _TEMPERATURES.value, ("0", "1"))):
+        for value in values:
+            if value not in known:
+                raise UserError(f"--{flag}: got {value!r}, may be some of {', '.join(known)}")
     measured_device.check()
     config, variables = load_pretrained(_CHECKPOINT.value)
     task = make_task(TASK)
@@ -270,8 +277,9 @@ def strategies_section(bench: Bench) -> list[dict]:
         },
     }
     out = []
-    for temperature in (0.0, 1.0):
-        for name, fields in samplers.items():
+    chosen = {name: fields for name, fields in samplers.items() if fields["mode"] in _MODES.value}
+    for temperature in map(float, _TEMPERATURES.value):
+        for name, fields in chosen.items():
             row = {
                 "strategy": name, "temperature": temperature,
                 **measured(bench, bench.sampler(temperature=temperature, **fields), name),

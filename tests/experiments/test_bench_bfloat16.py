@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.bench._bfloat16_logits import U, compare
+from experiments.bench._bfloat16_logits import U, compare, parting, tie_bound
 from tests.helpers import random_variables
 from zaya_jax import preset
 from zaya_jax.interop import save_huggingface
@@ -53,7 +53,12 @@ def test_a_tiny_model_is_measured(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flag", "names"), [("--only=speed", "--only: got 'speed'"), ("--models=8b", "--models: got '8b'")]
+    ("flag", "names"),
+    [
+        ("--only=speed", "--only: got 'speed'"),
+        ("--models=8b", "--models: got '8b'"),
+        ("--dtypes=float16", "--dtypes: got 'float16'"),
+    ],
 )
 def test_bad_flags_are_one_line(flag, names):
     failed = run(flag)
@@ -78,3 +83,19 @@ def test_positions_after_a_changed_expert_are_counted_separately():
     assert ours["unchanged"]["rms"] == pytest.approx(np.sqrt(0.5) / 100 / logits.std(), rel=1e-4)
     assert ours["all"]["max"] == pytest.approx(0.1 / logits.std(), rel=1e-4)
     assert (ours["changed_experts"], ours["top1_differs"], ours["top1_ties"]) == (0.25, 0, 0)
+
+
+@pytest.mark.parametrize(("gap", "tie"), [(0.9, True), (1.1, False)])
+def test_a_text_may_part_only_where_two_tokens_are_nearly_tied(gap, tie):
+    """Two layers move a token's logit by 2 U of the deviation, so two tokens' by 4 U; eight layers twice as far."""
+    assert (tie_bound(2), tie_bound(8), tie_bound(1)) == (4 * U, 8 * U, 4 * U)
+    logits = np.random.default_rng(0).standard_normal(50_000).astype(np.float32)
+    logits[[7, 9]] = 5, 5 - gap * 4 * U * logits.std()
+
+    def forward(text):
+        assert text == [1, 2, 3]
+        return np.stack([np.zeros_like(logits), logits]), np.zeros((0, 3))
+
+    row = parting([1, 2], [3, 7, 4], [3, 9, 4], forward, tie_bound(2))
+    assert row["at"] == 1 and row["tie"] is tie and row["gap"] == pytest.approx(gap * 4 * U, rel=1e-3)
+    assert parting([1, 2], [3], [3, 9], forward, 1.0) == {"at": 1, "gap": None, "tie": False}  # one ends early

@@ -81,6 +81,7 @@ TABLES: dict[str, Maker] = {
     "loading": _section("loading", "loads", benchmarks.loading_table),
     "bfloat16_logits": _section("bfloat16", "logits", benchmarks.bfloat16_logits_table),
     "bfloat16_greedy": _section("bfloat16", "greedy", benchmarks.bfloat16_greedy_table),
+    "bfloat16_cost": _section("bfloat16", "cost", benchmarks.bfloat16_cost_table),
     "compilation_cache": _section("compilation_cache", "commands", benchmarks.cache_table),
     "long_rows": _section("long_rows", "train_step", benchmarks.long_rows_table),
     "trained_rows": _bench(

@@ -31,6 +31,7 @@ SECONDS = 10.0  # of this thread's processor time
 DIGITS = 1000  # bits of a number
 GROWING = ("batch", "center", "indent", "slice", "tojson", "truncate", "wordwrap")  # filters, by their arguments
 _FORMAT_WIDTH = re.compile(r"[0-9]{5,}|%[^a-zA-Z%]*\*|\{[^{}]*\{")  # a wide one, or one that arguments say
+_FORMAT_FIELD = re.compile(r"%(?:\([^)]*\))?[^a-zA-Z%]*|\{[^{}]*\}")
 
 
 @dataclasses.dataclass
@@ -121,10 +122,8 @@ class _Bounded(jinja2.sandbox.ImmutableSandboxedEnvironment):
             else:
                 times = next((one for one in (left, right) if isinstance(one, int)), 1)
                 budget.fits(max(0, times) * max(budget.size(left), budget.size(right)))
-        elif operator == "+":
-            budget.fits(budget.size(left) + budget.size(right))
-        elif isinstance(left, str | bytes):
-            _check_format(left, budget)
+        elif operator == "%" and isinstance(left, str | bytes):
+            _check_format(left, [right], "%(", budget)
         return budget.made(super().call_binop(context, operator, left, right))
 
     def call(__self, __context, __obj, *args, **kwargs):  # named as jinja2 has it
@@ -137,11 +136,14 @@ class _Bounded(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return budget.made(super().call(__context, __obj, *args, **kwargs))
 
 
-def _check_format(text: str | bytes, budget: _Budget) -> None:
-    found = _FORMAT_WIDTH.search(text.decode("latin-1") if isinstance(text, bytes) else text)
+def _check_format(text: str | bytes, args: list[Any], named: str, budget: _Budget) -> None:
+    """A format, before it is filled in; `named` begins a field that may ask for an argument again."""
+    written = text.decode("latin-1") if isinstance(text, bytes) else text
+    found = _FORMAT_WIDTH.search(written)
     if found:
         raise jinja2.TemplateError(f"formats with {found[0][:20]!r}: widths may be written out, up to 9999")
-    budget.fits(len(text) + 10_000 * (len(text) > ROOM // 100))
+    widths = sum(int(width) for field in _FORMAT_FIELD.findall(written) for width in re.findall("[0-9]+", field))
+    budget.fits(len(text) + widths + max(1, written.count(named)) * sum(map(budget.size, args)))
 
 
 def _check_method(owner: str | bytes, name: str, args: list[Any], budget: _Budget) -> None:
@@ -160,9 +162,7 @@ def _check_method(owner: str | bytes, name: str, args: list[Any], budget: _Budge
     elif name == "translate":
         budget.fits(len(owner) * (1 + max(map(budget.size, args), default=0)))
     elif name in ("format", "format_map"):
-        _check_format(owner, budget)
-        fields = owner.count("{") if isinstance(owner, str) else owner.count(b"{")
-        budget.fits(len(owner) + fields * sum(map(budget.size, args)))
+        _check_format(owner, args, "{", budget)
     else:
         budget.spend(1 + len(owner) // 256)
 
@@ -181,10 +181,10 @@ def _filter(name: str, wrapped: Callable[..., Any]) -> Callable[..., Any]:
             numbers = [abs(other) for other in others if isinstance(other, int) and not isinstance(other, bool)]
             flat = [word for other in others for word in (other if isinstance(other, tuple | list) else [other])]
             factor = 1 + max([0, *numbers, *(len(word) for word in flat if isinstance(word, str))])
-            if factor > 10_000 or (size + 1) * factor > 64 * budget.room:
+            if (size + 1) * factor > 64 * budget.room:
                 raise jinja2.TemplateError(f"makes too much: filter {name!r} of {size} characters by {factor - 1}")
         if name == "format":
-            _check_format(str(value), budget)
+            _check_format(str(value), others, "%(", budget)
         if name in ("replace", "join"):
             _check_method(*_as_method(name, value, others), budget)
         if name == "sum" and any(isinstance(other, list | tuple) for other in others):

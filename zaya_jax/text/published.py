@@ -17,6 +17,7 @@ from zaya_jax import files
 from zaya_jax.errors import UserError
 from zaya_jax.files import read_text
 from zaya_jax.paths import one_line
+from zaya_jax.text.named_classes import rebuilt
 
 TOKENIZER_FILE = "tokenizer.json"
 # Who says which ids begin, end and fill a text: by number, the model's files; by spelling, the tokenizer's own.
@@ -64,7 +65,7 @@ class PublishedTokenizer:
         """
         values = read_object(path.with_name(SPELLED))
         spelled = _spelled(path, values)
-        model = _as_llama(path, description, values) or model
+        model = _as_named(path, description, values) or model
         _check_added(path, model, description.get("added_tokens") or ())
         if "pad" in spelled and model.token_to_id(spelled["pad"]) is None:
             del spelled["pad"]  # nobody reads what fills a row
@@ -418,37 +419,10 @@ def _add_tokens(path: Path, model: tokenizers.Tokenizer, values: Mapping[str, An
             model.add_special_tokens([tokenizers.AddedToken(spelling, **flags)])
 
 
-def _as_llama(path: Path, description: Mapping[str, Any], values: Mapping[str, Any]) -> tokenizers.Tokenizer | None:
-    """A SentencePiece-like BPE as transformers 5 builds it where the files name LlamaTokenizer; None elsewhere.
-
-    That takes the vocabulary from tokenizer.json, not what the file puts in front of a text (`legacy` and
-    `add_prefix_space` of tokenizer_config.json say that): with Llama 2's files only a text's beginning gets a space.
-    """
-    config = read_object(path.with_name("config.json"))
-    name = values.get("tokenizer_class") or config.get("tokenizer_class")
-    model = description.get("model")
-    if name not in ("LlamaTokenizer", "LlamaTokenizerFast") or not isinstance(model, dict):
-        return None
-    steps = json.dumps(description.get("pre_tokenizer"))
-    # transformers has no class of Mistral's without tekken.json, so it reads the file as it is
-    if model.get("type") != "BPE" or "ByteLevel" in steps or config.get("model_type") in ("mistral", "mixtral"):
-        return None
-    prefix = values.get("add_prefix_space")
-    prefix = True if prefix is None else bool(prefix)
-    scheme = ("always" if values.get("legacy") else "first") if prefix else "never"
-    decoder: list[dict[str, Any]] = [
-        {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
-    ]  # fmt: skip
-    if prefix:
-        decoder.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
-    rebuilt = {"fuse_unk": True, "byte_fallback": True, "dropout": None, "unk_token": None, "ignore_merges": False}
-    changed = dict(description) | {
-        "model": model | rebuilt,
-        "normalizer": None,
-        "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": False},
-        "decoder": {"type": "Sequence", "decoders": decoder},
-    }
-    return _from_json(path, json.dumps(changed))
+def _as_named(path: Path, description: Mapping[str, Any], values: Mapping[str, Any]) -> tokenizers.Tokenizer | None:
+    """The tokenizer as transformers 5 builds it where the files name a class of its own; None: tokenizer.json's."""
+    changed = rebuilt(description, values, read_object(path.with_name("config.json")))
+    return None if changed is None else _from_json(path, json.dumps(changed))
 
 
 def _named_ids(path: Path, model: tokenizers.Tokenizer, spelled: Mapping[str, str]) -> dict[str, list[int]]:

@@ -104,11 +104,19 @@ def bfloat16_logits_table(rows: list[dict]) -> str:
 
 def bfloat16_greedy_table(rows: list[dict]) -> str:
     """Greedy texts of the lossless sampler against autoregression's (`experiments.bench.bfloat16`)."""
+
+    def gap(row: dict) -> str:
+        gaps = [one["gap"] for one in row["differences"] if one["tie"]]
+        return f"{max(gaps):.4f} (at most {row['tie_bound']:.4f})" if gaps else ""
+
     lines = [
-        (row["model"], row["dtype"], f"{row['identical']} of {row['texts']}", str(row["ties"]), str(row["failures"]))
+        (
+            row["model"], row["dtype"], f"{row['identical']} of {row['texts']}", str(row["ties"]), gap(row),
+            str(row["failures"]),
+        )
         for row in rows
-    ]
-    return markdown(("model", "dtype", "identical texts", "part at a tie", "part elsewhere"), lines)
+    ]  # fmt: skip
+    return markdown(("model", "dtype", "identical texts", "part at a tie", "widest tie", "part elsewhere"), lines)
 
 
 def bfloat16_cost_table(rows: list[dict]) -> str:

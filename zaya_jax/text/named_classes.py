@@ -1,0 +1,81 @@
+"""How transformers 5 rebuilds a tokenizer.json whose folder names one of its own tokenizer classes.
+
+Such a class takes the vocabulary, the merges and the post-processor from the file, and what splits and normalises a
+text from its own code, whatever the file says. So SmolLM2's files, which split digits, do not where they name
+GPT2Tokenizer, and Llama 2's put a space in front of a text's beginning alone.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+SPACE = "▁"  # SentencePiece's
+# of transformers' Qwen2Tokenizer
+_QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_PLAIN = {
+    "fuse_unk": False, "byte_fallback": False, "dropout": None, "unk_token": None, "ignore_merges": False,
+    "continuing_subword_prefix": "", "end_of_word_suffix": "",
+}  # fmt: skip
+_FALLBACK = _PLAIN | {"fuse_unk": True, "byte_fallback": True}
+_TO_SPACES = [
+    {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+]  # fmt: skip
+
+
+def rebuilt(
+    description: Mapping[str, Any], values: Mapping[str, Any], config: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """A tokenizer.json as the named class has it; None where the file is read as it is.
+
+    Args:
+      description, values, config: of tokenizer.json, tokenizer_config.json and config.json.
+    """
+    name = str(values.get("tokenizer_class") or config.get("tokenizer_class")).removesuffix("Fast")
+    model = description.get("model")
+    # transformers has no class of Mistral's without tekken.json, so it reads the file as it is
+    if not isinstance(model, dict) or model.get("type") != "BPE" or config.get("model_type") in ("mistral", "mixtral"):
+        return None
+    if config.get("model_type") == "qwen2":  # it believes no other name there
+        name = "Qwen2Tokenizer"
+    by_bytes = "ByteLevel" in json.dumps(description.get("pre_tokenizer"))
+    steps = _byte_level(name, values) if by_bytes else _spelled_spaces(name, values)
+    if steps is None:
+        return None
+    changes, normalizer, pre_tokenizer, decoder = steps
+    return dict(description) | {
+        "model": model | changes, "normalizer": normalizer, "pre_tokenizer": pre_tokenizer, "decoder": decoder,
+    }  # fmt: skip
+
+
+def _byte_level(name: str, values: Mapping[str, Any]) -> tuple[dict, Any, Any, Any] | None:
+    step = {"type": "ByteLevel", "add_prefix_space": bool(values.get("add_prefix_space")), "trim_offsets": True}
+    split = {"type": "Split", "pattern": {"Regex": _QWEN2}, "behavior": "Isolated", "invert": False}
+    classes = {
+        "GPT2Tokenizer": (None, step | {"use_regex": True}),
+        "GPTNeoXTokenizer": ({"type": "NFC"}, step | {"use_regex": True}),
+        "Qwen2Tokenizer": (
+            {"type": "NFC"}, {"type": "Sequence", "pretokenizers": [split, step | {"use_regex": False}]}
+        ),
+    }  # fmt: skip
+    decoder = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+    return (_PLAIN, *classes[name], decoder) if name in classes else None
+
+
+def _spelled_spaces(name: str, values: Mapping[str, Any]) -> tuple[dict, Any, Any, Any] | None:
+    """Of a SentencePiece-like BPE."""
+    if name == "GemmaTokenizer":
+        unknown = values.get("unk_token") or "<unk>"
+        changes = _FALLBACK | {"unk_token": unknown.get("content") if isinstance(unknown, dict) else str(unknown)}
+        normalizer = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+        split = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
+        return changes, normalizer, split, {"type": "Sequence", "decoders": _TO_SPACES}
+    if name != "LlamaTokenizer":
+        return None
+    prefix = values.get("add_prefix_space")
+    prefix = True if prefix is None else bool(prefix)
+    scheme = ("always" if values.get("legacy") else "first") if prefix else "never"
+    strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else []
+    split = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme, "split": False}
+    return _FALLBACK, None, split, {"type": "Sequence", "decoders": [*_TO_SPACES, *strip]}
