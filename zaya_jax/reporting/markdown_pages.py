@@ -13,6 +13,8 @@ from zaya_jax.reporting.result_files import made_of, read_record
 from zaya_jax.reporting.results import read_results, read_sweep
 from zaya_jax.reporting.tables import benchmarks, drafting, runs
 from zaya_jax.reporting.tables.decode import decode_table
+from zaya_jax.reporting.tables.wall_clock import learned_table, wall_clock_table
+from zaya_jax.training.logging.metrics import read_metrics
 
 TRAINING = ("training_1_core", "training", "training_25m")  # files of results/bench
 
@@ -52,6 +54,17 @@ def _lower(results: Path) -> str:
         return lowered_table(read_record(path) for path in sorted(folder.glob("*.json")))
 
 
+def _learned(name: str) -> Maker:
+    """What a run's drafts had learnt, of its config and its metrics."""
+
+    def make(results: Path) -> str:
+        folder = results / name
+        with made_of(str(folder)):
+            return learned_table(read_record(folder / "config.json"), read_metrics(folder / "metrics.jsonl"))
+
+    return make
+
+
 TABLES: dict[str, Maker] = {
     "quickstart": _csv("quickstart", table=runs.sampling_table),
     "likelihood": _csv("quickstart", table=runs.likelihood_table),
@@ -89,6 +102,10 @@ TABLES: dict[str, Maker] = {
     ),
     "pairs": _section("long_rows", "pairs", benchmarks.pairs_table),
     "lower": _lower,
+    "word_problems": _maker(["smollm2/word_problems/wall_clock.json"], read_record, wall_clock_table),
+    "word_problems_learned": _learned("smollm2/word_problems"),
+    "drafts": _maker(["smollm2/drafts/wall_clock.json"], read_record, wall_clock_table),
+    "drafts_learned": _learned("smollm2/drafts"),
     "api": lambda _: api_tables(),
 }  # fmt: skip
 

@@ -1,6 +1,6 @@
 """The table of `experiments.bench.drafting`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from zaya_jax.reporting.tables.cells import markdown
@@ -27,3 +27,24 @@ def wall_clock_table(numbers: Mapping[str, Any]) -> str:
             ]
         )  # fmt: skip
     return markdown(HEAD, rows)
+
+
+def learned_table(config: Mapping[str, Any], metrics: Iterable[Mapping[str, Any]], stage: str = "convert") -> str:
+    """What a stage's drafts had learnt on held-out rows, by clean tokens seen: losses, and how many drafts are right.
+
+    Args:
+      config: a run's config.json.
+      metrics: its metrics.jsonl.
+    """
+    section = config[stage]
+    tokens = section["batch_size"] * (section.get("row_length") or config["data"]["row_length"])
+    rows = []
+    for line in metrics:
+        if line["stage"] != f"{stage}/validation":
+            continue
+        for source in dict.fromkeys(name.partition("/")[0] for name in line if "/" in name):
+            if f"{source}/draft_loss" in line:
+                right = " ".join(f"{share:.2f}" for share in line[f"{source}/draft_accuracy_by_slot"])
+                losses = (f"{line[f'{source}/{kind}_loss']:.3f}" for kind in ("ar", "draft"))
+                rows.append([source, f"{line['step'] * tokens:,}", *losses, right])
+    return markdown(("held-out source", "clean tokens", "AR loss", "draft loss", "drafts right, by slot"), rows)

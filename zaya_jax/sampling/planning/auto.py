@@ -62,7 +62,7 @@ class Choice:
 
 
 def candidates(acceptance: Acceptance, cost: Mapping[int, float], block_size: int) -> tuple[Candidate, ...]:
-    """Every block size up to `block_size` (powers of two and itself) with its best anchors for every budget.
+    """Block sizes up to `block_size` (2, 3, 4, 6, 8, 12, ... and itself), each with its best anchors for every budget.
 
     Args:
       acceptance: runs or rates, as for `best_anchors`. A smaller block's drafts are taken to be as good.
@@ -77,8 +77,8 @@ def candidates(acceptance: Acceptance, cost: Mapping[int, float], block_size: in
     if 1 not in cost:
         raise UserError(f"cost: got rows {sorted(cost)}, may be any that include 1 (the autoregressive forward)")
     out = [Candidate(1, (), 1, 1.0, cost[1], 1.0)]
-    sizes = {2**i for i in range(1, block_size.bit_length()) if 2**i <= block_size} | {block_size}
-    for size in sorted(sizes - {1}):
+    sizes = {part * 2**i for part in (2, 3) for i in range(block_size.bit_length())} | {block_size}
+    for size in sorted(size for size in sizes if 1 < size <= block_size):
         for budget in range(1, size + 1):
             anchors = best_anchors(acceptance, size, budget)
             rows, tokens = size * (1 + budget), expected_tokens(acceptance, size, anchors)
