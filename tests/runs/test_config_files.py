@@ -179,10 +179,7 @@ def replaced(section: str):
         (lambda c: c.data.mixture[0].__setitem__("options", 3), "data.mixture[0].options: got 3, may be a dict"),
         (lambda c: c.data.mixture[0].options.update(digit=3), "data.mixture[0]: task addition: option digit: unknown"),
         (lambda c: c.data.mixture[0].update(as_chat=3), "data.mixture[0].as_chat: got 3, may be True or False"),
-        (
-            lambda c: c.evaluate.update(sampler=("lossless",)),
-            "evaluate.sampler: unknown, did you mean samplers or samples?",
-        ),
+        (lambda c: c.evaluate.update(sampler=("lossless",)), "evaluate.sampler: unknown, did you mean samplers"),
         (lambda c: c.evaluate.update(samplers=("losless",)), "evaluate.samplers: got 'losless', did you mean lossless"),
         (lambda c: c.evaluate.update(samplers="lossless"), "evaluate.samplers: got 'lossless', may be a tuple, each a"),
         (lambda c: c.evaluate.update(tasks=("adition",)), "evaluate.tasks: got 'adition', did you mean addition?"),

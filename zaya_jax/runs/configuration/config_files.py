@@ -161,9 +161,9 @@ def _parse(values: flags.FlagValues, argv: list[str]) -> list[str]:
     except flags.IllegalFlagValueError as error:
         raise UserError(_illegal(error, values)) from (error.__context__ or error)
     except flags.UnrecognizedFlagError as error:
-        now = moved.FLAGS.get(error.flagname)
-        told = f"--{error.flagname}: is --{now} now" if now in values else _without_long_values(str(error), argv)
-        raise UserError(told) from error
+        if (now := moved.FLAGS.get(error.flagname)) and now in values:
+            raise UserError(f"--{error.flagname}: is --{now} now") from error
+        raise UserError(_without_long_values(str(error), argv)) from error
     except flags.Error as error:
         raise UserError(_without_long_values(str(error), argv)) from error
     except UserError:
