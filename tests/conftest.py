@@ -28,7 +28,7 @@ if CACHE not in os.environ:
         os.environ[CACHE] = jax.config.jax_compilation_cache_dir
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
-SHARE_A_SAMPLER = {"test_generate", "test_turns", "test_temperatures", "test_stopping", "test_drafting"}
+SHARE_A_SAMPLER = {"test_generate", "test_turns", "test_temperatures", "test_stopping", "test_drafting", "test_anchors"}
 
 settings.register_profile("zaya", deadline=None, max_examples=15, derandomize=True)
 settings.load_profile("zaya")

@@ -1,6 +1,7 @@
 """Small models with every parameter random, shared by the tests."""
 
 import functools
+from collections.abc import Callable
 from unittest import mock
 
 import jax
@@ -34,7 +35,7 @@ def random_variables(config: ZayaConfig, seed: int = 0, scale: float = 0.35) -> 
     leaves, tree = jax.tree.flatten(_initial_variables(config, jax.config.jax_enable_x64))
     rng = np.random.default_rng(seed)
     noisy = [np.asarray(x) + (scale * rng.standard_normal(x.shape)).astype(x.dtype) for x in leaves]
-    return jax.tree.unflatten(tree, [jnp.asarray(x) for x in noisy])
+    return jax.tree.unflatten(tree, jax.device_put(noisy))  # jnp.asarray compiles a program for each shape
 
 
 def cast(tree, dtype: str):
@@ -44,13 +45,27 @@ def cast(tree, dtype: str):
 
 def placed_as(x: jax.Array, values: np.ndarray) -> jax.Array:
     """Values where `x` is, and bound to it as `x` is; a program that takes `x` would be compiled anew for others."""
-    return jax.device_put(values, x.sharding) if x.committed else jnp.asarray(values)
+    return jax.device_put(values, x.sharding if x.committed else None)
 
 
 def fresh_state(variables: dict, optimizer: OptimizerConfig, seed: int = 0) -> TrainState:
     """`init_state` in one program, of copies: a train step gives its state's buffers away."""
-    copies = jax.tree.map(lambda x: jnp.array(np.asarray(x)), variables)
+    copies = jax.device_put(jax.tree.map(np.array, variables))
     return jax.jit(lambda copies: init_state(copies, optimizer, seed))(copies)
+
+
+def built(constructor: Callable[..., Layout], tokens, **named) -> Layout:
+    """A layout by one of `Layout`'s constructors in one program; called directly, each of its operations is one.
+
+    Arrays may differ from call to call, all else is the program's.
+    """
+    arrays = {name: x for name, x in named.items() if isinstance(x, np.ndarray | np.generic | jax.Array)}
+    return _builder(constructor, tuple((name, x) for name, x in named.items() if name not in arrays))(tokens, arrays)
+
+
+@functools.cache
+def _builder(constructor: Callable[..., Layout], static: tuple):
+    return jax.jit(lambda tokens, arrays: constructor(tokens, **dict(static), **arrays))
 
 
 def random_tokens(config: ZayaConfig, *shape: int, seed: int = 0) -> np.ndarray:

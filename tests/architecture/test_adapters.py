@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from tests.helpers import fresh_state, random_tokens, random_variables, small_config
+from tests.helpers import built, fresh_state, random_tokens, random_variables, small_config
 from zaya_jax import SamplerConfig, generate, load_pretrained
 from zaya_jax.architecture import Layout, Zaya, ZayaConfig, init_cache
 from zaya_jax.interop import save_huggingface
@@ -57,7 +57,7 @@ def test_adapters_are_what_is_said_and_nothing_to_begin_with(kind):
     assert set(abstract_variables(config)) - names == set(abstract_variables(config.replace(lora_rank=0)))
     fresh = fresh_adapters(config, seed=1)
     assert set(fresh) == names and len(names) == 2 * {"zaya": 5, "dense": 6, "untied": 6}[kind] + 1
-    layout = Layout.tidar(random_tokens(config, 2, 8), 4)
+    layout = built(Layout.tidar, random_tokens(config, 2, 8), block_size=4)
     variables = traverse_util.unflatten_dict({**flat(plain), **fresh})
     got, wanted = run(Zaya(config))(variables, layout).logits, run(plain_of(config))(plain, layout).logits
     assert np.array_equal(got, wanted)
@@ -69,7 +69,8 @@ def test_adapters_on_drafts_leave_clean_rows_as_they_are_to_the_bit(kind):
     config, variables, plain = adapted(kind, lora_rows="drafts")
     model, frozen = Zaya(config), plain_of(config)
     tokens = random_tokens(config, 2, 8)
-    for layout, drafts in ((Layout.causal(tokens), 0), (Layout.tidar(tokens, 4), 8)):
+    rows = built(Layout.causal, tokens), built(Layout.tidar, tokens, block_size=4)
+    for layout, drafts in zip(rows, (0, 8), strict=True):
         got, wanted = run(model)(variables, layout).logits, run(frozen)(plain, layout).logits
         clean = layout.clean_size
         assert got.shape[1] - clean == drafts
@@ -92,7 +93,7 @@ def test_merged_adapters_are_the_same_model(kind, x64):
     config, variables, _ = adapted(kind, dtype="float64", param_dtype="float64")
     merged_config, merged = merge_adapters(config, variables)
     assert merged_config == config.replace(lora_rank=0) and set(flat(merged)) == set(abstract_variables(merged_config))
-    layout = Layout.tidar(random_tokens(config, 2, 8), 4)
+    layout = built(Layout.tidar, random_tokens(config, 2, 8), block_size=4)
     got, wanted = run(Zaya(merged_config))(merged, layout).logits, run(Zaya(config))(variables, layout).logits
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-11)
     assert merge_adapters(merged_config, merged)[0] == merged_config
@@ -163,7 +164,7 @@ def test_a_cached_clean_row_is_the_frozen_models():
     tokens = random_tokens(config, 1, 6)
     caches = [init_cache(c, 1, 32) for c in (config, config.replace(lora_rank=0))]
     got, wanted = (
-        run(m)(v, Layout.causal(tokens), cache)
+        run(m)(v, built(Layout.causal, tokens), cache)
         for m, v, cache in zip((Zaya(config), plain_of(config)), (variables, plain), caches, strict=True)
     )
     assert all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (got.cache, wanted.cache)), strict=True))

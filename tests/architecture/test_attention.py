@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import export
 
-from tests.helpers import fresh_state, random_tokens, small_config
+from tests.helpers import built, fresh_state, random_tokens, small_config
 from zaya_jax.architecture import PADDING, Execution, Layout, Zaya, preset
 from zaya_jax.architecture.attention.direct import LEAST_TO_SPLIT, attend, attend_dense, count_pairs, is_small
 from zaya_jax.architecture.attention.tiled import Visibility, attend_tiles, table, worklist
@@ -162,7 +162,7 @@ def test_ordered_layouts_are(document, block_size, offset):
 
 
 def test_a_part_of_a_row_is_not_ordered():
-    layout = Layout.tidar(jnp.zeros((1, 8), jnp.int32), 4).part(1, 2, ("context",))
+    layout = jax.eval_shape(lambda: Layout.tidar(jnp.zeros((1, 8), jnp.int32), 4).part(1, 2, ("context",)))
     assert not layout.ordered and not layout.ordered_blocks
 
 
@@ -181,8 +181,9 @@ def test_blocks_in_any_order_are_the_dense_mask(x64):
 def test_a_context_longer_than_the_row(anchors, x64):
     """A cache: the context is not the row's own context tokens, and most of it belongs to nobody yet."""
     rows, capacity, size = 5, 40, 3
-    start = jnp.array([20, 3])
-    layout = Layout.verify_and_draft(np.zeros((2, rows), np.int32), start, anchors, size, count=jnp.array([5, 4]))
+    start, tokens = np.array([20, 3]), np.zeros((2, rows), np.int32)
+    named = dict(start=start, anchors=anchors, block_size=size, count=np.array([5, 4]))
+    layout = built(Layout.verify_and_draft, tokens, **named)
     keys, row = cached_keys(capacity, start + rows), layout.document.shape[1]
     query, weight = random_arrays(0, *[(2, row, 4, DIM)] * 2)
     context, own = (tuple(random_arrays(n, *[(2, n, 2, DIM)] * 2)) for n in (capacity, row - rows))
@@ -256,7 +257,8 @@ def test_a_skipped_tile_hides_everything(document, kind, offset, window, random,
     """Contexts in any order and of any kind; every visible pair is in exactly one tile, and nothing runs unmasked
     that hides a pair."""
     block_size, sizes = kind
-    layout = Layout.tidar(np.zeros((BATCH, CLEAN), np.int32), block_size, offset % block_size, document=document)
+    tokens, offset = np.zeros((BATCH, CLEAN), np.int32), np.int32(offset % block_size)
+    layout = jax.device_get(built(Layout.tidar, tokens, block_size=block_size, offset=offset, document=document))
     keys = layout.clean_rows().keys
     if shuffled:  # as if gathered from somewhere, with keys in it that are in blocks themselves
         order = random.sample(range(layout.document.shape[1]), CLEAN)
@@ -284,10 +286,11 @@ def test_executed_pairs_are_the_visible_ones(mean, size):
     block = 16
     lengths = [size] if mean is None else np.random.default_rng(0).integers(1, 2 * mean, 40)
     document = np.repeat(np.arange(len(lengths)), lengths)[None, :size]
-    layout = Layout.tidar(np.zeros((1, size), np.int32), block, 5, document=document)
+    tokens = np.zeros((1, size), np.int32)
+    layout = jax.device_get(built(Layout.tidar, tokens, block_size=block, offset=5, document=document))
     counted = count_pairs(layout, None, Execution().query_chunk)
-    real = np.asarray(layout.document != PADDING)
-    assert counted["visible"] == (np.asarray(layout.horizon) * real).sum() + block * real[:, size:].sum()
+    real = layout.document != PADDING
+    assert counted["visible"] == (layout.horizon * real).sum() + block * real[:, size:].sum()
     assert counted["visible"] <= counted["executed"] <= 1.15 * counted["visible"]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from tests.helpers import cast, fresh_state, random_tokens, random_variables, small_config
+from tests.helpers import built, cast, fresh_state, random_tokens, random_variables, small_config
 from zaya_jax.architecture import Execution, Layout, Zaya, init_cache
 from zaya_jax.architecture.attention.direct import attend, attend_dense
 from zaya_jax.architecture.attention.tiled import Visibility, attend_tiles
@@ -150,7 +150,7 @@ def pair(kind: str):
 def test_logits_are_float32_and_near_those_of_the_same_weights_in_float32(kind):
     """The head is exact for the hidden state it is given: its product of rounded numbers is not rounded again."""
     model, variables, wide_model, wide = pair(kind)
-    layout = Layout.causal(random_tokens(model.config, 4, 12))
+    layout = built(Layout.causal, random_tokens(model.config, 4, 12))
     out = jax.jit(model.apply)(variables, layout).logits
     assert out.dtype == jnp.float32
     hidden = rounded(4, 12, model.config.hidden_size, seed=3)
@@ -171,10 +171,10 @@ def test_chunks_are_the_whole_row_but_for_the_order_of_sums(kind):
     now and then turns a rounding the other way."""
     model, variables, _, _ = pair(kind)
     tokens = random_tokens(model.config, 2, 12, seed=1)
-    whole = jax.jit(model.apply)(variables, Layout.causal(tokens)).logits
+    whole = jax.jit(model.apply)(variables, built(Layout.causal, tokens)).logits
     cache, parts = init_cache(model.config, 2, 12), []
     for start, size in ((0, 5), (5, 1), (6, 6)):
-        layout = Layout.verify_and_draft(tokens[:, start : start + size], start=cache.length)
+        layout = built(Layout.verify_and_draft, tokens[:, start : start + size], start=cache.length)
         out = jax.jit(model.apply)(variables, layout, cache)
         cache = out.cache.commit(jnp.full((2,), size, jnp.int32))
         parts.append(out.logits)
@@ -185,7 +185,7 @@ def test_chunks_are_the_whole_row_but_for_the_order_of_sums(kind):
 def test_attention_backends_agree_in_a_whole_model():
     """Training by tiles and decoding by the direct form differ by what float32's order of sums can turn."""
     model, variables, _, _ = pair("zaya")
-    layout = Layout.tidar(random_tokens(model.config, 2, 16), 4, 1)
+    layout = built(Layout.tidar, random_tokens(model.config, 2, 16), block_size=4, offset=1)
     outs = []
     for backend in ("dense", "tiled", "structured"):
         other = Zaya(small_config(**BF16), Execution(attention_backend=backend))
@@ -206,9 +206,9 @@ def test_sharp_attention_gives_the_distribution_of_the_same_weights_in_float32(b
     variables = jax.tree.map(lambda x: x, dict(random_variables(config)))
     attention = variables["params"]["layers"]["self_attn"]
     variables["params"]["layers"]["self_attn"] = attention | {"temp": jnp.full_like(attention["temp"], 12)}
-    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), variables["params"])
-    wide = jax.tree.map(lambda x: x.astype(jnp.float32), params)
-    layout, laws = Layout.causal(random_tokens(config, 8, 32, seed=5)), []
+    params = cast(variables["params"], "bfloat16")
+    wide = cast(params, "float32")
+    layout, laws = built(Layout.causal, random_tokens(config, 8, 32, seed=5)), []
     for model, given in ((Zaya(config, how), params), (Zaya(small_config(**kind), how), wide)):
         logits = jax.jit(model.apply)(variables | {"params": given}, layout).logits
         laws.append(np.asarray(jax.nn.log_softmax(logits), np.float64))
@@ -265,7 +265,7 @@ def test_one_whole_train_step_of_a_mixture_is_float32s_rounded():
         state = fresh_state(start, optimizer)
         sides[name] = make_train_step(one, Objective("tidar", BLOCK), optimizer)(state, batch, 1.0)
     (low, low_metrics), (after, metrics) = sides["low"], sides["wide"]
-    layout = Layout.causal(batch["tokens"])
+    layout = built(Layout.causal, batch["tokens"])
     deviation = float(jax.jit(wide_model.apply)(wide, layout).logits.std())
     assert 0 < abs(float(low_metrics["loss"]) - float(metrics["loss"])) <= U * np.sqrt(40) * deviation
     for one, other in zip(jax.tree.leaves(low.balancing), jax.tree.leaves(after.balancing), strict=True):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.helpers import fresh_state, random_tokens, random_variables, small_config
+from tests.helpers import built, fresh_state, random_tokens, random_variables, small_config
 from zaya_jax.architecture import Layout, Zaya, ZayaConfig
 from zaya_jax.architecture.config import PARTS
 from zaya_jax.interop.families.configuration import config_to_huggingface
@@ -61,7 +61,7 @@ def test_gqa_dense_without_scaling_is_a_plain_transformer(x64):
     config = small_config(attention="gqa", feed_forward="dense", residual_scaling=False, **WIDE)
     variables = random_variables(config)
     tokens = random_tokens(config, 2, 9)
-    logits = logits_of(config, variables, Layout.causal(tokens))
+    logits = logits_of(config, variables, built(Layout.causal, tokens))
     params = jax.tree.map(np.asarray, variables["params"])
     for row in range(2):
         # the model's rotary angles are float32 whatever it computes in
@@ -81,7 +81,7 @@ def test_a_convolution_that_is_off_is_the_identity(part, x64):
     )
     attention = {**attention, f"conv_qk_{part}_kernel": identity, f"conv_qk_{part}_bias": jnp.zeros_like(bias)}
     whole = {**variables["params"], "layers": {**variables["params"]["layers"], "self_attn": attention}}
-    layout = Layout.tidar(random_tokens(with_it, 2, 9), 3, 1)
+    layout = built(Layout.tidar, random_tokens(with_it, 2, 9), block_size=3, offset=1)
     a = logits_of(without, {**variables, "params": lean}, layout)
     b = logits_of(with_it, {**variables, "params": whole}, layout)
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-11)
@@ -92,7 +92,7 @@ def test_a_router_without_state_is_one_whose_scales_are_zero(x64):
     variables = random_variables(config)
     params = dict(variables["params"])
     scales = params.pop("router_states_scale")
-    layout = Layout.causal(random_tokens(config, 2, 9))
+    layout = built(Layout.causal, random_tokens(config, 2, 9))
     a = logits_of(config.replace(router_state=False), {**variables, "params": params}, layout)
     zero = {**params, "router_states_scale": jnp.zeros_like(scales)}
     b = logits_of(config, {**variables, "params": zero}, layout)
@@ -103,7 +103,7 @@ def test_succession_along_the_row_spares_the_clean_rows_and_no_draft(x64):
     """The pitfall this project is built around: nothing in the AR half shows that the drafts' history is wrong."""
     config = small_config(**WIDE)
     variables = random_variables(config)
-    layout = Layout.tidar(random_tokens(config, 2, 12), 4, 1)
+    layout = built(Layout.tidar, random_tokens(config, 2, 12), block_size=4, offset=1)
     right, unaware = (logits_of(config.replace(succession=name), variables, layout) for name in ("text", "row"))
     np.testing.assert_array_equal(right[:, :12], unaware[:, :12])
     first_slots = np.abs(right - unaware)[:, 12::4].max(-1)

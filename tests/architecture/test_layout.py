@@ -1,5 +1,7 @@
 """The Layout's fields against their definition, written out slowly."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.helpers import built
 from zaya_jax.architecture import CONTEXT, MASK, PADDING, START, Layout
 
 
@@ -36,15 +39,39 @@ def slow_visibility(layout: Layout, row: int, window=None) -> np.ndarray:
     return out
 
 
+@functools.cache
+def row_and_targets(block_size: int):
+    """Jitted: a row, and what its mask tokens are to become."""
+
+    @jax.jit
+    def run(tokens, offset, document):
+        layout = Layout.tidar(tokens, block_size, offset, document=document)
+        return layout, layout.draft_targets(offset)
+
+    return run
+
+
+visibility = jax.jit(Layout.visibility)
+
+
+def seen_by(layout: Layout, window: int | None = None) -> jax.Array:
+    return visibility(layout, None if window is None else np.int32(window))
+
+
+@jax.jit
+def next_tokens(tokens, document):
+    return Layout.causal(tokens, document=document).clean_targets()
+
+
 @given(packed_rows(), st.sampled_from([1, 3, 4]), st.integers(0, 3), st.sampled_from([None, 1, 3]))
 def test_tidar_rows_obey_the_definition(document, block_size, offset, window):
     offset %= block_size
     size = document.shape[1]
     tokens = np.arange(100, 100 + size)[None]
-    layout = Layout.tidar(tokens, block_size, offset, document=document)
+    layout, targets = jax.device_get(row_and_targets(block_size)(tokens, np.int32(offset), document))
     blocks = -(-size // block_size)
     assert layout.tokens.shape == (1, size + blocks * block_size)
-    np.testing.assert_array_equal(layout.visibility(window)[0], slow_visibility(layout, 0, window))
+    np.testing.assert_array_equal(seen_by(layout, window)[0], slow_visibility(layout, 0, window))
 
     doc = document[0]
     start = {i: max(j for j in range(i + 1) if j == 0 or doc[j] != doc[j - 1]) for i in range(size)}
@@ -53,7 +80,7 @@ def test_tidar_rows_obey_the_definition(document, block_size, offset, window):
         assert layout.horizon[0, i] == i - start[i] + 1
         assert layout.predecessor[0, i] == (START if i == start[i] else i - 1)
         assert layout.block[0, i] == 0
-    targets, has = (np.asarray(x)[0] for x in layout.draft_targets(offset))
+    targets, has = (x[0] for x in targets)
     for b in range(blocks):
         first = offset + b * block_size
         for t in range(block_size):
@@ -80,7 +107,7 @@ def test_tidar_rows_obey_the_definition(document, block_size, offset, window):
 @given(packed_rows())
 def test_next_token_targets(document):
     tokens = np.arange(50, 50 + document.shape[1])[None]
-    ids, has = (np.asarray(x)[0] for x in Layout.causal(tokens, document=document).clean_targets())
+    ids, has = (np.asarray(x)[0] for x in next_tokens(tokens, document))
     doc = document[0]
     for i in range(len(doc)):
         expected = i + 1 < len(doc) and doc[i + 1] == doc[i] != PADDING
@@ -92,14 +119,15 @@ def test_next_token_targets(document):
 def test_valid_marks_padding_left_or_right():
     tokens = np.arange(8).reshape(2, 4)
     valid = np.array([[False, False, True, True], [True, True, True, False]])
-    layout = Layout.causal(tokens, valid)
+    layout = built(Layout.causal, tokens, valid=valid)
     np.testing.assert_array_equal(layout.document, [[PADDING, PADDING, 0, 0], [0, 0, 0, PADDING]])
     np.testing.assert_array_equal(layout.position[0, 2:], [0, 1])
     np.testing.assert_array_equal(layout.predecessor[:, 2], [START, 1])
 
 
 def test_verify_and_draft_fields():
-    layout = Layout.verify_and_draft(jnp.array([[5, 6, 7]] * 2), jnp.array([0, 4]), (1, 3), 2)
+    tokens, start = np.array([[5, 6, 7]] * 2), np.array([0, 4])
+    layout = jax.device_get(built(Layout.verify_and_draft, tokens, start=start, anchors=(1, 3), block_size=2))
     np.testing.assert_array_equal(layout.tokens[1], [5, 6, 7, MASK, MASK, MASK, MASK])
     np.testing.assert_array_equal(layout.position[1], [4, 5, 6, 5, 6, 7, 8])
     np.testing.assert_array_equal(layout.horizon[1], [5, 6, 7, 5, 5, 7, 7])
@@ -107,7 +135,7 @@ def test_verify_and_draft_fields():
     np.testing.assert_array_equal(layout.predecessor[1], [CONTEXT, 0, 1, 0, 3, 2, 5])
     assert layout.predecessor[0, 0] == START
     # S rows never see a block, no block sees another, block j sees tokens 1 .. j (docs/method.md#one-step)
-    seen = np.asarray(layout.visibility()[0])
+    seen = np.asarray(seen_by(layout)[0])
     assert seen.tolist() == slow_visibility(layout, 0).tolist()
     assert not seen[:3, 3:].any()
     assert not seen[3:5, 5:].any()
@@ -119,19 +147,20 @@ def test_revealed_slots_show_their_token_and_have_no_target():
     tokens = np.arange(10, 18)[None]
     reveal = np.zeros((1, 8), bool)
     reveal[0, [1, 6]] = True
-    layout = Layout.tidar(tokens, 4, 1, reveal=reveal)
+    layout = built(Layout.tidar, tokens, block_size=4, offset=1, reveal=reveal)
     drafts = np.asarray(layout.draft_rows().tokens[0])
     np.testing.assert_array_equal(drafts, [11, MASK, MASK, MASK, MASK, 16, MASK, MASK])
-    has = np.asarray(layout.draft_targets(1)[1][0])
+    has = np.asarray(jax.jit(lambda layout: layout.draft_targets(1)[1])(layout)[0])
     np.testing.assert_array_equal(has, [False, True, True, True, True, False, True, False])
 
 
 def test_constructors_are_jittable_with_traced_offsets_and_anchors():
-    tokens = jnp.arange(12).reshape(2, 6)
+    tokens = np.arange(12).reshape(2, 6)
     eager = Layout.tidar(tokens, 2, jnp.array([0, 1]))
     jitted = jax.jit(Layout.tidar.__func__, static_argnums=(0, 2))(Layout, tokens, 2, jnp.array([0, 1]))
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), eager, jitted))
-    traced = Layout.verify_and_draft(tokens, 0, jnp.array([[2], [6]]), 3, jnp.array([2, 6]))
+    anchors, count = np.array([[2], [6]]), np.array([2, 6])
+    traced = jax.device_get(built(Layout.verify_and_draft, tokens, anchors=anchors, block_size=3, count=count))
     np.testing.assert_array_equal(traced.position[:, 6], [2, 6])
     np.testing.assert_array_equal(traced.predecessor[:, 6], [1, 5])
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.helpers import random_variables, small_config
+from tests.helpers import built, random_variables, small_config
 from zaya_jax.architecture import START, Execution, Layout, Zaya
 
 ROW = 9
@@ -104,8 +104,8 @@ def test_jacobian_is_zero_exactly_where_the_rules_say_so(document, offset, kind)
 def test_a_flat_convolution_would_be_caught(x64):
     """The negative control: with the row index for succession, the clean half stays right and every draft leaks."""
     config = small_config(hidden_size=8, dtype="float64", param_dtype="float64", succession="row")
-    layout = Layout.tidar(np.zeros((1, ROW), np.int32), 3)
-    stream = jnp.asarray(np.random.default_rng(0).standard_normal((1, layout.tokens.shape[1], 8)))
+    layout = built(Layout.tidar, np.zeros((1, ROW), np.int32), block_size=3)
+    stream = np.random.default_rng(0).standard_normal((1, layout.tokens.shape[1], 8))
     model, variables = Zaya(config), random_variables(config, seed=3)
 
     def hidden(stream):

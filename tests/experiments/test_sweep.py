@@ -328,7 +328,7 @@ def test_what_a_sweeps_file_registers_reaches_its_jobs(tmp_path, monkeypatch):
 
 
 def test_a_folder_with_another_sweep_is_refused(tmp_path):
-    (tmp_path / "sweep.json").write_text(json.dumps({"name": "other", "config": "tests/experiments/tiny.py"}))
+    (tmp_path / "sweep.json").write_text(json.dumps({"name": "other", "config": "tests/experiments/tiny.py:lean"}))
     status, output = run(tmp_path)
     assert status == 2
     assert output.strip().endswith("holds another sweep: name ('other' there, 'tiny' now); choose another")

@@ -6,10 +6,10 @@ from configs.common import axis, parse_arg, product, sweep, together
 def get_config(arg=None):
     chosen = parse_arg(arg, seed=7, block_size=4)
     small = together(
-        phases=("pretrain", "convert"), convert__objective__block_size=chosen.block_size, evaluate__cost=False,
-        evaluate__temperatures=(1.0,), evaluate__samplers=("autoregressive", "lossless"), evaluate__prompts=4,
+        phases=("pretrain", "convert"), convert__objective__block_size=chosen.block_size,
+        evaluate__temperatures=(1.0,), evaluate__samplers=("autoregressive",), evaluate__prompts=4,
         evaluate__seed=chosen.seed,
     )  # fmt: skip
     nothing = ({"text": ["tests/experiments/empty.txt"], "weight": 1.0},)
     jobs = product(small, [*axis("convert.objective.alpha", 1.0, 0.5), *axis("convert.mixture", nothing)])
-    return sweep("tiny", "tests/experiments/tiny.py", jobs)
+    return sweep("tiny", "tests/experiments/tiny.py:lean", jobs)

@@ -1,7 +1,6 @@
 """Small checkpoints for the tests of this folder."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
@@ -26,7 +25,7 @@ def random_variables(config: ZayaConfig, seed: int = 0) -> dict:
     """Every array random, of the config's shapes and dtypes."""
     rng = np.random.default_rng(seed)
     flat = {
-        path: jnp.asarray(rng.standard_normal(leaf.shape).astype(leaf.dtype))
+        path: jax.device_put(rng.standard_normal(leaf.shape).astype(leaf.dtype))
         for path, leaf in abstract_variables(config).items()
     }
     return traverse_util.unflatten_dict(flat)

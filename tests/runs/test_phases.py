@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 from configs import chats, zaya1_8b
 from tests.commands import Command
 from tests.experiments import tiny
-from zaya_jax import Zaya, load_pretrained, preset
+from tests.helpers import random_variables
+from zaya_jax import load_pretrained, preset
 from zaya_jax.architecture.config import NO_MASK
 from zaya_jax.interop import save_huggingface
 from zaya_jax.interop.formats.native import load_native
@@ -27,7 +28,7 @@ from zaya_jax.runs.start import load_start
 from zaya_jax.text.tokenizers import BPETokenizer
 from zaya_jax.training.checkpoints import Checkpoints
 from zaya_jax.training.logging.metrics import read_metrics
-from zaya_jax.training.state import init_state, init_variables
+from zaya_jax.training.state import init_state
 
 pytestmark = pytest.mark.early
 
@@ -73,7 +74,7 @@ def test_a_phase_has_its_own_rows_data_and_rotary_base_or_those_it_comes_from():
 
 def test_a_start_is_read_in_the_models_own_dtype(tmp_path):
     stored = preset("tiny", param_dtype="bfloat16")
-    save_huggingface(tmp_path / "base", stored, init_variables(Zaya(stored), 0))
+    save_huggingface(tmp_path / "base", stored, random_variables(stored))
     model = stored.replace(param_dtype="float32")
     loaded, same = load_start(model, tmp_path / "base", "midtrain.start"), load_pretrained(tmp_path / "base")[1]
     assert jax.tree.map(lambda leaf: leaf.dtype.name, loaded["params"]) == jax.tree.map(
@@ -87,7 +88,7 @@ def test_a_start_is_read_in_the_models_own_dtype(tmp_path):
 def test_a_start_without_a_mask_token_gets_the_models(tmp_path):
     choices = dict(attention="gqa", feed_forward="dense", residual_scaling=False, partial_rotary_factor=1.0)
     published = preset("tiny", **choices, mask_token_id=NO_MASK)
-    save_huggingface(tmp_path / "base", published, init_variables(Zaya(published), 0))
+    save_huggingface(tmp_path / "base", published, random_variables(published))
     rows = {
         vocab: load_start(preset("tiny", **choices, vocab_size=vocab), tmp_path / "base", "convert.start")
         for vocab in (261, 260)  # the mask after the vocabulary, and on its last row, which text then may not hold

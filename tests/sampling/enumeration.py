@@ -24,21 +24,24 @@ from zaya_jax.sampling.strategies.base import Plan, Setup
 
 VOCAB, SIZE, NEW = 3, 3, 4
 PROMPTS = ([1, 0, 2, 2], [2])  # two rows of one batch, of different lengths
-BATCH = 1024  # rows the compiled step runs at once
+BATCH = 512  # rows the compiled step runs at once
 Distribution = dict[tuple[int, ...], float]
 
 
 class Forced:
-    """Outcomes instead of noise; sums up the log-probability of what it answered."""
+    """Outcomes instead of noise; sums up the log-probability of what it answered, of drafts apart from the rest."""
 
     def __init__(self, pending, drafts, survivors) -> None:
         self.pending, self.drafts, self.survivors = (x.astype(jnp.int32) for x in (pending, drafts, survivors))
-        self.log_weight = jnp.zeros(pending.shape, jnp.float64)
+        self.log_weight = self.log_drafts = jnp.zeros(pending.shape, jnp.float64)
 
     def draw(self, purpose, position, distribution, warm):
         wanted = self.pending if purpose == Purpose.PENDING else self.drafts[:, : distribution.shape[-2]]
         chosen = at_token(jax.nn.log_softmax(distribution, axis=-1), wanted)
-        self.log_weight += chosen if purpose == Purpose.PENDING else chosen.sum(axis=1)
+        if purpose == Purpose.PENDING:
+            self.log_weight += chosen
+        else:
+            self.log_drafts += chosen.sum(axis=1)
         return wanted
 
     def accept(self, position, log_probability):
@@ -81,7 +84,7 @@ def _plain():
 
 @functools.cache
 def _compiled(plan: Plan):
-    """(begin, advance) with forced outcomes; each also returns the outcomes' log-probabilities."""
+    """(begin, advance) with forced outcomes; each also returns the outcomes' log-probabilities, and the drafts'."""
     model, variables = tiny_model()
 
     @jax.jit
@@ -89,12 +92,14 @@ def _compiled(plan: Plan):
         noise = Forced(*outcomes)
         setup = Setup(model, variables, plan, options, noise)
         capacity = tokens.shape[1] + NEW + 3 * SIZE
-        return begin(setup, Prompts(tokens, count, seen), jnp.int32(NEW), Sizes(NEW, 1, capacity)), noise.log_weight
+        state = begin(setup, Prompts(tokens, count, seen), jnp.int32(NEW), Sizes(NEW, 1, capacity))
+        return state, noise.log_weight, noise.log_drafts
 
     @jax.jit
     def go(state, options, outcomes):
         noise = Forced(*outcomes)
-        return advance(Setup(model, variables, plan, options, noise), state, jnp.int32(NEW)), noise.log_weight
+        state = advance(Setup(model, variables, plan, options, noise), state, jnp.int32(NEW))
+        return state, noise.log_weight, noise.log_drafts
 
     return first, go
 
@@ -132,6 +137,41 @@ def _outcomes(drafts: int) -> list[np.ndarray]:
     return [np.array(pending), np.array(drafted).reshape(len(pending), drafts), np.array(survivors)]
 
 
+def _step(go, options, state: State, rows: np.ndarray, outcomes: list[np.ndarray]):
+    """`go` for any number of (row of the state, outcome): the states after it, and both log-probabilities."""
+    pieces = []
+    for at in range(0, len(rows), BATCH):
+        part = np.resize(np.arange(at, min(at + BATCH, len(rows))), BATCH)  # the last one is filled up
+        out = jax.device_get(go(_take(state, rows[part]), options, [x[part] for x in outcomes]))
+        kept = np.arange(min(BATCH, len(rows) - at))
+        pieces.append((_take(out[0], kept), *(x[kept] for x in out[1:])))
+    states, *weights = zip(*pieces, strict=True)
+    return _join(list(states)), *map(np.concatenate, weights)
+
+
+def _successors(go, options, state: State, alive: np.ndarray, every: list[np.ndarray], drafts_ahead: bool):
+    """Yields (rows of `state`, their states after a step, the probability of that), every outcome of each once.
+
+    Args:
+      drafts_ahead: a step's drafts are tested in the next step. So none of those of a row's last step is ever read, and
+        one stands for all of them.
+    """
+    rows, index = (x.ravel() for x in np.meshgrid(alive, np.arange(len(every[0])), indexing="ij"))
+    if drafts_ahead:
+        one = (every[1] == 0).all(1)[index]
+        rows, index = rows[one], index[one]
+        after, log_weight, _ = _step(go, options, state, rows, [x[index] for x in every])
+        ends = np.flatnonzero(after.done)
+        yield rows[ends], _take(after, ends), np.exp(log_weight[ends])
+        goes_on = ~after.done & (log_weight > -np.inf)
+        rows, index = rows[goes_on], index[goes_on]
+        like = [np.flatnonzero((every[0] == every[0][i]) & (every[2] == every[2][i])) for i in index]
+        rows, index = np.repeat(rows, list(map(len, like))), np.concatenate([np.zeros(0, int), *like])
+    if len(rows):
+        after, log_weight, log_drafts = _step(go, options, state, rows, [x[index] for x in every])
+        yield rows, after, np.exp(log_weight + log_drafts)
+
+
 def sampler_distribution(sampler: SamplerConfig) -> list[Distribution]:
     """The distribution of each prompt's continuation (up to NEW tokens or a stop) under the sampler."""
     plan, options = plan_of(sampler), options_of(sampler, np.float64)
@@ -149,27 +189,22 @@ def sampler_distribution(sampler: SamplerConfig) -> list[Distribution]:
     count = np.array([len(p) for p in PROMPTS])[prompt]
     seen = np.array([[t in p for t in range(VOCAB)] for p in PROMPTS])[prompt]
     forced = [np.concatenate([x] * len(PROMPTS)) for x in begins]
-    state, log_weight = jax.device_get(first(tokens, count, seen, options, forced))
-    prompt, weight, state = _merge(prompt, np.exp(log_weight), state)
+    state, log_weight, log_drafts = jax.device_get(first(tokens, count, seen, options, forced))
+    prompt, weight, state = _merge(prompt, np.exp(log_weight + log_drafts), state)
 
     while len(weight):
         for i in np.flatnonzero(state.done):
             text = tuple(state.tokens[i, : state.progress.count[i]].tolist())
             total[prompt[i]][text] = total[prompt[i]].get(text, 0.0) + weight[i]
         alive = np.flatnonzero(~state.done & (weight > 0))
-        pieces = []
-        each = max(1, BATCH // len(every[0]))
-        for at in range(0, len(alive), each):
-            rows = np.repeat(alive[at : at + each], len(every[0]))
-            forced = [np.concatenate([x] * len(alive[at : at + each])) for x in every]
-            padded = np.resize(np.arange(len(rows)), each * len(every[0]))
-            args = _take(state, rows[padded]), options, [x[padded] for x in forced]
-            after, log_weight = jax.device_get(go(*args))
-            new_weight = np.exp(log_weight[: len(rows)]) * weight[rows]
-            keep = np.flatnonzero(new_weight > 0)
-            pieces.append(_merge(prompt[rows[keep]], new_weight[keep], _take(after, keep)))
-        if not pieces:
+        if not len(alive):
             break
+        pieces = []
+        for rows, after, probability in _successors(go, options, state, alive, every, sampler.mode == "single_pass"):
+            new_weight = probability * weight[rows]
+            keep = np.flatnonzero(new_weight > 0)
+            if len(keep):
+                pieces.append(_merge(prompt[rows[keep]], new_weight[keep], _take(after, keep)))
         prompts, weights, states = zip(*pieces, strict=True)
         prompt, weight, state = _merge(np.concatenate(prompts), np.concatenate(weights), _join(list(states)))
     return total

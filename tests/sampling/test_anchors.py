@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.sampling.test_generate import model_of, prompts_of
+from tests.sampling.test_generate import NEW, model_of, prompts_of
 from zaya_jax.sampling import SamplerConfig, acceptance_curve, best_anchors, evidence, expected_tokens, generate
 from zaya_jax.sampling.planning.auto import candidates
 from zaya_jax.sampling.planning.cost import cost_at
@@ -218,13 +218,13 @@ def test_auto_takes_what_wins_the_race(forward, racer, mode, because, monkeypatc
     monkeypatch.setattr("zaya_jax.sampling.planning.auto.medians", clock(racer))
     sampler = SamplerConfig("auto", 2, temperature=0.8, top_k=9, stop_tokens=(2,))
     prompts = prompts_of(model)
-    got = generate(model, variables, prompts, sampler, 40, seed=1)
+    got = generate(model, variables, prompts, sampler, NEW, seed=1)
     assert got.sampler.mode == mode and because in got.reason
     assert (got.sampler.top_k, got.sampler.stop_tokens) == (9, (2,))
-    assert got.tokens == generate(model, variables, prompts, got.sampler, 40, seed=1).tokens
+    assert got.tokens == generate(model, variables, prompts, got.sampler, NEW, seed=1).tokens
 
 
 def test_auto_with_nothing_to_draft_says_so():
     model, variables = model_of()
-    got = generate(model, variables, [[1, 2]], SamplerConfig("auto", 1), 8)
+    got = generate(model, variables, prompts_of(model), SamplerConfig("auto", 1), NEW)
     assert got.sampler.mode == "autoregressive" and "nothing to draft" in got.reason

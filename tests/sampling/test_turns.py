@@ -13,7 +13,7 @@ pytestmark = pytest.mark.early
 MODES = {
     "autoregressive": SamplerConfig("autoregressive", temperature=0.9),
     "single_pass": SamplerConfig("single_pass", 4, temperature=0.9, repetition_penalty=1.2),
-    "two_pass": SamplerConfig("two_pass", 3, temperature=0.9),
+    "two_pass": SamplerConfig("two_pass", 4, temperature=0.9),
     "block_diffusion": SamplerConfig("block_diffusion", 4, temperature=0.9, threshold=0.4),
 }
 

@@ -157,19 +157,13 @@ def test_problems_are_the_same_in_every_process():
         f"for name in {INSTALLED}:\n"
         "    for i in (0, 7, 10**9): print(repr(make_task(name).problem('test', i, 3)))\n"
     )
-    outputs = [
-        subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONHASHSEED": salt},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for salt in ("1", "2")
-    ]
+    salt = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"  # other than this process's
+    environment = {**os.environ, "PYTHONHASHSEED": salt}
+    there = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    ).stdout
     here = [repr(make_task(name).problem("test", i, 3)) for name in INSTALLED for i in (0, 7, 10**9)]
-    assert outputs[0] == outputs[1] == "\n".join(here) + "\n"
+    assert there == "\n".join(here) + "\n"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -247,7 +241,7 @@ LISTS = st.deferred(
 )
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(LISTS, st.lists(st.integers(-9, 9), max_size=5))
 def test_whatever_the_evaluator_accepts_is_what_python_says(text, x):
     try:

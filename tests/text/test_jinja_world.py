@@ -78,7 +78,9 @@ HARMFUL = {
 
 
 @pytest.mark.parametrize("name", HARMFUL)
-def test_a_template_that_does_too_much_is_stopped(name):
+def test_a_template_that_does_too_much_is_stopped(name, monkeypatch):
+    if name == "recursion":  # the one that only time stops
+        monkeypatch.setattr(jinja_world, "SECONDS", 0.5)
     started = time.thread_time()
     tracemalloc.start()
     with pytest.raises(UserError, match=r"^chat_template: ") as error:

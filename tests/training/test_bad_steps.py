@@ -165,7 +165,7 @@ def test_a_bad_step_stops_the_run_and_no_checkpoint_is_after_it(tmp_path):
 
 def told(bad: bool, loss: float, recent: float) -> dict:
     values = {"bad": bad, "loss": loss, "grad_norm": 1.0, "recent_loss": recent}
-    return {name: jnp.asarray(value) for name, value in values.items()}
+    return jax.device_put(values)
 
 
 def see(watched: bad_steps.BadSteps, step: int, metrics: dict) -> None:

@@ -8,6 +8,7 @@ matrix, whose rows are long, is transposed: XLA's product reads it faster so.
 Results are those of the stacked form but for rounding. Compiling takes longer: every layer is in the program.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -61,7 +62,7 @@ def separate(variables: Any, release: bool = False) -> Any:
     kernels = [attention[name]["kernel"] for name in names]
     for name in names:  # their biases and adapters stay where they are
         attention[name] = {part: leaf for part, leaf in attention[name].items() if part != "kernel"}
-    arranged = {"self_attn": {"qkv": _each(lambda *parts: jnp.concatenate(parts, axis=1), kernels, release)}}
+    arranged = {"self_attn": {"qkv": _each(_side_by_side, kernels, release)}}
     feed_forward = dict(layers["mlp"])
     if feed_forward["down_proj"].ndim == 3:  # [L, F, M]: no experts
         arranged["mlp"] = {"down": _each(jnp.transpose, [feed_forward.pop("down_proj")], release)}
@@ -75,7 +76,7 @@ def separate(variables: Any, release: bool = False) -> Any:
 
 
 def _split(stacked: Any, release: bool) -> dict[str, Any]:
-    return _transpose(jax.tree.map(lambda leaf: _each(lambda part: part, [leaf], release), stacked))
+    return _transpose(jax.tree.map(lambda leaf: _each(_itself, [leaf], release), stacked))
 
 
 def _transpose(lists: Any) -> dict[str, Any]:
@@ -88,10 +89,23 @@ def _transpose(lists: Any) -> dict[str, Any]:
     return {str(i): of_layer(i) for i in range(count)}
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _share(f, i: int, *stacked: Array) -> Array:
+    """f of the i-th layer's share of stacked arrays: one program for all arrays of a shape."""
+    return f(*(jax.lax.dynamic_index_in_dim(x, i, 0, keepdims=False) for x in stacked))
+
+
+def _itself(part: Array) -> Array:
+    return part
+
+
+def _side_by_side(*parts: Array) -> Array:
+    return jnp.concatenate(parts, axis=1)
+
+
 def _each(f, stacked: list[Array], release: bool) -> list[Array]:
     """f of each layer's share of the stacked arrays."""
-    compiled = jax.jit(lambda i, *whole: f(*(jax.lax.dynamic_index_in_dim(x, i, 0, keepdims=False) for x in whole)))
-    out = jax.block_until_ready([compiled(i, *stacked) for i in range(stacked[0].shape[0])])
+    out = jax.block_until_ready([_share(f, i, *stacked) for i in range(stacked[0].shape[0])])
     if release:
         for leaf in stacked:
             if isinstance(leaf, jax.Array):

@@ -112,12 +112,23 @@ def worklist(seen: Visibility, sizes: tuple[int, ...]) -> list[tuple[Array, Arra
 
 def executed_pairs(seen: Visibility, sizes: tuple[int, ...]) -> int:
     """Scores of one head that `attend_tiles` computes between the rows and the context."""
-    lists = worklist(_whole_tiles(seen, sizes[0]), sizes)
-    return sum(int(count) * size**2 for size, (_, count) in zip(sizes, lists, strict=True))
+    return sum(int(count) * size**2 for size, count in zip(sizes, _listed_tiles(seen, sizes), strict=True))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _listed_tiles(seen: Visibility, sizes: tuple[int, ...]) -> list[Array]:
+    """How many tiles of each size are computed."""
+    return [count for _, count in worklist(_whole_tiles(seen, sizes[0]), sizes)]
 
 
 def visible_pairs(seen: Visibility) -> int:
     """Pairs of a query that is not padding and a key that it sees, in the context or in its own block."""
+    return sum(int(np.asarray(x, np.int64).sum()) for x in _seen_by_query(seen))
+
+
+@jax.jit
+def _seen_by_query(seen: Visibility) -> list[Array]:
+    """How many keys each query sees, int32: in the context; in its own block, where there are blocks."""
 
     def seen_by(rows: Layout, keys: Keys) -> Array:
         return _allowed(rows, keys, seen.window).sum(-1, dtype=jnp.int32)
@@ -128,7 +139,7 @@ def visible_pairs(seen: Visibility) -> int:
     if seen.rows.num_blocks:
         blocks = seen.rows.blocks()
         counts.append(seen_by(blocks, blocks.keys))
-    return sum(int(np.asarray(x, np.int64).sum()) for x in counts)
+    return counts
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
