@@ -100,7 +100,7 @@ def test_what_grows_from_little_is_stopped_while_it_is_little(name, monkeypatch)
     monkeypatch.setattr(jinja_world, "STEPS", 20_000)
     template = compiled(SLOWLY_HARMFUL[name])
     tracemalloc.start()
-    with pytest.raises(UserError, match=r"(does|makes) too much"):
+    with pytest.raises(UserError, match=r"too much|recursion"):
         rendered(template, {})
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
