@@ -19,8 +19,8 @@ def tree(leaf: str, depth: int) -> str:
 
 
 def nested(value: str) -> str:
-    """2^24 of them in one another, shared: small until printed."""
-    return MANY.replace("60", "24") + "{% set n.b = " + value + " %}{% endfor %}{{ n.b }}"
+    """2^20 of them in one another, shared: small until printed."""
+    return MANY.replace("60", "20") + "{% set n.b = " + value + " %}{% endfor %}{{ n.b }}"
 
 
 HARMFUL = {
@@ -60,20 +60,25 @@ HARMFUL = {
     "doubling": MANY + "{% set n.a = n.a ~ n.a %}{% endfor %}",
     "doubling by sums": MANY + "{% set n.a = n.a + n.a %}{% endfor %}",
     "doubling blocks": MANY + "{% set b %}{{ n.a }}{{ n.a }}{% endset %}{% set n.a = b %}{% endfor %}",
+    "many large ones": LONG + "{% for i in range(9999) %}{% set b = a ~ i %}{% endfor %}",
+    "nested loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "printing": "{% for i in range(99999) %}aaaaaaaaaaaaaaaaaaaaaaaaaaaaaa{% endfor %}",
+    "tojson": "{{ [[1] * 999] * 99 | tojson(indent=9999) }}",
+    "words": "{{ lipsum(n=1, min=1, max=2) }}",
+    "depth": "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
+    "digits": "{{ " + "9" * 5000 + " }}",
+}
+
+
+# The same with less room and fewer steps, since reaching the usual ones takes seconds.
+SLOWLY_HARMFUL = {
     "nested lists": MANY + "{% set n.b = [n.b, n.b] %}{% endfor %}{{ n.b }}",
     "nested dictionaries": nested("{'x': n.b, 'y': n.b}"),
     "nested namespaces": nested("namespace(x=n.b, y=n.b)"),
     "equal nested lists": MANY.replace("60", "22")
     + "{% set n.b = [n.b, n.b] %}{% set n.c = [n.c, n.c] %}{% endfor %}{{ n.b == n.c }}",
-    "many large ones": LONG + "{% for i in range(9999) %}{% set b = a ~ i %}{% endfor %}",
-    "nested loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-    "printing": "{% for i in range(99999) %}aaaaaaaaaaaaaaaaaaaaaaaaaaaaaa{% endfor %}",
     "recursion": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
     "recursive loops": "{% for i in [1, 1] recursive %}{{ loop([1, 1]) }}{% endfor %}",
-    "tojson": "{{ [[1] * 999] * 99 | tojson(indent=9999) }}",
-    "words": "{{ lipsum(n=1, min=1, max=2) }}",
-    "depth": "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
-    "digits": "{{ " + "9" * 5000 + " }}",
 }
 
 
@@ -89,6 +94,19 @@ def test_a_template_that_does_too_much_is_stopped(name, monkeypatch):
     tracemalloc.stop()
     assert "\n" not in str(error.value) and "MemoryError" not in str(error.value)
     assert peak < 100e6 and time.thread_time() - started < 30
+
+
+@pytest.mark.parametrize("name", SLOWLY_HARMFUL)
+def test_what_grows_from_little_is_stopped_while_it_is_little(name, monkeypatch):
+    monkeypatch.setattr(jinja_world, "ROOM", 2_000)
+    monkeypatch.setattr(jinja_world, "STEPS", 20_000)
+    template = compiled(SLOWLY_HARMFUL[name])
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"too much|recursion"):
+        rendered(template, {})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5e6
 
 
 @pytest.mark.parametrize(("bound", "other"), [("STEPS", "SECONDS"), ("SECONDS", "STEPS")])
@@ -115,6 +133,7 @@ def test_steps_and_seconds_are_bounds_each_of_its_own(bound, other, monkeypatch)
         ),
         ("{% macro f(n) %}{{ n }}{% if n %}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(3) }}", "3210"),
         ("{% for i in x if i != 'b' %}{{ i }}{% else %}none{% endfor %}{{ x[::-1] | tojson }}", 'c["c", "b"]'),
+        ("{{ ('a' * 199999) | length }}{{ ([1] * 100000) | length }}{{ 2 * 1.5 }}", "1999991000003.0"),
         ("{% for i in y %}{% endfor %}{{ y }}{{ y is defined }}", "False"),
         (
             "{{ x[0] | truncate(50000) }}{{ '%s of %(n)s' | replace('%s', 'b') | format(n=2) }}{{ lipsum is defined }}",

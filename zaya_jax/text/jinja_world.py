@@ -120,8 +120,8 @@ class _Bounded(jinja2.sandbox.ImmutableSandboxedEnvironment):
             if isinstance(left, int) and isinstance(right, int):
                 budget.fits((left.bit_length() + right.bit_length()) * (budget.room // DIGITS))
             else:
-                times = next((one for one in (left, right) if isinstance(one, int)), 1)
-                budget.fits(max(0, times) * max(budget.size(left), budget.size(right)))
+                times, repeated = (left, right) if isinstance(left, int) else (right, left)
+                budget.fits(max(0, times) * budget.size(repeated) if isinstance(times, int) else 0)
         elif operator == "%" and isinstance(left, str | bytes):
             _check_format(left, [right], "%(", budget)
         return budget.made(super().call_binop(context, operator, left, right))
