@@ -35,7 +35,8 @@ def main() -> None:
     checkpoint, output = checkpoint_of(_CHECKPOINT.value), absolute(_OUTPUT.value)
     check_new(output)
     run, stage = run_config(checkpoint), checkpoint.name
-    phase = run.get(stage) if isinstance(run.get(stage), dict) else {}
+    found = run.get(stage)
+    phase: dict[str, Any] = found if isinstance(found, dict) else {}
     base = _BASE.value or phase.get("start")
     if not isinstance(base, str):
         raise UserError("--base: missing, and the checkpoint's run names none; may be a folder of a model")
@@ -48,7 +49,8 @@ def main() -> None:
         "run": training(run, phase),
         "made": made_by("adapters"),
     }
-    block_size = (phase.get("objective") or {}).get("block_size", 1)
+    objective = phase.get("objective")
+    block_size = objective.get("block_size", 1) if isinstance(objective, dict) else 1
     save_adapters(
         output, config, variables, load_pretrained(find_checkpoint(base)), block_size, about,
         card(about, config.lora_rows, block_size),
@@ -60,7 +62,8 @@ def main() -> None:
 
 def training(run: dict[str, Any], phase: dict[str, Any]) -> dict[str, Any]:
     """What the adapters were trained on and how, of a run's config."""
-    data = run.get("data") if isinstance(run.get("data"), dict) else {}
+    found = run.get("data")
+    data: dict[str, Any] = found if isinstance(found, dict) else {}
     kept = {name: phase.get(name) for name in ("steps", "batch_size", "objective", "optimizer")}
     rows = {"row_length": phase.get("row_length") or data.get("row_length"), "mixture": data.get("mixture")}
     return {"name": run.get("name"), "seed": run.get("seed"), **kept, **rows}

@@ -48,11 +48,11 @@ from zaya_jax.text.tokenizers import Tokenizer
 
 SOURCES = ("tasks", "prompts_file", "text")
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of a model, as of experiments.generate.")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "", "Folder of a model, as of experiments.generate.")
 _TOKENIZER = flags.DEFINE_string("tokenizer", None, "As of experiments.generate.")
 _TASKS = flags.DEFINE_list("tasks", None, f"Whose training problems are asked; of {', '.join(TASKS)}.")
 _FILE = flags.DEFINE_string("prompts_file", None, 'A .txt file (one prompt a line) or .jsonl ({"prompt": ...} a line).')
-_TEXT = flags.DEFINE_string("text", None, "A file or a folder of text, or stdlib: its documents are continued.")
+_TEXT = flags.DEFINE_string("text", "", "A file or a folder of text, or stdlib: its documents are continued.")
 _PREFIX = flags.DEFINE_integer(
     "prefix_tokens", 64, "Tokens of a document that are given.", lower_bound=1, upper_bound=2**20
 )
@@ -67,7 +67,7 @@ _NEW = flags.DEFINE_integer(
 )
 _BATCH = flags.DEFINE_integer("batch", 32, "Answers side by side.", lower_bound=1, upper_bound=1_000_000)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the first row.", lower_bound=0, upper_bound=2**31 - 1)
-_OUTPUT = flags.DEFINE_string("output", None, "FILE.jsonl of the answers.")
+_OUTPUT = flags.DEFINE_string("output", "", "FILE.jsonl of the answers.")
 
 
 @dataclasses.dataclass(frozen=True)

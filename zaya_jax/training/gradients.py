@@ -5,8 +5,7 @@ what must be fetched is fetched where it is needed (architecture/shards.py), and
 """
 
 import functools
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -63,9 +62,7 @@ def make_gradients(
     """
     if placement is not None and placement.shards.names("sequence"):
         constant_context = False
-    gradients = _micro_gradients(
-        model, objective, placement, held, {"constant_context": True} if constant_context else {}
-    )
+    gradients = _micro_gradients(model, objective, placement, held, constant_context)
 
     def whole(params, balancing, batch: dict[str, Array], drawn: dict[str, Array]) -> tuple[dict, Sums]:
         counts, rows = objective.counts(batch, drawn), batch["tokens"].shape[0]
@@ -91,7 +88,7 @@ def make_gradients(
 
 
 def _micro_gradients(
-    model: Zaya, objective: Objective, placement: Placement | None, held: Callable[[dict], dict], how: dict[str, bool]
+    model: Zaya, objective: Objective, placement: Placement | None, held: Callable[[dict], dict], constant_context: bool
 ):
     """(params, balancing, batch, drawn, counts) -> (gradients of the loss over `counts` tokens, the batch's sums)."""
 
@@ -105,11 +102,13 @@ def _micro_gradients(
     if placement is None:
 
         def sums_of(params, balancing, batch, drawn) -> Sums:
-            return objective.sums(model, {"params": params, BALANCING: balancing}, batch, drawn, **how)
+            return objective.sums(
+                model, {"params": params, BALANCING: balancing}, batch, drawn, constant_context=constant_context
+            )
 
         return functools.partial(backward, sums_of)
 
-    local, everywhere = _local_sums(model, objective, placement, how), placement.mesh.axis_names
+    local, everywhere = _local_sums(model, objective, placement, constant_context), placement.mesh.axis_names
 
     def run(*args):
         grads, sums = backward(local, *args)
@@ -124,9 +123,7 @@ def _micro_gradients(
     return gradients
 
 
-def _local_sums(
-    model: Zaya, objective: Objective, placement: Placement, how: Mapping[str, bool] = MappingProxyType({})
-):
+def _local_sums(model: Zaya, objective: Objective, placement: Placement, constant_context: bool = False):
     """One device's share of the sums, inside the map."""
     shards = placement.shards
     mapped_model = Zaya(model.config, model.execution, shards)
@@ -134,7 +131,9 @@ def _local_sums(
     def sums(params, balancing, batch, drawn) -> Sums:
         outside = shards.gather({name: leaf for name, leaf in params.items() if name != "layers"})
         variables = {"params": {**outside, "layers": params["layers"]}, BALANCING: balancing}
-        return objective.sums(mapped_model, variables, batch, drawn, shards.names("sequence"), **how)
+        return objective.sums(
+            mapped_model, variables, batch, drawn, shards.names("sequence"), constant_context=constant_context
+        )
 
     return sums
 

@@ -175,10 +175,9 @@ class Objective:
         ids, has = map(mine, whole.draft_targets(scored=scored, **where))
         nll, correct = cross_entropy(model, variables, drafts, ids, has)
         by_slot = {"draft_nll": nll, "draft_correct": correct, "draft_count": has}
-        if self.distill or constant_context:
-            source, has_teacher = map(mine, whole.draft_teachers(**where))
-            teacher = layout.gather(jax.lax.stop_gradient(clean))
-            teacher = jnp.take_along_axis(teacher, source[..., None], axis=1)
+        source, has_teacher = map(mine, whole.draft_teachers(**where))
+        teacher = layout.gather(jax.lax.stop_gradient(clean))
+        teacher = jnp.take_along_axis(teacher, source[..., None], axis=1)
         if constant_context:
             held = jax.lax.stop_gradient(variables)
             out["ar_count"] = (has & has_teacher).sum().astype(jnp.float32)
@@ -257,8 +256,10 @@ def _run(model: Zaya, variables, layout: Layout, constant_context: bool) -> tupl
         hidden, _, load = cast(tuple[Array, None, Array], model.apply(variables, layout, method="backbone"))
         return hidden[:, : layout.clean_size], hidden[:, layout.clean_size :], load
     held = jax.lax.stop_gradient(variables)
-    (clean, _, load), kept = model.apply(held, layout.clean_rows(), method="backbone", mutable=[COLLECTION])
-    drafts, _, of_drafts = model.apply({**variables, **kept}, layout, method="backbone", drafts_alone=True)
+    first = model.apply(held, layout.clean_rows(), method="backbone", mutable=[COLLECTION])
+    (clean, _, load), kept = cast(tuple[tuple[Array, None, Array], dict], first)
+    after = model.apply({**variables, **kept}, layout, method="backbone", drafts_alone=True)
+    drafts, _, of_drafts = cast(tuple[Array, None, Array], after)
     return clean, drafts, load + of_drafts
 
 

@@ -137,9 +137,11 @@ def choose_sampler(
     heats = [probe]
     if alone:  # a seed is one for all rows, or one for each
         heats = [probe.replace(prompts=[text], seed=i, samples=1) for i, text in enumerate(probe.texts[:HEATS])]
-    won = _race(
-        *(lambda one=one: [decode(model, variables, heat, one) for heat in heats] for one in (plain, racer)), repeats
-    )
+
+    def heats_of(one: SamplerConfig) -> Callable[[], list[Generation]]:
+        return lambda: [decode(model, variables, heat, one) for heat in heats]
+
+    won = _race(heats_of(plain), heats_of(racer), repeats)
     if won < MARGIN:
         return choice(
             plain, f"autoregressive: drafting lost the race with {won:.2f}x the tokens per second {why}", *found
