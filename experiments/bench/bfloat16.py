@@ -220,7 +220,8 @@ def logits_of(model: Model) -> dict[str, Any]:
 def greedy(model: Model, dtype: str) -> dict[str, Any]:
     """Greedy texts of single_pass against autoregression's."""
     if model.config.mask_token_id == NO_MASK:
-        model = model._replace(**dict(zip(("config", "variables"), add_mask_token(*model[1:3]), strict=True)))
+        config, with_mask = add_mask_token(model.config, model.variables)
+        model = model._replace(config=config, variables=with_mask)
     (zaya, variables), prompts, batch = model.in_dtype(dtype), model.prompts, _BATCH.value
     texts = {}
     for mode in ("autoregressive", "single_pass"):

@@ -60,7 +60,8 @@ def _byte_level(name: str, values: Mapping[str, Any]) -> tuple[dict, Any, Any, A
         ),
     }  # fmt: skip
     decoder = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
-    return (_PLAIN, *classes[name], decoder) if name in classes else None
+    normalizer, pre_tokenizer = classes.get(name, (None, None))
+    return None if pre_tokenizer is None else (_PLAIN, normalizer, pre_tokenizer, decoder)
 
 
 def _spelled_spaces(name: str, values: Mapping[str, Any]) -> tuple[dict, Any, Any, Any] | None:
