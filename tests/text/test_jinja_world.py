@@ -63,7 +63,7 @@ HARMFUL = {
     "many large ones": LONG + "{% for i in range(9999) %}{% set b = a ~ i %}{% endfor %}",
     "nested loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
     "printing": "{% for i in range(99999) %}aaaaaaaaaaaaaaaaaaaaaaaaaaaaaa{% endfor %}",
-    "tojson": "{{ [[1] * 999] * 99 | tojson(indent=9999) }}",
+    "tojson": "{{ ([[1] * 999] * 99) | tojson(indent=9999) }}",
     "words": "{{ lipsum(n=1, min=1, max=2) }}",
     "depth": "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
     "digits": "{{ " + "9" * 5000 + " }}",
