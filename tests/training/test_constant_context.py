@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import cast, random_tokens, random_variables, small_config
-from zaya_jax.architecture import Zaya
+from zaya_jax.architecture import Execution, Zaya
 from zaya_jax.training.gradients import make_gradients
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig, frozen_parameters, hold, with_frozen
@@ -22,6 +22,7 @@ KINDS = {
     "zaya": dict(cca_time0=3, cca_time1=2, layer_types=("hybrid", "hybrid_sliding"), sliding_window=4),
     "llama": dict(attention="gqa", feed_forward="dense", residual_scaling=False),
 }
+EXECUTIONS = {"zaya": Execution(), "llama": Execution(remat="full", attention_backend="tiled", query_chunk=8)}
 OBJECTIVES = {
     "grid": Objective("tidar", 4, alpha=0.0),
     "sampled": Objective("tidar", 4, alpha=0.0, distill=0.5, blocks_per_row=3, loss_on="answers"),
@@ -40,7 +41,8 @@ def test_gradients_are_those_of_the_whole_row(kind, objective, x64):
     config = small_config(
         **KINDS[kind], lora_rank=3, lora_alpha=2.0, lora_rows="drafts", dtype="float64", param_dtype="float64"
     )
-    model, variables, objective = Zaya(config), cast(random_variables(config), "float64"), OBJECTIVES[objective]
+    model = Zaya(config, EXECUTIONS[kind])
+    variables, objective = cast(random_variables(config), "float64"), OBJECTIVES[objective]
     batch, drawn = batch_of(config), objective.draw(jax.random.key(0), *DOCUMENT.shape)
     frozen = frozen_parameters(FROZEN, variables["params"])
     assert objective.context_is_constant(model, frozen)

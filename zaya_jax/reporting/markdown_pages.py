@@ -54,13 +54,13 @@ def _lower(results: Path) -> str:
         return lowered_table(read_record(path) for path in sorted(folder.glob("*.json")))
 
 
-def _learned(name: str) -> Maker:
-    """What a run's drafts had learnt, of its config and its metrics."""
+def _learned(*names: str) -> Maker:
+    """What drafts had learnt, of the configs and metrics of runs that trained on one from another."""
 
     def make(results: Path) -> str:
-        folder = results / name
-        with made_of(str(folder)):
-            return learned_table(read_record(folder / "config.json"), read_metrics(folder / "metrics.jsonl"))
+        folders = [results / name for name in names]
+        with made_of(" and ".join(map(str, folders))):
+            return learned_table((read_record(f / "config.json"), read_metrics(f / "metrics.jsonl")) for f in folders)
 
     return make
 
@@ -103,8 +103,7 @@ TABLES: dict[str, Maker] = {
     "pairs": _section("long_rows", "pairs", benchmarks.pairs_table),
     "lower": _lower,
     "word_problems": _maker(["smollm2/word_problems/wall_clock.json"], read_record, wall_clock_table),
-    "word_problems_learned": _learned("smollm2/word_problems"),
-    "drafts": _maker(["smollm2/drafts/wall_clock.json"], read_record, wall_clock_table),
+    "word_problems_learned": _learned("smollm2/word_problems/first", "smollm2/word_problems"),
     "drafts_learned": _learned("smollm2/drafts"),
     "api": lambda _: api_tables(),
 }  # fmt: skip

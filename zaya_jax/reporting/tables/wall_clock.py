@@ -29,22 +29,22 @@ def wall_clock_table(numbers: Mapping[str, Any]) -> str:
     return markdown(HEAD, rows)
 
 
-def learned_table(config: Mapping[str, Any], metrics: Iterable[Mapping[str, Any]], stage: str = "convert") -> str:
-    """What a stage's drafts had learnt on held-out rows, by clean tokens seen: losses, and how many drafts are right.
+def learned_table(runs: Iterable[tuple[Mapping[str, Any], Iterable[Mapping[str, Any]]]], stage: str = "convert") -> str:
+    """What drafts had learnt on held-out rows, by clean tokens seen: losses, and how many drafts are right.
 
     Args:
-      config: a run's config.json.
-      metrics: its metrics.jsonl.
+      runs: config.json and metrics.jsonl of each, where each trained on from the one before.
     """
-    section = config[stage]
-    tokens = section["batch_size"] * (section.get("row_length") or config["data"]["row_length"])
-    rows = []
-    for line in metrics:
-        if line["stage"] != f"{stage}/validation":
-            continue
-        for source in dict.fromkeys(name.partition("/")[0] for name in line if "/" in name):
-            if f"{source}/draft_loss" in line:
-                right = " ".join(f"{share:.2f}" for share in line[f"{source}/draft_accuracy_by_slot"])
-                losses = (f"{line[f'{source}/{kind}_loss']:.3f}" for kind in ("ar", "draft"))
-                rows.append([source, f"{line['step'] * tokens:,}", *losses, right])
+    rows, before = [], 0
+    for config, metrics in runs:
+        section = config[stage]
+        tokens = section["batch_size"] * (section.get("row_length") or config["data"]["row_length"])
+        lines = [line for line in metrics if line["stage"] == f"{stage}/validation"]
+        for line in lines:
+            for source in dict.fromkeys(name.partition("/")[0] for name in line if "/" in name):
+                if f"{source}/draft_loss" in line:
+                    right = " ".join(f"{share:.2f}" for share in line[f"{source}/draft_accuracy_by_slot"])
+                    losses = (f"{line[f'{source}/{kind}_loss']:.3f}" for kind in ("ar", "draft"))
+                    rows.append([source, f"{before + line['step'] * tokens:,}", *losses, right])
+        before += max((line["step"] for line in lines), default=0) * tokens
     return markdown(("held-out source", "clean tokens", "AR loss", "draft loss", "drafts right, by slot"), rows)
