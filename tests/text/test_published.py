@@ -250,11 +250,43 @@ TEXTS = ["the cat sat", " the cat", "the<s>the", "<|im_start|>the cat<|im_end|>\
 def test_ids_are_those_of_transformers(kind, settings_, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     transformers = pytest.importorskip("transformers", minversion="5", reason="the parity extra")
-    name = settings_.get("tokenizer_class", "PreTrained")
-    by_bytes, spelled = name.startswith(("GPT", "Qwen")), name.startswith("Gemma")
-    if kind not in ["byte_level"] * (not spelled) + ["fallback_bpe"] * (not by_bytes) and name[:10] != "PreTrained":
-        pytest.skip("a class of another kind of tokenizer")
+    name = settings_.get("tokenizer_class", "")
     folder = publish(tmp_path, KINDS[kind](), tokenizer_config=SPELLED | {"pad_token": "</s>"} | settings_)
+    of_kind = ["byte_level"] * (name[:5] != "Gemma") + ["fallback_bpe"]
+    if name.startswith(("GPT", "Qwen", "Gemma", "Llama")) and kind not in of_kind:
+        with pytest.raises(
+            UserError, match=rf"tokenizer_class: got {name[:4]}\w+ over a \w+.*, whose splitting is not"
+        ):
+            load_tokenizer(folder)
+        return
+    same_as_transformers(transformers, folder)
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3", "gpt2", "gpt_neox", "gemma", "zaya", "llama", "mistral"])
+@pytest.mark.parametrize("kind", ["byte_level", "fallback_bpe"])
+def test_a_model_type_names_a_class_where_the_tokenizer_does_not(kind, model_type, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    transformers = pytest.importorskip("transformers", minversion="5", reason="the parity extra")
+    if kind == "byte_level" and model_type in ("gemma", "zaya"):
+        pytest.skip("of an unknown token that the file does not have")
+    config = {"model_type": model_type, "vocab_size": 400}
+    files = {"tokenizer_config": SPELLED | {"pad_token": "</s>"}, "config": config}
+    same_as_transformers(transformers, publish(tmp_path, KINDS[kind](), **files))
+
+
+@pytest.mark.parametrize(
+    "values", [{"tokenizer_class": "CodeLlamaTokenizer"}, {"tokenizer_class": "T5TokenizerFast"},
+               {"split_special_tokens": True}], ids=str,
+)  # fmt: skip
+def test_what_transformers_reads_in_its_own_way_is_refused(values, tmp_path):
+    (field,) = values
+    folder = publish(tmp_path, KINDS["fallback_bpe"](), tokenizer_config=SPELLED | values)
+    with pytest.raises(UserError, match=rf"{field}: got (\w+Tokenizer over a BPE|true).*, may be"):
+        load_tokenizer(folder)
+
+
+def same_as_transformers(transformers, folder) -> None:
+    """Ids, decoded text and opening of TEXTS."""
     theirs, ours = transformers.AutoTokenizer.from_pretrained(folder), load_tokenizer(folder)
     specials = {str(token): id_ for token, id_ in ours.special_ids.items()}
     splitter = re.compile("(" + "|".join(map(re.escape, specials)) + ")")

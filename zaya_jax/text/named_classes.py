@@ -7,7 +7,10 @@ GPT2Tokenizer, and Llama 2's put a space in front of a text's beginning alone.
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from zaya_jax.errors import UserError
 
 SPACE = "▁"  # SentencePiece's
 # of transformers' Qwen2Tokenizer
@@ -24,23 +27,52 @@ _TO_SPACES = [
 ]  # fmt: skip
 
 
+# the classes rebuilt below
+_KNOWN = ("GPT2Tokenizer", "GPTNeoXTokenizer", "Qwen2Tokenizer", "GemmaTokenizer", "LlamaTokenizer")
+# of transformers 5.23: more classes of the kind; nothing here knows how they split a text
+_OTHERS = (
+    "Albert", "Barthez", "Bert", "BigBird", "Blenderbot", "Camembert", "CLIP", "CodeLlama", "CodeGen", "Cohere",
+    "Deberta", "DebertaV2", "Esmc", "Funnel", "Herbert", "Lasr", "LayoutLMv2", "LayoutLMv3", "LayoutXLM",
+    "Luke", "MBart", "MBart50", "MLuke", "MPNet", "Nllb", "Nougat", "OpenAIGPT", "Pegasus", "Qwen3_5",
+    "Reformer", "RemBert", "Roberta", "SeamlessM4T", "Siglip2", "Splinter", "T5", "Tipsv2", "Udop",
+    "VideoPrism", "Whisper", "XGLM", "XLMRoberta", "XLNet",
+)  # fmt: skip
+# the class of a folder that names none, by its model_type
+_OF_MODEL = {
+    "qwen3": "Qwen2Tokenizer", "qwen3_moe": "Qwen2Tokenizer", "gpt2": "GPT2Tokenizer", "gpt_neox": "GPTNeoXTokenizer",
+    **dict.fromkeys(("gemma", "gemma2", "gemma3", "gemma3_text", "zaya"), "GemmaTokenizer"),
+}  # fmt: skip
+
+
 def rebuilt(
-    description: Mapping[str, Any], values: Mapping[str, Any], config: Mapping[str, Any]
+    where: Path, description: Mapping[str, Any], values: Mapping[str, Any], config: Mapping[str, Any]
 ) -> dict[str, Any] | None:
     """A tokenizer.json as the named class has it; None where the file is read as it is.
 
     Args:
+      where: tokenizer_config.json, for messages.
       description, values, config: of tokenizer.json, tokenizer_config.json and config.json.
+
+    Raises:
+      UserError: a class that is not known here, or not over such a file.
     """
-    name = str(values.get("tokenizer_class") or config.get("tokenizer_class")).removesuffix("Fast")
-    model = description.get("model")
+    given = str(values.get("tokenizer_class") or config.get("tokenizer_class")).removesuffix("Fast")
+    model, kind = description.get("model"), config.get("model_type")
     # transformers has no class of Mistral's without tekken.json, so it reads the file as it is
-    if not isinstance(model, dict) or model.get("type") != "BPE" or config.get("model_type") in ("mistral", "mixtral"):
+    if not isinstance(model, dict) or kind in ("mistral", "mixtral"):
         return None
-    if config.get("model_type") == "qwen2":  # it believes no other name there
-        name = "Qwen2Tokenizer"
+    # it believes no other name of a qwen2's
+    name = "Qwen2Tokenizer" if kind == "qwen2" else _OF_MODEL.get(str(kind), given) if given == "None" else given
     by_bytes = "ByteLevel" in json.dumps(description.get("pre_tokenizer"))
-    steps = _byte_level(name, values) if by_bytes else _spelled_spaces(name, values)
+    is_bpe = model.get("type") == "BPE"
+    steps = _byte_level(name, values) or (None if by_bytes else _spelled_spaces(name, values)) if is_bpe else None
+    as_it_is = given == "LlamaTokenizer" and is_bpe  # of bytes
+    if steps is None and (given.removesuffix("Tokenizer") in _OTHERS or (given in _KNOWN and not as_it_is)):
+        may_be = f"{', '.join(_KNOWN)} over a BPE of their kind, or none"
+        got = f"{given} over a {model.get('type')}{' of bytes' if by_bytes else ''}"
+        raise UserError(
+            f"tokenizer: {where}: tokenizer_class: got {got}, whose splitting is not known, may be {may_be}"
+        )
     if steps is None:
         return None
     changes, normalizer, pre_tokenizer, decoder = steps

@@ -26,6 +26,7 @@ SPELLED_BEFORE = "special_tokens_map.json"  # where older releases of transforme
 ROLES = ("bos", "eos", "pad")
 NAMED = (*ROLES, "unk", "sep", "cls", "mask")  # what transformers hands to chat templates as bos_token, ...
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of an added token
+UNMARKED = {"normalized": False}
 # What transformers' clean_up_tokenization replaces in a decoded text, in this order.
 TIDIED = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 
@@ -410,18 +411,27 @@ def _add_tokens(path: Path, model: tokenizers.Tokenizer, values: Mapping[str, An
     for role, spelling in spelled.items():
         if model.token_to_id(spelling) is None:
             raise UserError(f"tokenizer: {where}: {role}_token: got {spelling!r}, must be a token of {path}")
+    field = "extra_special_tokens" if values.get("extra_special_tokens") else "additional_special_tokens"
+    given = values.get(field) or ()
+    objects = [token for token in (given.values() if isinstance(given, dict) else given) if isinstance(token, dict)]
+    flags = {
+        str(_spelling(token)): {flag: bool(token.get(flag)) for flag in FLAGS if flag != "special"} for token in objects
+    }
     for spelling in (*spelled.values(), *more):
         token = added.get(spelling)
         if token is None:
-            model.add_special_tokens([tokenizers.AddedToken(spelling, special=True, normalized=False)])
+            model.add_special_tokens([tokenizers.AddedToken(spelling, special=True, **flags.get(spelling, UNMARKED))])
         elif not token.special and spelling in spelled.values():
-            flags = {flag: getattr(token, flag) for flag in FLAGS} | {"special": True}
-            model.add_special_tokens([tokenizers.AddedToken(spelling, **flags)])
+            kept = {flag: getattr(token, flag) for flag in FLAGS} | {"special": True}
+            model.add_special_tokens([tokenizers.AddedToken(spelling, **kept)])
 
 
 def _as_named(path: Path, description: Mapping[str, Any], values: Mapping[str, Any]) -> tokenizers.Tokenizer | None:
     """The tokenizer as transformers 5 builds it where the files name a class of its own; None: tokenizer.json's."""
-    changed = rebuilt(description, values, read_object(path.with_name("config.json")))
+    where = path.with_name(SPELLED)
+    if values.get("split_special_tokens"):
+        raise UserError(f"tokenizer: {where}: split_special_tokens: got true, may be false")
+    changed = rebuilt(where, description, values, read_object(path.with_name("config.json")))
     return None if changed is None else _from_json(path, json.dumps(changed))
 
 
