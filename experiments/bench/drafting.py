@@ -2,6 +2,7 @@
 
     python -m experiments.bench.drafting --checkpoint=smollm2 --adapters=results/smollm2/drafts/adapters --chat \\
         --tasks=gsm_symbolic,addition --output=results/smollm2/drafts/wall_clock.json
+    python -m experiments.bench.drafting --checkpoint=results/quickstart/model --tasks=addition --prompts=4
 
 For each set of prompts (a task's test problems, or the lines of --prompts_file) and each temperature, block size and
 branch points are planned as mode "auto" plans them: acceptance is measured on --probes other prompts (a task's
@@ -17,9 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from absl import flags
-from scipy import stats
 from tqdm import tqdm
 
 from zaya_jax.architecture import Zaya
@@ -29,6 +28,7 @@ from zaya_jax.command_line.closing import aligned
 from zaya_jax.command_line.completions import read_prompts
 from zaya_jax.command_line.models import decoding_form, load
 from zaya_jax.errors import UserError
+from zaya_jax.evaluation.rates import compiles, ratio_interval
 from zaya_jax.reporting.tables.wall_clock import wall_clock_table
 from zaya_jax.runs import provenance
 from zaya_jax.runs.tokens import checkpoint_of, choose_template, choose_tokenizer
@@ -139,7 +139,7 @@ def measure(model: Zaya, variables: Any, prompts: Prompts, sampler: SamplerConfi
         made = {}
         for name, side in sides.items():
             arguments = (model, variables, [prompt], side, _NEW.value, _SEED.value + number)
-            if _compiles(prompts.timed, number):
+            if compiles(prompts.timed, number):
                 generate(*arguments)
             clock = time.perf_counter()
             made[name] = generate(*arguments)
@@ -148,7 +148,7 @@ def measure(model: Zaya, variables: Any, prompts: Prompts, sampler: SamplerConfi
         forwards += int(made["drafting"].forwards.sum())
         same += made["plain"].tokens == made["drafting"].tokens
     rates = {name: sum(tokens[name]) / sum(seconds[name]) for name in sides}
-    interval = _interval(*(np.array(x[name], float) for name in ("drafting", "plain") for x in (tokens, seconds)))
+    interval = ratio_interval(*(x[name] for name in ("drafting", "plain") for x in (tokens, seconds)))
     chosen = choice.sampler.mode
     return {
         "prompts": prompts.name, "count": len(prompts.timed), "temperature": sampler.temperature,
@@ -159,26 +159,6 @@ def measure(model: Zaya, variables: Any, prompts: Prompts, sampler: SamplerConfi
         "acceptance": list(choice.acceptance), "cost": choice.cost, "auto": chosen, "why": choice.reason,
         "auto_ratio": 1.0 if chosen == "autoregressive" else rates["drafting"] / rates["plain"],
     }  # fmt: skip
-
-
-def _compiles(prompts: list[list[int]], number: int) -> bool:
-    """Whether a prompt's length is of a size that none before it had: programs are compiled in steps of 32 tokens."""
-    size = -(-len(prompts[number]) // 32)
-    return all(-(-len(prompt) // 32) != size for prompt in prompts[:number])
-
-
-def _interval(tokens: np.ndarray, seconds: np.ndarray, plain_tokens: np.ndarray, plain_seconds: np.ndarray) -> list:
-    """95% interval of the ratio of tokens per second, prompts resampled in pairs."""
-
-    def ratio(*sums: np.ndarray, axis: int = -1) -> np.ndarray:
-        a, b, c, d = (each.sum(axis=axis) for each in sums)
-        return a / b / (c / d)
-
-    found = stats.bootstrap(
-        (tokens, seconds, plain_tokens, plain_seconds), ratio, paired=True, vectorized=True, method="percentile",
-        n_resamples=2000, rng=np.random.default_rng(0),
-    ).confidence_interval  # fmt: skip
-    return [float(found.low), float(found.high)]
 
 
 if __name__ == "__main__":

@@ -2,10 +2,8 @@
 
 import json
 
-import numpy as np
 import pytest
 
-from experiments.bench import drafting
 from tests import commands
 from zaya_jax.reporting.tables.wall_clock import wall_clock_table
 
@@ -26,20 +24,6 @@ SMALL = ("--prompts=2", "--probes=2", "--max_new_tokens=24", "--temperatures=0")
 def test_mistakes_are_one_line(flags, says):
     process = commands.run(MODULE, MODEL, *flags)
     assert process.returncode == 2 and process.stderr.startswith(says) and process.stderr.count("\n") == 1
-
-
-def test_the_ratios_interval_is_that_of_pairs():
-    """Prompts of which drafting takes exactly half the time, whatever they take: no interval at all."""
-    seconds = np.array([1.0, 5.0, 0.2])
-    tokens = np.array([10.0, 10.0, 3.0])
-    assert drafting._interval(tokens, seconds / 2, tokens, seconds) == pytest.approx([2.0, 2.0])
-    low, high = drafting._interval(tokens, np.array([0.5, 5.0, 0.2]), tokens, seconds)
-    assert low == pytest.approx(1.0) and high == pytest.approx(2.0, abs=0.2)
-
-
-def test_a_length_is_compiled_once():
-    prompts = [[1] * 5, [1] * 32, [1] * 33, [1] * 64, [1]]
-    assert [drafting._compiles(prompts, number) for number in range(5)] == [True, False, True, False, False]
 
 
 @pytest.mark.slow
