@@ -17,7 +17,6 @@ killed one stopped.
 """
 
 import dataclasses
-import datetime
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -29,7 +28,7 @@ from tqdm import tqdm
 
 from zaya_jax import load_pretrained
 from zaya_jax.architecture import Zaya
-from zaya_jax.command_line import cli
+from zaya_jax.command_line import cli, sampling_flags
 from zaya_jax.command_line.closing import aligned, closing
 from zaya_jax.command_line.completions import Completions, checked_prompt, read_prompts
 from zaya_jax.command_line.models import decoding_form
@@ -38,12 +37,12 @@ from zaya_jax.errors import UserError
 from zaya_jax.evaluation.answers import fingerprint
 from zaya_jax.paths import absolute
 from zaya_jax.reporting.tables.cells import markdown
-from zaya_jax.runs.tokens import checkpoint_of, choose_template, choose_tokenizer
+from zaya_jax.runs.tokens import checkpoint_of, choose_tokenizer, require_template
 from zaya_jax.sampling import Request, SamplerConfig, generate
 from zaya_jax.sampling.decoding import check
 from zaya_jax.tasks import TASKS, make_task
 from zaya_jax.text.detokenizer import Detokenizer
-from zaya_jax.text.templates import ChatTemplate
+from zaya_jax.text.templates import ChatTemplate, question
 from zaya_jax.text.tokenizers import Tokenizer
 
 SOURCES = ("tasks", "prompts_file", "text")
@@ -86,8 +85,8 @@ def main() -> None:
     folder = checkpoint_of(_CHECKPOINT.value)
     config, variables = load_pretrained(folder)
     name, tokenizer = choose_tokenizer(_TOKENIZER.value, folder, config, drafts=False)
-    template = read_template(folder, tokenizer) if _CHAT.value else None
-    questions = [Question(text, encode(text, tokenizer, template), source) for text, source in read_texts(tokenizer)]
+    template = require_template(_TEMPLATE.value, folder, tokenizer) if _CHAT.value else None
+    questions = [Question(text, question(text, tokenizer, template), source) for text, source in read_texts(tokenizer)]
     samplers = [dataclasses.replace(sampler, stop_tokens=tokenizer.eos_ids) for sampler in samplers]
     for sampler in samplers:
         check(config, Request([each.tokens for each in questions], _NEW.value, 0), sampler)
@@ -131,10 +130,7 @@ def text_source() -> str | list[str]:
 
 def read_samplers() -> list[SamplerConfig]:
     """One a temperature. UserError naming the flag."""
-    try:
-        temperatures = [float(text) for text in _TEMPERATURES.value]
-    except ValueError:
-        raise UserError(f"--temperatures: got {','.join(_TEMPERATURES.value)}, may be numbers with commas") from None
+    temperatures = sampling_flags.temperatures(_TEMPERATURES.value)
     if not temperatures or len(set(temperatures)) < len(temperatures):
         raise UserError(f"--temperatures: got {','.join(_TEMPERATURES.value)}, may be one or more, each once")
     try:
@@ -143,23 +139,16 @@ def read_samplers() -> list[SamplerConfig]:
         raise UserError(str(error).replace("SamplerConfig.temperature:", "--temperatures:", 1)) from error
 
 
-def read_template(folder: Path, tokenizer: Tokenizer) -> ChatTemplate:
-    """The chat template to ask with, on today's date if it asks for one."""
-    template = choose_template(_TEMPLATE.value, folder, tokenizer)
-    if template is None:
-        raise UserError(f"--chat: {folder} has no chat template, may be given with --chat_template")
-    return template.on(datetime.date.today()) if template.asks_date else template
-
-
 def read_texts(tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
     """(text, source) of everything that is asked."""
     if _FILE.value:
         for text in read_prompts(Path(_FILE.value)):
             yield text, Path(_FILE.value).name
     elif _TASKS.value:
+        tasks = [make_task(name) for name in _TASKS.value]
         for index in range(_PROMPTS.value):  # in turn, so that more --prompts leave those before where they stand
-            for name in _TASKS.value:
-                yield make_task(name).problem("train", index, _SEED.value).prompt, name
+            for task in tasks:
+                yield task.problem("train", index, _SEED.value).prompt, task.name
     else:
         documents = prepare_text(text_source(), absolute(_OUTPUT.value).parent / "data", "train")
         for index in range(min(_PROMPTS.value, len(documents))):
@@ -167,13 +156,6 @@ def read_texts(tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
             text = Detokenizer(tokenizer).whole(tokens)
             if text:
                 yield checked_prompt(text, f"--text: document {index}"), documents[index]["name"]
-
-
-def encode(text: str, tokenizer: Tokenizer, template: ChatTemplate | None) -> list[int]:
-    """What the model reads."""
-    if template is not None:
-        return template.prompt([{"role": "user", "content": text}], tokenizer)
-    return [*tokenizer.opening, *tokenizer.encode(text)]
 
 
 def settings_of(tokenizer: str, template: ChatTemplate | None) -> dict[str, Any]:

@@ -10,14 +10,13 @@ it at any moment: the same command resumes after the last answered problem. Gene
 sandbox only.
 """
 
-import datetime
 import sys
 from typing import Any
 
 from absl import flags
 
 from zaya_jax.checks import FLOAT32, no_such
-from zaya_jax.command_line import cli
+from zaya_jax.command_line import cli, sampling_flags
 from zaya_jax.command_line.closing import aligned, closing, generate_with
 from zaya_jax.command_line.models import decoding_form, load
 from zaya_jax.errors import UserError
@@ -27,7 +26,7 @@ from zaya_jax.paths import absolute
 from zaya_jax.reporting.results import write_results
 from zaya_jax.reporting.tables.runs import sampling_table
 from zaya_jax.runs import provenance
-from zaya_jax.runs.tokens import checkpoint_of, choose_template, choose_tokenizer, never_drafted
+from zaya_jax.runs.tokens import checkpoint_of, choose_tokenizer, never_drafted, require_template
 from zaya_jax.tasks import BENCHMARKS, TASKS, ChatTask, Task, make_task
 
 INSTEAD = "--samplers=autoregressive"  # for a model that cannot draft
@@ -91,11 +90,7 @@ def main() -> None:
         _TOKENIZER.value, checkpoint, config, drafts=_SAMPLERS.value != ["autoregressive"], instead=INSTEAD
     )
     if _CHAT.value:
-        template = choose_template(_TEMPLATE.value, checkpoint, tokenizer)
-        if template is None:
-            raise UserError(f"--chat: {checkpoint} has no chat template, may be given with --chat_template")
-        if template.asks_date:  # it stands in the answers' first line: on another day they are not continued
-            template = template.on(datetime.date.today())
+        template = require_template(_TEMPLATE.value, checkpoint, tokenizer)
         tasks = [ChatTask(task, template) for task in tasks]
     samplers = read_samplers(tokenizer.eos_ids, block_size)
     protocol = EvaluationProtocol(_PROMPTS.value, _SAMPLES.value, _BATCH.value, _NEW.value, _SEED.value)
@@ -129,10 +124,7 @@ def read_samplers(stop_tokens: tuple[int, ...], block_size: int) -> tuple[NamedS
     if _BUDGET.value > block_size:
         raise UserError(f"--anchor_budget: got {_BUDGET.value}, may be 0 (all) .. --block_size ({block_size})")
     check_samplers("--samplers", names)
-    try:
-        temperatures = [float(text) for text in _TEMPERATURES.value]
-    except ValueError:
-        raise UserError(f"--temperatures: got {','.join(_TEMPERATURES.value)}, may be numbers with commas") from None
+    temperatures = sampling_flags.temperatures(_TEMPERATURES.value)
     try:
         return make_samplers(
             names, temperatures, block_size=block_size, stop_tokens=stop_tokens, beta=_BETA.value,

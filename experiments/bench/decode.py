@@ -64,7 +64,7 @@ def main() -> None:
     measured_device.check()
     if (_CHECKPOINT.value is None) == (_PRESET.value is None):
         raise UserError("--checkpoint, --preset: got both or neither, may be one of the two")
-    batches, rows, more = (numbers_of(flag) for flag in (_BATCHES, _ROWS, _MORE_ROWS))
+    batches, rows, more = (sorted(cli.integers(flag.name, flag.value, 4096)) for flag in (_BATCHES, _ROWS, _MORE_ROWS))
     if _THEIRS.value:
         require_parity_extra("bench.decode")
     shapes = [(batch, n) for batch in batches for n in (rows if batch == 1 else more)]
@@ -82,12 +82,6 @@ def main() -> None:
     }  # fmt: skip
     show(numbers)
     cli.write_numbers(_OUTPUT.value, numbers)
-
-
-def numbers_of(flag: Any) -> list[int]:
-    if not flag.value or not all(text.isdecimal() and 1 <= int(text) <= 4096 for text in flag.value):
-        raise UserError(f"--{flag.name}: got {','.join(flag.value)!r}, may be integers in [1, 4096], e.g. 1,8")
-    return sorted(set(map(int, flag.value)))
 
 
 def read_model(scratch: Path) -> tuple[ZayaConfig, Zaya, Any, Path]:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from zaya_jax.architecture import Zaya
 from zaya_jax.checks import FLOAT32, no_such
-from zaya_jax.command_line import cli, measured_device
+from zaya_jax.command_line import cli, measured_device, sampling_flags
 from zaya_jax.command_line.closing import aligned
 from zaya_jax.command_line.completions import read_prompts
 from zaya_jax.command_line.models import decoding_form, load
@@ -34,8 +34,8 @@ from zaya_jax.runs import provenance
 from zaya_jax.runs.tokens import checkpoint_of, choose_template, choose_tokenizer
 from zaya_jax.sampling import Request, SamplerConfig, choose_sampler, generate
 from zaya_jax.sampling.planning.auto import Choice
-from zaya_jax.tasks import TASKS, make_task
-from zaya_jax.text.templates import ChatTemplate
+from zaya_jax.tasks import TASKS, ChatTask, make_task
+from zaya_jax.text.templates import ChatTemplate, question
 from zaya_jax.text.tokenizers import Tokenizer
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of a model, as of experiments.generate.")
@@ -69,10 +69,11 @@ def main() -> None:
     measured_device.check()
     try:
         samplers = [
-            SamplerConfig("auto", draft_temperature=_DRAFT.value, temperature=float(t)) for t in _TEMPERATURES.value
+            SamplerConfig("auto", draft_temperature=_DRAFT.value, temperature=t)
+            for t in sampling_flags.temperatures(_TEMPERATURES.value)
         ]
-    except ValueError as error:
-        raise UserError(f"--temperatures: got {','.join(_TEMPERATURES.value)}, may be numbers ({error})") from None
+    except UserError as error:
+        raise UserError(str(error).replace("SamplerConfig.temperature:", "--temperatures:", 1)) from error
     for name in _TASKS.value:
         if name not in TASKS:
             raise no_such("--tasks", name, TASKS)
@@ -99,20 +100,15 @@ def main() -> None:
 
 def read_sets(tokenizer: Tokenizer, template: ChatTemplate | None) -> list[Prompts]:
     """All sets of prompts. UserError for a file with too few."""
-
-    def encode(text: str) -> list[int]:
-        if template is not None:
-            return template.prompt([{"role": "user", "content": text}], tokenizer)
-        return [*tokenizer.opening, *tokenizer.encode(text)]
-
     if _CHAT.value and template is None:
         raise UserError(f"--chat: {_CHECKPOINT.value} has no chat template")
     sets, probes, timed = [], _PROBES.value, _PROMPTS.value
     for task in map(make_task, _TASKS.value):
+        task = task if template is None else ChatTask(task, template)
         problems = [task.problems(*split, _SEED.value) for split in ((task.tuning_split, probes), ("test", timed))]
-        sets.append(Prompts(task.name, *([encode(each.prompt) for each in some] for some in problems)))
+        sets.append(Prompts(task.name, *([task.encode(each, tokenizer) for each in some] for some in problems)))
     if _FILE.value:
-        lines = [encode(text) for text in read_prompts(Path(_FILE.value))]
+        lines = [question(text, tokenizer, template) for text in read_prompts(Path(_FILE.value))]
         if len(lines) < probes + 2:
             raise UserError(f"--prompts_file: got {len(lines)} prompts, may be at least {probes + 2}")
         sets.append(Prompts(Path(_FILE.value).stem, lines[:probes], lines[probes : probes + timed]))

@@ -23,7 +23,6 @@ from zaya_jax.architecture.config import PRESETS
 from zaya_jax.checks import no_such
 from zaya_jax.command_line import cli, measured_device
 from zaya_jax.costs.roofline import forward_traffic
-from zaya_jax.errors import UserError
 from zaya_jax.reporting.columns import columns
 from zaya_jax.runs import provenance
 from zaya_jax.sampling.planning.cost import AUTOREGRESSIVE, rows_of, step_call
@@ -51,7 +50,7 @@ def main() -> None:
     cli.check_output(_OUTPUT.value)
     measured_device.check()
     began = time.monotonic()
-    batches, contexts = numbers_of(_BATCHES), numbers_of(_CONTEXTS)
+    batches, contexts = (cli.integers(flag.name, flag.value, 2**20) for flag in (_BATCHES, _CONTEXTS))
     for name in _PRESETS.value:
         if name not in PRESETS:
             raise no_such("--presets", name, PRESETS)
@@ -78,13 +77,6 @@ def main() -> None:
         del model, variables
         gc.collect()
     show(numbers)
-
-
-def numbers_of(flag: Any) -> list[int]:
-    """A flag's list of positive integers."""
-    if not flag.value or not all(text.isdecimal() and 1 <= int(text) <= 2**20 for text in flag.value):
-        raise UserError(f"--{flag.name}: got {','.join(flag.value)!r}, may be integers in [1, 1048576], e.g. 1,8")
-    return list(dict.fromkeys(map(int, flag.value)))
 
 
 def random_model(name: str) -> tuple[Zaya, Any]:

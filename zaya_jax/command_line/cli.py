@@ -131,6 +131,13 @@ def check_output(path: Path | str | None) -> None:
         raise FileNotFoundError(f"--output {path}: its folder does not exist")
 
 
+def integers(name: str, given: Sequence[str], most: int) -> list[int]:
+    """The integers in [1, most] of a list flag, each once. UserError, naming the flag, for none or anything else."""
+    if not given or not all(text.isdecimal() and 1 <= int(text) <= most for text in given):
+        raise UserError(f"--{name}: got {','.join(given)!r}, may be integers in [1, {most}], e.g. 1,8")
+    return list(dict.fromkeys(map(int, given)))
+
+
 def write_numbers(path: Path | str | None, numbers: dict[str, Any]) -> None:
     """A benchmark's results as JSON; None writes nothing."""
     if path:

@@ -112,3 +112,11 @@ def _items(name: str, text: str | None, kind: Callable[[str], Any]) -> Sequence[
         return [kind(item) for item in text.split(",")]
     except ValueError:
         raise UserError(f"--{name}: got {text!r}, may be numbers with commas between them") from None
+
+
+def temperatures(given: Sequence[str]) -> list[float]:
+    """The numbers of a --temperatures flag. UserError for what is none."""
+    try:
+        return [float(text) for text in given]
+    except ValueError:
+        raise UserError(f"--temperatures: got {','.join(given)}, may be numbers with commas") from None

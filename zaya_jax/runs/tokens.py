@@ -1,5 +1,6 @@
 """Which tokenizer and which chat template a checkpoint's folder brings along."""
 
+import datetime
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -104,6 +105,19 @@ def choose_template(spec: str | None, checkpoint: Path, tokenizer: Tokenizer) ->
         return None if spec == "none" else load_template(spec, tokenizer)
     found = folder_template(checkpoint, tokenizer)
     return run_template(run_config(checkpoint), tokenizer) if found is None else found
+
+
+def require_template(spec: str | None, checkpoint: Path, tokenizer: Tokenizer) -> ChatTemplate:
+    """`choose_template` for --chat, on today's date if it asks for one: files that keep answers name the template, so
+    those of another day are not continued.
+
+    Raises:
+      UserError, FileNotFoundError: one line: none, or as `choose_template`.
+    """
+    template = choose_template(spec, checkpoint, tokenizer)
+    if template is None:
+        raise UserError(f"--chat: {checkpoint} has no chat template, may be given with --chat_template")
+    return template.on(datetime.date.today()) if template.asks_date else template
 
 
 def run_template(run: dict[str, Any], tokenizer: Tokenizer, chats: bool = False) -> ChatTemplate | None:

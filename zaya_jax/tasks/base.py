@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from zaya_jax.checks import COUNT, Integer, check
 from zaya_jax.data.splits import SPLITS, require_split, split_of
 from zaya_jax.errors import UserError
+from zaya_jax.text.templates import question
 from zaya_jax.text.tokenizers import Tokenizer
 
 SPLIT_PERCENTS = (80, 10, 10)
@@ -58,7 +59,7 @@ class Task(ABC):
 
     def encode(self, problem: Problem, tokenizer: Tokenizer) -> list[int]:
         """What a model is given to answer."""
-        return [*tokenizer.opening, *tokenizer.encode(problem.prompt)]
+        return question(problem.prompt, tokenizer)
 
     def check(self, problem: Problem, completion: str) -> bool:
         """Whether `completion`, up to its first newline or its end (EOS), answers `problem`."""

@@ -4,7 +4,7 @@ import dataclasses
 import random
 
 from zaya_jax.tasks.base import Problem, Task
-from zaya_jax.text.templates import ChatTemplate
+from zaya_jax.text.templates import ChatTemplate, question
 from zaya_jax.text.tokenizers import Tokenizer
 
 
@@ -24,7 +24,7 @@ class ChatTask(Task):
         return self.task.tuning_split
 
     def encode(self, problem: Problem, tokenizer: Tokenizer) -> list[int]:
-        return self.template.prompt([{"role": "user", "content": problem.prompt}], tokenizer)
+        return question(problem.prompt, tokenizer, self.template)
 
     def problem(self, split: str, index: int, seed: int) -> Problem:
         return self.task.problem(split, index, seed)

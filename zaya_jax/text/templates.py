@@ -306,3 +306,10 @@ def _as_shown(message: Mapping[str, Any]) -> dict[str, Any]:
 
 def _occurrences(part: str, text: str) -> list[int]:
     return [found.start() for found in re.finditer(f"(?={re.escape(part)})", text)]
+
+
+def question(text: str, tokenizer: Tokenizer, template: ChatTemplate | None = None) -> list[int]:
+    """What a model reads to answer `text`: a user's message, or without a template the text after its opening."""
+    if template is not None:
+        return template.prompt([{"role": "user", "content": text}], tokenizer)
+    return [*tokenizer.opening, *tokenizer.encode(text)]
