@@ -15,12 +15,13 @@ import numpy as np
 
 from tests.helpers import random_variables, small_config
 from zaya_jax.architecture import Layout, Zaya
+from zaya_jax.architecture.draft_vocabulary import with_draft_vocabulary
 from zaya_jax.sampling import SamplerConfig
 from zaya_jax.sampling.core.distributions import at_token
 from zaya_jax.sampling.core.random_streams import Purpose
 from zaya_jax.sampling.loop import Prompts, Sizes, State, advance, begin
 from zaya_jax.sampling.options import options_of, plan_of
-from zaya_jax.sampling.strategies.base import Plan, Setup
+from zaya_jax.sampling.strategies.base import Plan, make_setup
 
 VOCAB, SIZE, NEW = 3, 3, 4
 PROMPTS = ([1, 0, 2, 2], [2])  # two rows of one batch, of different lengths
@@ -83,14 +84,15 @@ def _plain():
 
 
 @functools.cache
-def _compiled(plan: Plan):
+def _compiled(plan: Plan, drafted: tuple[int, ...]):
     """(begin, advance) with forced outcomes; each also returns the outcomes' log-probabilities, and the drafts'."""
     model, variables = tiny_model()
+    variables = with_draft_vocabulary(model.config, variables, drafted) if drafted else variables
 
     @jax.jit
     def first(tokens, count, seen, options, outcomes):
         noise = Forced(*outcomes)
-        setup = Setup(model, variables, plan, options, noise)
+        setup = make_setup(model, variables, plan, options, noise)
         capacity = tokens.shape[1] + NEW + 3 * SIZE
         state = begin(setup, Prompts(tokens, count, seen), jnp.int32(NEW), Sizes(NEW, 1, capacity))
         return state, noise.log_weight, noise.log_drafts
@@ -98,7 +100,7 @@ def _compiled(plan: Plan):
     @jax.jit
     def go(state, options, outcomes):
         noise = Forced(*outcomes)
-        state = advance(Setup(model, variables, plan, options, noise), state, jnp.int32(NEW))
+        state = advance(make_setup(model, variables, plan, options, noise), state, jnp.int32(NEW))
         return state, noise.log_weight, noise.log_drafts
 
     return first, go
@@ -130,9 +132,9 @@ def _merge(prompt: np.ndarray, weight: np.ndarray, state: State):
     return prompt[index], np.bincount(group, weight), _take(state, index)
 
 
-def _outcomes(drafts: int) -> list[np.ndarray]:
-    """Every (pending, drafts, survivors) of a step."""
-    every = itertools.product(range(VOCAB), itertools.product(range(VOCAB), repeat=drafts), range(drafts + 1))
+def _outcomes(drafts: int, drafted: int) -> list[np.ndarray]:
+    """Every (pending, drafts, survivors) of a step; a draft is one of `drafted` tokens."""
+    every = itertools.product(range(VOCAB), itertools.product(range(drafted), repeat=drafts), range(drafts + 1))
     pending, drafted, survivors = zip(*every, strict=True)
     return [np.array(pending), np.array(drafted).reshape(len(pending), drafts), np.array(survivors)]
 
@@ -172,12 +174,16 @@ def _successors(go, options, state: State, alive: np.ndarray, every: list[np.nda
         yield rows, after, np.exp(log_weight + log_drafts)
 
 
-def sampler_distribution(sampler: SamplerConfig) -> list[Distribution]:
-    """The distribution of each prompt's continuation (up to NEW tokens or a stop) under the sampler."""
+def sampler_distribution(sampler: SamplerConfig, drafted: tuple[int, ...] = ()) -> list[Distribution]:
+    """The distribution of each prompt's continuation (up to NEW tokens or a stop) under the sampler.
+
+    Args:
+      drafted: the draft vocabulary, if the model has one.
+    """
     plan, options = plan_of(sampler), options_of(sampler, np.float64)
     drafts = {"autoregressive": 0, "single_pass": SIZE - 1, "two_pass": SIZE}[sampler.mode]
-    first, go = _compiled(plan)
-    every = _outcomes(drafts)
+    first, go = _compiled(plan, drafted)
+    every = _outcomes(drafts, len(drafted) or VOCAB)
     total: list[Distribution] = [{} for _ in PROMPTS]
 
     width = max(map(len, PROMPTS))

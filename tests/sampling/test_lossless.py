@@ -65,9 +65,9 @@ def autoregressive_law(sampler: SamplerConfig) -> list[Distribution]:
     return [grow(tuple(p), (), 1.0, {}) for p in PROMPTS]
 
 
-def gap(sampler: SamplerConfig) -> float:
+def gap(sampler: SamplerConfig, drafted: tuple[int, ...] = ()) -> float:
     """Total variation between the sampler and autoregression."""
-    found = sampler_distribution(sampler)
+    found = sampler_distribution(sampler, drafted)
     for distribution in found:
         assert abs(sum(distribution.values()) - 1) < 1e-12
     return total_variation(found, autoregressive_law(sampler))
@@ -110,6 +110,15 @@ def test_truncations_penalties_and_stops_stay_lossless(mode, processing, x64):
 def test_two_passes_are_exactly_autoregressive(temperature, draft_temperature, x64):
     sampler = SamplerConfig("two_pass", SIZE, temperature=temperature, draft_temperature=draft_temperature)
     assert gap(sampler) < 1e-9
+
+
+@pytest.mark.parametrize("drafted", [(1,), (0, 1)], ids=str)
+@pytest.mark.parametrize(
+    ("mode", "processing"), [("single_pass", "both truncated"), ("single_pass", "penalty"), ("two_pass", "stop")]
+)
+def test_tokens_that_are_never_drafted_are_sampled_as_often_as_by_autoregression(mode, processing, drafted, x64):
+    anchors = {"anchors": (1, 3)} if mode == "single_pass" else {}
+    assert gap(SamplerConfig(mode, SIZE, **anchors, **WARPS[processing]), drafted) < 1e-9
 
 
 def mixed(plain: np.ndarray, draft: np.ndarray, beta: float) -> np.ndarray:

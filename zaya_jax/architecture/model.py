@@ -9,6 +9,8 @@ from flax import struct
 from zaya_jax.architecture.attention.cca import Attention
 from zaya_jax.architecture.cache import Cache
 from zaya_jax.architecture.config import FULL_ATTENTION, NO_MASK, SLIDING_ATTENTION, ZayaConfig
+from zaya_jax.architecture.draft_vocabulary import COLLECTION as DRAFTED
+from zaya_jax.architecture.draft_vocabulary import DraftVocabulary
 from zaya_jax.architecture.execution import Execution
 from zaya_jax.architecture.kept import COLLECTION
 from zaya_jax.architecture.layers import (
@@ -275,6 +277,15 @@ class Zaya(nn.Module):
         else:
             logits = self.lm_head(hidden)
         return logits + self.lm_head_bias.astype(logits.dtype) if self.config.lm_head_bias else logits
+
+    def draft_vocabulary(self) -> DraftVocabulary | None:
+        """What `with_draft_vocabulary` gave it; None where any token may be drafted. Its part of the head is a copy."""
+        if not self.has_variable(DRAFTED, "tokens"):
+            return None
+        tokens = self.get_variable(DRAFTED, "tokens")
+        tied = self.config.tie_word_embeddings
+        rows = self.embed_tokens[tokens] if tied else self.lm_head.parts(self.config.hidden_size)[0][:, tokens].T
+        return DraftVocabulary(tokens, rows, self.lm_head_bias[tokens] if self.config.lm_head_bias else None)
 
     @property
     def _ties_mask_lora(self) -> bool:

@@ -9,7 +9,7 @@ from flax import struct
 
 from zaya_jax.architecture import Cache, Zaya, init_cache
 from zaya_jax.sampling.core.random_streams import KeyedNoise
-from zaya_jax.sampling.strategies.base import Method, Options, Outcome, Plan, Progress, Setup
+from zaya_jax.sampling.strategies.base import Method, Options, Outcome, Plan, Progress, Setup, make_setup
 from zaya_jax.sampling.strategies.block_diffusion import BLOCK_DIFFUSION
 from zaya_jax.sampling.strategies.single_pass import SINGLE_PASS
 from zaya_jax.sampling.strategies.two_pass import TWO_PASS
@@ -104,7 +104,7 @@ def start(
     model: Zaya, variables, prompts: Prompts, keys: Array, limit: Array, options: Options, *, plan: Plan, sizes: Sizes
 ) -> State:
     """`begin`, compiled; keys [prompts * samples]."""
-    return begin(Setup(model, variables, plan, options, KeyedNoise(keys)), prompts, limit, sizes)
+    return begin(make_setup(model, variables, plan, options, KeyedNoise(keys)), prompts, limit, sizes)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "plan"), donate_argnames=("state",))
@@ -112,7 +112,7 @@ def run(
     model: Zaya, variables, state: State, keys: Array, limit: Array, steps: Array, options: Options, *, plan: Plan
 ) -> State:
     """Up to `steps` (int32 []) steps, compiled; fewer when every row has ended before."""
-    setup = Setup(model, variables, plan, options, KeyedNoise(keys))
+    setup = make_setup(model, variables, plan, options, KeyedNoise(keys))
 
     def going(loop: tuple[Array, State]) -> Array:
         return (loop[0] < steps) & ~jnp.all(loop[1].done)

@@ -53,8 +53,19 @@ def _warm_law(logits: Array, processing: LogitsProcessing) -> Array:
 
 
 def _greedy_law(logits: Array, processing: LogitsProcessing) -> Array:
-    best = jnp.argmax(logits, axis=-1, keepdims=True)
+    best = first_argmax(logits)[..., None]
     return jnp.where(jnp.arange(logits.shape[-1]) == best, 0.0, -jnp.inf).astype(logits.dtype)
+
+
+def first_argmax(values: Array) -> Array:
+    """jnp.argmax along the last axis, int32 [...]; the last index where there is a NaN.
+
+    As two reductions of one value each, which XLA's CPU backend vectorises: argmax reduces pairs, one by one, at three
+    to four times the time (0.12 ms for 49,153 logits).
+    """
+    last = values.shape[-1] - 1
+    best = jnp.max(values, axis=-1, keepdims=True)
+    return jnp.min(jnp.where(values == best, jnp.arange(last + 1, dtype=jnp.int32), last), axis=-1)
 
 
 def truncate(distribution: Array, processing: LogitsProcessing) -> Array:
@@ -89,11 +100,6 @@ def mix(autoregressive: Array, draft: Array, beta: Array) -> Array:
     """(1 - beta) * AR logits + beta * draft logits: a geometric mean of the two distributions, before temperature."""
     dtype = jnp.promote_types(autoregressive.dtype, jnp.float32)
     return (1 - beta) * autoregressive.astype(dtype) + beta * draft.astype(dtype)
-
-
-def log_acceptance(log_p: Array, log_q: Array, token: Array) -> Array:
-    """log min(1, p(token) / q(token)), for tokens drawn from q; [...] of distributions [..., V], tokens [...]."""
-    return jnp.minimum(at_token(log_p, token) - at_token(log_q, token), 0)
 
 
 def log_residual(log_p: Array, log_q: Array) -> Array:

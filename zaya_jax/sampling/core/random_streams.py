@@ -19,6 +19,7 @@ from flax import struct
 
 from zaya_jax.checks import KEY, check
 from zaya_jax.errors import UserError
+from zaya_jax.sampling.core.distributions import first_argmax
 from zaya_jax.sampling.values import plain_tuple
 
 Array = jax.Array
@@ -62,9 +63,7 @@ class KeyedNoise(struct.PyTreeNode):
             gumbel = lambda key: jax.random.gumbel(key, distribution.shape[-1:], distribution.dtype)  # noqa: E731
             return distribution + self._each(purpose, position, gumbel, again)
 
-        return jnp.argmax(jax.lax.cond(warm, shaken, lambda distribution: distribution, distribution), axis=-1).astype(
-            jnp.int32
-        )
+        return first_argmax(jax.lax.cond(warm, shaken, lambda distribution: distribution, distribution))
 
     def accept(self, position: Array, log_probability: Array) -> Array:
         tiny = jnp.finfo(log_probability.dtype).tiny  # u in (0, 1): what has probability 0 never happens

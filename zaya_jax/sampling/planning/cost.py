@@ -12,7 +12,7 @@ from zaya_jax.architecture import Zaya, init_cache
 from zaya_jax.sampling.config import SamplerConfig
 from zaya_jax.sampling.core.random_streams import KeyedNoise, row_keys
 from zaya_jax.sampling.options import options_of
-from zaya_jax.sampling.strategies.base import Drafted, Plan, Progress, Setup
+from zaya_jax.sampling.strategies.base import Drafted, Plan, Progress, make_setup
 from zaya_jax.sampling.strategies.single_pass import Proposal
 from zaya_jax.sampling.strategies.single_pass import step as single_pass_step
 from zaya_jax.sampling.strategies.two_pass import step as two_pass_step
@@ -77,9 +77,13 @@ def step_program(
     cache = cache.replace(length=jnp.full((batch,), context, jnp.int32))
     blocks = jax.random.randint(jax.random.key(0), (steps, batch, plan.block_size), 0, config.vocab_size)
     drafts = (batch, plan.block_size - 1)
+    options, keys = options_of(sampler or SamplerConfig()), row_keys(0, batch)
+    vocabulary = make_setup(model, variables, plan, options, KeyedNoise(keys)).vocabulary
+    drafted_tokens = config.vocab_size if vocabulary is None else len(vocabulary.tokens)
     drafted = Drafted(
-        blocks[0, :, 1:], jnp.zeros((*drafts, config.vocab_size), config.stream_dtype), jnp.ones(drafts, bool)
-    )
+        blocks[0, :, 1:], jnp.zeros(drafts, jnp.int32), jnp.zeros((*drafts, drafted_tokens), config.stream_dtype),
+        jnp.ones(drafts, bool),
+    )  # fmt: skip
     two_pass = plan.mode == "two_pass"
     proposal = blocks[0, :, 0] if two_pass else Proposal(blocks[0, :, 0], drafted)
     step = two_pass_step if two_pass else single_pass_step
@@ -88,7 +92,7 @@ def step_program(
 
     @jax.jit
     def loop(variables, proposal, cache, keys, options):
-        setup = Setup(model, variables, plan, options, KeyedNoise(keys))
+        setup = make_setup(model, variables, plan, options, KeyedNoise(keys))
 
         def body(i, carry):
             proposal, cache = carry
@@ -102,4 +106,4 @@ def step_program(
 
         return jax.lax.fori_loop(0, steps, body, (proposal, cache))
 
-    return loop, (variables, proposal, cache, row_keys(0, batch), options_of(sampler or SamplerConfig()))
+    return loop, (variables, proposal, cache, keys, options)

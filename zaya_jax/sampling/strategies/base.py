@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from flax import struct
 
 from zaya_jax.architecture import Cache, Layout, Zaya
+from zaya_jax.architecture.draft_vocabulary import DraftVocabulary
 from zaya_jax.sampling.core.distributions import (
     LogitsProcessing,
     at_token,
-    log_acceptance,
     log_distribution,
     log_residual,
     penalise,
@@ -62,6 +62,7 @@ class Setup(NamedTuple):
     plan: Plan
     options: Options
     noise: Noise
+    vocabulary: DraftVocabulary | None = None  # of the drafts; None: any token is drafted
 
     @property
     def target(self) -> Target:
@@ -75,6 +76,20 @@ class Setup(NamedTuple):
     def head(self, hidden: Array) -> Array:
         """Logits [..., V]."""
         return cast(Array, self.model.apply(self.variables, hidden, method="head"))
+
+    def draft_head(self, hidden: Array) -> Array:
+        """The drafts' logits [..., K]."""
+        return self.head(hidden) if self.vocabulary is None else self.vocabulary.logits(hidden)
+
+
+def make_setup(model: Zaya, variables: Any, plan: Plan, options: Options, noise: Noise) -> Setup:
+    """Drafts are over the model's draft vocabulary, if it has one; not where a target reads their logits or shows them
+    unverified.
+    """
+    target = find_target(plan.target)
+    whole = target.combine is not None or target.reveal is not None
+    vocabulary = None if whole else cast(Any, model.apply(variables, method="draft_vocabulary"))
+    return Setup(model, variables, plan, options, noise, vocabulary)
 
 
 class Progress(struct.PyTreeNode):
@@ -97,7 +112,8 @@ class Drafted(struct.PyTreeNode):
     """Drafts of the positions after a pending token."""
 
     tokens: Array  # int32 [B, drafts]
-    logits: Array  # [B, drafts, V]: what drew them
+    index: Array  # int32 [B, drafts]: where the tokens stand in the drafts' vocabulary
+    logits: Array  # [B, drafts, K]: what drew them, over that vocabulary
     exists: Array  # bool [B, drafts]: False where no slot was left to draw from
 
 
@@ -151,12 +167,11 @@ def target_distribution(setup: Setup, logits: Array, following: Array, progress:
 
 
 def draft(setup: Setup, logits: Array, exists: Array, first: Array) -> Drafted:
-    """Draws drafts of the positions first, first + 1, ... from logits [B, drafts, V]; first int32 [B]."""
+    """Draws drafts of the positions first, first + 1, ... from logits [B, drafts, K]; first int32 [B]."""
     position = first[:, None] + jnp.arange(logits.shape[1], dtype=jnp.int32)
     distribution = log_distribution(logits, setup.options.draft_processing)
-    return Drafted(
-        setup.noise.draw(Purpose.DRAFT, position, distribution, setup.options.draft_processing.warm), logits, exists
-    )
+    index = setup.noise.draw(Purpose.DRAFT, position, distribution, setup.options.draft_processing.warm)
+    return Drafted(index if setup.vocabulary is None else setup.vocabulary.tokens[index], index, logits, exists)
 
 
 def with_tested(setup: Setup, logits: Array, drafted: Drafted) -> Array:
@@ -194,22 +209,24 @@ def verify(setup: Setup, logits: Array, drafted: Drafted, first: Array, progress
       first: int32 [B], position of the first draft.
       progress: before the first draft.
     """
-    batch, n, vocab = logits.shape
+    _, n, vocab = logits.shape
     log_p = target_distribution(setup, logits, drafted.tokens, progress)
     log_q = jnp.where(
         drafted.exists[..., None], log_distribution(drafted.logits, setup.options.draft_processing), -jnp.inf
     )
     position = first[:, None] + jnp.arange(n - 1, dtype=jnp.int32)
-    log_accept = jnp.where(drafted.exists, log_acceptance(log_p[:, :-1], log_q, drafted.tokens), -jnp.inf)
+    log_ratio = at_token(log_p[:, :-1], drafted.tokens) - at_token(log_q, drafted.index)
+    log_accept = jnp.where(drafted.exists, jnp.minimum(log_ratio, 0), -jnp.inf)  # of min(1, p / q)
     survives = setup.noise.accept(position, log_accept)
     accepted = jnp.cumprod(survives, axis=1, dtype=jnp.int32).sum(axis=1, dtype=jnp.int32)
 
     distribution = log_p[:, 0]
     if n > 1:  # after all drafts nothing was drafted: q = 0 there, and the residual is p itself
-        log_q = jnp.concatenate([log_q, jnp.full((batch, 1, vocab), -jnp.inf, log_q.dtype)], axis=1)
-        distribution = log_residual(
-            *(jnp.take_along_axis(x, accepted[:, None, None], axis=1)[:, 0] for x in (log_p, log_q))
-        )
+        at = accepted[:, None, None]
+        rejected = jnp.take_along_axis(log_q, jnp.minimum(at, n - 2), axis=1)[:, 0]
+        rejected = jnp.where(accepted[:, None] < n - 1, rejected, -jnp.inf)
+        rejected = rejected if setup.vocabulary is None else setup.vocabulary.whole(rejected, vocab)
+        distribution = log_residual(jnp.take_along_axis(log_p, at, axis=1)[:, 0], rejected)
     pending_token = setup.noise.draw(Purpose.PENDING, first + accepted, distribution, setup.options.processing.warm)
 
     last = jnp.arange(n, dtype=jnp.int32) == accepted[:, None]

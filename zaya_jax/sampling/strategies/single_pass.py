@@ -72,7 +72,7 @@ def begin(setup: Setup, readout: tuple[Array, Array], cache: Cache, progress: Pr
     outcome, pending_token = first_pending(setup, logits, cache, progress)
     exists = jnp.full((batch, size - 1), bool(setup.plan.anchors))
     slots = slots[:, 1:] if setup.plan.anchors else jnp.zeros((batch, size - 1, slots.shape[-1]), slots.dtype)
-    return outcome, Proposal(pending_token, draft(setup, setup.head(slots), exists, cache.length + 1))
+    return outcome, Proposal(pending_token, draft(setup, setup.draft_head(slots), exists, cache.length + 1))
 
 
 def first_pending(setup: Setup, logits: Array, cache: Cache, progress: Progress) -> tuple[Outcome, Array]:
@@ -92,7 +92,7 @@ def step(setup: Setup, proposal: Proposal, cache: Cache, active: Array, progress
     hidden, pending = setup.forward(layout, cache)
     # Which rows draft next is known after verification. With one block they are all of its own, and the head, a large
     # part of a small model's bytes, is read once for both; with more it is read twice, for far fewer rows.
-    at_once = len(plan.anchors) == 1
+    at_once = len(plan.anchors) == 1 and setup.vocabulary is None
     read = setup.head(hidden if at_once else hidden[:, :size])
     logits = with_tested(setup, read[:, :size], proposal.drafted)
     logits = with_next(setup, logits, hidden[:, size:])  # with all anchors there is a block after each block token
@@ -103,7 +103,7 @@ def step(setup: Setup, proposal: Proposal, cache: Cache, active: Array, progress
         committed = pending.commit(jnp.where(active, jnp.minimum(verdict.accepted, kept) + 1, 0))
         row, exists = _next_slots(verdict.accepted + 1, plan)
         slots = jnp.take_along_axis(read if at_once else hidden, row[:, :, None], axis=1)
-        slots = slots if at_once else setup.head(slots)
+        slots = slots if at_once else setup.draft_head(slots)
         return Proposal(verdict.pending_token, draft(setup, slots, exists, committed.length + 1)), committed
 
     return verdict.outcome, follow

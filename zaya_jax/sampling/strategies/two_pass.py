@@ -25,8 +25,12 @@ def step(setup: Setup, pending_token: Array, cache: Cache, active: Array, progre
     size = setup.plan.block_size
     hidden, pending = setup.forward(Layout.verify_and_draft(pending_token[:, None], cache.length, (1,), size), cache)
     cache = pending.commit(active.astype(jnp.int32))
-    logits = setup.head(hidden)
-    drafted = draft(setup, logits[:, 1:], jnp.ones((pending_token.shape[0], size), bool), cache.length)
+    if setup.vocabulary is None:
+        logits = setup.head(hidden)
+        slots = logits[:, 1:]
+    else:
+        logits, slots = setup.head(hidden[:, :1]), setup.draft_head(hidden[:, 1:])
+    drafted = draft(setup, slots, jnp.ones((pending_token.shape[0], size), bool), cache.length)
 
     hidden, pending = setup.forward(Layout.verify_and_draft(drafted.tokens, cache.length), cache)
     logits = jnp.concatenate([logits[:, :1], setup.head(hidden)], axis=1)
