@@ -3,6 +3,9 @@
     python -m experiments.adapters --checkpoint=runs/drafts --output=smollm2-drafts
     python -m experiments.generate --checkpoint=smollm2 --adapters=smollm2-drafts --chat
 
+With --draft_vocabulary=N, the N tokens that the run trained on most often are the only ones that are drafted: the head
+is then read once a step and not twice, a tenth of SmolLM2-135M's time. The text's distribution stays as it is.
+
 The folder (bfloat16) says which model it belongs to by a checksum of all its weights, and is refused on another. Its
 card, README.md, says how it was trained.
 """
@@ -11,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from zaya_jax import load_pretrained
 from zaya_jax.command_line import cli
@@ -20,12 +24,17 @@ from zaya_jax.files import check_new
 from zaya_jax.interop.conversion.locate import find_checkpoint, run_config
 from zaya_jax.interop.formats.adapter_folder import ARRAYS, save_adapters
 from zaya_jax.paths import absolute
+from zaya_jax.runs.configuration import settings
 from zaya_jax.runs.provenance import made_by
 from zaya_jax.runs.tokens import checkpoint_of
+from zaya_jax.runs.trained_tokens import count_trained, most_frequent
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's folder, or WORKDIR/checkpoints/STAGE.")
 _BASE = flags.DEFINE_string("base", None, "The published model. Default: what the run's stage started from.")
 _LICENCE = flags.DEFINE_string("licence", "that of the base model", "For the card.")
+_VOCABULARY = flags.DEFINE_integer(
+    "draft_vocabulary", 0, "Tokens that are drafted; 0: any.", lower_bound=0, upper_bound=2**24
+)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write; must be new or empty.")
 
 
@@ -51,13 +60,23 @@ def main() -> None:
     }
     objective = phase.get("objective")
     block_size = objective.get("block_size", 1) if isinstance(objective, dict) else 1
+    vocabulary = draft_vocabulary(checkpoint, run, _VOCABULARY.value)
     save_adapters(
         output, config, variables, load_pretrained(find_checkpoint(base)), block_size, about,
-        card(about, config.lora_rows, block_size),
+        card(about, config.lora_rows, block_size), vocabulary,
     )  # fmt: skip
     size = (output / ARRAYS).stat().st_size / 1e6
-    print(f"done: {output}, {size:.1f} MB, blocks of {block_size}")
+    drafted = f", {len(vocabulary):,} tokens are drafted" if vocabulary else ""
+    print(f"done: {output}, {size:.1f} MB, blocks of {block_size}{drafted}")
     print(closing({}, [f"python -m experiments.generate --checkpoint={base} --adapters={output} --chat"]))
+
+
+def draft_vocabulary(checkpoint: Path, run: dict[str, Any], size: int) -> list[int]:
+    """Ids of the tokens that the run trained on most often; none for a size of 0."""
+    if not size:
+        return []
+    setup = settings.read(ConfigDict(run))
+    return most_frequent(count_trained(setup, checkpoint.parent.parent, checkpoint.name), size)
 
 
 def training(run: dict[str, Any], phase: dict[str, Any]) -> dict[str, Any]:

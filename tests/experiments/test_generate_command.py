@@ -115,7 +115,7 @@ def test_adapters_draft_for_the_model_they_belong_to_and_are_compared(checkpoint
     base = load_pretrained(checkpoint)
     config = base[0].replace(lora_rank=2, lora_rows="drafts")
     flat = traverse_util.flatten_dict(random_variables(config)) | traverse_util.flatten_dict(base[1])
-    save_adapters(files / "adapters", config, traverse_util.unflatten_dict(flat), base, 3, {}, "")
+    save_adapters(files / "adapters", config, traverse_util.unflatten_dict(flat), base, 3, {}, "", [1, 2, 3])
     flags = (f"--checkpoint={checkpoint}", f"--prompts_file={files / 'prompts.txt'}", "--max_new_tokens=9")
     run(*flags, f"--adapters={files / 'adapters'}", "--temperature=0", "--compare")
     drafted = capsys.readouterr()

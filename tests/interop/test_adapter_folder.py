@@ -50,6 +50,15 @@ def test_what_is_saved_is_loaded(folder, published, trained):
     assert all(path.stat().st_mode & 0o044 for path in folder.iterdir())  # others may read them
 
 
+def test_a_draft_vocabulary_is_kept(tmp_path, published, trained):
+    save_adapters(tmp_path / "adapters", *trained, published, 4, {}, "", draft_vocabulary=[5, 1, 7])
+    variables = load_adapters(tmp_path / "adapters", *published)[1]
+    assert np.asarray(variables["draft_vocabulary"]["tokens"]).tolist() == [1, 5, 7]
+    with pytest.raises(ValueError, match="draft_vocabulary: got token 1 twice"):
+        save_adapters(tmp_path / "more", *trained, published, 4, {}, "", draft_vocabulary=[1, 1])
+    assert not (tmp_path / "more").exists()
+
+
 def test_another_model_is_refused_by_name(folder, published):
     config, variables = published
     moved = jax.tree.map(lambda x: x, variables)
@@ -78,6 +87,8 @@ def test_a_base_whose_weights_moved_is_refused(tmp_path, published, trained):
         (dict(block_size="8"), "block_size: got '8', may be"),
         (dict(lora_rows="clean"), "lora_rows: got 'clean', may be"),
         (dict(mask_row=1), "mask_row: got 1, may be"),
+        (dict(draft_vocabulary=[1, "2"]), "draft_vocabulary: got \\[1, '2'\\], may be a list of token ids"),
+        (dict(draft_vocabulary=[1, 10**6]), "adapters.json: draft_vocabulary: got token 1000000, may be in"),
         (dict(base=[]), "base: got \\[\\], may be"),
     ],
 )

@@ -7,6 +7,7 @@ from flax import traverse_util
 
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.architecture.config import NO_MASK
+from zaya_jax.architecture.draft_vocabulary import COLLECTION
 from zaya_jax.errors import UserError
 from zaya_jax.interop.editing.adapters import fresh_adapters
 from zaya_jax.interop.editing.mask import add_mask_token
@@ -29,6 +30,7 @@ def load_start(
     theirs, variables = load_pretrained(folder, placement)
     if adapters is not None:
         theirs, variables, _ = load_adapters(absolute(adapters), theirs, variables)
+        variables.pop(COLLECTION, None)  # all tokens are learned
     if theirs.mask_token_id == NO_MASK and model.mask_token_id != NO_MASK:
         row = model.vocab_size == theirs.vocab_size + 1 and model.mask_token_id == theirs.vocab_size
         theirs, variables = add_mask_token(theirs, variables, None if row else model.mask_token_id)

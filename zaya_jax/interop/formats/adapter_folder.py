@@ -1,12 +1,13 @@
 """Adapters by themselves: a small folder beside a published model, which stays where it is and as it is.
 
 adapters.safetensors holds their arrays, in bfloat16, by name; adapters.json what they need to be loaded: their rank and
-rows, the mask token, the block size that they were trained to draft, and a checksum of the model that they belong to.
+rows, the mask token, the block size that they were trained to draft, the tokens that are drafted if not all are
+(`architecture.draft_vocabulary`), and a checksum of the model that they belong to.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ from safetensors.flax import load_file, save_file
 
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.architecture.config import NO_MASK
+from zaya_jax.architecture.draft_vocabulary import with_draft_vocabulary
 from zaya_jax.checks import Choice, Integer, Number, check
 from zaya_jax.errors import UserError
 from zaya_jax.files import new_folder, read_object, write_text
@@ -51,7 +53,7 @@ def checksum(variables: Mapping[str, Any]) -> str:
 
 def save_adapters(
     directory: Path, config: ZayaConfig, variables: Mapping[str, Any], base: tuple[ZayaConfig, Mapping[str, Any]],
-    block_size: int, about: Mapping[str, Any], card: str,
+    block_size: int, about: Mapping[str, Any], card: str, draft_vocabulary: Sequence[int] = (),
 ) -> None:  # fmt: skip
     """Writes a new folder.
 
@@ -60,6 +62,7 @@ def save_adapters(
       base: the published model.
       about: whatever else is worth keeping, JSON-able.
       card: README.md's text.
+      draft_vocabulary: tokens that are drafted; none: any.
 
     Raises:
       UserError: a model without adapters, one whose other weights are not the base's, or a folder that is taken.
@@ -76,6 +79,9 @@ def save_adapters(
     needed = {name: getattr(config, name) for name in RULES if name != "block_size"}
     model = {"checksum": checksum(base[1]), "vocab_size": base[0].vocab_size}
     values = {**about, **needed, "block_size": block_size, "mask_row": mask_row, "base": model}
+    if draft_vocabulary:
+        with_draft_vocabulary(config, {}, draft_vocabulary)
+        values["draft_vocabulary"] = sorted(map(int, draft_vocabulary))
     with new_folder(directory) as partial:
         save_file(adapters, partial / ARRAYS)
         (partial / ARRAYS).chmod(0o644)  # the library makes files that their owner alone may read
@@ -95,6 +101,9 @@ def read_about(directory: Path) -> dict[str, Any]:
         raise UserError(f"{where}: base: got {base!r:.60}, may be an object with the checksum of a model")
     if not isinstance(about.get("mask_row"), bool):
         raise UserError(f"{where}: mask_row: got {about.get('mask_row')!r:.60}, may be true or false")
+    drafted = about.get("draft_vocabulary", [])
+    if not isinstance(drafted, list) or any(type(token) is not int or abs(token) >= 2**31 for token in drafted):
+        raise UserError(f"{where}: draft_vocabulary: got {drafted!r:.60}, may be a list of token ids")
     return about
 
 
@@ -130,7 +139,13 @@ def load_adapters(
         if got != may_be:
             raise UserError(f"{directory / ARRAYS}: {name}: got {got}, may be {may_be}")
         flat[path] = arrays[name].astype(wanted[path].dtype)
-    return config, traverse_util.unflatten_dict(flat), about["block_size"]
+    out = traverse_util.unflatten_dict(flat)
+    if about.get("draft_vocabulary"):
+        try:
+            out = with_draft_vocabulary(config, out, about["draft_vocabulary"])
+        except UserError as error:
+            raise UserError(f"{directory / ABOUT}: {error}") from None
+    return config, out, about["block_size"]
 
 
 def _with_mask(
