@@ -1,4 +1,4 @@
-"""Whether a model decodes faster with its drafts than without, one text at a time: wall-clock, prompt by prompt.
+"""Whether a model decodes faster with its drafts than without, few texts at a time: wall-clock, prompt by prompt.
 
     python -m experiments.bench.drafting --checkpoint=smollm2 --adapters=results/smollm2/drafts/adapters --chat \\
         --tasks=gsm_symbolic,addition --output=results/smollm2/drafts/wall_clock.json
@@ -7,10 +7,11 @@
 For each set of prompts (a task's test problems, or the lines of --prompts_file) and each temperature, block size and
 branch points are planned as mode "auto" plans them: acceptance is measured on --probes other prompts (a task's
 validation problems; of a file, its first lines, which are then not timed), a forward's cost by query tokens on this
-machine at batch 1, and what is predicted to be fastest is raced against autoregression. Then each prompt is continued
-both ways, in turn, after one untimed turn each. `rows` has for each set and temperature: what was planned, what auto
-chose, tokens per forward, query tokens a forward, tokens per second of both, their ratio with a 95% interval (bootstrap
-over prompts), that of auto's choice (1 where it is autoregression), and how many texts are the same.
+machine at --batch, and what is predicted to be fastest is raced against autoregression. Then each prompt (--batch of
+them) is continued both ways, in turn, after one untimed turn each. `rows` has for each set and temperature: what was
+planned, what auto chose, tokens per forward, query tokens a forward, tokens per second of both, their ratio with a 95%
+interval (bootstrap over prompts), that of auto's choice (1 where it is autoregression), and how many texts are the
+same.
 """
 
 import dataclasses
@@ -44,6 +45,7 @@ _CHAT = flags.DEFINE_boolean("chat", False, "Ask in chats.")
 _TASKS = flags.DEFINE_list("tasks", [], f"Of {', '.join(TASKS)}.")
 _FILE = flags.DEFINE_string("prompts_file", None, "A .txt or .jsonl of prompts: one more set.")
 _PROMPTS = flags.DEFINE_integer("prompts", 32, "Of each set, timed.", lower_bound=2, upper_bound=1_000_000)
+_BATCH = flags.DEFINE_integer("batch", 1, "Texts at a time.", lower_bound=1, upper_bound=1024)
 _PROBES = flags.DEFINE_integer("probes", 8, "Of each set, for planning.", lower_bound=1, upper_bound=1024)
 _TEMPERATURES = flags.DEFINE_list("temperatures", ["0", "1"], "Of the target.")
 _DRAFT = flags.DEFINE_float(
@@ -74,6 +76,8 @@ def main() -> None:
         ]
     except UserError as error:
         raise UserError(str(error).replace("SamplerConfig.temperature:", "--temperatures:", 1)) from error
+    if (most := min(_PROMPTS.value // 2, _PROBES.value)) < _BATCH.value:
+        raise UserError(f"--batch: got {_BATCH.value}, may be at most {most}: --probes, and half of --prompts")
     for name in _TASKS.value:
         if name not in TASKS:
             raise no_such("--tasks", name, TASKS)
@@ -87,8 +91,8 @@ def main() -> None:
     model, variables = decoding_form(config, variables)
     numbers: dict[str, Any] = {
         "hardware": provenance.hardware(), "environment": provenance.describe(), "checkpoint": _CHECKPOINT.value,
-        "adapters": _ADAPTERS.value, "chat": _CHAT.value, "batch": 1, "seed": _SEED.value, "dtype": model.config.dtype,
-        "max_new_tokens": _NEW.value, "rows": [],
+        "adapters": _ADAPTERS.value, "chat": _CHAT.value, "batch": _BATCH.value, "seed": _SEED.value,
+        "dtype": model.config.dtype, "max_new_tokens": _NEW.value, "rows": [],
     }  # fmt: skip
     for prompts in sets:
         for sampler in samplers:
@@ -118,7 +122,7 @@ def read_sets(tokenizer: Tokenizer, template: ChatTemplate | None) -> list[Promp
 def plan(model: Zaya, variables: Any, prompts: Prompts, sampler: SamplerConfig) -> tuple[Choice, SamplerConfig]:
     """(auto's choice, the sampler that drafts and is predicted to be fastest)."""
     request = Request(prompts.probes, _NEW.value, list(range(_SEED.value, _SEED.value + len(prompts.probes))))
-    choice = choose_sampler(model, variables, request, sampler, repeats=2, alone=True)
+    choice = choose_sampler(model, variables, request, sampler, repeats=2, batch=_BATCH.value)
     best = next((each for each in choice.candidates if each.anchors), None)
     size, anchors = (sampler.block_size, (1,)) if best is None else (best.block_size, best.anchors)
     return choice, dataclasses.replace(sampler, mode="single_pass", block_size=size, anchors=anchors)
@@ -131,18 +135,20 @@ def measure(model: Zaya, variables: Any, prompts: Prompts, sampler: SamplerConfi
     sides = {"plain": plain, "drafting": drafting}
     tokens, seconds = {name: [] for name in sides}, {name: [] for name in sides}
     forwards = same = 0
-    for number, prompt in enumerate(tqdm(prompts.timed, desc=f"{prompts.name} T={sampler.temperature:g}")):
+    groups = [prompts.timed[i : i + _BATCH.value] for i in range(0, len(prompts.timed), _BATCH.value)]
+    longest = [max(group, key=len) for group in groups]
+    for number, group in enumerate(tqdm(groups, desc=f"{prompts.name} T={sampler.temperature:g}")):
         made = {}
         for name, side in sides.items():
-            arguments = (model, variables, [prompt], side, _NEW.value, _SEED.value + number)
-            if compiles(prompts.timed, number):
+            arguments = (model, variables, group, side, _NEW.value, _SEED.value + number)
+            if compiles(longest, number) or len(group) != _BATCH.value:
                 generate(*arguments)
             clock = time.perf_counter()
             made[name] = generate(*arguments)
             seconds[name].append(time.perf_counter() - clock)
-            tokens[name].append(len(made[name].tokens[0]))
+            tokens[name].append(sum(map(len, made[name].tokens)))
         forwards += int(made["drafting"].forwards.sum())
-        same += made["plain"].tokens == made["drafting"].tokens
+        same += sum(a == b for a, b in zip(made["plain"].tokens, made["drafting"].tokens, strict=True))
     rates = {name: sum(tokens[name]) / sum(seconds[name]) for name in sides}
     interval = ratio_interval(*(x[name] for name in ("drafting", "plain") for x in (tokens, seconds)))
     chosen = choice.sampler.mode

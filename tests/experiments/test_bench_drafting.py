@@ -18,6 +18,10 @@ SMALL = ("--prompts=2", "--probes=2", "--max_new_tokens=24", "--temperatures=0")
         (["--tasks=sums"], "error: --tasks: got 'sums', may be"),
         ([], "error: --tasks, --prompts_file: got neither, may be one or both\n"),
         (["--tasks=addition", "--temperatures=warm"], "error: --temperatures: got warm, may be numbers"),
+        (
+            ["--tasks=addition", "--batch=4", "--prompts=6"],
+            "error: --batch: got 4, may be at most 3: --probes, and half",
+        ),
         (["--tasks=addition", "--chat"], "error: --chat: results/quickstart/model has no chat template\n"),
     ],
 )

@@ -28,7 +28,7 @@ from zaya_jax.sampling.types import Generation, Request
 from zaya_jax.timing import medians
 
 MARGIN = 1.05  # drafting must be predicted, and then measured, to be this much faster than autoregression
-HEATS = 4  # texts of a race that are generated one at a time
+HEATS = 4  # generations of a race whose batch is smaller than the request
 PROBE_TOKENS = 64  # new tokens of each prompt that measure acceptance and the race
 
 
@@ -88,7 +88,7 @@ def candidates(acceptance: Acceptance, cost: Mapping[int, float], block_size: in
 
 
 def choose_sampler(
-    model: Zaya, variables: Any, request: Request, sampler: SamplerConfig, repeats: int = 3, alone: bool = False
+    model: Zaya, variables: Any, request: Request, sampler: SamplerConfig, repeats: int = 3, batch: int | None = None
 ) -> Choice:
     """What mode="auto" stands for with these prompts on this machine: measures acceptance and cost, predicts, races.
 
@@ -98,8 +98,8 @@ def choose_sampler(
     Args:
       request: as it will be generated; the batch size matters to the cost. A session's texts are read anew.
       sampler: mode "auto"; its other fields hold for whatever is chosen.
-      alone: the request's prompts are examples, and texts will be generated one at a time: acceptance is measured on
-        all of them side by side, cost and race at batch 1.
+      batch: the request's prompts are examples (at least so many), and texts will be generated so many at a time:
+        acceptance is measured on all of them side by side, cost and race at this batch. None: it is the batch.
     """
     size, new = sampler.block_size, min(request.max_new_tokens, PROBE_TOKENS)
     probe = request.replace(prompts=request.texts, max_new_tokens=new, session=None, streamer=None)
@@ -124,7 +124,7 @@ def choose_sampler(
     acceptance = evidence(accepted, size)
     plans = [AUTOREGRESSIVE, *_probes(acceptance, size)]
     longest = max(map(len, probe.prompts))
-    rows = 1 if alone else probe.rows
+    rows = batch or probe.rows
     times = forward_cost(model, variables, plans, rows, longest, repeats=repeats, label="auto: cost")
     cost = {rows_of(plan): ms for plan, ms in times.items()}
     ranked = candidates(acceptance, cost, size)
@@ -135,8 +135,10 @@ def choose_sampler(
         return choice(plain, f"autoregressive: drafting is not predicted to pay {why}", *found)
     racer = single_pass(best.block_size, best.anchors)
     heats = [probe]
-    if alone:  # a seed is one for all rows, or one for each
-        heats = [probe.replace(prompts=[text], seed=i, samples=1) for i, text in enumerate(probe.texts[:HEATS])]
+    if batch:  # a seed is one for all rows, or one for each
+        starts = range(0, len(probe.texts) - batch + 1, batch)
+        groups = [probe.texts[start : start + batch] for start in starts][:HEATS]
+        heats = [probe.replace(prompts=group, seed=i, samples=1) for i, group in enumerate(groups)]
 
     def heats_of(one: SamplerConfig) -> Callable[[], list[Generation]]:
         return lambda: [decode(model, variables, heat, one) for heat in heats]
