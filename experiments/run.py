@@ -11,6 +11,7 @@ stage trains, SIGTERM or one Ctrl-C finishes the step, saves, and exits with sta
 
 Where fields of `evaluate` alone are changed, a trained run is evaluated again in the same workdir, without training;
 what the earlier evaluation wrote moves to evaluations/N. A run none of whose phases drafts is sampled autoregressively.
+--train_only ends after the last phase; the same command without it evaluates.
 
 --sinks=tensorboard,wandb sends metrics there too; --profile=DIR writes a trace of a few steps of every training stage.
 
@@ -67,6 +68,7 @@ _PROCESSES = flags.DEFINE_integer(
 _PROCESS = flags.DEFINE_integer(
     "process", None, "Which of them this is, from 0, with HOST:PORT.", lower_bound=0, upper_bound=65_536
 )
+_TRAIN_ONLY = flags.DEFINE_boolean("train_only", False, "End after training: no evaluation, no figures.")
 _STAGES = flags.DEFINE_string("stages", None, "Where training stages live; default: WORKDIR/checkpoints.")
 
 
@@ -103,6 +105,10 @@ def main() -> None:
         held_out = train_stages(config, setup, workdir, folders, placements, sinks, profile)
         if jax.process_count() > 1:
             print("trained; to evaluate, run the same command as one process", flush=True)
+            return
+        if _TRAIN_ONLY.value:
+            files = {name: folders[name] for name in setup.stages}
+            print(closing(files, ["the same command without --train_only: evaluates"]), flush=True)
             return
         finish(setup, workdir, folders, held_out)
 
