@@ -114,6 +114,45 @@ def test_a_distilled_draft_does_not_move_its_teacher():
     assert float(jnp.abs(moved).max()) > 1e-3
 
 
+def test_distances_are_what_they_say():
+    rng = np.random.default_rng(0)
+    p, logits = rng.dirichlet(np.ones(5), 3), rng.standard_normal((3, 5))
+    q = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    cross, variation = -(p * np.log(q)).sum(-1), np.abs(p - q).sum(-1) / 2
+    share = np.exp(-3 * (1 - variation))
+    expected = {"kl": cross, "tv": variation, "lk": share * cross + (1 - share) * variation}
+    for kind, values in expected.items():
+        np.testing.assert_allclose(objective_module.distance_of(kind, p, logits), values, rtol=1e-5)
+
+    def gradient(kind):
+        return jax.grad(lambda x: objective_module.distance_of(kind, p, x).sum())(jnp.asarray(logits))
+
+    mixed = share[:, None] * gradient("kl") + (1 - share)[:, None] * gradient("tv")
+    np.testing.assert_allclose(gradient("lk"), mixed, rtol=1e-4, atol=1e-6)  # the share is held constant
+
+
+def test_the_distance_is_the_objectives():
+    """Total variation, averaged over slots with a teacher; the others keep the token's loss."""
+    _, variables, batch = setup()
+    drawn = {"offset": jnp.array([0, 3, 1])}
+    distribution = np.exp(np.asarray(distributions(4)(variables, batch, drawn["offset"])))
+    sums = sums_of(Objective("tidar", 4, distill=1.0, distance="tv"))(variables, batch, drawn)
+    total = 0.0
+    for r, row in enumerate(DOCUMENT):
+        for slot in range(distribution.shape[1] - 12):
+            first = int(drawn["offset"][r]) + slot // 4 * 4
+            i = first + slot % 4
+            if i < 12 and row[i] == row[first] != -1:
+                teacher = i > 0 and row[i - 1] == row[i]
+                total += (
+                    np.abs(distribution[r, i - 1] - distribution[r, 12 + slot]).sum() / 2 if teacher
+                    else -np.log(distribution[r, 12 + slot, int(batch["tokens"][r, i])])
+                )  # fmt: skip
+    np.testing.assert_allclose(sums["draft_soft_nll"].sum(), total, rtol=1e-4)
+    with pytest.raises(ValueError, match=r"Objective\.distance: got 'l2', may be"):
+        Objective("tidar", 4, distance="l2")
+
+
 @pytest.mark.parametrize("alpha", [1.0, 0.3])
 def test_tidar_loss_is_the_papers(alpha):
     _, variables, batch = setup()
