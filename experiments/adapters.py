@@ -19,11 +19,10 @@ from ml_collections import ConfigDict
 from zaya_jax import load_pretrained
 from zaya_jax.command_line import cli
 from zaya_jax.command_line.closing import closing
+from zaya_jax.command_line.models import load_adapted, output_folder
 from zaya_jax.errors import UserError
-from zaya_jax.files import check_new
 from zaya_jax.interop.conversion.locate import find_checkpoint, run_config
 from zaya_jax.interop.formats.adapter_folder import ARRAYS, save_adapters
-from zaya_jax.paths import absolute
 from zaya_jax.runs.configuration import settings
 from zaya_jax.runs.provenance import made_by
 from zaya_jax.runs.tokens import checkpoint_of
@@ -39,19 +38,14 @@ _OUTPUT = flags.DEFINE_string("output", None, "Folder to write; must be new or e
 
 
 def main() -> None:
-    if not _OUTPUT.value:
-        raise UserError("--output: missing, may be a folder")
-    checkpoint, output = checkpoint_of(_CHECKPOINT.value), absolute(_OUTPUT.value)
-    check_new(output)
+    checkpoint, output = checkpoint_of(_CHECKPOINT.value), output_folder(_OUTPUT.value)
     run, stage = run_config(checkpoint), checkpoint.name
     found = run.get(stage)
     phase: dict[str, Any] = found if isinstance(found, dict) else {}
     base = _BASE.value or phase.get("start")
     if not isinstance(base, str):
         raise UserError("--base: missing, and the checkpoint's run names none; may be a folder of a model")
-    config, variables = load_pretrained(checkpoint)
-    if not config.lora_rank:
-        raise UserError(f"--checkpoint: {checkpoint} has no adapters, may be of a run with model.lora_rank above 0")
+    config, variables = load_adapted(checkpoint)
     about = {
         "name": Path(base).name,
         "licence": _LICENCE.value,

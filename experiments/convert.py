@@ -22,9 +22,8 @@ from tqdm import tqdm
 from zaya_jax.checks import Number, check
 from zaya_jax.command_line import cli
 from zaya_jax.command_line.closing import closing, drafts, generate_with
-from zaya_jax.errors import UserError
+from zaya_jax.command_line.models import output_folder
 from zaya_jax.interop.conversion.conversion import FORMATS, convert
-from zaya_jax.paths import absolute
 from zaya_jax.runs.provenance import made_by
 from zaya_jax.runs.tokens import checkpoint_of, companions_of
 
@@ -43,7 +42,7 @@ _EMA = flags.DEFINE_bool("ema", False, "Of one of our checkpoints, the average t
 
 
 def main() -> None:
-    checkpoint, output = checkpoint_of(_CHECKPOINT.value), absolute(_folder(_OUTPUT))
+    checkpoint, output = checkpoint_of(_CHECKPOINT.value), output_folder(_OUTPUT.value)
     bars: list[tqdm] = []  # none before there is something to show: a mistake is one line
 
     def progress(done: int, total: int) -> None:
@@ -74,12 +73,6 @@ def main() -> None:
             ],
         )
     )
-
-
-def _folder(flag: flags.FlagHolder[str | None]) -> str:
-    if flag.value is None:
-        raise UserError(f"--{flag.name}: missing, may be a folder")
-    return flag.value
 
 
 if __name__ == "__main__":

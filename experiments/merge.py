@@ -13,17 +13,14 @@ from pathlib import Path
 
 from absl import flags
 
-from zaya_jax import load_pretrained
 from zaya_jax.command_line import cli
 from zaya_jax.command_line.closing import closing, drafts, generate_with
-from zaya_jax.errors import UserError
-from zaya_jax.files import check_new
+from zaya_jax.command_line.models import load_adapted, output_folder
 from zaya_jax.interop import save_huggingface
 from zaya_jax.interop.conversion.card import write_card
 from zaya_jax.interop.conversion.companions import copy_companions, ids_of, with_ids
 from zaya_jax.interop.conversion.conversion import workdir_of
 from zaya_jax.interop.editing.adapters import merge_adapters
-from zaya_jax.paths import absolute
 from zaya_jax.runs.provenance import made_by
 from zaya_jax.runs.tokens import checkpoint_of, companions_of
 
@@ -32,14 +29,8 @@ _OUTPUT = flags.DEFINE_string("output", None, "Folder to write; must be new or e
 
 
 def main() -> None:
-    if not _OUTPUT.value:
-        raise UserError("--output: missing, may be a folder")
-    checkpoint, output = checkpoint_of(_CHECKPOINT.value), absolute(_OUTPUT.value)
-    check_new(output)
-    config, variables = load_pretrained(checkpoint)
-    if not config.lora_rank:
-        may_be = "a checkpoint that has; experiments.convert writes others as a folder"
-        raise UserError(f"--checkpoint: {checkpoint} has no adapters to merge, may be {may_be}")
+    checkpoint, output = checkpoint_of(_CHECKPOINT.value), output_folder(_OUTPUT.value)
+    config, variables = load_adapted(checkpoint)
     config, variables = merge_adapters(config, variables)
     with companions_of(checkpoint) as (companions, notes):
         source = companions or checkpoint

@@ -14,19 +14,16 @@ from absl import flags
 
 from zaya_jax.command_line import cli
 from zaya_jax.command_line.closing import closing, generate_with
-from zaya_jax.errors import UserError
+from zaya_jax.command_line.models import output_folder
 from zaya_jax.interop.families.smollm2 import NAME, write_smollm2
-from zaya_jax.paths import absolute
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write; must be new or empty.")
 
 
 def main() -> None:
-    if not _OUTPUT.value:
-        raise UserError("--output: missing, may be a new or an empty folder")
-    write_smollm2(absolute(_OUTPUT.value))
+    folder = output_folder(_OUTPUT.value)
+    write_smollm2(folder)
     print(f"done: {NAME}")
-    folder = absolute(_OUTPUT.value)
     then = [
         generate_with(folder, drafts=False, prompt="The capital of France is"),
         f"python -m experiments.run --config=configs/smollm2.py:start={folder},smoke --workdir=runs/smollm2",

@@ -191,7 +191,7 @@ def run_jobs(commands: dict[str, list[str]], workdir: Path, jobs: dict[str, Job]
                     bar.set_postfix(failed=len(failed))
                     told = f"{name}: failed: {reason} (log: {jobs[name].folder / 'log.txt'})"
                 else:
-                    told = sweep_summary.line(name, *jobs[name].outcome())
+                    told = sweep_summary.line(name, *jobs[name].result())
                 bar.write(told)
                 sys.stdout.flush()
                 gather(workdir, jobs)
@@ -285,7 +285,7 @@ def report(workdir: Path, jobs: dict[str, Job], failed: dict[str, str]) -> None:
     gather(workdir, jobs)
     done = [job for job in jobs.values() if job.finished]
     if done:
-        print(sweep_summary.table({job.name: job.outcome() for job in done}))
+        print(sweep_summary.table({job.name: job.result() for job in done}))
     for name, job in jobs.items():
         if job.difference:
             print(f"left out: {name}: its run has another config: {job.difference}")

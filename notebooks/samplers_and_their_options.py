@@ -138,6 +138,17 @@ for row in sorted(swept, key=lambda r: (r["source"], r["sampler"], r["temperatur
     lines.append("|" + "|".join(map(str, [*cells, "" if p is None else f"{p:.2g}"])) + "|")
 if swept:
     display(Markdown("\n".join(lines)))
+    figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    style.tidy(axis, "every row of the table", "tokens per forward", "pass@1", grid="both")
+    for sampler, greedy in dict.fromkeys((row["sampler"], row["temperature"] == 0) for row in swept):
+        chosen = [r for r in swept if (r["sampler"], r["temperature"] == 0) == (sampler, greedy)]
+        points = ([row[column] for row in chosen] for column in ("tokens_per_forward", "accuracy"))
+        colour = style.SAMPLER_COLOURS.get(sampler, style.VERMILION)
+        axis.plot(
+            *points, "s" if greedy else "o", color=colour, alpha=0.7, label=f"{sampler}, {'greedy' * greedy or 'drawn'}"
+        )
+    axis.legend(frameon=False, fontsize=8)
+    plt.show()
 for sampler in dict.fromkeys(row["sampler"] for row in swept):
     tested = [row["p_value"] for row in swept if row["sampler"] == sampler and row["p_value"] is not None]
     low = sum(p < 0.05 for p in tested)

@@ -73,7 +73,8 @@ _MODULES = {
 }  # fmt: skip
 _HOME = {name: f"{__name__}.{module}" for module, names in _MODULES.items() for name in names}
 
-importlib.import_module(f"{__name__}.moved").install()
+_moved = importlib.import_module(f"{__name__}.moved")
+_moved.install(__name__, _moved.MOVED)
 __version__ = "0.1.0"
 __all__ = [
     "BPETokenizer",
@@ -123,7 +124,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
-        now = importlib.import_module(f"{__name__}.moved").NAMES.get(name)
+        now = _moved.NAMES.get(name)
         hint = f": it is {now} now" if now else ""
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
     value = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)

@@ -5,7 +5,7 @@
 
 Weights are rounded to bfloat16 first; float32 means the same rounded weights in float32.
 
-1. logits: on worked test problems (SmolLM2: on prompts of bench_smollm2 and the committed answers), error of bfloat16
+1. logits: on worked test problems (SmolLM2: on prompts of bench.smollm2 and the committed answers), error of bfloat16
    logits over the standard deviation of float32's, beside the error of transformers' bfloat16 on the same weights and
    texts, against the same logits. A rounding can change a token's expert, which moves logits by more than any count of
    roundings: errors are given over all positions, and over those of which neither side changed an expert at or before
@@ -210,7 +210,7 @@ def logits_of(model: Model) -> dict[str, Any]:
     low = model.in_dtype("bfloat16")
     sides = {"zaya_jax": our_side(*low, width)}
     try:
-        require_parity_extra("bench_bfloat16's comparison")
+        require_parity_extra("bench.bfloat16's comparison")
         sides["transformers"] = their_side(*low, "bfloat16")
     except UserError as error:
         print(f"{model.name}: transformers left out: {error}", flush=True)

@@ -228,12 +228,12 @@ def anchors_section(bench: Bench) -> list[dict]:
         for k, sampler in samplers.items():
             row = {"temperature": temperature, "anchors": k, **measured(bench, sampler, f"K={k}")}
             row["list"] = list(sampler.anchor_list)
-            row["clock_over_ar"] = {batch: speed[f"K={k}"] for batch, speed in speedups.items()}
+            row["speedup"] = {batch: speed[f"K={k}"] for batch, speed in speedups.items()}
             out.append(row)
             say(
                 f"block {size}, temperature {temperature:g}, K={k} {row['list']}: T {row['tokens_per_forward']:.2f}, "
                 f"{row['rows_per_forward']:g} rows, accuracy {row['accuracy']:.3f}, speed-up over AR "
-                + ", ".join(f"{x:.2f} (batch {b})" for b, x in row["clock_over_ar"].items())
+                + ", ".join(f"{x:.2f} (batch {b})" for b, x in row["speedup"].items())
             )
     return out
 
@@ -317,13 +317,13 @@ def auto_section(bench: Bench) -> list[dict]:
                 row = {
                     "prompts": name, "batch": batch, "temperature": temperature, "reason": choice.reason,
                     "mode": choice.sampler.mode, "block_size": choice.sampler.block_size,
-                    "anchors": list(choice.sampler.anchor_list), "clock_over_ar": speed["auto"] / speed["AR"],
+                    "anchors": list(choice.sampler.anchor_list), "speedup": speed["auto"] / speed["AR"],
                     "tokens_per_forward": times["auto"]["tokens"] / times["auto"]["forwards"],
                     "rows_per_forward": choice.sampler.rows_per_forward,
                 }  # fmt: skip
                 out.append(row)
                 say(
-                    f"auto, {name}, batch {batch}, temperature {temperature:g}: {row['clock_over_ar']:.2f} of AR's "
+                    f"auto, {name}, batch {batch}, temperature {temperature:g}: {row['speedup']:.2f} of AR's "
                     f"speed at T {row['tokens_per_forward']:.2f}; {choice.reason}"
                 )
     return out

@@ -72,7 +72,7 @@ _NEW_TOKENS = flags.DEFINE_integer("new_tokens", 64, "Tokens of each greedy text
 
 def main() -> None:
     cli.check_output(_OUTPUT.value)
-    require_parity_extra("bench_smollm2")
+    require_parity_extra("bench.smollm2")
     find_gguf()
     if jax.default_backend() != "cpu":
         raise UserError(f"JAX runs on {jax.default_backend()}, torch's side on the CPU: set JAX_PLATFORMS=cpu")

@@ -92,7 +92,7 @@ def main() -> None:
     use_cpu_devices(provenance.cores())
     if jax.default_backend() != "cpu":
         raise UserError(f"JAX runs on {jax.default_backend()}, torch's side on the CPU: set JAX_PLATFORMS=cpu")
-    require_parity_extra("bench_training")
+    require_parity_extra("bench.training")
     configs = {name: benchmark_config(name) for name in _PRESETS.value}
     numbers: dict = {"hardware": provenance.hardware(), "environment": provenance.describe(), "training": []}
     for package in ("torch", "transformers"):

@@ -58,7 +58,7 @@ def main() -> None:
     measured_device.check()
     if jax.default_backend() != "cpu":
         raise UserError(f"JAX runs on {jax.default_backend()}, torch's side on the CPU: set JAX_PLATFORMS=cpu")
-    require_parity_extra("bench_transformers")
+    require_parity_extra("bench.transformers")
     configs = {name: benchmark_config(name) for name in _PRESETS.value}
     numbers: dict = {"hardware": provenance.hardware(), "environment": provenance.describe(), "transformers": []}
     for package in ("torch", "transformers"):

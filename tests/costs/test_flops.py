@@ -44,6 +44,8 @@ VARIANTS = [(name, {}) for name in PRESETS] + [
         },
     ),
     ("tiny", {"cca_depthwise": False, "cca_delayed_value": False, "residual_scaling": False}),
+    ("tiny", {"lora_rank": 2, "mask_token_id": 7}),
+    ("tiny", {"lora_rank": 3, "lora_rows": "drafts", "feed_forward": "dense"}),
 ]
 
 
@@ -214,4 +216,6 @@ def test_describe_says_sizes_before_compiling():
     assert pieces[-1] == one[-1] != whole[-1]  # memory is one micro-batch's
     assert pieces[-2] == whole[-2].replace("tokens:", "tokens, in 4 micro-batches:")
     split = describe(preset("tiny"), 4, 100, False, optimizer="muon", average=True, split=Split(parameters=2))
+    adapters = describe(preset("tiny", lora_rank=2), 4, 100, False, trained=Trained(parameters=1056, moving=1000))
+    assert "45,108 total" in adapters and ", 1,000 trained, 44,108 frozen;" in adapters
     assert "parameters / 2" in split and "muon" in split and "moving average" in split

@@ -32,7 +32,7 @@ def measure(checkpoint: Path, block_size: int, sections: str, output: Path, *mor
 def check_anchors(rows: list[dict], block_size: int, batches: set[str]) -> None:
     ks = [(r["temperature"], r["anchors"], len(r["list"])) for r in rows]
     assert ks == [(t, k, k) for t in (0.0, 1.0) for k in (1, 2, 3, 4)[:block_size]]
-    assert all(1 <= r["tokens_per_forward"] <= block_size and set(r["clock_over_ar"]) == batches for r in rows)
+    assert all(1 <= r["tokens_per_forward"] <= block_size and set(r["speedup"]) == batches for r in rows)
 
 
 def test_a_model_is_measured(tmp_path):
@@ -62,7 +62,7 @@ def test_train_then_measure(tmp_path):
     assert sizes == {("trained", 1), ("trained", 2), ("tiny", 1), ("tiny", 2)}
     assert all(r["ratio"]["1"] == 1 and r["ratio"].keys() >= {"1", "20", "72"} for r in numbers["rows"])
     assert {r["mode"] for r in numbers["auto"]} <= {"autoregressive", "single_pass"}
-    assert all(r["clock_over_ar"] > 0 and r["reason"] for r in numbers["auto"])
+    assert all(r["speedup"] > 0 and r["reason"] for r in numbers["auto"])
     assert len(numbers["strategies"]) == 26 and set(numbers["context"]) == {"1024", "32768"}
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from experiments.__main__ import commands as all_commands
 from tests import commands
+from zaya_jax import moved
 from zaya_jax.command_line import terminal
 
 ROOT = Path(__file__).parents[2]
@@ -154,3 +155,11 @@ def test_help_lists_flags_that_several_benchmarks_share():
         [sys.executable, "-m", "experiments.bench.step_cost", "--help"], capture_output=True, text=True
     )
     assert done.returncode == 0 and "\nThe device:\n  --device: " in done.stdout
+
+
+@pytest.mark.parametrize("command", ["inspect", "bench_convert"])
+def test_a_command_runs_under_its_earlier_name(command):
+    now = moved.COMMANDS[command]
+    done = [commands.run(f"experiments.{name}", "--checkpoint=nowhere") for name in (command, now)]
+    assert done[0].returncode == done[1].returncode == 2
+    assert done[0].stderr.splitlines()[-1] == done[1].stderr.splitlines()[-1] != ""

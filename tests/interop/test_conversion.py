@@ -59,6 +59,29 @@ def test_round_trips_are_bit_identical(name, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [str(n) for n in range(len(chain) + 1)]
 
 
+def trained(folder, config, variables):
+    write_model_file(folder, config)
+    with Checkpoints(folder) as steps:
+        steps.save(1, variables, {})
+    return folder
+
+
+@pytest.mark.parametrize("rows", ["all", "drafts"])
+def test_adapters_stay_in_our_own_format_and_no_other(rows, tmp_path):
+    config = CONFIGS["tied"].replace(lora_rank=2, lora_rows=rows)
+    variables = random_variables(config)
+    source = trained(tmp_path / "ours", config, variables)
+    convert(source, tmp_path / "native", "native")
+    again, loaded = load_pretrained(tmp_path / "native")
+    assert again == config
+    assert_identical(variables, loaded)
+    cure = "`experiments.merge`" if rows == "all" else "`experiments.adapters`"
+    for format in ("huggingface", "legacy"):
+        with pytest.raises(UserError, match=rf"^ZayaConfig\.lora_rank: got 2, may be 0 in .*{cure}"):
+            convert(source, tmp_path / "out", format)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["native", "ours"]
+
+
 def test_the_steps_of_training_are_read_and_the_average(tmp_path):
     """As the loop saves them: a state that holds more, in Orbax's own files."""
     config = CONFIGS["everything"]

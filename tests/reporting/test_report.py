@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.reporting.made_up_run import CONFIG, ENVIRONMENT, result_rows
+from zaya_jax.errors import UserError
 from zaya_jax.reporting.html.report import redraw, write_report
 from zaya_jax.reporting.plots.plots import CAPTIONS, FIGURES
 from zaya_jax.reporting.results import write_results
@@ -78,6 +79,44 @@ def test_report_holds_the_numbers_of_the_table(make_run, tmp_path):
     assert text.count("data:image/png;base64,") == 1
     assert "Not in this run" not in text
     assert not (tmp_path / "run" / "report.html.partial").exists()
+
+
+@pytest.mark.parametrize(
+    ("phases", "patterns", "says"),
+    [
+        (("convert",), ["*", "!*lora*"], "toy run: 369,571 parameters, one seed"),  # the other phases train the rest
+        (
+            ("pretrain", "convert", "control"),
+            ["*", "!*lora*"],
+            "369,571 parameters (2,944 trained, 366,627 frozen), one",
+        ),
+        (
+            ("pretrain", "convert", "control"),
+            ["layers[0:2]/*"],
+            "369,571 parameters (134,497 trained, 235,074 frozen), 3 lay",
+        ),
+    ],
+)
+def test_the_report_tells_what_was_trained_from_what_was_frozen(make_run, phases, patterns, says):
+    """Adapters count, and are all that is trained where everything else is frozen."""
+    run = make_run()
+    config = json.loads((run / "config.json").read_text())
+    config["model"]["lora_rank"] = 2
+    for phase in phases:
+        config[phase]["optimizer"] = {"freeze": patterns}
+    (run / "config.json").write_text(json.dumps(config))
+    assert says in report(run, [])
+
+
+def test_a_pattern_that_freezes_nothing_is_one_line(make_run):
+    run = make_run()
+    config = json.loads((run / "config.json").read_text())
+    config["convert"]["optimizer"] = {"freeze": ["nothing"]}
+    (run / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        UserError, match=r"config\.json: convert\.optimizer: OptimizerConfig\.freeze: 'nothing' matches"
+    ):
+        report(run, [])
 
 
 def test_figures_are_described_to_those_who_cannot_see_them(make_run, tmp_path):

@@ -5,10 +5,33 @@ from pathlib import Path
 from typing import Any
 
 from zaya_jax.architecture import Zaya, ZayaConfig, for_decoding
+from zaya_jax.errors import UserError
+from zaya_jax.files import check_new
 from zaya_jax.interop.editing.adapters import merge_adapters
 from zaya_jax.interop.formats.adapter_folder import load_adapters
 from zaya_jax.interop.pretrained import load_pretrained
 from zaya_jax.paths import absolute
+
+
+def output_folder(given: str | None, flag: str = "output") -> Path:
+    """The folder that a command is to write. UserError: none was given, or something is there."""
+    if not given:
+        raise UserError(f"--{flag}: missing, may be a new or an empty folder")
+    check_new(absolute(given))
+    return absolute(given)
+
+
+def load_adapted(checkpoint: Path) -> tuple[ZayaConfig, Any]:
+    """(config, variables) of a --checkpoint that must have adapters of its own.
+
+    Raises:
+      UserError, FileNotFoundError: one line that names the folder.
+    """
+    config, variables = load_pretrained(checkpoint)
+    if not config.lora_rank:
+        may_be = "a checkpoint of a run with model.lora_rank above 0; experiments.convert writes others as a folder"
+        raise UserError(f"--checkpoint: {checkpoint} has no adapters, may be {may_be}")
+    return config, variables
 
 
 def load(checkpoint: Path, adapters: str | None) -> tuple[ZayaConfig, Any, int | None]:

@@ -13,6 +13,8 @@ from zaya_jax.architecture import Execution, ZayaConfig
 from zaya_jax.architecture.attention.direct import PIECES, is_small
 from zaya_jax.architecture.attention.tiled import tile_sizes
 from zaya_jax.architecture.moe.experts import blocks_of
+from zaya_jax.interop.editing.adapters import is_adapter
+from zaya_jax.interop.formats.names import abstract_variables
 from zaya_jax.memory import binary
 from zaya_jax.training.objective import LOGITS_AT_ONCE
 
@@ -31,6 +33,7 @@ class ParameterCount:
     experts: int
     active_experts: int  # one expert a layer
     other: int  # norms, residual scales, biases of a dense feed-forward
+    adapters: int  # `ZayaConfig.lora_rank`
     head_active: int  # what the output projection reads: the tied embedding or its own matrix, and its bias
 
     @property
@@ -40,7 +43,7 @@ class ParameterCount:
     @property
     def total_without_embedding(self) -> int:
         """Without both vocabulary matrices."""
-        return self.attention + self.router + self.experts + self.other
+        return self.attention + self.router + self.experts + self.other + self.adapters
 
     @property
     def active_without_embedding(self) -> int:
@@ -103,12 +106,14 @@ class Trained:
       context, drafts: passes over context tokens and over mask tokens: forward, gradients of what goes from layer to
         layer, gradients of weights. 3; 2 where weights are frozen; 1 where nothing flows back.
       blocks: draft blocks a row, evenly spread; 0: a grid over all of it.
+      moving: parameters that a step changes, fewer where it is some layers that are frozen; None for `parameters`.
     """
 
     parameters: int | None = None
     context: int = 3
     drafts: int = 3
     blocks: int = 0
+    moving: int | None = None
 
 
 ALL = Trained()
@@ -137,8 +142,16 @@ def parameter_count(config: ZayaConfig) -> ParameterCount:
         active_experts=layers * expert,
         # 2 norms, 8 residual vectors; the last norm, input scale and bias
         other=(layers * (2 + 8 * c.residual_scaling) + 1 + 2 * c.residual_scaling) * c.hidden_size + mlp_biases,
+        adapters=adapter_count(c),
         head_active=vocabulary + head_bias,
     )
+
+
+def adapter_count(config: ZayaConfig) -> int:
+    """Parameters of `ZayaConfig.lora_rank`."""
+    if not config.lora_rank:
+        return 0
+    return sum(leaf.size for path, leaf in abstract_variables(config).items() if is_adapter(path))
 
 
 def forward_flops(config: ZayaConfig, rows: int, context: float, head_rows: int | None = None) -> Flops:
@@ -314,7 +327,7 @@ def describe(
     ways = f" ({_ways(split)})" if split and split != Split() else ""
     return (
         f"parameters  {count.total:,} total ({count.total_without_embedding:,} without embedding)"
-        + (f", {trained.parameters:,} trained" if trained.parameters is not None else "")
+        + _frozen(count.total, trained)
         + "; one token uses "
         f"{count.active_without_embedding:,}, with the head {count.active_with_head:,}\n"
         f"model       {config.num_hidden_layers} layers x {config.hidden_size} wide, {_feed_forward(config)}, "
@@ -327,6 +340,11 @@ def describe(
         + f", logits {binary(memory.logits)}, activations {binary(memory.activations)} (estimated, "
         + f"remat {how.remat})"
     )
+
+
+def _frozen(total: int, trained: Trained) -> str:
+    moving = trained.parameters if trained.moving is None else trained.moving
+    return "" if moving is None else f", {moving:,} trained, {total - moving:,} frozen"
 
 
 def _ways(split: Split) -> str:

@@ -1,9 +1,14 @@
 """A run's folder, read: its config, what it was made with, what was logged, its results and its samples."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
 
 from zaya_jax import moved
 from zaya_jax.architecture import ZayaConfig, preset
@@ -11,10 +16,12 @@ from zaya_jax.architecture.execution import without_execution
 from zaya_jax.checks import shown
 from zaya_jax.errors import UserError
 from zaya_jax.files import read_lines, read_object, remedy
+from zaya_jax.interop.formats.names import abstract_variables
 from zaya_jax.registry import kind_drafts
 from zaya_jax.reporting.results import COMPARED, ENVIRONMENT, KINDS, METRICS, RESULTS, SAMPLES, Row, read_results
 from zaya_jax.training.logging.metrics import REMEDY as METRICS_REMEDY
 from zaya_jax.training.logging.metrics import read_metrics
+from zaya_jax.training.optimizer import OptimizerConfig, frozen_parameters, moving
 
 # The phases of a config.json that names none: of runs before there was a list.
 STAGES = ("pretrain", "convert", "control")
@@ -62,6 +69,26 @@ class Run:
             return preset(fields.pop("preset"), **fields) if "preset" in fields else ZayaConfig(**fields)
         except (TypeError, ValueError) as error:
             raise UserError(f"{self.directory / 'config.json'}: model: {error}") from None
+
+    @property
+    def trained_parameters(self) -> int:
+        """How many of the model's parameters some phase trains: those that not every phase freezes.
+
+        Raises:
+          UserError: a phase's optimizer.freeze that fits no model; no model.
+        """
+        if self.model is None:
+            raise UserError(f"{self.directory / 'config.json'}: model: missing")
+        params = traverse_util.unflatten_dict(abstract_variables(self.model))["params"]
+        held: list[Any] = []
+        for phase in self.phases:
+            patterns = (self.config.get(phase, {}).get("optimizer") or {}).get("freeze") or ()
+            try:
+                held.append(frozen_parameters(OptimizerConfig(freeze=patterns), params))
+            except UserError as error:
+                raise UserError(f"{self.directory / 'config.json'}: {phase}.optimizer: {error}") from None
+        everywhere = jax.tree.map(lambda *masks: functools.reduce(np.logical_and, masks), *held) if held else False
+        return moving(everywhere, params) if held else 0
 
     @property
     def phases(self) -> tuple[str, ...]:
@@ -214,7 +241,9 @@ def _check_config(config: Mapping[str, Any], where: str) -> None:
     _require(config, dict.fromkeys(sections, dict), where)
     for name in sections:
         section, at = config[name], f"{where}: {name}"
-        have(section, {"phase": str, "start": str, "objective": dict, "mixture": list, **NUMBERS}, at)
+        have(
+            section, {"phase": str, "start": str, "objective": dict, "optimizer": dict, "mixture": list, **NUMBERS}, at
+        )
         have(section.get("objective") or {}, {"kind": str, "block_size": int, "alpha": (int, float)}, f"{at}.objective")
         for number, source in enumerate(section.get("mixture") or ()):
             _expect(source, dict, f"{at}.mixture[{number}]")

@@ -51,7 +51,7 @@ class Job:
     def failed(self) -> bool:
         return (self.folder / FAILED).exists()
 
-    def outcome(self) -> tuple[list[Row], float]:
+    def result(self) -> tuple[list[Row], float]:
         """A finished job's rows, and the seconds that its stages took here.
 
         Raises:
@@ -64,7 +64,7 @@ class Job:
         """Why the run in its folder cannot be read, in one line; "" if it can, or if there is none."""
         try:
             if self.difference is None and self.finished:
-                self.outcome()
+                self.result()
         except (UserError, OSError) as error:
             return str(error)
         return ""

@@ -18,7 +18,7 @@ from zaya_jax.parallel import Placement
 from zaya_jax.runs.configuration.settings import Settings
 from zaya_jax.runs.configuration.stage import Stage
 from zaya_jax.sampling.decoding import require_cache
-from zaya_jax.training.optimizer import frozen_parameters
+from zaya_jax.training.optimizer import frozen_parameters, moving
 
 CHANGE = "{name}.batch_size, {name}.row_length or the model may be smaller, {name}.optimizer.accumulate larger, " \
     "execution.remat 'full', or the mesh over more devices"  # fmt: skip
@@ -77,7 +77,7 @@ def trained(stage: Stage) -> Trained:
     count = sum(jax.tree.leaves(free))
     passes = 2 if count < parameter_count(stage.model).total // 2 else 3
     constant = objective.context_is_constant(Zaya(stage.model), frozen)
-    return Trained(count, 1 if constant else passes, passes, blocks)
+    return Trained(count, 1 if constant else passes, passes, blocks, moving(frozen, params))
 
 
 def least(memory: TrainingMemory) -> int:

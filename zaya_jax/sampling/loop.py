@@ -9,7 +9,7 @@ from flax import struct
 
 from zaya_jax.architecture import Cache, Zaya, init_cache
 from zaya_jax.sampling.core.random_streams import KeyedNoise
-from zaya_jax.sampling.strategies.base import Method, Options, Outcome, Plan, Progress, Setup, make_setup
+from zaya_jax.sampling.strategies.base import Method, Options, Plan, Progress, Setup, StepResult, make_setup
 from zaya_jax.sampling.strategies.block_diffusion import BLOCK_DIFFUSION
 from zaya_jax.sampling.strategies.single_pass import SINGLE_PASS
 from zaya_jax.sampling.strategies.two_pass import TWO_PASS
@@ -73,28 +73,28 @@ def begin(setup: Setup, prompts: Prompts, limit: Array, sizes: Sizes) -> State:
     rows = tokens.shape[0] * samples
     zeros = jnp.zeros((rows,), jnp.int32)
     progress = Progress(zeros, seen)
-    outcome, carry = method.begin(setup, readout, cache, progress)
+    result, carry = method.begin(setup, readout, cache, progress)
     state = State(
         carry=carry,
         cache=cache,
         progress=progress,
         tokens=jnp.zeros((rows, buffer), jnp.int32),
-        log_target=jnp.zeros((rows, buffer), outcome.log_target.dtype),
+        log_target=jnp.zeros((rows, buffer), result.log_target.dtype),
         # The slowest methods need two forwards a token, or a block's slots each a forward of its own.
         accepted=jnp.zeros((rows, 2 * buffer + plan.block_size + 2), jnp.int32),
         forwards=zeros,
         done=zeros > 0,
         healthy=zeros == 0,
     )
-    return _record(state, outcome, 1, setup.options, limit)[0]
+    return _record(state, result, 1, setup.options, limit)[0]
 
 
 def advance(setup: Setup, state: State, limit: Array) -> State:
     """One step of every row that has not ended."""
     method = METHODS[setup.plan.mode]
     active = ~state.done
-    outcome, follow = method.step(setup, state.carry, state.cache, active, state.progress)
-    state, kept = _record(state, outcome, method.forwards, setup.options, limit)
+    result, follow = method.step(setup, state.carry, state.cache, active, state.progress)
+    state, kept = _record(state, result, method.forwards, setup.options, limit)
     carry, cache = follow(active, kept)
     return state.replace(carry=carry, cache=cache)
 
@@ -127,15 +127,15 @@ def _repeat(x: Array, times: int, axis: int) -> Array:
     return jnp.repeat(x, times, axis=axis) if times > 1 else x
 
 
-def _record(state: State, outcome: Outcome, forwards: int, options: Options, limit: Array) -> tuple[State, Array]:
+def _record(state: State, result: StepResult, forwards: int, options: Options, limit: Array) -> tuple[State, Array]:
     """Appends what a step produced, up to a stop token or the limit: (state, tokens kept int32 [B])."""
-    produced, count = outcome.produced, state.progress.count  # [B, produced at most], [B]
+    produced, count = result.produced, state.progress.count  # [B, produced at most], [B]
     rows, buffer = state.tokens.shape
     index = jnp.arange(produced.shape[1], dtype=jnp.int32)
-    is_stop = (produced[..., None] == options.stop).any(-1) & (index < outcome.amount[:, None])
-    until_stop = jnp.where(is_stop.any(1), jnp.argmax(is_stop, axis=1).astype(jnp.int32) + 1, outcome.amount)
-    kept = jnp.minimum(jnp.minimum(outcome.amount, until_stop), limit - count)
-    healthy = outcome.healthy | state.done
+    is_stop = (produced[..., None] == options.stop).any(-1) & (index < result.amount[:, None])
+    until_stop = jnp.where(is_stop.any(1), jnp.argmax(is_stop, axis=1).astype(jnp.int32) + 1, result.amount)
+    kept = jnp.minimum(jnp.minimum(result.amount, until_stop), limit - count)
+    healthy = result.healthy | state.done
     kept = jnp.where(state.done | ~healthy, 0, kept)
     stopped = (is_stop & (index < kept[:, None])).any(1)
 
@@ -148,7 +148,7 @@ def _record(state: State, outcome: Outcome, forwards: int, options: Options, lim
     state = state.replace(
         progress=Progress(count + kept, seen),
         tokens=state.tokens.at[at].set(produced, mode="drop"),
-        log_target=state.log_target.at[at].set(outcome.log_target, mode="drop"),
+        log_target=state.log_target.at[at].set(result.log_target, mode="drop"),
         accepted=state.accepted.at[row, last_forward].set(kept, mode="drop"),
         forwards=state.forwards + jnp.where(state.done, 0, forwards),
         done=state.done | stopped | ~healthy | (count + kept >= limit),

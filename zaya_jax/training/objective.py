@@ -154,11 +154,7 @@ class Objective:
           ar_nll, ar_count (float32 []); load (int32 [L, 2, E + 1]); for tidar also draft_nll, draft_correct,
           draft_count and, if it distills, draft_soft_nll, each float32 [block_size], by slot.
         """
-        if axis and self.drafts and (self.blocks_per_row or not LAYOUTS[self.row_layout].splits):
-            field, value = (
-                ("blocks_per_row", self.blocks_per_row) if self.blocks_per_row else ("row_layout", self.row_layout)
-            )
-            raise UserError(f"Objective.{field}: got {value!r}, whose rows devices cannot share")
+        self._check_shared(axis)
         whole = self.layout(batch, drawn)
         index, count = (jax.lax.axis_index(axis), jax.lax.axis_size(axis)) if axis else (0, 1)
         layout = whole.part(index, count, axis) if axis else whole
@@ -177,12 +173,42 @@ class Objective:
             out |= {"ar_nll": nll.sum(), "ar_count": has.sum().astype(jnp.float32)}
         if not self.drafts:
             return out
-        ids, has = map(mine, whole.draft_targets(scored=scored, **where))
+        targets = tuple(map(mine, whole.draft_targets(scored=scored, **where)))
+        teachers = tuple(map(mine, whole.draft_teachers(**where)))
+        rows = layout.gather(jax.lax.stop_gradient(clean))
+        return out | self._draft_sums(model, variables, drafts, targets, rows, teachers, constant_context)
+
+    def _check_shared(self, axis: tuple[str, ...]) -> None:
+        """Raises UserError for rows that devices along `axis` cannot share."""
+        if axis and self.drafts and (self.blocks_per_row or not LAYOUTS[self.row_layout].splits):
+            field, value = (
+                ("blocks_per_row", self.blocks_per_row) if self.blocks_per_row else ("row_layout", self.row_layout)
+            )
+            raise UserError(f"Objective.{field}: got {value!r}, whose rows devices cannot share")
+
+    def _draft_sums(
+        self,
+        model: Zaya,
+        variables,
+        drafts: Array,
+        targets: tuple[Array, Array],
+        rows: Array,
+        teachers: tuple[Array, Array],
+        constant_context: bool,
+    ) -> dict[str, Array]:
+        """The part of `sums` that mask tokens have, by slot; with constant context the AR loss of their tokens too.
+
+        Args:
+          drafts: hidden states [B, N, M] of the mask tokens.
+          targets: their tokens and whether they have a loss, [B, N].
+          rows: hidden states [B, S, M] of the whole rows' context tokens, constants.
+          teachers: which of them predicts the same token, and whether there is one, [B, N].
+        """
+        (ids, has), (source, has_teacher) = targets, teachers
         nll, correct = cross_entropy(model, variables, drafts, ids, has)
         by_slot = {"draft_nll": nll, "draft_correct": correct, "draft_count": has}
-        source, has_teacher = map(mine, whole.draft_teachers(**where))
-        teacher = layout.gather(jax.lax.stop_gradient(clean))
-        teacher = jnp.take_along_axis(teacher, source[..., None], axis=1)
+        teacher = jnp.take_along_axis(rows, source[..., None], axis=1)
+        out = {}
         if constant_context:
             held = jax.lax.stop_gradient(variables)
             out["ar_count"] = (has & has_teacher).sum().astype(jnp.float32)

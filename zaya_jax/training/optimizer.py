@@ -181,6 +181,15 @@ def frozen_parameters(config: OptimizerConfig, params):
     return jax.tree.unflatten(tree, leaves)
 
 
+def moving(frozen, params) -> int:
+    """How many of `params` (arrays, or their shapes) move where `frozen` (see `frozen_parameters`) is held."""
+
+    def free(mask: bool | np.ndarray, leaf) -> int:
+        return leaf.size * (np.size(mask) - np.count_nonzero(mask)) // np.size(mask)
+
+    return int(sum(jax.tree.leaves(jax.tree.map(free, frozen, params))))
+
+
 def with_frozen(frozen, params):
     """`params`, those that are frozen whole as constants: no gradient is computed for them."""
     return jax.tree.map(lambda mask, leaf: jax.lax.stop_gradient(leaf) if mask is True else leaf, frozen, params)

@@ -143,10 +143,10 @@ def convert(
     config = _retyped(source.config, dtype)
     if isinstance(source, Native):  # a Hugging Face folder says in its config.json what its texts end with
         config = with_ids(config, ids_of(companions))
-    family = family_of(config, format if format in FAMILIES else None)
-    # Ours keeps any model; a family refuses here what it has no words for.
-    text = "" if format == "native" else json.dumps(family.config_to_huggingface(config), indent=2) + "\n"
-    shards = {} if format == "native" else plan_shards(family.tensors(config), max_shard_bytes)
+    # Ours keeps any model; a family refuses here what it has no words for, such as adapters.
+    family = None if format == "native" else family_of(config, format if format in FAMILIES else None)
+    text = "" if family is None else json.dumps(family.config_to_huggingface(config), indent=2) + "\n"
+    shards = {} if family is None else plan_shards(family.tensors(config), max_shard_bytes)
     structs = abstract_variables(config).values()
     report = Report(config)
     report.notes += _notes(source, config, format)
@@ -158,7 +158,7 @@ def convert(
     _check_room(output, meter.total)
     _check_memory(source)
     with Partial(output, identity) as partial:
-        if format == "native":
+        if family is None:
             _write_native(partial, source, config, report, meter)
         else:
             (partial.path / CONFIG_FILE).write_text(text)

@@ -123,7 +123,10 @@ def family_of(config: ZayaConfig, asked: str | None = None) -> Family:
       UserError: a model with adapters (`adapters.merge_adapters`); an unknown name, or a family that cannot hold it.
     """
     if config.lora_rank:
-        may_be = "0 in a Hugging Face folder: adapters of lora_rows 'all' can be merged, others stay in our own format"
+        command = {"all": "merge` adds the adapters to the weights"}.get(
+            config.lora_rows, "adapters` writes them alone"
+        )
+        may_be = f"0 in a Hugging Face folder; `experiments.{command}, --format=native keeps both"
         raise UserError(f"ZayaConfig.lora_rank: got {config.lora_rank}, may be {may_be}")
     fitting = [family for family in _newest_first() if family.writes(config)]
     if asked is None:

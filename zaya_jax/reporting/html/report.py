@@ -128,7 +128,7 @@ def _what_was_run(run: Run) -> str:
     config, env, model = run.config, run.environment, run.model
     items = []
     if model:
-        size = f"{style.parameters(run):,} parameters, {model.num_hidden_layers} layers, {model.hidden_size} wide"
+        size = f"{style.size_in_words(run)}, {model.num_hidden_layers} layers, {model.hidden_size} wide"
         items.append(("Model", f"{_architecture(model)}, {size}"))
     if mixture := config.get("data", {}).get("mixture"):
         row_length = config["data"].get("row_length", "?")

@@ -30,14 +30,13 @@ def relative_loss(run: Run, source: str) -> float | None:
 
 
 def _kind(run: Run) -> str:
-    size = style.parameters(run)
-    words = f"{size:,} parameters" if size else "a model of unknown size"
+    words = style.size_in_words(run)
     if style.is_toy(run):
         return (
             f"This is a toy run: {words}, one seed{_training_time(run)}. It shows that the method runs and what it "
             "costs here; it says nothing about how a large model would do."
         )
-    return f"This run trained {words}, one seed{_training_time(run)}."
+    return f"This run trained a model of {words}, one seed{_training_time(run)}."
 
 
 def _training_time(run: Run) -> str:

@@ -98,6 +98,15 @@ def parameters(run: Run) -> int | None:
     return parameter_count(run.model).total if run.model else None
 
 
+def size_in_words(run: Run) -> str:
+    """How many parameters the model has, and how many of them the run trained, if not all."""
+    model = run.model
+    if model is None:
+        return "a model of unknown size"
+    total, moved = parameter_count(model).total, run.trained_parameters
+    return f"{total:,} parameters" + (f" ({moved:,} trained, {total - moved:,} frozen)" if moved != total else "")
+
+
 def is_toy(run: Run) -> bool:
     """A model below TOY_LIMIT parameters, or of unknown size: its numbers say nothing about large models."""
     return (parameters(run) or 0) < TOY_LIMIT

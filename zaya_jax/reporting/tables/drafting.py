@@ -5,7 +5,7 @@ from zaya_jax.reporting.tables.cells import accuracy, markdown
 
 def anchors_table(rows: list[dict]) -> str:
     """Budgets of branch points: the "anchors" section of results/bench/samplers.json."""
-    batches = list(rows[0]["clock_over_ar"])
+    batches = list(rows[0]["speedup"])
     return markdown(
         ("temperature", "K", "branch points", "query tokens per forward", "tokens per forward", "of the T of all",
          "accuracy",
@@ -15,7 +15,7 @@ def anchors_table(rows: list[dict]) -> str:
                 f"{row['temperature']:g}", str(row["anchors"]),
                 "all" if row["anchors"] == row["block_size"] else ", ".join(map(str, row["list"])),
                 f"{row['rows_per_forward']:g}", f"{row['tokens_per_forward']:.2f}", f"{kept_by_anchors(rows, row):.1%}",
-                f"{row['accuracy']:.3f}", *(f"{row['clock_over_ar'][batch]:.2f}x" for batch in batches),
+                f"{row['accuracy']:.3f}", *(f"{row['speedup'][batch]:.2f}x" for batch in batches),
             )
             for row in rows
         ),
@@ -59,7 +59,7 @@ def auto_table(rows: list[dict]) -> str:
         (
             (
                 row["prompts"], str(row["batch"]), f"{row['temperature']:g}", chosen(row),
-                f"{row['rows_per_forward']:g}", f"{row['tokens_per_forward']:.2f}", f"{row['clock_over_ar']:.2f}x",
+                f"{row['rows_per_forward']:g}", f"{row['tokens_per_forward']:.2f}", f"{row['speedup']:.2f}x",
             )
             for row in rows
         ),

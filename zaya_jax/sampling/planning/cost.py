@@ -101,8 +101,8 @@ def step_program(
             else:
                 drafted = proposal.drafted.replace(tokens=blocks[i, :, 1:])
                 proposal = proposal.replace(pending_token=blocks[i, :, 0], drafted=drafted)
-            outcome, follow = step(setup, proposal, cache, idle, progress)
-            return follow(idle, outcome.amount)
+            result, follow = step(setup, proposal, cache, idle, progress)
+            return follow(idle, result.amount)
 
         return jax.lax.fori_loop(0, steps, body, (proposal, cache))
 

@@ -99,7 +99,7 @@ class Progress(struct.PyTreeNode):
     seen: Array  # bool [B, V]: tokens of the prompt and the new ones
 
 
-class Outcome(NamedTuple):
+class StepResult(NamedTuple):
     """What one step decided for each row."""
 
     produced: Array  # int32 [B, n]: the first `amount` are new tokens
@@ -122,7 +122,7 @@ class Verdict(NamedTuple):
 
     accepted: Array  # int32 [B], 0 .. drafts: drafts that are now text
     pending_token: Array  # int32 [B]: the token after them
-    outcome: Outcome  # drafts[:accepted], then pending_token
+    result: StepResult  # drafts[:accepted], then pending_token
 
 
 # active [B] and how many of the produced tokens were kept [B] -> (carry, cache). Fewer are kept than produced
@@ -134,8 +134,8 @@ class Method(NamedTuple):
     """A way of decoding. `carry` is the method's own state between steps, a pytree with leading axis batch."""
 
     read: Callable[..., tuple[Any, Cache]]  # (setup, tokens, count, cache) -> (readout, cache), batch = prompts
-    begin: Callable[..., tuple[Outcome, Any]]  # (setup, readout, cache, progress) -> (outcome, carry), batch = rows
-    step: Callable[..., tuple[Outcome, Follow]]  # (setup, carry, cache, active, progress)
+    begin: Callable[..., tuple[StepResult, Any]]  # (setup, readout, cache, progress) -> (result, carry), batch = rows
+    step: Callable[..., tuple[StepResult, Follow]]  # (setup, carry, cache, active, progress)
     drafts: Callable[[Any], tuple[Array, Array]]  # carry -> unverified tokens and whether they exist [B, n]
     forwards: int = 1  # in a step
 
@@ -233,8 +233,8 @@ def verify(setup: Setup, logits: Array, drafted: Drafted, first: Array, progress
     produced = jnp.where(
         last, pending_token[:, None], jnp.concatenate([drafted.tokens, pending_token[:, None]], axis=1)
     )
-    outcome = Outcome(produced, at_token(log_p, produced), accepted + 1, is_healthy(logits))
-    return Verdict(accepted, pending_token, outcome)
+    result = StepResult(produced, at_token(log_p, produced), accepted + 1, is_healthy(logits))
+    return Verdict(accepted, pending_token, result)
 
 
 def is_healthy(logits: Array) -> Array:

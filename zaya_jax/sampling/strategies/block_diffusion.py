@@ -17,7 +17,7 @@ from zaya_jax.architecture import MASK, Cache, Layout
 from zaya_jax.sampling.core import distributions
 from zaya_jax.sampling.core.distributions import at_token
 from zaya_jax.sampling.core.random_streams import Purpose
-from zaya_jax.sampling.strategies.base import Follow, Method, Outcome, Progress, Setup, is_healthy
+from zaya_jax.sampling.strategies.base import Follow, Method, Progress, Setup, StepResult, is_healthy
 
 Array = jax.Array
 
@@ -39,7 +39,7 @@ def read(setup: Setup, tokens: Array, count: Array, cache: Cache) -> tuple[Array
     return setup.head(hidden[:, layout.clean_size :]), cache.commit(count)
 
 
-def begin(setup: Setup, logits: Array, cache: Cache, progress: Progress) -> tuple[Outcome, Canvas]:
+def begin(setup: Setup, logits: Array, cache: Cache, progress: Progress) -> tuple[StepResult, Canvas]:
     """Reveals the first slots."""
     batch, size, _ = logits.shape
     none = jnp.zeros((batch, size), jnp.int32)
@@ -48,18 +48,18 @@ def begin(setup: Setup, logits: Array, cache: Cache, progress: Progress) -> tupl
     return _reveal(setup, logits, empty, cache.length)
 
 
-def step(setup: Setup, canvas: Canvas, cache: Cache, active: Array, progress: Progress) -> tuple[Outcome, Follow]:
+def step(setup: Setup, canvas: Canvas, cache: Cache, active: Array, progress: Progress) -> tuple[StepResult, Follow]:
     """One forward: writes the finished block before, reveals more of this one."""
     size = setup.plan.block_size
     layout = Layout.verify_and_draft(canvas.before, cache.length, canvas.pending[:, None], size, canvas.pending)
     layout = layout.replace(tokens=jnp.concatenate([canvas.before, canvas.tokens], axis=1))
     hidden, pending = setup.forward(layout, cache)
     cache = pending.commit(jnp.where(active, canvas.pending, 0))
-    outcome, following = _reveal(setup, setup.head(hidden[:, size:]), canvas, cache.length)
-    return outcome, lambda active, kept: (following, cache)
+    result, following = _reveal(setup, setup.head(hidden[:, size:]), canvas, cache.length)
+    return result, lambda active, kept: (following, cache)
 
 
-def _reveal(setup: Setup, logits: Array, canvas: Canvas, first: Array) -> tuple[Outcome, Canvas]:
+def _reveal(setup: Setup, logits: Array, canvas: Canvas, first: Array) -> tuple[StepResult, Canvas]:
     """Draws every hidden slot, keeps some; a block that is whole is produced and the next one begins."""
     size = setup.plan.block_size
     position = first[:, None] + jnp.arange(size, dtype=jnp.int32)
@@ -70,10 +70,10 @@ def _reveal(setup: Setup, logits: Array, canvas: Canvas, first: Array) -> tuple[
     tokens = jnp.where(chosen, drawn, canvas.tokens)
     log_of = jnp.where(chosen, at_token(distribution, drawn), canvas.log_distribution)
     whole = (tokens != MASK).all(axis=1)
-    outcome = Outcome(tokens, log_of, jnp.where(whole, size, 0).astype(jnp.int32), is_healthy(logits))
-    return outcome, Canvas(
+    result = StepResult(tokens, log_of, jnp.where(whole, size, 0).astype(jnp.int32), is_healthy(logits))
+    return result, Canvas(
         before=jnp.where(whole[:, None], tokens, canvas.before),
-        pending=outcome.amount,
+        pending=result.amount,
         tokens=jnp.where(whole[:, None], MASK, tokens),
         log_distribution=log_of,
         forwards=jnp.where(whole, 0, canvas.forwards + 1),

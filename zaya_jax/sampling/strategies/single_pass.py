@@ -17,10 +17,10 @@ from zaya_jax.sampling.strategies.base import (  # fmt: skip
     Drafted,
     Follow,
     Method,
-    Outcome,
     Plan,
     Progress,
     Setup,
+    StepResult,
     draft,
     is_healthy,
     target_distribution,
@@ -65,27 +65,29 @@ def read(setup: Setup, tokens: Array, count: Array, cache: Cache) -> tuple[tuple
     return (with_next(setup, logits, slots), slots), cache.commit(count)
 
 
-def begin(setup: Setup, readout: tuple[Array, Array], cache: Cache, progress: Progress) -> tuple[Outcome, Proposal]:
+def begin(setup: Setup, readout: tuple[Array, Array], cache: Cache, progress: Progress) -> tuple[StepResult, Proposal]:
     """Draws the first token, which is then pending, and its drafts."""
     logits, slots = readout
     batch, size = logits.shape[0], setup.plan.block_size
-    outcome, pending_token = first_pending(setup, logits, cache, progress)
+    result, pending_token = first_pending(setup, logits, cache, progress)
     exists = jnp.full((batch, size - 1), bool(setup.plan.anchors))
     slots = slots[:, 1:] if setup.plan.anchors else jnp.zeros((batch, size - 1, slots.shape[-1]), slots.dtype)
-    return outcome, Proposal(pending_token, draft(setup, setup.draft_head(slots), exists, cache.length + 1))
+    return result, Proposal(pending_token, draft(setup, setup.draft_head(slots), exists, cache.length + 1))
 
 
-def first_pending(setup: Setup, logits: Array, cache: Cache, progress: Progress) -> tuple[Outcome, Array]:
+def first_pending(setup: Setup, logits: Array, cache: Cache, progress: Progress) -> tuple[StepResult, Array]:
     """The first new token from the target's logits after the prompt [B, 1, V]."""
     distribution = target_distribution(setup, logits, jnp.zeros((logits.shape[0], 0), jnp.int32), progress)[:, 0]
     pending_token = setup.noise.draw(Purpose.PENDING, cache.length, distribution, setup.options.processing.warm)
     one = jnp.ones_like(pending_token)
-    return Outcome(
+    return StepResult(
         pending_token[:, None], at_token(distribution, pending_token)[:, None], one, is_healthy(logits)
     ), pending_token
 
 
-def step(setup: Setup, proposal: Proposal, cache: Cache, active: Array, progress: Progress) -> tuple[Outcome, Follow]:
+def step(
+    setup: Setup, proposal: Proposal, cache: Cache, active: Array, progress: Progress
+) -> tuple[StepResult, Follow]:
     """Verifies a proposal; `follow` commits what was kept and draws the next one. One forward pass."""
     plan, size = setup.plan, setup.plan.block_size
     layout = Layout.verify_and_draft(proposal.block, cache.length, plan.anchors or None, size)
@@ -106,7 +108,7 @@ def step(setup: Setup, proposal: Proposal, cache: Cache, active: Array, progress
         slots = slots if at_once else setup.draft_head(slots)
         return Proposal(verdict.pending_token, draft(setup, slots, exists, committed.length + 1)), committed
 
-    return verdict.outcome, follow
+    return verdict.result, follow
 
 
 def _next_slots(accepted: Array, plan: Plan) -> tuple[Array, Array]:

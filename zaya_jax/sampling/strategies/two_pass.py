@@ -10,17 +10,19 @@ import jax.numpy as jnp
 
 from zaya_jax.architecture import Cache, Layout
 from zaya_jax.sampling.strategies import single_pass
-from zaya_jax.sampling.strategies.base import Follow, Method, Outcome, Progress, Setup, draft, verify, with_tested
+from zaya_jax.sampling.strategies.base import Follow, Method, Progress, Setup, StepResult, draft, verify, with_tested
 
 Array = jax.Array
 
 
-def begin(setup: Setup, readout: tuple[Array, Array], cache: Cache, progress: Progress) -> tuple[Outcome, Array]:
+def begin(setup: Setup, readout: tuple[Array, Array], cache: Cache, progress: Progress) -> tuple[StepResult, Array]:
     """Draws the first token, which is then pending."""
     return single_pass.first_pending(setup, readout[0], cache, progress)
 
 
-def step(setup: Setup, pending_token: Array, cache: Cache, active: Array, progress: Progress) -> tuple[Outcome, Follow]:
+def step(
+    setup: Setup, pending_token: Array, cache: Cache, active: Array, progress: Progress
+) -> tuple[StepResult, Follow]:
     """Two forwards: the first commits the pending token; `follow` commits the drafts that were kept."""
     size = setup.plan.block_size
     hidden, pending = setup.forward(Layout.verify_and_draft(pending_token[:, None], cache.length, (1,), size), cache)
@@ -39,7 +41,7 @@ def step(setup: Setup, pending_token: Array, cache: Cache, active: Array, progre
     def follow(active: Array, kept: Array) -> tuple[Array, Cache]:
         return verdict.pending_token, pending.commit(jnp.where(active, jnp.minimum(verdict.accepted, kept), 0))
 
-    return verdict.outcome, follow
+    return verdict.result, follow
 
 
 def drafts(pending_token: Array) -> tuple[Array, Array]:
