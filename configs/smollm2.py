@@ -5,6 +5,7 @@ Command:   python -m experiments.smollm2 --output=smollm2
 Arguments: start=smollm2, the folder that the first command writes; block_size=16; :lora, adapters in place of all
            weights; :drafts, adapters on mask tokens alone, so that the model of clean rows is the published one to the
            bit, and drafting from it lossless for it; text=DIR or FILE, your own text in place of the standard library;
+           chats=FILE.jsonl, chats to learn beside, such as the model's own answers (`experiments.ask --chat`);
            :smoke, 50 short steps in float32, as many as a CPU can do
 Hardware:  the whole run has not been done (below); :smoke, 2 CPU cores
 Time and result: results/smollm2 has :smoke's losses. They fall; it shows that the recipe runs, nothing else
@@ -15,6 +16,9 @@ backward pass (remat): 2.15 GFLOP a token, 141 TFLOP a step, 1.41e17 in all. An 
 eighth of an A100's bfloat16 peak (312), a 25th of an H100's (989). Adapters need a third less: frozen weights have no
 gradients. Memory: 2.2 GB of parameters, gradients and moments in float32 (:lora 0.7), a quarter of a step's rows at a
 time (accumulate), each layer's input kept of it, 2.3 GB.
+
+Within minutes of an accelerator that is lent, adapters and their wall-clock by one command (docs/results/smollm2.md):
+python -m experiments.bench.adapt --config=configs/smollm2.py:drafts,chats=answers.jsonl --minutes=3 ...
 
 The data are what there is offline: Python's standard library and, as chats, word problems with worked answers
 (GSM-Symbolic, extra `eval`; not in :smoke) and additions. They are narrow: whoever wants a good model gives it more.
@@ -38,7 +42,9 @@ ADAPTERS = dict(lora_rank=32, lora_alpha=64.0)
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    chosen = parse_arg(arg, start="smollm2", block_size=16, lora=False, drafts=False, text="stdlib", smoke=False)
+    chosen = parse_arg(
+        arg, start="smollm2", block_size=16, lora=False, drafts=False, text="stdlib", chats="", smoke=False
+    )
     if chosen.lora and chosen.drafts:
         raise UserError("config argument drafts: contradicts lora, may be given alone")
     c = ConfigDict()
@@ -56,6 +62,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         256 if chosen.smoke else 1024,
         {"text": text, "weight": 0.5},
         {"task": "addition", "options": {"digits": 3}, "as_chat": True, "weight": 0.1},
+        *(({"chat": (chosen.chats,), "weight": 0.3},) if chosen.chats else ()),
         *(() if chosen.smoke else ({"task": "gsm_symbolic", "options": {}, "as_chat": True, "weight": 0.4},)),
         chat_template="tokenizer",
         packing="best_fit",
