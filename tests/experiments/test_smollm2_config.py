@@ -58,7 +58,8 @@ def test_a_smoke_run_evaluates_in_seconds(arg, tmp_path):
     assert [task.name for task in setup.tasks] == ["addition"] and not setup.texts
 
 
-def test_contradictions_are_named(tmp_path):
+def test_contradictions_are_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where README's commands have written no folder "smollm2"
     with pytest.raises(ValueError, match="config argument drafts: contradicts lora"):
         smollm2.get_config("lora,drafts")
     with pytest.raises(FileNotFoundError, match="tokenizer: got 'smollm2', must be"):
