@@ -125,7 +125,7 @@ def decode_programs(
         heads = 1 if name == "autoregressive" else 2 * block_size - 1
         out[name] = Program(
             run,
-            (model, variables, *whole((state, keys, integer, integer, options))),
+            (model, variables, *whole((state, keys, integer, integer, integer, options))),
             {"plan": plan},
             flops=forward_flops(config, batch * rows, context + rows, head_rows=batch * heads).total,
             traffic=_traffic(config, rows, batch, context, heads),

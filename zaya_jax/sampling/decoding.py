@@ -1,6 +1,6 @@
 """From a `Request` to a `Generation`: checks, buckets, the loop's calls, for a mode that is chosen."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,8 @@ def decode(model: Zaya, variables: Any, request: Request, sampler: SamplerConfig
     watch = Watch(request, sampler, METHODS[plan.mode].drafts)
     state = watch.look(state)
     while not np.asarray(state.done).all():
-        state = run(model, variables, state, keys, limit, np.int32(watch.steps), options, plan=plan)
+        every = np.int32(request.rows)
+        state, _ = run(model, variables, state, keys, limit, np.int32(watch.steps), every, options, plan=plan)
         state = watch.look(state)
     if request.streamer is not None:
         request.streamer.end()
@@ -65,33 +66,63 @@ def bucket(n: int) -> int:
 
 
 def _result(state: State, texts: list[list[int]], cut: dict[int, int], sampler: SamplerConfig) -> Generation:
-    host = jax.device_get(
-        (state.tokens, state.log_target, state.accepted, state.progress.count, state.forwards, state.healthy,
-         state.cache.length)
-    )  # fmt: skip
-    tokens, logs, accepted, count, forwards, healthy, length = host
-    if not healthy.all():
-        row = int(np.argmin(healthy))
-        raise Diverged(
-            f"row {row}: the model's logits are not finite after {count[row]} new tokens (NaN or infinite weights?)"
-        )
-    ends = [cut.get(row, int(n)) for row, n in enumerate(count)]
-    new = [row[:n].tolist() for row, n in zip(tokens, ends, strict=True)]
-    finish = [
-        "stop_string" if row in cut else "stop_token" if out[-1] in sampler.stop_tokens else "length"
-        for row, out in enumerate(new)
-    ]
-    texts = [text + out for text, out in zip(texts, new, strict=True)]
+    host, length = books(state), np.asarray(state.cache.length)
+    rows = [host.row(row, row, cut.get(row), sampler) for row in range(len(texts))]
+    texts = [text + row.tokens for text, row in zip(texts, rows, strict=True)]
     # A row that a stop string ended may have read on after it; convolutions cannot be rewound, so it is read anew.
     length = np.where(length > np.array([len(text) for text in texts]), 0, length)
     return Generation(
-        tokens=new,
-        accepted=[_until(row[:n].tolist(), end) for row, n, end in zip(accepted, forwards, ends, strict=True)],
-        log_probabilities=[row[:n].tolist() for row, n in zip(logs, ends, strict=True)],
-        finish=finish,
+        tokens=[row.tokens for row in rows],
+        accepted=[row.accepted for row in rows],
+        log_probabilities=[row.log_probabilities for row in rows],
+        finish=[row.finish for row in rows],
         sampler=sampler,
         session=Session(texts, state.cache.replace(length=length)),
     )
+
+
+class Finished(NamedTuple):
+    """One sequence's part of a `Generation`."""
+
+    index: int  # of its prompt
+    tokens: list[int]
+    accepted: list[int]
+    log_probabilities: list[float]
+    finish: str
+
+
+class Books(NamedTuple):
+    """What the host reads of a state, NumPy arrays of leading axis B."""
+
+    tokens: np.ndarray
+    log_target: np.ndarray
+    accepted: np.ndarray
+    count: np.ndarray
+    forwards: np.ndarray
+    healthy: np.ndarray
+    done: np.ndarray
+
+    def row(self, row: int, index: int, cut: int | None, sampler: SamplerConfig) -> Finished:
+        """A row that has ended, after `cut` tokens if by a stop string. Diverged: its logits were not finite."""
+        if not self.healthy[row]:
+            raise Diverged(
+                f"row {index}: the model's logits are not finite after {self.count[row]} new tokens (NaN or infinite "
+                "weights?)"
+            )
+        end = int(self.count[row]) if cut is None else cut
+        tokens = self.tokens[row, :end].tolist()
+        stopped = "stop_token" if tokens[-1] in sampler.stop_tokens else "length"
+        return Finished(
+            index, tokens, _until(self.accepted[row, : self.forwards[row]].tolist(), end),
+            self.log_target[row, :end].tolist(), stopped if cut is None else "stop_string",
+        )  # fmt: skip
+
+
+def books(state: State) -> Books:
+    """In one transfer."""
+    return Books(*jax.device_get((
+        state.tokens, state.log_target, state.accepted, state.progress.count, state.forwards, state.healthy, state.done
+    )))  # fmt: skip
 
 
 def require_cache(

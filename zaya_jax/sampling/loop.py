@@ -109,18 +109,20 @@ def start(
 
 @functools.partial(jax.jit, static_argnames=("model", "plan"), donate_argnames=("state",))
 def run(
-    model: Zaya, variables, state: State, keys: Array, limit: Array, steps: Array, options: Options, *, plan: Plan
-) -> State:
-    """Up to `steps` (int32 []) steps, compiled; fewer when every row has ended before."""
+    model: Zaya, variables, state: State, keys: Array, limit: Array, steps: Array, ended: Array, options: Options,
+    *, plan: Plan,
+) -> tuple[State, Array]:  # fmt: skip
+    """Up to `steps` (int32 []) steps, compiled; fewer when `ended` (int32 []) rows have ended: (state, steps made)."""
     setup = make_setup(model, variables, plan, options, KeyedNoise(keys))
 
     def going(loop: tuple[Array, State]) -> Array:
-        return (loop[0] < steps) & ~jnp.all(loop[1].done)
+        return (loop[0] < steps) & (loop[1].done.sum() < ended)
 
     def body(loop: tuple[Array, State]) -> tuple[Array, State]:
         return loop[0] + 1, advance(setup, loop[1], limit)
 
-    return jax.lax.while_loop(going, body, (jnp.int32(0), state))[1]
+    made, state = jax.lax.while_loop(going, body, (jnp.int32(0), state))
+    return state, made
 
 
 def _repeat(x: Array, times: int, axis: int) -> Array:

@@ -1,0 +1,89 @@
+"""Continuous batching: each sequence is what `generate` gives alone, whatever stood beside it, and rows rarely idle."""
+
+import numpy as np
+import pytest
+
+from tests.sampling.test_generate import model_of, prompts_of
+from tests.sampling.test_turns import Letters
+from zaya_jax.sampling import SamplerConfig, generate
+from zaya_jax.sampling.continuous import Prompt, generate_queue
+
+NEW = 18
+SAMPLERS = [
+    SamplerConfig("autoregressive", temperature=0.9, stop_tokens=(15, 6)),
+    SamplerConfig("single_pass", 4, (1, 3), temperature=0.9, stop_tokens=(15, 6)),
+    SamplerConfig("two_pass", 4, temperature=0.0, stop_tokens=(15, 6)),
+]
+
+
+def many(model, count=11) -> list[Prompt]:
+    given = prompts_of(model, (3, 9, 1, 6))
+    return [Prompt([*given[i % 4], i % 7], seed=i) for i in range(count)]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda sampler: sampler.mode)
+def test_a_sequence_is_what_it_is_alone(sampler):
+    model, variables = model_of()
+    prompts = many(model)
+    alone = generate(model, variables, [p.tokens for p in prompts], sampler, NEW, [p.seed for p in prompts])
+    for order, batch in ((np.arange(11), 3), (np.arange(11)[::-1], 3)):
+        found = {}
+        rows = [prompts[i] for i in order]
+        out = list(generate_queue(model, variables, rows, sampler, NEW, longest=10, batch=batch))
+        found, work = {int(order[sequence.index]): sequence for sequence, _ in out}, out[-1][1]
+        assert len(found) == 11 and 0 < work.busy <= work.row_steps
+        for i in range(11):
+            assert found[i].tokens == alone.tokens[i] and found[i].accepted == alone.accepted[i]
+            np.testing.assert_allclose(found[i].log_probabilities, alone.log_probabilities[i], atol=1e-5)
+            assert found[i].finish == alone.finish[i]
+        assert work.busy == sum(len(found[i].accepted) - 1 for i in range(11)) // (1 + (sampler.mode == "two_pass"))
+
+
+def test_stop_strings_end_sequences_as_they_do_in_generate():
+    model, variables = model_of()
+    sampler = SamplerConfig("single_pass", 4, (1, 3), temperature=0.9, stop_strings=("p", "bk"))
+    prompts = many(model, 7)
+    alone = generate(
+        model, variables, [p.tokens for p in prompts], sampler, NEW, [p.seed for p in prompts], tokenizer=Letters()
+    )
+    queue = generate_queue(model, variables, prompts, sampler, NEW, longest=10, batch=3, tokenizer=Letters())
+    found = {sequence.index: sequence for sequence, _ in queue}
+    assert "stop_string" in alone.finish
+    assert [(found[i].tokens, found[i].finish) for i in range(7)] == list(zip(alone.tokens, alone.finish, strict=True))
+
+
+def test_prompts_are_drawn_as_room_is_made_and_rows_rarely_idle():
+    """Of 60 sequences of very different lengths, with rows refilled one or two at a time."""
+    model, variables = model_of()
+    drawn = 0
+
+    def endless():
+        nonlocal drawn
+        for prompt in many(model, 10**6):
+            drawn += 1
+            yield prompt
+
+    sampler = SamplerConfig("single_pass", 4, (1, 3), temperature=0.9, stop_tokens=(15, 6))
+    out = []
+    for each in generate_queue(model, variables, endless(), sampler, NEW, longest=10, batch=8):
+        out.append(each)
+        assert drawn <= len(out) + 8 + 1  # one is looked at ahead of its turn
+        if len(out) == 60:
+            break
+    lengths = np.array([len(sequence.accepted) - 1 for sequence, _ in out])
+    groups = lengths[:56].reshape(-1, 8)
+    static = 1 - groups.sum() / (8 * groups.max(1).sum())  # as `generate` would idle
+    assert out[-1][1].idle < static / 3  # the eight that have not ended are not counted as busy yet
+
+
+def test_refusals_name_what_is_wrong():
+    model, variables = model_of()
+    sampler = SamplerConfig("autoregressive")
+    for prompts, changes, message in (
+        ([Prompt([1] * 11, 0)], {}, r"prompts\[0\]: got 11 tokens, may be at most longest \(10\)"),
+        ([Prompt([1], 0), Prompt([], 0)], {}, "got no tokens"),
+        ([Prompt([1], 0)], {"sampler": SamplerConfig("auto")}, "mode: got 'auto', may be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            list(generate_queue(model, variables, prompts, changes.get("sampler", sampler), NEW, longest=10))
+    assert list(generate_queue(model, variables, [], sampler, NEW, longest=10)) == []

@@ -1,0 +1,208 @@
+"""Sequences from a queue: where rows of a batch have ended, the next prompts take their place (continuous batching).
+
+A batch that is generated to its end idles on rows that ended early: 29 to 36% of the rows' steps for drafted additions.
+Here the compiled loop stops as soon as a few rows have ended, their texts are handed out, and prompts are read into
+their places. A sequence has a key and positions of its own, so its tokens depend neither on the batch nor on the order.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from zaya_jax.architecture import Zaya
+from zaya_jax.errors import UserError
+from zaya_jax.sampling.config import SamplerConfig
+from zaya_jax.sampling.core.random_streams import row_keys
+from zaya_jax.sampling.decoding import Finished, books, bucket, check, prompts_of, require_cache
+from zaya_jax.sampling.loop import METHODS, Sizes, State, run, start
+from zaya_jax.sampling.options import options_of, plan_of
+from zaya_jax.sampling.stopping import Decoder, StopStrings
+from zaya_jax.sampling.types import Request
+from zaya_jax.sampling.watching import WATCHED_STEPS
+
+Array = jax.Array
+ADMITTED = 1 / 16  # of the rows: refilled together, hence idle at most (but for those that end in the same step)
+
+
+class Prompt(NamedTuple):
+    """What a sequence continues."""
+
+    tokens: Sequence[int]
+    seed: int
+
+
+class Work(struct.PyTreeNode):
+    """What rows were doing in the loop's steps; prefills are not counted."""
+
+    row_steps: int = 0  # steps x rows of the batch
+    busy: int = 0  # of them, on a sequence that had not ended
+
+    @property
+    def idle(self) -> float:
+        """Share of the rows' steps that were spent on nothing."""
+        return 1 - self.busy / max(1, self.row_steps)
+
+
+def generate_queue(
+    model: Zaya,
+    variables: Any,
+    prompts: Iterable[Prompt],
+    sampler: SamplerConfig,
+    max_new_tokens: int,
+    *,
+    longest: int,
+    batch: int = 64,
+    tokenizer: Decoder | None = None,
+) -> Iterator[tuple[Finished, Work]]:
+    """Continues prompts, however many there are, and yields each when it has ended: the same as `generate` yields.
+
+    Prompts are drawn as room is made for them, so memory does not grow with their number.
+
+    Args:
+      prompts: of at most `longest` tokens each.
+      sampler: any mode but "auto".
+      batch: sequences side by side.
+      tokenizer: for stop strings.
+
+    Yields:
+      (sequence, what all rows have done so far), in the order in which sequences end; `index` counts the prompts.
+
+    Raises:
+      UserError, Diverged: as `generate`; what a prompt is refused for is said when its turn comes.
+    """
+    if sampler.mode == "auto":
+        raise UserError("SamplerConfig.mode: got 'auto', may be what `choose_sampler` chose")
+    queue = _Queue(model, variables, sampler, max_new_tokens, longest, min(batch, 2**20), tokenizer)
+    waiting = enumerate(prompts)
+    while True:
+        for _ in range(-(-queue.free // queue.admitted)):  # all free rows to begin with, then as many as have ended
+            queue.admit(list(itertools.islice(waiting, min(queue.admitted, queue.free))))
+        if not queue.running:
+            return
+        waiting, more = _peek(waiting)
+        for finished in queue.advance(more):
+            yield finished, queue.work
+
+
+def _peek(items: Iterator) -> tuple[Iterator, bool]:
+    """(the same items, whether there are any)."""
+    first = list(itertools.islice(items, 1))
+    return itertools.chain(first, items), bool(first)
+
+
+class _Queue:
+    """The batch between two calls of the compiled loop."""
+
+    def __init__(
+        self, model: Zaya, variables: Any, sampler: SamplerConfig, new: int, longest: int, rows: int,
+        tokenizer: Decoder | None,
+    ) -> None:  # fmt: skip
+        self.model, self.variables, self.sampler, self.new, self.tokenizer = model, variables, sampler, new, tokenizer
+        self.plan, self.options, self.limit = plan_of(sampler), options_of(sampler), np.int32(new)
+        self.longest, self.admitted, self.work = longest, max(1, int(ADMITTED * rows)), Work()
+        capacity = bucket(bucket(longest) + bucket(new)) + 2 * self.plan.block_size
+        require_cache(model.config, rows, capacity, "generate", "batch or max_new_tokens may be smaller", variables)
+        self.sizes = Sizes(bucket(new), 1, capacity)
+        self.index: list[int | None] = [None] * rows  # of each row's prompt; None: the row is free
+        self.searches: dict[int, StopStrings] = {}  # by row
+        self.searched: dict[int, int] = {}  # tokens that it has read
+        self.state: State | None = None
+        self.keys: Array | None = None
+
+    @property
+    def free(self) -> int:
+        return self.index.count(None)
+
+    @property
+    def running(self) -> int:
+        return len(self.index) - self.free
+
+    def admit(self, prompts: list[tuple[int, Prompt]]) -> None:
+        """Reads prompts into free rows."""
+        if not prompts:
+            return
+        texts = [list(prompt.tokens) for _, prompt in prompts]
+        for (number, _), text in zip(prompts, texts, strict=True):
+            check(self.model.config, Request([text], self.new, tokenizer=self.tokenizer), self.sampler)
+            if len(text) > self.longest:
+                raise UserError(f"prompts[{number}]: got {len(text)} tokens, may be at most longest ({self.longest})")
+        rows = [row for row, index in enumerate(self.index) if index is None][: len(prompts)]
+        for row, (number, _), text in zip(rows, prompts, texts, strict=True):
+            self.index[row] = number
+            if self.sampler.stop_strings:
+                assert self.tokenizer is not None  # `check`
+                strings, stops = tuple(self.sampler.stop_strings), tuple(self.sampler.stop_tokens)
+                passed_over = self.sampler.min_new_tokens
+                self.searches[row] = StopStrings(strings, self.tokenizer, passed_over, stops, text[-1])
+                self.searched[row] = 0
+        # The program is for `admitted` prompts: what is missing is the first one again, put nowhere.
+        missing = self.admitted - len(prompts)
+        request = Request([*texts, *[texts[0]] * missing], self.new)
+        keys = row_keys([*(prompt.seed for _, prompt in prompts), *[0] * missing], self.admitted)
+        read = prompts_of(request, bucket(max(map(len, texts))), self.model.config.vocab_size)
+        fresh = start(
+            self.model, self.variables, read, keys, self.limit, self.options, plan=self.plan, sizes=self.sizes
+        )
+        if self.state is None or self.keys is None:
+            self.state, self.keys = _empty(fresh, keys, rows=len(self.index))
+        places = np.array([*rows, *[len(self.index)] * missing], np.int32)
+        self.state, self.keys = _put(self.state, self.keys, fresh, keys, places)
+
+    def advance(self, more: bool) -> list[Finished]:
+        """Steps until as many rows have ended as are refilled together, or all where nothing waits: their sequences."""
+        ended = self.free + (min(self.admitted, self.running) if more else self.running)
+        steps = WATCHED_STEPS if self.searches else 2**30
+        self.state, made = run(
+            self.model, self.variables, self.state, self.keys, self.limit, np.int32(steps), np.int32(ended),
+            self.options, plan=self.plan,
+        )  # fmt: skip
+        host, out, cuts = books(self.state), [], {}
+        for row, search in self.searches.items():
+            if (cut := search.read(host.tokens[row, self.searched[row] : host.count[row]].tolist())) is not None:
+                cuts[row] = cut
+            self.searched[row] = int(host.count[row])
+        busy = 0
+        for row, index in enumerate(self.index):
+            if index is not None and (host.done[row] or row in cuts):
+                out.append(host.row(row, index, cuts.get(row), self.sampler))
+                busy += (int(host.forwards[row]) - 1) // METHODS[self.plan.mode].forwards
+                self.index[row] = None
+                self.searches.pop(row, None)
+        if cuts:
+            self.state = self.state.replace(done=self.state.done.at[jnp.array(list(cuts))].set(True))
+        self.work = Work(self.work.row_steps + int(made) * len(self.index), self.work.busy + busy)
+        return out
+
+
+def _empty(fresh: State, keys: Array, rows: int) -> tuple[State, Array]:
+    """A batch of `rows` rows that have all ended, of the shapes of one that was just started."""
+
+    def zeros(axis: int, x: Array) -> Array:
+        return jnp.zeros((*x.shape[:axis], rows, *x.shape[axis + 1 :]), x.dtype)
+
+    cache = jax.tree.map(lambda x: zeros(1, x), fresh.cache.replace(length=None))
+    state = jax.tree.map(lambda x: zeros(0, x), fresh.replace(cache=None))
+    cache = cache.replace(length=zeros(0, fresh.cache.length))
+    done, healthy = jnp.ones((rows,), bool), jnp.ones((rows,), bool)
+    return state.replace(cache=cache, done=done, healthy=healthy), keys[np.zeros(rows, int)]
+
+
+def _put_all(state: State, keys: Array, fresh: State, fresh_keys: Array, rows: Array) -> tuple[State, Array]:
+    """The started sequences in the given rows of the batch; what has no row there is dropped."""
+
+    def at(axis: int, x: Array, y: Array) -> Array:
+        return (x.at[:, rows] if axis else x.at[rows]).set(y, mode="drop")
+
+    rest = jax.tree.map(lambda x, y: at(0, x, y), state.replace(cache=None), fresh.replace(cache=None))
+    parts = (each.cache.replace(length=None) for each in (state, fresh))
+    cache = jax.tree.map(lambda x, y: at(1, x, y), *parts)
+    cache = cache.replace(length=at(0, state.cache.length, fresh.cache.length))
+    return rest.replace(cache=cache), at(0, keys, fresh_keys)
+
+
+_put = jax.jit(_put_all, donate_argnums=(0, 1))
