@@ -11,7 +11,7 @@ machine at --batch, and what is predicted to be fastest is raced against autoreg
 them) is continued both ways, in turn, after one untimed turn each. `rows` has for each set and temperature: what was
 planned, what auto chose, tokens per forward, query tokens a forward, tokens per second of both, their ratio with a 95%
 interval (bootstrap over prompts), that of auto's choice (1 where it is autoregression), and how many texts are the
-same.
+same. A set that an earlier command of the same flags has written to --output is not measured again.
 """
 
 import dataclasses
@@ -30,6 +30,9 @@ from zaya_jax.command_line.completions import read_prompts
 from zaya_jax.command_line.models import decoding_form, load
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.rates import compiles, ratio_interval
+from zaya_jax.files import read_object
+from zaya_jax.interop.formats.adapter_folder import checksum
+from zaya_jax.paths import absolute
 from zaya_jax.reporting.tables.wall_clock import wall_clock_table
 from zaya_jax.runs import provenance
 from zaya_jax.runs.tokens import checkpoint_of, choose_template, choose_tokenizer
@@ -88,18 +91,35 @@ def main() -> None:
     block_size = _BLOCK.value if block_size is None or flags.FLAGS["block_size"].present else block_size
     _, tokenizer = choose_tokenizer(None, folder, config)
     sets = read_sets(tokenizer, choose_template(None, folder, tokenizer) if _CHAT.value else None)
+    of_model = checksum(variables)
     model, variables = decoding_form(config, variables)
     numbers: dict[str, Any] = {
         "hardware": provenance.hardware(), "environment": provenance.describe(), "checkpoint": _CHECKPOINT.value,
-        "adapters": _ADAPTERS.value, "chat": _CHAT.value, "batch": _BATCH.value, "seed": _SEED.value,
+        "adapters": _ADAPTERS.value, "checksum": of_model, "chat": _CHAT.value, "batch": _BATCH.value, "seed": _SEED.value,
         "dtype": model.config.dtype, "max_new_tokens": _NEW.value, "rows": [],
     }  # fmt: skip
+    numbers["rows"] = measured_before(numbers)
+    there = {(row["prompts"], row["count"], row["temperature"], row["draft_temperature"]) for row in numbers["rows"]}
     for prompts in sets:
         for sampler in samplers:
+            if (prompts.name, len(prompts.timed), sampler.temperature, sampler.draft_temperature) in there:
+                continue
             sampler = dataclasses.replace(sampler, block_size=block_size, stop_tokens=tokenizer.eos_ids)
             numbers["rows"].append(measure(model, variables, prompts, sampler))
             cli.write_numbers(_OUTPUT.value, numbers)
     print(aligned(wall_clock_table(numbers)))
+
+
+def measured_before(numbers: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of --output, where an earlier command of the same flags on such a machine has begun it."""
+    if not _OUTPUT.value or not absolute(_OUTPUT.value).exists():
+        return []
+    before = read_object(absolute(_OUTPUT.value))
+    same = set(numbers) - {"rows", "environment"}
+    if any(before.get(name) != numbers[name] for name in same):
+        return []
+    print(f"{len(before['rows'])} sets are there already, of {_OUTPUT.value}")
+    return before["rows"]
 
 
 def read_sets(tokenizer: Tokenizer, template: ChatTemplate | None) -> list[Prompts]:
