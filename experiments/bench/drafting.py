@@ -95,8 +95,8 @@ def main() -> None:
     model, variables = decoding_form(config, variables)
     numbers: dict[str, Any] = {
         "hardware": provenance.hardware(), "environment": provenance.describe(), "checkpoint": _CHECKPOINT.value,
-        "adapters": _ADAPTERS.value, "checksum": of_model, "chat": _CHAT.value, "batch": _BATCH.value, "seed": _SEED.value,
-        "dtype": model.config.dtype, "max_new_tokens": _NEW.value, "rows": [],
+        "adapters": _ADAPTERS.value, "checksum": of_model, "chat": _CHAT.value, "batch": _BATCH.value,
+        "seed": _SEED.value, "dtype": model.config.dtype, "max_new_tokens": _NEW.value, "rows": [],
     }  # fmt: skip
     numbers["rows"] = measured_before(numbers)
     there = {(row["prompts"], row["count"], row["temperature"], row["draft_temperature"]) for row in numbers["rows"]}

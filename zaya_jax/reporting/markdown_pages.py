@@ -103,7 +103,7 @@ TABLES: dict[str, Maker] = {
     "pairs": _section("long_rows", "pairs", benchmarks.pairs_table),
     "lower": _lower,
     "word_problems": _maker(["smollm2/word_problems/wall_clock.json"], read_record, wall_clock_table),
-    "word_problems_learned": _learned("smollm2/word_problems/first", "smollm2/word_problems"),
+    "word_problems_learned": _learned(*(f"smollm2/word_problems{run}" for run in ("/first", "/second", ""))),
     "drafts_learned": _learned("smollm2/drafts"),
     "api": lambda _: api_tables(),
 }  # fmt: skip
