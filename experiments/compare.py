@@ -88,6 +88,8 @@ def _tokens(folder: Path, config: ZayaConfig) -> np.ndarray:
         raise UserError("--tokens: may not be given with --text")
     if _TEXT.value is not None:
         found = load_tokenizer(_TOKENIZER.value or tokenizer_of(folder, config.vocab_size)).encode(_TEXT.value)
+    elif _TOKENIZER.value is not None:
+        raise UserError("--tokenizer: may be given with --text alone, which it reads")
     elif _TOKENS.value is not None:
         words = " ".join(_TOKENS.value).split()
         if not all(word.isdigit() for word in words):

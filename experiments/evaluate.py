@@ -22,6 +22,7 @@ from zaya_jax.command_line.models import decoding_form, load
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.samplers import check_samplers, known_samplers, make_samplers
 from zaya_jax.evaluation.task_accuracy import EvaluationProtocol, NamedSampler, run_task, task_rows
+from zaya_jax.files import make_folder
 from zaya_jax.paths import absolute
 from zaya_jax.reporting.results import write_results
 from zaya_jax.reporting.tables.runs import sampling_table
@@ -96,8 +97,7 @@ def main() -> None:
     protocol = EvaluationProtocol(_PROMPTS.value, _SAMPLES.value, _BATCH.value, _NEW.value, _SEED.value)
     for task in tasks:
         task.problems("test", 1, _SEED.value)  # a missing package is said before anything is compiled
-    folder = absolute(output)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(absolute(output), "--output")
     rows: list[dict[str, Any]] = []
     model, variables = decoding_form(config, variables)
     for task in tasks:

@@ -42,11 +42,13 @@ def main(*names: str) -> None:
     if "pages" in names:
         changed = rewrite(absolute(_PAGES.value), absolute(_RESULTS.value))
         print(*changed or ["pages: nothing has changed"], sep="\n", flush=True)
+    if not _OUTPUT.value:
+        raise UserError("--output: missing, may be a folder")
     everything = not names or "all" in names
     drawn, lacking = [], []
     for name in FIGURES if everything else [name for name in dict.fromkeys(names) if name not in ("reports", "pages")]:
         try:
-            drawn.append(write(name, draw(name, absolute(_RESULTS.value)), absolute(_OUTPUT.value)))
+            drawn.append(write(name, draw(name, absolute(_RESULTS.value)), absolute(_OUTPUT.value), "--output"))
             print(drawn[-1], flush=True)
         except cli.USER_ERRORS as error:
             lacking.append(str(error))

@@ -52,6 +52,7 @@ from zaya_jax.sampling import (
 )
 from zaya_jax.sampling.streaming import QUIET, RESET, TerminalStreamer, escape, render
 from zaya_jax.text.detokenizer import Detokenizer
+from zaya_jax.text.templates import question
 from zaya_jax.text.tokenizers import Tokenizer
 
 BATCH = 16  # prompts of a file side by side
@@ -204,7 +205,7 @@ def screen_of(values: flags.FlagValues) -> Screen:
 def complete(values: flags.FlagValues, engine: Engine, texts: list[str], settings: dict[str, Any]) -> None:
     """Continues every prompt, batch by batch."""
     tokenizer, samples = engine.tokenizer, values.samples
-    prompts = [[*tokenizer.opening, *tokenizer.encode(text)] for text in texts]
+    prompts = [question(text, tokenizer) for text in texts]
     engine.check(prompts)
     output = None if values.output is None else Completions(absolute(values.output), texts, samples, settings)
     size = values.batch or BATCH

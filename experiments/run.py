@@ -91,7 +91,7 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         sinks: list[Sink] = []
         if is_first():
-            stack.enter_context(run_folder.locked(workdir / ".lock"))
+            stack.enter_context(run_folder.locked(workdir / ".lock", field="--workdir"))
             run_folder.claim_workdir(workdir, config)
             run_folder.check_files(workdir)
             sinks = open_sinks(_SINKS.value, workdir, setup.name, json.loads(config.to_json_best_effort()))

@@ -37,7 +37,7 @@ from zaya_jax import compilation_cache
 from zaya_jax.command_line import cli
 from zaya_jax.command_line.closing import closing
 from zaya_jax.errors import UserError
-from zaya_jax.files import read_object, remedy, write_text
+from zaya_jax.files import make_folder, read_object, remedy, write_text
 from zaya_jax.paths import absolute
 from zaya_jax.registry import has_registered
 from zaya_jax.reporting import sweep_summary
@@ -84,7 +84,7 @@ def main() -> None:
             print(shlex.join(command(base, job, workdir)))
         return
     redone = to_redo(_REDO.value, chosen)
-    with run_folder.locked(workdir / ".lock"):
+    with run_folder.locked(workdir / ".lock", field="--workdir"):
         refuse(list(unusable({name: job for name, job in jobs.items() if job not in redone}, chosen)))
         claim(workdir, config)
         for job in redone:
@@ -171,7 +171,7 @@ def claim(workdir: Path, config: Any) -> None:
             theirs = read_object(path)
         if difference := run_folder.first_difference({key: theirs.get(key) for key in mine}, mine):
             raise UserError(f"--workdir {workdir}: holds another sweep: {difference}; choose another")
-    (workdir / "runs").mkdir(parents=True, exist_ok=True)
+    make_folder(workdir / "runs", "--workdir")
     jobs = [[[field, value] for field, value in job] for job in config.jobs]
     write_text(path, json.dumps(mine | {"jobs": jobs}, indent=1) + "\n")
     if not (workdir / "environment.json").exists():
@@ -200,7 +200,7 @@ def run_jobs(commands: dict[str, list[str]], workdir: Path, jobs: dict[str, Job]
 
 def run_job(line: list[str], folder: Path) -> str:
     """Runs one job, its output in log.txt. Returns "" or why it failed, which then stands in failed.txt, too."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     (folder / FAILED).unlink(missing_ok=True)
     with (folder / "log.txt").open("ab") as log:
         start = log.tell()

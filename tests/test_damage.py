@@ -285,6 +285,31 @@ def test_samples_are_written_whole(tmp_path, damage):
         path.write_bytes(whole)
 
 
+SAMPLE = {"sampler": "a", "temperature": 0.0, "prompt": "", "pieces": ["x", "y"], "accepted": [2]}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"pieces": ["x", 3]}, "pieces: should be a list of texts"),
+        ({"pieces": "xy"}, "pieces: got 'xy', should be list"),
+        ({"accepted": [3, -1]}, "accepted: should be integers that sum to len(pieces) = 2"),
+        ({"accepted": [True, 1]}, "accepted: should be integers that sum"),
+        ({"temperature": True}, "temperature: got True, should be int or float"),
+        ({"temperature": float("inf")}, "temperature: got inf, should be int or float"),
+        ({"temperature": 10**400}, "temperature: got 1000"),
+        ({"prompt": None}, "prompt: got None, should be str"),
+    ],
+    ids=str,
+)
+def test_a_sample_of_the_wrong_type(tmp_path, change, says):
+    path = build_run(tmp_path / "run") / "samples.jsonl"
+    with path.open("a") as file:
+        file.write(json.dumps(SAMPLE) + "\n" + json.dumps(SAMPLE | change) + "\n")
+    number = len(path.read_text().splitlines())
+    refused(path, lambda: load_run(path.parent), says=f"line {number}: {says}")
+
+
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 TABLES = {
@@ -297,6 +322,9 @@ TABLES = {
     "quote": lambda data: data.replace(b"sampling", b'"sampling', 1),
     "a long cell": lambda data: data.replace(b"sampling", b"x" * 200_000, 1),
     "zeros": lambda data: data + b"\0" * 100,
+    "an unknown column": lambda data: data.replace(b"kind", b"kinx", 1),
+    "a column twice": lambda data: data.replace(b"kind", b"kind,kind", 1),
+    "a cell more": lambda data: data.replace(b"sampling", b"sampling,sampling", 1),
 }
 
 

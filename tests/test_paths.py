@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from zaya_jax.errors import UserError
-from zaya_jax.files import lines_of, read_object, read_text
+from zaya_jax.files import lines_of, make_folder, read_object, read_text
 from zaya_jax.paths import absolute
 
 
@@ -22,7 +22,8 @@ def test_a_path_is_absolute_without_tilde_and_dots(tmp_path, monkeypatch):
     assert absolute(tmp_path / "link" / ".." / "new") == tmp_path / "real" / "new"
     # a link without ".." after it is kept: WORKDIR/checkpoints/STAGE may be one, and its WORKDIR is meant
     assert absolute(tmp_path / "link" / "x") == tmp_path / "link" / "x"
-    for bad in ("~nobody_of_that_name/x", "a\0b/.."):
+    assert absolute("é" * 127).name == "é" * 127
+    for bad in ("~nobody_of_that_name/x", "a\0b/..", "a" * 256, "é" * 128, "a/" * 2048, "\ud800"):
         with pytest.raises(UserError, match="not a path"):
             absolute(bad)
 
@@ -64,3 +65,14 @@ def test_an_object_or_one_line(tmp_path, text):
     assert "\n" not in str(caught.value)
     path.write_bytes(b'\xef\xbb\xbf{"a": 1}')
     assert read_object(path) == {"a": 1}
+
+
+@pytest.mark.parametrize("kind", ["a file", "below a file", "a pipe", "a device"])
+def test_a_folder_that_cannot_be_made_names_its_flag(tmp_path, kind):
+    (tmp_path / "x").touch()
+    os.mkfifo(tmp_path / "pipe")
+    places = {"a file": tmp_path / "x", "below a file": tmp_path / "x" / "y", "a pipe": tmp_path / "pipe"}
+    path = places.get(kind, Path("/dev/null"))
+    with pytest.raises(UserError, match=rf"^--output: got {path}: cannot be made as a folder \((File|Not a) "):
+        make_folder(path, "--output")
+    assert make_folder(tmp_path / "new" / "folder").is_dir() and make_folder(tmp_path / "new").is_dir()

@@ -325,7 +325,7 @@ def new_folder(directory: Path) -> Iterator[Path]:
       UserError: `directory` is a file, or holds files.
     """
     check_new(directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(directory.parent)
     partial = directory.with_name(f".{directory.name}.partial-{uuid.uuid4().hex}")
     partial.mkdir()
     try:
@@ -334,6 +334,23 @@ def new_folder(directory: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def make_folder(folder: Path, field: str = "") -> Path:
+    """A folder, made with those above it where they are not there.
+
+    Args:
+      field: the flag that names it, for messages.
+
+    Raises:
+      UserError: something else stands there, or the system refuses.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or one_line(error)
+        raise UserError(f"{field}{': got ' if field else ''}{folder}: cannot be made as a folder ({reason})") from None
+    return folder
 
 
 def check_new(directory: Path) -> None:

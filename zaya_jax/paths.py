@@ -5,6 +5,8 @@ from pathlib import Path
 
 from zaya_jax.errors import UserError
 
+MAX_NAME, MAX_PATH = 255, 4095  # bytes, of Linux and macOS: what is longer, the system refuses wherever it is asked
+
 
 def absolute(path: str | os.PathLike[str]) -> Path:
     """An absolute path, "~" expanded (a shell leaves it alone after "=") and without "..".
@@ -19,8 +21,11 @@ def absolute(path: str | os.PathLike[str]) -> Path:
         if ".." in full.parts:
             last = len(full.parts) - full.parts[::-1].index("..")
             full = Path(*full.parts[:last]).resolve().joinpath(*full.parts[last:])
-    except (RuntimeError, ValueError) as error:  # no home; a zero byte; before Python 3.13, a loop of links
-        raise UserError(f"{str(path)[:200]!r}: not a path ({one_line(error)})") from None
+        longest = max(map(len, map(os.fsencode, full.parts)))
+        if longest > MAX_NAME or len(os.fsencode(full)) > MAX_PATH:
+            raise ValueError(f"names may be at most {MAX_NAME} bytes, and all of it {MAX_PATH}")
+    except (RuntimeError, ValueError) as error:  # no home; a zero byte; too long; before Python 3.13, a loop
+        raise UserError(f"{str(path)[:80]!r}: not a path ({one_line(error)})") from None
     return full
 
 

@@ -70,7 +70,7 @@ def run(main: Callable[..., None], names: bool = False, keep_memory: bool = Fals
                 raise
             if _TRACEBACK.value:
                 traceback.print_exc()
-            fail(str(error))
+            fail(_line_of(error))
         except Interrupted as stop:
             print(f"interrupted: {stop}; the same command resumes from there", file=sys.stderr)
             raise SystemExit(INTERRUPTED) from None
@@ -117,6 +117,14 @@ def fail(message: str, status: int = 2) -> None:
     """Ends the program with one line."""
     complain([message])
     raise SystemExit(status)
+
+
+def _line_of(error: BaseException) -> str:
+    """A mistake in words: the system's refusals, which Python writes as "[Errno 17] File exists: 'a'", too."""
+    plain = isinstance(error, OSError) and type(error).__str__ is OSError.__str__
+    if plain and error.filename is not None and error.strerror:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return str(error)
 
 
 def complain(messages: Sequence[str]) -> None:

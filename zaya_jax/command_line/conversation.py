@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from zaya_jax.sampling import Session
 from zaya_jax.text.detokenizer import Detokenizer
-from zaya_jax.text.templates import MARK, ChatTemplate, Messages, encode
+from zaya_jax.text.templates import MARK, ChatTemplate, Messages, encode, question
 from zaya_jax.text.tokenizers import Tokenizer
 
 
@@ -21,8 +21,8 @@ class Conversation:
     def prompt(self, line: str) -> tuple[list[int], Session | None]:
         """What the model has to read before it answers, and after which session."""
         if self.template is None:
-            opening = self.tokenizer.opening if self.session is None else ()
-            return [*opening, *self.tokenizer.encode(line, start=self.session is None)], self.session
+            first = self.session is None
+            return question(line, self.tokenizer) if first else self.tokenizer.encode(line, False), self.session
         messages = [*self.said, _message("user", line)]
         text = None if self.session is None else self.template.next_prompt(messages, self.tokenizer)
         if text is None:  # the first turn, or a template that writes what was said in another way now

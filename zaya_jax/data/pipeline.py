@@ -25,6 +25,7 @@ from grain import experimental as grain_experimental
 from zaya_jax.checks import COUNT, KEY, Integer, check
 from zaya_jax.data.chat import ChatSource
 from zaya_jax.errors import UserError
+from zaya_jax.text.templates import question
 from zaya_jax.text.tokenizers import Tokenizer
 
 Batch = dict[str, np.ndarray]
@@ -214,8 +215,10 @@ def _packed(
             encoded = source.encode(element, tokenizer, row_length)
             return None if encoded is None else (encoded.ids, encoded.answer)
         text, prompt = element["text"], element.get("prompt", "")
-        given = [*tokenizer.opening, *tokenizer.encode(prompt)]
-        written = tokenizer.encode(text[len(prompt) :], start=not prompt) + [tokenizer.eos_id]
+        given = question(prompt, tokenizer) if prompt else [*tokenizer.opening]
+        closing = () if prompt else tokenizer.closing
+        end = [*closing] if closing[-1:] == (tokenizer.eos_id,) else [*closing, tokenizer.eos_id]
+        written = tokenizer.encode(text[len(prompt) :], start=not prompt) + end
         return given + written, [0] * len(given) + [1] * len(written)
 
     def pack_group(number: int, group: Sequence[dict[str, str]]) -> Batch:

@@ -73,8 +73,8 @@ class Adapter:
       seed: request i of a `generate_until` samples with seed + i, whatever batch it falls in.
       prefix: the token that stands before a text without context; None for BOS, or EOS where there is none: as HFLM's
         prefix_token_id.
-      add_bos_token: whether contexts and rolling texts open as the tokenizer opens a text; None for yes, as HFLM, where
-        a tokenizer that opens none adds none either.
+      add_bos_token: whether contexts and rolling texts open and end as the tokenizer has it; None for yes, as HFLM,
+        where a tokenizer that opens none adds none either.
     """
 
     model: Zaya
@@ -110,7 +110,7 @@ class Adapter:
         spelled = {id_: spelling for spelling, id_ in self.tokenizer.special_ids.items()}.get(self.before)
         if not opened or self.add_bos_token is False or (spelled is not None and text.startswith(spelled)):
             return ids
-        return [*self.tokenizer.opening, *ids]
+        return [*self.tokenizer.opening, *ids, *self.tokenizer.closing]
 
     def loglikelihood(self, requests: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
         """For (context, continuation): ln p(continuation | context), and whether greedy decoding would write it.

@@ -16,6 +16,7 @@ from zaya_jax.errors import UserError
 from zaya_jax.evaluation.answers import Answers, fingerprint
 from zaya_jax.evaluation.pass_at_k import mean_interval, paired_difference, pass_at_k, permutation_p_value
 from zaya_jax.evaluation.samplers import NamedSampler
+from zaya_jax.files import make_folder
 from zaya_jax.reporting.results import wilson
 from zaya_jax.sampling import SamplerConfig, best_anchors, evidence, find_target, generate
 from zaya_jax.sampling.drafting import Yield
@@ -292,7 +293,7 @@ def run_task(
       UserError, SandboxError: as `run_sampler`.
     """
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     problems = protocol.problems(task)
     configs = [sampler.config for sampler in samplers]
     budgeted = [config for config in configs if config.mode == "single_pass" and not config.reads_next_block]

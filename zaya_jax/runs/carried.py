@@ -8,7 +8,8 @@ from pathlib import Path
 import tokenizers
 
 from zaya_jax.interop.conversion.companions import copy_companions, write_ids
-from zaya_jax.text.published import SPELLED, TOKENIZER_FILE, read_object
+from zaya_jax.text.published import TOKENIZER_FILE
+from zaya_jax.text.special_tokens import SPELLED, read_object
 from zaya_jax.text.templates import TEMPLATE_FILE, ChatTemplate
 from zaya_jax.text.tokenizers import BPETokenizer, ByteTokenizer, byte_vocabulary, load_tokenizer, tokenizer_file
 

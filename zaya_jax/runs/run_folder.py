@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from zaya_jax import moved
 from zaya_jax.checks import shown
 from zaya_jax.errors import UserError
-from zaya_jax.files import read_object, read_text, refused_in_one_line, remedy, write_text
+from zaya_jax.files import make_folder, read_object, read_text, refused_in_one_line, remedy, write_text
 from zaya_jax.reporting.results import ENVIRONMENT, METRICS
 from zaya_jax.reporting.run_files import REMEDIES, load_run, read_environment
 from zaya_jax.runs.provenance import describe
@@ -21,17 +21,18 @@ EVALUATION = ("results.csv", "samples.jsonl", "answers", "figures", "report.html
 
 
 @contextlib.contextmanager
-def locked(path: Path, waiting: str | None = None) -> Iterator[None]:
+def locked(path: Path, waiting: str | None = None, field: str = "") -> Iterator[None]:
     """Holds a lock file that no other process holds; it is let go when the process ends, however it ends.
 
     Args:
       path: of the file; folders above it are made.
       waiting: what to print before waiting for another process; None: do not wait.
+      field: the flag that names its folder, for messages.
 
     Raises:
-      UserError: another process holds it, and `waiting` is None.
+      UserError: another process holds it, and `waiting` is None; its folder cannot be made.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent, field)
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -70,8 +71,7 @@ def claim_workdir(workdir: Path, config: ConfigDict) -> None:
             keep_evaluation(workdir)
             write_text(path, json.dumps(mine, indent=2) + "\n")
         return
-    with refused_in_one_line(workdir):
-        workdir.mkdir(parents=True, exist_ok=True)
+    make_folder(workdir, "--workdir")
     _have_environment(workdir / ENVIRONMENT)
     write_text(path, json.dumps(mine, indent=2) + "\n")
 

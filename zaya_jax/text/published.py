@@ -13,20 +13,13 @@ from typing import Any
 
 import tokenizers
 
-from zaya_jax import files
 from zaya_jax.errors import UserError
 from zaya_jax.files import read_text
 from zaya_jax.paths import one_line
 from zaya_jax.text.named_classes import rebuilt
+from zaya_jax.text.special_tokens import NUMBERED, SPELLED, SpecialTokens, check_added, named_ids, read_object
 
 TOKENIZER_FILE = "tokenizer.json"
-# Who says which ids begin, end and fill a text: by number, the model's files; by spelling, the tokenizer's own.
-NUMBERED, SPELLED = ("config.json", "generation_config.json"), "tokenizer_config.json"
-SPELLED_BEFORE = "special_tokens_map.json"  # where older releases of transformers spell them
-ROLES = ("bos", "eos", "pad")
-NAMED = (*ROLES, "unk", "sep", "cls", "mask")  # what transformers hands to chat templates as bos_token, ...
-FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of an added token
-UNMARKED = {"normalized": False}
 # What transformers' clean_up_tokenization replaces in a decoded text, in this order.
 TIDIED = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 
@@ -44,7 +37,8 @@ class PublishedTokenizer:
     bos_id: int | None
     eos_ids: tuple[int, ...]  # all that end a text; the first is the one to write
     pad_id: int
-    opening: tuple[int, ...]  # special tokens that belong in front of every text
+    opening: tuple[int, ...]  # special tokens that belong in front of every text,
+    closing: tuple[int, ...]  # and after it
     special_ids: Mapping[str, int] = field(repr=False)  # by spelling
     template_tokens: Mapping[str, str] = field(repr=False)  # spellings that chat templates see, as "eos_token"
     tidies: bool = field(default=False, compare=False)  # whether decoding replaces `TIDIED`; decides no ids
@@ -56,22 +50,20 @@ class PublishedTokenizer:
 
         EOS are all that any of config.json, generation_config.json and tokenizer_config.json names; the last one's is
         the one to write, as chat templates mean it. For BOS and PAD the first file that names one is believed. As in
-        transformers 5, a token that tokenizer_config.json names or adds is a special token whatever tokenizer.json
-        says, its flags there count, a text begins as the post-processor begins it (`add_bos_token` is for tokenizers
-        without a tokenizer.json), and stored truncation and padding are ignored.
+        transformers 5, a token that tokenizer_config.json names is a special token whatever tokenizer.json says, the
+        flags there of those that it adds count, a text begins and ends as the post-processor has it (`add_bos_token`
+        is for tokenizers without a tokenizer.json), and stored truncation and padding are ignored.
 
         Raises:
           UserError: one line: a file that cannot be read, ids or spellings that the tokenizer does not have as special
             tokens, no EOS.
         """
         values = read_object(path.with_name(SPELLED))
-        spelled = _spelled(path, values)
+        tokens = SpecialTokens.read(path, description)
         model = _as_named(path, description, values) or model
-        _check_added(path, model, description.get("added_tokens") or ())
-        if "pad" in spelled and model.token_to_id(spelled["pad"]) is None:
-            del spelled["pad"]  # nobody reads what fills a row
-        _add_tokens(path, model, values, spelled)
-        named = _named_ids(path, model, spelled)
+        check_added(path, model, description.get("added_tokens") or ())
+        tokens.give(path, model)
+        named = named_ids(path, model, tokens.spelled)
         if not named["eos"]:
             places = ", ".join((*NUMBERED, SPELLED))
             raise UserError(f"tokenizer: {path}: no EOS token: none of {places} beside it names one (eos_token_id)")
@@ -87,10 +79,10 @@ class PublishedTokenizer:
         first = {role: next(iter(ids), None) for role, ids in named.items()}
         pad = named["eos"][0] if first["pad"] is None else first["pad"]
         template_tokens = {"eos_token": str(model.id_to_token(named["eos"][0]))}
-        template_tokens |= _other_specials(path, values)[1]
-        template_tokens |= {f"{role}_token": spelling for role, spelling in spelled.items()}
+        template_tokens |= {name: token.content for name, token in tokens.own.items()}
+        template_tokens |= {f"{role}_token": spelling for role, spelling in tokens.spelled.items()}
         ends, tidies = tuple(named["eos"]), _tidies(path, model, values)
-        return cls(model, first["bos"], ends, pad, _opening(model), special, template_tokens, tidies)
+        return cls(model, first["bos"], ends, pad, *_around(path, model), special, template_tokens, tidies)
 
     @property
     def eos_id(self) -> int:
@@ -111,7 +103,7 @@ class PublishedTokenizer:
         Raises:
           UserError: lone surrogates, or a text that the tokenizer has no tokens for.
         """
-        return self._ids(self.model if start else self._inside, text)
+        return self._ids(self._reading if start else self._inside, text)
 
     def _takes(self, part: str | int, side: str) -> bool:
         """Whether a part is an added token that takes the white space on its "lstrip" or "rstrip" side."""
@@ -133,7 +125,7 @@ class PublishedTokenizer:
             whole = "".join(part if isinstance(part, str) else self._added[part].content for part in parts)
             ids = self._encoded(self._speaking, whole)
             left = iter(special)  # not all need be found: a normalizer may hide a token's spelling
-            if all(id_ in left for id_ in ids if id_ in self._silent):
+            if all(id_ in left for id_ in ids if id_ in self._special):
                 return ids
         ids = []
         for at, part in enumerate(parts):
@@ -144,7 +136,7 @@ class PublishedTokenizer:
                 part = part.lstrip()
             if at + 1 < len(parts) and self._takes(parts[at + 1], "lstrip"):
                 part = part.rstrip()
-            ids += self._ids(self._after if at else self.model, part)
+            ids += self._ids(self._after if at else self._reading, part)
         return ids
 
     def _ids(self, model: tokenizers.Tokenizer, text: str) -> list[int]:
@@ -173,7 +165,8 @@ class PublishedTokenizer:
         wrong = next((i for i in values if not 0 <= i < self.vocab_size), None)
         if wrong is not None:
             raise UserError(f"ids: got {wrong}, must be in [0, {self.vocab_size})")
-        text = self.model.decode([i for i in values if i not in self._silent], skip_special_tokens=True)
+        ends = {self.bos_id, *self.eos_ids}
+        text = self.model.decode([i for i in values if i not in ends], skip_special_tokens=True)
         return tidied(text) if self.tidies else text
 
     def joins(self, id_: int) -> bool:
@@ -184,14 +177,14 @@ class PublishedTokenizer:
     def context(self) -> tuple[int, ...]:
         """A token of visible text to decode later parts of a text after; () where none has any."""
         for id_ in range(self.vocab_size):
-            if id_ not in self._silent and id_ not in self._fallback_bytes:
+            if id_ not in self._special and id_ not in self._fallback_bytes:
                 text = self.model.decode([id_])
                 if text.isascii() and text.isalnum():
                     return (id_,)
         return ()
 
     @functools.cached_property
-    def _silent(self) -> frozenset[int]:
+    def _special(self) -> frozenset[int]:
         return frozenset(self.special_ids.values())
 
     @functools.cached_property
@@ -204,6 +197,21 @@ class PublishedTokenizer:
     @functools.cached_property
     def _added(self) -> Mapping[int, tokenizers.AddedToken]:
         return self.model.get_added_tokens_decoder()
+
+    @functools.cached_property
+    def _reading(self) -> tokenizers.Tokenizer:
+        """The tokenizer for ordinary text.
+
+        Where one file calls a token special and another does not, the library (and so transformers) matches it as the
+        last one says and skips it as the first one does.
+        """
+        skipped = {id_ for id_ in self._added if self.model.decode([id_]) != self.model.decode([id_], False)}
+        written = {id_ for id_ in self._added if self.model.decode([id_], False)}
+        if all(token.special == (id_ in skipped) for id_, token in self._added.items() if id_ in written):
+            return self.model
+        model = tokenizers.Tokenizer.from_str(self.model.to_str())
+        model.encode_special_tokens = True
+        return model
 
     @functools.cached_property
     def _speaking(self) -> tokenizers.Tokenizer:
@@ -226,7 +234,7 @@ class PublishedTokenizer:
         description = json.loads(self.model.to_str())
         changed = {name: change(description.get(name)) for name in ("normalizer", "pre_tokenizer")}
         if all(changed[name] == description.get(name) for name in changed):
-            return self.model
+            return self._reading
         model = tokenizers.Tokenizer.from_str(json.dumps(description | changed))
         model.encode_special_tokens = True
         return model
@@ -280,23 +288,6 @@ def _from_json(path: Path, text: str) -> tokenizers.Tokenizer:
         raise UserError(f"tokenizer: {path} is not a tokenizer json ({one_line(error)})") from error
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object of text that UTF-8 can hold, {} where there is no such file.
-
-    Raises UserError, in one line, for anything else: `tokenizers` takes no lone surrogate ("\\ud800" is JSON) anywhere.
-    """
-    if not path.exists():
-        return {}
-    try:
-        values = files.read_object(path)
-        json.dumps(values, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        raise UserError(f"tokenizer: {path}: holds a lone surrogate, which is no text") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"tokenizer: {one_line(error)}") from None
-    return values
-
-
 def tidied(text: str) -> str:
     """A decoded text without the spaces that some vocabularies leave, as transformers' clean_up_tokenization does it.
 
@@ -307,14 +298,21 @@ def tidied(text: str) -> str:
     return text
 
 
-def _opening(model: tokenizers.Tokenizer) -> tuple[int, ...]:
-    """The special tokens that a tokenizer's post-processor puts in front of a text."""
-    try:
-        alone, whole = (model.encode("a", add_special_tokens=special).ids for special in (False, True))
-    except Exception:  # no token for an "a", so nothing to find
-        return ()
-    starts = (at for at in range(len(whole)) if alone and whole[at : at + len(alone)] == alone)
-    return tuple(whole[: next(starts, 0)])
+def _around(path: Path, model: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The special tokens that a tokenizer's post-processor puts (in front of, after) a text.
+
+    Raises UserError for one that does anything else to a text, or puts ids there that the tokenizer does not have.
+    """
+    text = 2**32 - 1  # stands for one: an id that no vocabulary has
+    stand_in = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": text}, "a"))
+    ids = [text] if model.post_processor is None else model.post_processor.process(stand_in.encode("a")).ids
+    if ids.count(text) != 1:
+        raise UserError(f"tokenizer: {path}: post_processor: writes a text {ids.count(text)} times, may write it once")
+    at = ids.index(text)
+    unknown = next((id_ for id_ in ids if id_ != text and model.id_to_token(id_) is None), None)
+    if unknown is not None:
+        raise UserError(f"tokenizer: {path}: post_processor: got {unknown}, must be an id of the tokenizer")
+    return tuple(ids[:at]), tuple(ids[at + 1 :])
 
 
 def require_unicode(text: str) -> None:
@@ -337,95 +335,6 @@ def _tidies(path: Path, model: tokenizers.Tokenizer, values: Mapping[str, Any]) 
     )
 
 
-def _spelled(path: Path, values: Mapping[str, Any]) -> dict[str, str]:
-    """Role -> spelling of the special tokens that the tokenizer's own files name."""
-    given = {role: (SPELLED, values.get(f"{role}_token")) for role in NAMED}
-    if "added_tokens_decoder" not in values:  # else transformers does not look there
-        before = read_object(path.with_name(SPELLED_BEFORE))
-        given |= {role: (SPELLED_BEFORE, before[f"{role}_token"]) for role in NAMED if before.get(f"{role}_token")}
-    spelled = {}
-    for role, (name, token) in given.items():
-        if token is None:
-            continue
-        spelling = _spelling(token)
-        if spelling is None:
-            where = path.with_name(name)
-            raise UserError(f"tokenizer: {where}: {role}_token: got {token!r:.200}, must be a token of {path}")
-        spelled[role] = spelling
-    return spelled
-
-
-def _spelling(token: Any) -> str | None:
-    """What a JSON file's token, a string or an object with "content", is spelled; None: it is none."""
-    spelling = token.get("content") if isinstance(token, dict) else token
-    return spelling if isinstance(spelling, str) else None
-
-
-def _other_specials(path: Path, values: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
-    """Special tokens that tokenizer_config.json names beside those of `NAMED`: (without a role, by a model's own role).
-
-    As in transformers 5, a model's own roles are the strings under "..._token" and an object of extra_special_tokens.
-    """
-    where = path.with_name(SPELLED)
-    field = "extra_special_tokens" if "extra_special_tokens" in values else "additional_special_tokens"
-    more = values.get("extra_special_tokens") or values.get("additional_special_tokens") or ()
-    roles = {
-        name: token for name, token in values.items()
-        if name.endswith("_token") and name.removesuffix("_token") not in NAMED and isinstance(token, str)
-    }  # fmt: skip
-    if isinstance(more, dict):
-        more, roles = (), roles | more
-    if not isinstance(more, list | tuple) or None in map(_spelling, (*more, *roles.values())):
-        raise UserError(f"tokenizer: {where}: {field}: must be a list of tokens, or an object of tokens by their roles")
-    return [str(_spelling(token)) for token in more], {name: str(_spelling(token)) for name, token in roles.items()}
-
-
-def _check_added(path: Path, model: tokenizers.Tokenizer, tokens: Sequence[Mapping[str, Any]]) -> None:
-    """Raises UserError for an added token of tokenizer.json that the library gave another id."""
-    added = model.get_added_tokens_decoder()
-    for token in tokens:
-        got = added.get(token["id"])
-        if got is None or got.content != token["content"]:
-            raise UserError(f"tokenizer: {path}: added_tokens: {token['content']!r} cannot have id {token['id']}")
-
-
-def _add_tokens(path: Path, model: tokenizers.Tokenizer, values: Mapping[str, Any], spelled: Mapping[str, str]) -> None:
-    """Gives the tokenizer what tokenizer_config.json adds, and makes all that it names special.
-
-    Raises UserError for a named token that it does not have, or one that cannot have the id that the file gives it.
-    """
-    where = path.with_name(SPELLED)
-    given = values.get("added_tokens_decoder") or {}
-    try:
-        numbered = {int(id_): tokenizers.AddedToken(**token) for id_, token in given.items()}
-    except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"tokenizer: {where}: added_tokens_decoder: {one_line(error)}") from None
-    there = {repr(token) for token in model.get_added_tokens_decoder().values()}
-    model.add_tokens([token for _, token in sorted(numbered.items()) if repr(token) not in there])
-    for id_, token in numbered.items():
-        if model.token_to_id(token.content) != id_:
-            raise UserError(f"tokenizer: {where}: added_tokens_decoder: {token.content!r} cannot have id {id_}")
-    listed, roles = _other_specials(path, values)
-    more = [*roles.values(), *listed]
-    added = {token.content: token for token in model.get_added_tokens_decoder().values()}
-    for role, spelling in spelled.items():
-        if model.token_to_id(spelling) is None:
-            raise UserError(f"tokenizer: {where}: {role}_token: got {spelling!r}, must be a token of {path}")
-    field = "extra_special_tokens" if values.get("extra_special_tokens") else "additional_special_tokens"
-    given = values.get(field) or ()
-    objects = [token for token in (given.values() if isinstance(given, dict) else given) if isinstance(token, dict)]
-    flags = {
-        str(_spelling(token)): {flag: bool(token.get(flag)) for flag in FLAGS if flag != "special"} for token in objects
-    }
-    for spelling in (*spelled.values(), *more):
-        token = added.get(spelling)
-        if token is None:
-            model.add_special_tokens([tokenizers.AddedToken(spelling, special=True, **flags.get(spelling, UNMARKED))])
-        elif not token.special and spelling in spelled.values():
-            kept = {flag: getattr(token, flag) for flag in FLAGS} | {"special": True}
-            model.add_special_tokens([tokenizers.AddedToken(spelling, **kept)])
-
-
 def _as_named(path: Path, description: Mapping[str, Any], values: Mapping[str, Any]) -> tokenizers.Tokenizer | None:
     """The tokenizer as transformers 5 builds it where the files name a class of its own; None: tokenizer.json's."""
     where = path.with_name(SPELLED)
@@ -433,26 +342,3 @@ def _as_named(path: Path, description: Mapping[str, Any], values: Mapping[str, A
         raise UserError(f"tokenizer: {where}: split_special_tokens: got true, may be false")
     changed = rebuilt(where, description, values, read_object(path.with_name("config.json")))
     return None if changed is None else _from_json(path, json.dumps(changed))
-
-
-def _named_ids(path: Path, model: tokenizers.Tokenizer, spelled: Mapping[str, str]) -> dict[str, list[int]]:
-    """What the files beside a tokenizer.json say: role -> ids, the most believed first."""
-    named: dict[str, list[int]] = {role: [] for role in ROLES}
-    for name in NUMBERED:
-        values = read_object(path.with_name(name))
-        for role in ROLES:
-            given = values.get(f"{role}_token_id")
-            for id_ in given if isinstance(given, list) else [given] * (given is not None):
-                known = isinstance(id_, int) and not isinstance(id_, bool) and id_ < 2**31
-                if known and (id_ < 0 or (role == "pad" and model.id_to_token(id_) is None)):
-                    continue  # -1 is Meta's word for none; and nobody reads what fills a row
-                if not known or model.id_to_token(id_) is None:
-                    where = path.with_name(name)
-                    raise UserError(f"tokenizer: {where}: {role}_token_id: got {id_!r}, must be an id of {path}")
-                named[role] += [id_] * (id_ not in named[role])
-    for role in set(ROLES) & set(spelled):
-        id_ = model.token_to_id(spelled[role])
-        assert id_ is not None  # `_add_tokens` looked
-        others = [other for other in named[role] if other != id_]
-        named[role] = [id_, *others] if role == "eos" else [*named[role], *[id_] * (id_ not in named[role])]
-    return named

@@ -25,7 +25,8 @@ from zaya_jax.errors import UserError
 from zaya_jax.files import read_text
 from zaya_jax.paths import absolute, one_line
 from zaya_jax.text.jinja_world import compiled, parsed, rendered
-from zaya_jax.text.published import SPELLED, read_object, require_unicode
+from zaya_jax.text.published import require_unicode
+from zaya_jax.text.special_tokens import SPELLED, read_object
 from zaya_jax.text.tokenizers import Tokenizer
 
 Messages = Sequence[Mapping[str, Any]]  # see `chat.check_messages`
@@ -309,7 +310,7 @@ def _occurrences(part: str, text: str) -> list[int]:
 
 
 def question(text: str, tokenizer: Tokenizer, template: ChatTemplate | None = None) -> list[int]:
-    """What a model reads to answer `text`: a user's message, or without a template the text after its opening."""
+    """What a model reads to answer `text`: a user's message, or without a template the text as the tokenizer has it."""
     if template is not None:
         return template.prompt([{"role": "user", "content": text}], tokenizer)
-    return [*tokenizer.opening, *tokenizer.encode(text)]
+    return [*tokenizer.opening, *tokenizer.encode(text), *tokenizer.closing]

@@ -62,6 +62,11 @@ class Tokenizer(Protocol):
         ...
 
     @property
+    def closing(self) -> tuple[int, ...]:
+        """Special tokens that belong after every text, prompts included, as some encoders' tokenizers have it."""
+        ...
+
+    @property
     def context(self) -> tuple[int, ...]:
         """What to decode a later part of a text after, where a beginning would lose its space; else ()."""
         ...
@@ -125,6 +130,10 @@ class _SpecialsLast:
 
     @property
     def opening(self) -> tuple[int, ...]:
+        return ()
+
+    @property
+    def closing(self) -> tuple[int, ...]:
         return ()
 
     @property

@@ -19,7 +19,7 @@ from zaya_jax.architecture import ZayaConfig
 from zaya_jax.architecture.execution import without_execution
 from zaya_jax.architecture.moe.router import BALANCING
 from zaya_jax.errors import UserError
-from zaya_jax.files import read_object, write_text
+from zaya_jax.files import make_folder, read_object, write_text
 from zaya_jax.interop.formats.names import Path as Variable
 from zaya_jax.interop.formats.names import abstract_variables
 from zaya_jax.parallel import Placement
@@ -35,8 +35,7 @@ class CheckpointError(UserError):
 
 def write_model_file(directory: Path | str, config: ZayaConfig) -> None:
     """Puts the model's configuration beside its steps."""
-    path = absolute(directory)
-    path.mkdir(parents=True, exist_ok=True)
+    path = make_folder(absolute(directory))
     write_text(path / MODEL_FILE, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from zaya_jax.errors import UserError
-from zaya_jax.files import read_object, remedy, replacing, write_text
+from zaya_jax.files import make_folder, read_object, remedy, replacing, write_text
 from zaya_jax.reporting import results
 from zaya_jax.reporting.paper.ablations import block_size, masking, negative_control
 from zaya_jax.reporting.paper.benchmarks import anchors, free_slots, strategies
@@ -164,10 +164,12 @@ def show(name: str, results_folder: Path | str) -> None:
     print(drawn.caption)
 
 
-def write(name: str, drawn: Drawn, directory: Path | str) -> Path:
-    """Writes NAME.png and its caption NAME.txt, makes the directory, and returns the picture's path."""
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+def write(name: str, drawn: Drawn, directory: Path | str, field: str = "") -> Path:
+    """Writes NAME.png and its caption NAME.txt, makes the directory, and returns the picture's path.
+
+    UserError, naming `field`, where the directory cannot be made.
+    """
+    directory = make_folder(Path(directory), field)
     path = directory / f"{name}.png"
     with replacing(path) as partial:
         drawn.figure.savefig(partial, dpi=style.DPI, format="png")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from zaya_jax.files import replacing
+from zaya_jax.files import make_folder, replacing
 from zaya_jax.reporting.plots import style
 from zaya_jax.reporting.plots.layout_plot import layout_picture
 from zaya_jax.reporting.plots.sampling_plots import accepted_histogram, forward_cost, tokens_per_forward, yields
@@ -81,8 +81,7 @@ def caption(name: str, run: Run) -> str:
 
 def draw_figures(run: Run, directory: Path | str) -> list[Path]:
     """Writes every figure the run has data for as a PNG and returns their paths; creates the directory."""
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    directory = make_folder(Path(directory))
     paths = []
     for name, draw in FIGURES.items():
         figure = draw(run)
