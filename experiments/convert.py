@@ -6,7 +6,8 @@
 
 Read: Hugging Face folders of transformers' ZAYA and of the Llama family, Zyphra's legacy layout, and our own
 checkpoints (WORKDIR/checkpoints/STAGE). Written: --format=huggingface (the model's own family; transformers loads it,
-but for the draft mask token, which it does not know), legacy, or native (what a run's phase can start from).
+but for the draft mask token, which it does not know), legacy, or native (what a run's phase can start from). Adapters
+stay in native alone: experiments.merge adds them to the weights, experiments.adapters writes them by themselves.
 
 Tensors pass one at a time: the memory needed is the largest stored tensor and 1 GiB. Everything that is wrong with the
 source is said before anything is written, tensor by tensor. Work goes to a partial folder beside --output

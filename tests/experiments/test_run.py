@@ -323,16 +323,16 @@ def test_another_evaluation_takes_the_place_of_the_earlier_one_which_is_kept(tmp
     for count, name in enumerate(run_folder.EVALUATION):
         (tmp_path / name).write_text(str(count))
     (tmp_path / "metrics.jsonl").write_text("{}\n")
-    assert claimed(tmp_path)["evaluate"]["prompts"] == 6  # the same config moves nothing
+    assert claimed(tmp_path)["evaluate"]["prompts"] == 8  # the same config moves nothing
     assert (tmp_path / "results.csv").exists()
     assert claimed(tmp_path, prompts=3)["evaluate"]["prompts"] == 3
     assert not any((tmp_path / name).exists() for name in run_folder.EVALUATION)
     kept = tmp_path / "evaluations" / "1"
     assert [(kept / name).read_text() for name in run_folder.EVALUATION] == [*"01234"]
-    assert json.loads((kept / "config.json").read_text())["evaluate"]["prompts"] == 6
+    assert json.loads((kept / "config.json").read_text())["evaluate"]["prompts"] == 8
     assert (tmp_path / "metrics.jsonl").exists()
     (tmp_path / "results.csv").write_text("again")
-    claimed(tmp_path, prompts=6)
+    claimed(tmp_path, prompts=8)
     assert {p.name for p in (tmp_path / "evaluations").iterdir()} == {"1", "2"}
     assert (tmp_path / "evaluations" / "2" / "results.csv").read_text() == "again"
 

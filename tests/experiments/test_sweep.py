@@ -220,12 +220,12 @@ def test_a_sweep_trains_shared_stages_once_survives_a_failure_and_resumes(tmp_pa
     assert "mixture=text" in failure and "it holds no text" in failure
     (told,) = [line for line in output.splitlines() if line.startswith("mixture=text") and ": failed: " in line]
     assert "status 2: error: " in told and "failed=1" in output
-    assert "2 of 3 jobs finished" in output and "job        source    sampler" in output
-    assert len([line for line in output.splitlines() if line.startswith("alpha=0.5: finished in")]) == 1
+    assert "2 of 3 jobs finished" in output and f"{'job':16}source    sampler" in output
+    assert len([line for line in output.splitlines() if line.startswith("warmup_steps=3: finished in")]) == 1
     rows = read_sweep(workdir / "results.csv")
     names = list(dict.fromkeys(row["run"] for row in rows))
-    assert names == ["alpha=1.0", "alpha=0.5"]
-    assert {row["changes"]["convert.objective.alpha"] for row in rows} == {1.0, 0.5}
+    assert names == ["warmup_steps=2", "warmup_steps=3"]
+    assert {row["changes"]["convert.optimizer.warmup_steps"] for row in rows} == {2, 3}
     for name in names:
         own = read_results(workdir / "runs" / name / "results.csv")
         assert [r["accuracy"] for r in own] == [r["accuracy"] for r in rows if r["run"] == name]
@@ -240,23 +240,23 @@ def test_a_sweep_trains_shared_stages_once_survives_a_failure_and_resumes(tmp_pa
         return {name: (workdir / "runs" / name / "results.csv").stat().st_mtime_ns for name in names}
 
     before = written()
-    status, output = run(workdir, "--only=alpha")
+    status, output = run(workdir, "--only=warmup")
     assert status == 0 and "finished before: 2 of 2 jobs" in output and "2 of 3 jobs finished" in output
     assert before == written()
 
     # an override that all share stands in no name: what was run with another is told, and deleted on demand alone
     other = f"{SWEEP}:seed=8"
-    status, output = run(workdir, "--only=alpha", config=other)
+    status, output = run(workdir, "--only=warmup", config=other)
     assert status == 2 and before == written()
     errors = [line for line in output.splitlines() if line.startswith("error:")]
-    assert len(errors) == 2 and all("evaluate.seed (7 there, 8 now); --redo=alpha=" in line for line in errors)
-    status, output = run(workdir, "--only=alpha=0.5", "--redo=alpha=0.5", config=other)
-    assert status == 0 and "left out: alpha=1.0: its run has another config" in output
+    assert len(errors) == 2 and all("evaluate.seed (7 there, 8 now); --redo=warmup_steps=" in line for line in errors)
+    status, output = run(workdir, "--only=warmup_steps=3", "--redo=warmup_steps=3", config=other)
+    assert status == 0 and "left out: warmup_steps=2: its run has another config" in output
     rows = read_sweep(workdir / "results.csv")
-    assert {(r["run"], r["seed"]) for r in rows if r["kind"] == "sampling"} == {("alpha=0.5", 8)}
+    assert {(r["run"], r["seed"]) for r in rows if r["kind"] == "sampling"} == {("warmup_steps=3", 8)}
     now = written()
-    assert now["alpha=1.0"] == before["alpha=1.0"] and now["alpha=0.5"] != before["alpha=0.5"]
-    metrics = workdir / "runs" / "alpha=0.5" / "metrics.jsonl"
+    assert now["warmup_steps=2"] == before["warmup_steps=2"] and now["warmup_steps=3"] != before["warmup_steps=3"]
+    metrics = workdir / "runs" / "warmup_steps=3" / "metrics.jsonl"
     assert not metrics.exists() or not {m["stage"] for m in read_metrics(metrics)} & {"pretrain", "convert"}
 
 
@@ -336,14 +336,14 @@ def test_a_folder_with_another_sweep_is_refused(tmp_path):
 
 def test_a_second_sweep_in_a_folder_is_refused_in_one_line(tmp_path):
     with run_folder.locked(tmp_path / ".lock"):
-        status, output = run(tmp_path, "--only=alpha=0.5")
+        status, output = run(tmp_path, "--only=warmup_steps=3")
     assert status == 2 and [path.name for path in tmp_path.iterdir()] == [".lock"]
     assert output.strip() == f"error: {tmp_path}: another process is running there; choose another folder"
 
 
 def test_a_list_is_commands_that_can_be_typed(tmp_path):
-    status, output = run(tmp_path / "w", "--list", "--only=alpha=0.5")
+    status, output = run(tmp_path / "w", "--list", "--only=warmup_steps=3")
     assert status == 0 and not (tmp_path / "w").exists()
     (line,) = output.strip().splitlines()
-    assert "'--config.evaluate.temperatures=(1.0,)'" in line and "--config.convert.objective.alpha=0.5" in line
+    assert "'--config.evaluate.temperatures=(1.0,)'" in line and "--config.convert.optimizer.warmup_steps=3" in line
     assert "--compilation_cache=" not in line  # these tests chose a folder for all: JAX_COMPILATION_CACHE_DIR

@@ -19,7 +19,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.data.validation_batches = 1
     for name in ("pretrain", "convert", "control"):
         c[name].update(steps=6, batch_size=4, log_every=1, evaluate_every=4, save_every=2)
-    c.evaluate.update(prompts=6, batch=4, max_new_tokens=16, cost=not lean)
+    c.evaluate.update(prompts=8, batch=4, max_new_tokens=16, cost=not lean)
     if lean:
         c.data.mixture = (c.data.mixture[0], ConfigDict({"text": [str(Path(__file__).parent / "*.py")], "weight": 0.3}))
     return c

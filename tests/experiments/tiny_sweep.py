@@ -1,4 +1,4 @@
-"""Two runs of tests/experiments/tiny.py that differ after pretraining, and one that cannot work: it has no text."""
+"""Two runs of tests/experiments/tiny.py that differ by what compiles nothing, and one that has no text."""
 
 from configs.common import axis, parse_arg, product, sweep, together
 
@@ -11,5 +11,5 @@ def get_config(arg=None):
         evaluate__seed=chosen.seed,
     )  # fmt: skip
     nothing = ({"text": ["tests/experiments/empty.txt"], "weight": 1.0},)
-    jobs = product(small, [*axis("convert.objective.alpha", 1.0, 0.5), *axis("convert.mixture", nothing)])
+    jobs = product(small, [*axis("convert.optimizer.warmup_steps", 2, 3), *axis("convert.mixture", nothing)])
     return sweep("tiny", "tests/experiments/tiny.py:lean", jobs)

@@ -75,7 +75,7 @@ def gap(sampler: SamplerConfig, drafted: tuple[int, ...] = ()) -> float:
 
 ANCHORS = ["all", (2,), (1, 3), *(pytest.param(each, marks=pytest.mark.slow) for each in ((1,), (3,)))]
 TEMPERATURES = [(1.0, None), (0.6, 1.7), (1.3, 0.0), (0.0, 1.0)]
-WARPS = {
+PROCESSING = {
     "top_k": dict(top_k=2),
     "top_p": dict(top_p=0.6),
     "min_p": dict(min_p=0.3),
@@ -99,11 +99,11 @@ def test_lossless_sampling_is_exactly_autoregressive(anchors, temperature, draft
     assert gap(sampler) < 1e-9
 
 
-@pytest.mark.parametrize("processing", list(WARPS))
+@pytest.mark.parametrize("processing", list(PROCESSING))
 @pytest.mark.parametrize("mode", ["autoregressive", "single_pass", "budgeted", "two_pass"])
 def test_truncations_penalties_and_stops_stay_lossless(mode, processing, x64):
     shape = dict(mode="single_pass", anchors=(1, 3)) if mode == "budgeted" else dict(mode=mode)
-    assert gap(SamplerConfig(block_size=SIZE, **shape, **WARPS[processing])) < 1e-9
+    assert gap(SamplerConfig(block_size=SIZE, **shape, **PROCESSING[processing])) < 1e-9
 
 
 @pytest.mark.parametrize(("temperature", "draft_temperature"), TEMPERATURES)

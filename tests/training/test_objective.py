@@ -13,7 +13,7 @@ from tests.helpers import fresh_state, random_tokens, random_variables, small_co
 from zaya_jax.architecture import MASK, Layout, Zaya
 from zaya_jax.training import objective as objective_module
 from zaya_jax.training.objective import Objective
-from zaya_jax.training.optimizer import OptimizerConfig, balancing_error, schedule
+from zaya_jax.training.optimizer import OptimizerConfig, balancing_error, rates
 from zaya_jax.training.state import make_train_step, summarise
 
 pytestmark = pytest.mark.early
@@ -270,7 +270,7 @@ def test_bfloat16_compute_keeps_float32_masters():
 
 def test_schedule_warms_up_and_decays():
     config = OptimizerConfig(warmup_steps=10, final_learning_rate=0.1)
-    shares = [schedule(config, step, 100) for step in range(101)]
+    shares = rates(config, 100)
     assert shares[:3] == pytest.approx([1 / 11, 2 / 11, 3 / 11])
     assert max(shares) == pytest.approx(1.0) == shares[10]
     assert shares[100] == pytest.approx(0.1)

@@ -20,7 +20,7 @@ from zaya_jax.training.optimizer import (
     frozen_parameters,
     hold,
     make_optimizer,
-    schedule,
+    rates,
 )
 from zaya_jax.training.state import make_train_step
 
@@ -224,7 +224,7 @@ def test_schedules_warm_up_and_fall_to_the_final_rate(name, warmup, steps, final
     config = OptimizerConfig(
         schedule=name, warmup_steps=warmup, final_learning_rate=final, decay_share=decay, learning_rate=1.0
     )
-    shares = np.array([schedule(config, step, steps) for step in range(steps + 1)])
+    shares = rates(config, steps)
     warm = min(warmup, steps // 2)
     np.testing.assert_allclose(shares[:warm], np.arange(1, warm + 1) / (warm + 1))
     assert shares[warm] == 1 or warm == steps

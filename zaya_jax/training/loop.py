@@ -22,7 +22,7 @@ from zaya_jax.training.checkpoints import Checkpoints
 from zaya_jax.training.logging.metrics import MetricWriter
 from zaya_jax.training.logging.trace import StepTrace
 from zaya_jax.training.objective import Objective
-from zaya_jax.training.optimizer import OptimizerConfig, schedule
+from zaya_jax.training.optimizer import OptimizerConfig, rates
 from zaya_jax.training.signals import Interrupted, stop_request
 from zaya_jax.training.state import TrainState, init_state, make_train_step
 
@@ -119,6 +119,7 @@ def train(
     skip = phase.on_bad_step == "skip"
     train_step = make_train_step(model, phase.objective, phase.optimizer, placement, skip)
     bad_steps = BadSteps(phase.name, writer, skip, phase.spike_factor)
+    share = rates(phase.optimizer, phase.steps)
     speed = _Speed(done, flops_per_step, peak_flops)
     bar = tqdm(total=phase.steps, initial=done, desc=phase.name, unit="step", dynamic_ncols=True)
     with bar, stop_request() as stop, StepTrace(profile, done) as trace:
@@ -127,8 +128,7 @@ def train(
             position = batches.get_state()
             rows = next(batches)
             batch = jax.device_put(rows) if placement is None else placement.put_batch(rows)
-            rate = schedule(phase.optimizer, step - 1, phase.steps)
-            state, metrics = train_step(state, batch, rate, phase.spike_factor or math.inf)
+            state, metrics = train_step(state, batch, float(share[step - 1]), phase.spike_factor or math.inf)
             bad_steps.add(step, position, rows, metrics)
             trace.after(step, state.step)
             bar.update()

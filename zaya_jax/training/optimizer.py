@@ -3,7 +3,6 @@
 import dataclasses
 import fnmatch
 import functools
-import math
 import re
 from collections.abc import Hashable
 from typing import Annotated
@@ -77,26 +76,28 @@ class OptimizerConfig:
         return dataclasses.replace(self, schedule="constant", final_learning_rate=1.0, decay_share=1.0, warmup_steps=0)
 
 
-def schedule(config: OptimizerConfig, step: int, steps: int) -> float:
-    """Share of the peak rate at 0-based `step` of `steps`: linear warm-up, then what `config.schedule` says.
+def rates(config: OptimizerConfig, steps: int) -> np.ndarray:
+    """Share of the peak rate at each 0-based step, float64 [steps + 1]: linear warm-up, then `config.schedule`.
 
-    A number that is fed to the compiled step, not part of it: other schedules and lengths compile nothing.
+    Numbers that are fed to the compiled step, not part of it: it serves other schedules and lengths. optax computes
+    in JAX's default float, and in float32 half of them would be an ulp off: hence float64.
     """
     warmup = min(config.warmup_steps, steps // 2)
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    if config.schedule == "constant":
-        return 1.0
     decaying = max(1, round(config.decay_share * steps)) if config.schedule == "wsd" else steps
     start = max(warmup, steps - decaying)
-    progress = max(0, step - start) / max(1, steps - start)
+    falling: optax.Schedule = optax.linear_schedule(1.0, config.final_learning_rate, max(1, steps - start))
     if config.schedule == "cosine":
-        return config.final_learning_rate + (1 - config.final_learning_rate) * 0.5 * (1 + math.cos(math.pi * progress))
-    return 1 - (1 - config.final_learning_rate) * progress
+        falling = optax.cosine_decay_schedule(1.0, max(1, steps - start), config.final_learning_rate)
+    elif config.schedule == "constant":
+        falling = optax.constant_schedule(1.0)
+    rising = optax.linear_schedule(1 / (warmup + 1), 1.0, warmup) if warmup else optax.constant_schedule(1.0)
+    whole = optax.join_schedules([rising, optax.constant_schedule(1.0), falling], [warmup, start])
+    with jax.enable_x64(True):
+        return np.asarray(jax.jit(whole)(np.arange(steps + 1)))
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """The rule at its peak rate; the caller scales its updates by `schedule` (weight decay included, as optax does).
+    """The rule at its peak rate; the caller scales its updates by `rates` (weight decay included, as optax does).
 
     Parameters that are frozen whole have no state in it.
     """

@@ -120,25 +120,6 @@ def _train_step(
         constant = objective.context_is_constant(model, frozen_parameters(optimizer, params))
         return make_gradients(model, objective, placement, optimizer.accumulate, held, constant)(params, *rest)
 
-    def moved(state: TrainState, grads: dict, load: Array, rate: Array) -> TrainState:
-        """The state after an update, the counters aside."""
-        updates, opt_state = rule.update(grads, state.opt_state, state.params)
-        updates = jax.tree.map(lambda update: update * rate, updates)
-        if optimizer.freeze:  # weight decay would move the layers that are frozen within a stacked parameter
-            updates = hold(frozen_parameters(optimizer, state.params), updates)
-        params = cast(dict, optax.apply_updates(state.params, updates))
-        error = jax.tree.map(
-            lambda leaf: balancing_error(load, optimizer.balance_skip).astype(leaf.dtype), state.balancing
-        )
-        nudge, balancing_opt_state = balancing_rule.update(error, state.balancing_opt_state)
-        return state.replace(
-            params=params,
-            balancing=optax.apply_updates(state.balancing, nudge),
-            opt_state=opt_state,
-            balancing_opt_state=balancing_opt_state,
-            ema=_averaged(optimizer.ema_decay, state.ema, params),
-        )
-
     def train_step(
         state: TrainState, batch: dict[str, Array], rate: Array, spike_factor: Array | float = math.inf
     ) -> tuple[TrainState, dict[str, Array]]:
@@ -150,7 +131,7 @@ def _train_step(
         loss, norm = objective.loss(sums, sums), optax.tree.norm(grads)
         limit, recent = spike_factor * state.recent_loss, state.recent_loss
         bad = ~(jnp.isfinite(loss) & jnp.isfinite(norm)) | (loss > limit)
-        new = moved(state, grads, sums["load"], rate)
+        new = _moved(optimizer, (rule, balancing_rule), state, grads, sums["load"], rate)
         if skip_bad:
             new = jax.tree.map(functools.partial(jnp.where, bad), state, new)
         new = new.replace(
@@ -164,6 +145,32 @@ def _train_step(
         return new, metrics
 
     return jax.jit(train_step, donate_argnums=0)
+
+
+def _moved(
+    optimizer: OptimizerConfig, rules: tuple[optax.GradientTransformation, optax.GradientTransformation],
+    state: TrainState, grads: dict, load: Array, rate: Array,
+) -> TrainState:  # fmt: skip
+    """The state after an update, the counters aside.
+
+    Args:
+      rules: of the parameters and of the balancing biases.
+    """
+    rule, balancing_rule = rules
+    updates, opt_state = rule.update(grads, state.opt_state, state.params)
+    updates = jax.tree.map(lambda update: update * rate, updates)
+    if optimizer.freeze:  # weight decay would move the layers that are frozen within a stacked parameter
+        updates = hold(frozen_parameters(optimizer, state.params), updates)
+    params = cast(dict, optax.apply_updates(state.params, updates))
+    error = jax.tree.map(lambda leaf: balancing_error(load, optimizer.balance_skip).astype(leaf.dtype), state.balancing)
+    nudge, balancing_opt_state = balancing_rule.update(error, state.balancing_opt_state)
+    return state.replace(
+        params=params,
+        balancing=optax.apply_updates(state.balancing, nudge),
+        opt_state=opt_state,
+        balancing_opt_state=balancing_opt_state,
+        ema=_averaged(optimizer.ema_decay, state.ema, params),
+    )
 
 
 def _averaged(decay: float, ema: dict, params: dict) -> dict:

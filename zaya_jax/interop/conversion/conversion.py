@@ -131,10 +131,7 @@ def convert(
       FileNotFoundError, UserError: one line; nothing was written.
       OSError: the disk refuses; the partial folder stays, and the same call resumes.
     """
-    if format not in FORMATS and format not in FAMILIES:
-        raise no_such("format", format, dict.fromkeys((*FORMATS, *FAMILIES)))
-    if dtype is not None and dtype not in DTYPES:
-        raise UserError(f"dtype: got {dtype!r}, may be one of {DTYPES}")
+    _check_names(format, dtype)
     checkpoint, output = find_checkpoint(checkpoint), absolute(output)
     companions = checkpoint if companions is None else companions
     check_new(output)
@@ -173,6 +170,13 @@ def convert(
         partial.finish()
     report.tensors, report.bytes = sum(map(len, shards.values())) or len(structs), meter.total
     return report
+
+
+def _check_names(format: str, dtype: str | None) -> None:
+    if format not in FORMATS and format not in FAMILIES:
+        raise no_such("format", format, dict.fromkeys((*FORMATS, *FAMILIES)))
+    if dtype is not None and dtype not in DTYPES:
+        raise UserError(f"dtype: got {dtype!r}, may be one of {DTYPES}")
 
 
 class _Meter:

@@ -41,7 +41,8 @@ def _kind(run: Run) -> str:
 
 def _training_time(run: Run) -> str:
     seconds = [s for stage, s in run.environment.get("seconds", {}).items() if stage in run.phases]
-    return f", {sum(seconds) / 60:.3g} minutes of training in all" if seconds else ""
+    spent = f"{sum(seconds):.0f} seconds" if sum(seconds) < 120 else f"{sum(seconds) / 60:.3g} minutes"
+    return f", {spent} of training in all" if seconds else ""
 
 
 def _clock(run: Run) -> list[str]:
