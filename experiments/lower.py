@@ -43,7 +43,9 @@ from zaya_jax.runs.configuration.stage import Stage
 _CONFIG = config_files.define_config("Config file, with an optional :argument.")
 _TARGET = flags.DEFINE_string("target", None, f"The GPU: {', '.join(targets.TARGETS)}.")
 _PHASE = flags.DEFINE_string("phase", None, "Training phase whose step is compiled; default: the one that is sampled.")
-_WHAT = flags.DEFINE_enum("what", "both", ["train", "decode", "both"], "Which programs.")
+_WHAT = flags.DEFINE_enum(
+    "what", "both", ["train", "decode", "steps", "both"], "Which programs; steps: decode without the prefill."
+)
 _DEVICES = flags.DEFINE_integer("devices", 1, "Devices the train step is laid over.", lower_bound=1, upper_bound=65_536)
 _CONTEXT = flags.DEFINE_integer(
     "context", 4096, "Decoding: tokens a sequence that the cache holds.", lower_bound=1, upper_bound=2**24
@@ -66,7 +68,7 @@ def main() -> None:
         return
     cli.check_output(_OUTPUT.value)
     child_environment = targets.environment(target, absolute(_CACHE.value), os.environ)
-    names = ["train"] * (_WHAT.value != "decode") + list(DECODING) * (_WHAT.value != "train")
+    names = {"train": ("train",), "decode": DECODING, "steps": DECODING[1:], "both": ("train", *DECODING)}[_WHAT.value]
     numbers = _header(target, setup)
     print(f"{target.name} ({target.architecture}); {numbers['versions']}; {NOTE}", flush=True)
     for name in names:
@@ -118,7 +120,8 @@ def compile_here(target: targets.Target, setup: settings.Settings, name: str) ->
         "fits": memory.total <= target.memory,
         "flops": program.flops,
         "traffic": program.traffic,
-        "moved": traffic.total(moved),
+        "moved": traffic.per_step(moved) or traffic.total(moved),
+        "moved_once": traffic.total(moved) - traffic.per_step(moved) if traffic.per_step(moved) else 0,
         "wastes": [dataclasses.asdict(kernel) for kernel in traffic.wastes(moved)],
         **dataclasses.asdict(parts),
         "grouped_matmuls": parts.grouped_matmuls,
@@ -214,7 +217,7 @@ def _setup() -> settings.Settings:
         raise UserError("--config: missing, may be a config file such as configs/quickstart.py")
     setup = settings.read(_CONFIG.value)
     stage = chosen_stage(setup)
-    if _WHAT.value != "decode" and stage.batch_size % _DEVICES.value and stage.mesh.context == 1:
+    if _WHAT.value in ("train", "both") and stage.batch_size % _DEVICES.value and stage.mesh.context == 1:
         may_be = f"a divisor of {stage.phase.name}.batch_size ({stage.batch_size})"
         raise UserError(f"--devices: got {_DEVICES.value}, may be {may_be}")
     return setup

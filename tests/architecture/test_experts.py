@@ -12,13 +12,17 @@ from hypothesis import strategies as st
 from zaya_jax.architecture.moe.experts import (  # fmt: skip
     BACKENDS,
     _block_rows,
+    _capacity,
     block_padded,
     blocks_of,
+    cheapest_cached,
     dense,
     dispatch,
     dispatch_cached,
     gather,
+    in_place,
     ragged_dot,
+    rounds,
     sequential,
     sequential_vjp,
 )
@@ -47,17 +51,22 @@ def turn(x, choice, gate_up, down, f=sequential):
     return f(x, choice, *stacks, jnp.int32(1))
 
 
+def place(*args):
+    """`in_place` on a stack whose other layer is poison."""
+    return turn(*args, f=in_place)
+
+
 @given(st.sampled_from([(1, 9), (7, 1), (33, 9), (70, 4)]), st.integers(0, 10))
 def test_every_backend_is_the_loop(sizes, seed):
     tokens, experts = sizes
     with jax.enable_x64(True):
         args = inputs(tokens, experts, seed)
         expected = loop(*args)
-        for f in (dense, block_padded, sequential_vjp, ragged_dot, gather, turn):
+        for f in (dense, block_padded, sequential_vjp, ragged_dot, gather, turn, place, rounds):
             np.testing.assert_allclose(jax.jit(f)(*args), expected, rtol=0, atol=1e-11)
 
 
-@pytest.mark.parametrize("f", [block_padded, sequential_vjp, ragged_dot, turn])
+@pytest.mark.parametrize("f", [block_padded, sequential_vjp, ragged_dot, turn, place, rounds])
 def test_any_imbalance_is_dropless(f, x64):
     """All tokens on one expert, the last expert, or skip."""
     x, choice, gate_up, down = inputs(200, 4)
@@ -137,3 +146,32 @@ def test_stored_and_compute_dtype_may_differ(dtype):
     assert got.dtype == x.dtype
     expected = jax.jit(dense)(x, choice, gate_up.astype(dtype), down.astype(dtype)).astype(jnp.float32)
     np.testing.assert_allclose(got.astype(jnp.float32), expected, rtol=0.05, atol=0.05 if dtype == "bfloat16" else 1e-4)
+
+
+def test_rounds_are_as_many_as_the_fullest_expert_needs(x64):
+    """With more tokens than an expert takes at once, and all of them for one expert."""
+    args = [jnp.asarray(a) for a in inputs(200, 8)]
+    assert _capacity(200, 8) == 64
+    for choice in (args[1], jnp.full_like(args[1], 3), jnp.full_like(args[1], 8)):
+        got, expected = (jax.jit(f)(args[0], choice, *args[2:]) for f in (rounds, dense))
+        np.testing.assert_allclose(got, expected, atol=1e-11)
+
+
+@pytest.mark.parametrize("f", [place, rounds])
+@pytest.mark.parametrize("tokens", [3, 100])
+def test_what_a_gpu_takes_rounds_as_the_others_do(f, tokens):
+    """bfloat16: both products are rounded once, sums are in float32."""
+    args = inputs(tokens, 4, hidden=64, inner=32)
+    x, gate_up, down = (jnp.asarray(a, jnp.bfloat16) for a in (args[0], args[2], args[3]))
+    got = jax.jit(f)(x, args[1], gate_up, down)
+    assert got.dtype == jnp.bfloat16
+    expected = loop(
+        *(np.asarray(a, np.float64) for a in (x,)), args[1], *(np.asarray(w, np.float64) for w in (gate_up, down))
+    )
+    np.testing.assert_allclose(np.asarray(got, np.float64), expected, atol=0.02 * np.abs(expected).max())
+
+
+def test_the_cheapest_form_reads_few_experts_then_each_once_then_copies():
+    """One expert a token up to as many as there are; blocks where arithmetic is the cost."""
+    forms = [cheapest_cached(tokens, 16) for tokens in (1, 8, 16, 17, 64, 512, 4096, 65_536)]
+    assert forms == ["in_place"] * 3 + ["rounds"] * 4 + ["block_padded"]

@@ -9,7 +9,7 @@ import dataclasses
 import re
 import struct
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -180,29 +180,22 @@ def _closing(text: str, opening: int) -> int:
     raise UserError(f"HLO text: unbalanced parentheses in {text[:80]!r}")
 
 
-def executions_of(
-    computations: dict[str, list[Instruction]], entry: str, through: Collection[str] | None = None
-) -> dict[str, int]:
-    """How often each computation runs in one run of the entry; callees stand before their callers in the text.
-
-    Args:
-      through: opcodes whose callees are followed; None: all.
-    """
+def executions_of(computations: dict[str, list[Instruction]], entry: str) -> dict[str, int]:
+    """How often each computation runs in one run of the entry; callees stand before their callers in the text."""
     times = dict.fromkeys(computations, 0)
     times[entry] = 1
     for name in reversed(computations):
         for i in computations[name]:
             if i.opcode.endswith(("-done", "-update")):
                 continue  # names its start's computation again
-            if through is not None and i.opcode not in through:
-                continue
-            for callee, repeats in _callees(i):
+            for callee, repeats in callees(i):
                 if callee in times:
                     times[callee] += times[name] * repeats
     return times
 
 
-def _callees(i: Instruction) -> Iterator[tuple[str, int]]:
+def callees(i: Instruction) -> Iterator[tuple[str, int]]:
+    """(computation, how often an execution of the instruction runs it)."""
     for attribute, name in re.findall(r"\b(body|condition|calls|\w+_computation)=%?([\w.\-]+)", i.attributes):
         yield name, (trips(i) or 1) if attribute == "body" else 1
     for names in re.findall(r"\bbranch_computations=\{([^}]*)\}", i.attributes):

@@ -40,7 +40,7 @@ def table(found: dict[str, Any]) -> str:
     if found["traffic"] is None:
         least, what = memory["arguments"] + memory["outputs"], "a device: the state is read and written"
     else:
-        least, what = found["traffic"], "read: weights, experts touched, cache"
+        least, what = found["traffic"], "weights, experts touched and cache read, logits written and read"
     lines.append(f"  bytes a step      at least {binary(least)} ({what})")
     if (moved := found.get("moved")) is not None:  # not in files written before it was counted
         lines.append(f"  bytes moved       {binary(moved)}, {moved / least:.2f} times as many; written most:")

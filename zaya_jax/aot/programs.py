@@ -14,6 +14,7 @@ from jax.sharding import Sharding, SingleDeviceSharding
 
 from zaya_jax.architecture import Execution, Zaya, ZayaConfig
 from zaya_jax.architecture.execution import DEFAULT
+from zaya_jax.architecture.separate import separate
 from zaya_jax.costs.flops import forward_flops, training_flops
 from zaya_jax.costs.roofline import forward_traffic
 from zaya_jax.errors import UserError
@@ -35,7 +36,7 @@ class Program:
     arguments: tuple
     static: dict[str, Any]
     flops: float  # of one step, all devices together, by `zaya_jax.costs.flops`
-    traffic: float | None  # bytes one step must at least read (decoding); None for training
+    traffic: float | None  # bytes one step must at least move (decoding); None for training
 
     def lower(self, platform: str) -> Any:
         """Traced and lowered for "rocm" or "cuda", whatever this machine has."""
@@ -91,7 +92,9 @@ def decode_programs(
     Returns:
       {"prefill", "autoregressive", "single_pass"}.
     """
-    model, place = Zaya(config, execution), SingleDeviceSharding(device)
+    place = SingleDeviceSharding(device)
+    stacked = jax.eval_shape(lambda: init_variables(Zaya(config, execution), 0))
+    model, variables = Zaya(config, execution, separate=True), jax.eval_shape(separate, stacked)  # as `for_decoding`
     samplers = {
         "autoregressive": SamplerConfig("autoregressive"),
         "single_pass": SamplerConfig("single_pass", block_size=block_size, anchors=tuple(range(1, anchors + 1))),
@@ -101,7 +104,7 @@ def decode_programs(
     if width < 1:
         raise UserError(f"context: got {context}, may be at least {buffer + 2 * block_size + 1}")
     whole = lambda tree: _put(tree, place)  # noqa: E731
-    variables = whole(jax.eval_shape(lambda: init_variables(model, 0)))
+    variables = whole(variables)
     integer = jax.ShapeDtypeStruct((), jnp.int32)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
     prompts = Prompts(
@@ -134,8 +137,10 @@ def decode_programs(
 
 
 def _traffic(config: ZayaConfig, rows: int, batch: int, context: int, heads: int) -> float:
+    """Bytes that must move: weights touched and the cache once, logits (written and read) twice."""
     traffic = forward_traffic(config, rows, batch, context, heads)
-    return traffic.weights + traffic.cache
+    logits = batch * heads * config.vocab_size * jnp.dtype(config.stream_dtype).itemsize
+    return traffic.weights + traffic.cache + 2 * logits
 
 
 def _put(tree: Any, place: Sharding) -> Any:

@@ -2,15 +2,17 @@
 
 A kernel reads its operands and writes its result, each once: what stays in registers or a cache within a kernel is not
 counted, and what a cache saves between two kernels is. A slice or a gather reads what it takes out, not what it takes
-it from; a scatter or an update in place moves what it puts in. Loops count by their trips; of a loop whose length XLA
-does not know, as that around a sampler's steps, one round is counted.
+it from; a scatter or an update in place moves what it puts in. A library's workspace is not counted, its product is.
+
+Loops count by their trips. Of a loop whose length XLA does not know, as that around a sampler's steps, one round is
+counted, a step (`per_step`). Of a conditional's branches the one that moves the least counts: options are off.
 """
 
 import dataclasses
 import re
 from collections.abc import Iterable
 
-from zaya_jax.aot.compiled import Instruction, computations_of, executions_of, shape_bytes
+from zaya_jax.aot.compiled import Instruction, callees, computations_of, shape_bytes, trips
 
 # What moves nothing by itself: names, or computations whose own instructions are counted.
 _CONTROL = {"while", "conditional", "call"}
@@ -33,6 +35,7 @@ class Kernel:
     reads: int  # bytes, each time
     writes: int
     times: int
+    in_step: bool = False  # in a loop whose length XLA does not know
 
     @property
     def moved(self) -> int:
@@ -47,23 +50,58 @@ def kernels(hlo: str) -> list[Kernel]:
       UserError: text without an entry computation.
     """
     computations, entry = computations_of(hlo)
-    found = []
-    for name, times in executions_of(computations, entry, _CONTROL).items():
-        if not times:  # within a fusion, or a reduction's
-            continue
-        shapes = {i.name: i.shape for i in computations[name]}
-        for i in computations[name]:
-            if i.opcode in _FREE or i.opcode.endswith(("-done", "-update")):
-                continue
-            reads, writes = _moved(i, shapes, computations)
-            source = re.search(r'op_name="([^"]*)"', i.attributes)
-            found.append(Kernel(i.name, source[1] if source else "", i.shape, reads, writes, times))
+    own = {name: _own_kernels(instructions, computations) for name, instructions in computations.items()}
+    costs: dict[str, int] = {}  # of one run of each computation; callees stand before their callers
+    for name, instructions in computations.items():
+        called = (costs[callee] * repeats for i in instructions for callee, repeats, _ in _runs(i, costs))
+        costs[name] = total(own[name]) + sum(called)
+    times, stepping = dict.fromkeys(computations, 0) | {entry: 1}, set()
+    for name in reversed(computations):
+        for i in computations[name] if times[name] else ():
+            for callee, repeats, is_step in _runs(i, costs):
+                times[callee] += times[name] * repeats
+                if is_step or name in stepping:
+                    stepping.add(callee)
+    found = [
+        dataclasses.replace(kernel, times=times[name], in_step=name in stepping)
+        for name in computations
+        if times[name]  # not those within a fusion, or a reduction's
+        for kernel in own[name]
+    ]
     return sorted(found, key=lambda kernel: -kernel.moved)
+
+
+def _own_kernels(instructions: list[Instruction], computations: dict[str, list[Instruction]]) -> list[Kernel]:
+    """Kernels of one computation, once each, without those of computations that it calls."""
+    shapes, found = {i.name: i.shape for i in instructions}, []
+    for i in instructions:
+        if i.opcode in _FREE or i.opcode.endswith(("-done", "-update")):
+            continue
+        reads, writes = _moved(i, shapes, computations)
+        source = re.search(r'op_name="([^"]*)"', i.attributes)
+        found.append(Kernel(i.name, source[1] if source else "", i.shape, reads, writes, 1))
+    return found
+
+
+def _runs(i: Instruction, costs: dict[str, int]) -> list[tuple[str, int, bool]]:
+    """(computation, how often, in a loop of unknown length) of each that a control instruction runs."""
+    if i.opcode not in _CONTROL:
+        return []
+    called = [(name, repeats) for name, repeats in callees(i) if name in costs]
+    if i.opcode == "conditional":
+        called = sorted(called, key=lambda run: costs[run[0]])[:1]
+    is_step = i.opcode == "while" and trips(i) is None
+    return [(name, repeats, is_step) for name, repeats in called]
 
 
 def total(found: Iterable[Kernel]) -> int:
     """Bytes of all kernels in one run."""
     return sum(kernel.moved for kernel in found)
+
+
+def per_step(found: Iterable[Kernel]) -> int:
+    """Bytes of one round of the loops whose length XLA does not know; 0 without such a loop."""
+    return total(kernel for kernel in found if kernel.in_step)
 
 
 def copies(found: Iterable[Kernel], least: int) -> list[Kernel]:
@@ -72,13 +110,18 @@ def copies(found: Iterable[Kernel], least: int) -> list[Kernel]:
 
 
 def wastes(found: Iterable[Kernel], most: int = 5) -> list[Kernel]:
-    """Kernels that write the most in one run: what is written is read again, and neither had to move."""
+    """Kernels that write the most in a step (in a run of a program without steps).
+
+    What is written is read again, and neither had to move.
+    """
+    found = list(found)
+    found = [kernel for kernel in found if kernel.in_step] or found
     return sorted(found, key=lambda kernel: -kernel.writes * kernel.times)[:most]
 
 
 def _moved(i: Instruction, shapes: dict[str, str], computations: dict[str, list[Instruction]]) -> tuple[int, int]:
     """(bytes read, bytes written)."""
-    out = shape_bytes(i.shape)
+    out = shape_bytes(_product_of(i) or i.shape)
     if i.opcode in _TAKES:
         return out, out
     if i.opcode in _PUTS:
@@ -88,6 +131,13 @@ def _moved(i: Instruction, shapes: dict[str, str], computations: dict[str, list[
     if i.opcode == "fusion" and called and called[1] in computations:
         return _of_fusion(i, shapes, computations[called[1]])
     return sum(shape_bytes(shapes[operand]) for operand in i.operands if operand in shapes), out
+
+
+def _product_of(i: Instruction) -> str | None:
+    """The shape of a library's matrix product, whose result is a tuple of it and a workspace."""
+    if i.opcode != "custom-call" or '"__cublas' not in i.attributes or not i.shape.startswith("("):
+        return None
+    return i.shape[1:].rpartition(", s8[")[0] or None
 
 
 def _of_fusion(i: Instruction, shapes: dict[str, str], body: list[Instruction]) -> tuple[int, int]:

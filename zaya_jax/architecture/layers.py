@@ -9,7 +9,7 @@ import numpy as np
 from flax import linen as nn
 
 from zaya_jax.architecture.config import ZayaConfig
-from zaya_jax.architecture.precision import product, wide_dtype
+from zaya_jax.architecture.precision import matmul, product, wide_dtype
 
 Array = jax.Array
 ARRANGED = "arranged"  # the collection of weights that lie otherwise than in "params" (`architecture.separate`)
@@ -97,7 +97,7 @@ def project(x: Array, linears: Sequence[Linear], first: int = 0, joined: Array |
     *ends, features = itertools.accumulate(linear.features for linear in linears)
     # a bias or an adapter is added before the sum is rounded, as torch's addmm does; alone, a product rounds by itself
     alone = not (kept_wide or use_bias or any(low_rank is not None for low_rank in low_ranks))
-    y = (rows @ kernel if alone else product("@", rows, kernel)).reshape(*x.shape[:-1], features)
+    y = (matmul(rows, kernel) if alone else product("@", rows, kernel)).reshape(*x.shape[:-1], features)
     if use_bias:
         y += jnp.concatenate(biases)
     each = zip(jnp.split(y, ends, axis=-1), low_ranks, strict=True)

@@ -10,6 +10,7 @@ kept in bfloat16 stops growing at 256 times its terms.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 Array = jax.Array
+LEAST_ROWS = 8  # of a matrix product on a GPU
 
 
 def wide_dtype(dtype: Any) -> Any:
@@ -41,15 +43,40 @@ def product(equation: str, a: Array, b: Array) -> Array:
 def on_rows(x: Array, table: Array) -> Array:
     """x [..., width] on every row of table [n, width]: `product("@", x, table.T)`, [..., n].
 
-    As table @ x.T, and so that XLA leaves it there: its CPU backend would copy the table into another order first.
+    On a CPU as table @ x.T, and so that XLA leaves it there: it would copy the table into another order first.
     """
-    columns = jax.lax.optimization_barrier(x.reshape(-1, x.shape[-1]).T)
-    return jax.lax.optimization_barrier(product("@", table, columns)).T.reshape(*x.shape[:-1], table.shape[0])
+
+    def by_table(x: Array, table: Array) -> Array:
+        columns = jax.lax.optimization_barrier(x.T)
+        return jax.lax.optimization_barrier(product("@", table, columns)).T
+
+    rows = x.reshape(-1, x.shape[-1])
+    out = jax.lax.platform_dependent(rows, table, cpu=by_table, default=lambda x, table: product("@", x, table.T))
+    return out.reshape(*x.shape[:-1], table.shape[0])
+
+
+def matmul(x: Array, weights: Array, dtype: Any = None) -> Array:
+    """jnp.matmul(x, weights, preferred_element_type=dtype) that copies no weights: x [..., in], weights [in, out].
+
+    XLA's GPU backends take a product of one row apart, into a kernel that writes every element's product (in float32,
+    twice the weights' bytes) and one that adds them up. There few rows are padded to `LEAST_ROWS`.
+    """
+    plain = functools.partial(jnp.matmul, preferred_element_type=dtype)
+    count = math.prod(x.shape[:-1])
+    if weights.ndim > 2 or not 0 < count < LEAST_ROWS:
+        return plain(x, weights)
+
+    def padded(x: Array, weights: Array) -> Array:
+        rows = jnp.pad(x.reshape(count, x.shape[-1]), ((0, LEAST_ROWS - count), (0, 0)))
+        # the barrier keeps XLA from choosing the rows before it multiplies, which undoes the padding
+        return plain(jax.lax.optimization_barrier(rows), weights)[:count].reshape(*x.shape[:-1], weights.shape[1])
+
+    return jax.lax.platform_dependent(x, weights, cpu=plain, default=padded)
 
 
 def _contract(equation: str, a: Array, b: Array, dtype: Any = None) -> Array:
     if equation == "@":
-        return jnp.matmul(a, b, preferred_element_type=dtype)
+        return matmul(a, b, dtype)
     return jnp.einsum(equation, a, b, preferred_element_type=dtype)
 
 

@@ -148,8 +148,9 @@ class Attention(nn.Module):
         if how.attention_backend == "dense" and past is None and kept is None:
             mixed = attend_dense(query, key, value, layout, window)
         else:
-            tiles = how.attention_backend == "tiled" and past is None
-            mixed = attend(query, rows, context, context_keys, own, window, how.query_chunk, tiles)
+            cached = past is not None
+            tiles = how.attention_backend == "tiled" and not cached
+            mixed = attend(query, rows, context, context_keys, own, window, how.query_chunk, tiles, cached)
         out = self._linear("o_proj", cfg.hidden_size)
         return out(mixed.reshape(*mixed.shape[:2], -1), cfg.adapted_from(clean)), past
 

@@ -30,6 +30,7 @@ def attend(
     window: Array | None,
     query_chunk: int,
     tiles: bool = False,
+    cached: bool = False,
 ) -> Array:
     """Attention for all rows of a layout.
 
@@ -45,6 +46,7 @@ def attend(
       window: see `visible`.
       query_chunk: bounds the memory of scores, see `is_small` and `tile_sizes`.
       tiles: tile by tile, however short the row. On one CPU thread faster in training: tiles stay in its cache.
+      cached: the context is a cache: few queries, many keys. A GPU then reads it once for both kinds of slots.
 
     Returns:
       [B, T, H, D].
@@ -52,9 +54,19 @@ def attend(
     if tiles or not is_small(query.shape[1], context[0].shape[1], query_chunk):
         seen = Visibility(layout, context_keys, None if window is None else jnp.asarray(window, jnp.int32))
         return attend_tiles(query, context, own, seen, tile_sizes(query_chunk))
-    clean = layout.clean_size
-    kinds = [(query[:, :clean], layout.clean_rows(), None), (query[:, clean:], layout.draft_rows(), own)]
-    return jnp.concatenate([_direct(*kind, context, context_keys, window) for kind in kinds if kind[0].size], axis=1)
+    clean, both = layout.clean_size, 0 < layout.clean_size < query.shape[1]
+
+    def by_kind(query: Array, context: tuple[Array, Array], own: tuple[Array, Array]) -> Array:
+        kinds = [(query[:, :clean], layout.clean_rows(), None), (query[:, clean:], layout.draft_rows(), own)]
+        parts = [_direct(*kind, context, context_keys, window) for kind in kinds if kind[0].size]
+        return jnp.concatenate(parts, axis=1)
+
+    def at_once(query: Array, context: tuple[Array, Array], own: tuple[Array, Array]) -> Array:
+        return _with_own_block(query, layout, context, context_keys, window, own, clean)
+
+    if not cached or not both:
+        return by_kind(query, context, own)
+    return jax.lax.platform_dependent(query, context, own, cpu=by_kind, default=at_once)
 
 
 def _direct(query, rows, own, context, context_keys, window):
@@ -128,9 +140,12 @@ def _over_context(query, rows, context, context_keys, window):
     return (_mix(weights, context[1]) / _total(weights)).astype(query.dtype)
 
 
-def _with_own_block(query, rows, context, context_keys, window, own):
-    """Queries that see the context and their own block (mask tokens), under one softmax."""
-    size = rows.block_size
+def _with_own_block(query, rows, context, context_keys, window, own, clean=0):
+    """Queries that see the context and their own block (mask tokens), under one softmax.
+
+    The first `clean` of them (static) are context tokens, which have no block.
+    """
+    size, drafts = rows.block_size, query.shape[1] - clean
     batch, kv_heads, dim = own[0].shape[0], own[0].shape[2], own[0].shape[3]
     blocks = rows.blocks()
 
@@ -139,19 +154,24 @@ def _with_own_block(query, rows, context, context_keys, window, own):
 
     own_key, own_value = (by_block(x) for x in own)  # [B, N, size, K, D]
     scores = _scores(query, context[0], visible(rows, context_keys, window))  # [B, K, G, T, S]
-    grouped = by_block(query.reshape(*query.shape[:2], kv_heads, -1, dim))  # [B, N, size, K, G, D]
+    grouped = by_block(query[:, clean:].reshape(batch, drafts, kv_heads, -1, dim))  # [B, N, size, K, G, D]
     own_scores = product("bnqkgd,bnjkd->bkgnqj", grouped, own_key) * dim**-0.5  # [B, K, G, N, size, size]
     allowed = visible(blocks, blocks.keys, window)[:, None, None]
-    own_scores = jnp.where(allowed, own_scores, _lowest(own_scores)).reshape(*scores.shape[:-1], size)  # T = N * size
-    top = jax.lax.stop_gradient(jnp.maximum(scores.max(-1, keepdims=True), own_scores.max(-1, keepdims=True)))
-    weights, own_weights = jnp.exp(scores - top), jnp.exp(own_scores - top)
+    own_scores = jnp.where(allowed, own_scores, _lowest(own_scores)).reshape(*scores.shape[:3], drafts, size)
+    top = scores.max(-1, keepdims=True)
+    own_top = jnp.maximum(top[..., clean:, :], own_scores.max(-1, keepdims=True))
+    top = jax.lax.stop_gradient(jnp.concatenate([top[..., :clean, :], own_top], axis=-2) if clean else own_top)
+    weights, own_weights = jnp.exp(scores - top), jnp.exp(own_scores - top[..., clean:, :])
     own_mix = product(
         "bkgnqj,bnjkd->bnqkgd",
-        own_weights.reshape(batch, kv_heads, -1, query.shape[1] // size, size, size).astype(query.dtype),
+        own_weights.reshape(batch, kv_heads, -1, drafts // size, size, size).astype(query.dtype),
         own_value,
-    ).reshape(query.shape)
-    mixed = (_mix(weights, context[1]) + own_mix) / (_total(weights) + _total(own_weights))
-    return mixed.astype(query.dtype)
+    ).reshape(batch, drafts, *query.shape[2:])
+    mixed, total = _mix(weights, context[1]), _total(weights)
+    if not clean:
+        return ((mixed + own_mix) / (total + _total(own_weights))).astype(query.dtype)
+    mixed, total = mixed.at[:, clean:].add(own_mix), total.at[:, clean:].add(_total(own_weights))
+    return (mixed / total).astype(query.dtype)
 
 
 def _scores(query: Array, key: Array, allowed: Array) -> Array:

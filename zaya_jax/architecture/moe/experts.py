@@ -15,21 +15,24 @@ bfloat16, on CUDA and on CPU XLA computes every expert for every token (docs/har
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 
-from zaya_jax.architecture.precision import rounded_once, wide_dtype
+from zaya_jax.architecture.precision import matmul, rounded_once, wide_dtype
 
 Array = jax.Array
 
 CACHED_GATHER_LIMIT, CACHED_GATHER_BYTES = 8, 8 * 2**20  # tokens and copied bytes up to which it beats `sequential`
+PARTS = 8  # sums that a row's product is made of where its weights are read in place
+RIDGE = 250  # rows of a bfloat16 matrix whose arithmetic takes a GPU as long as reading it (docs/hardware.md#peaks)
 GATHER_LIMIT = 16  # tokens up to which `gather` beats `block_padded` (docs/hardware.md#experts-on-a-cpu)
 
 
 def swiglu(x: Array, gate_up: Array, down: Array) -> Array:
     """silu(x gate) * (x up), projected down; leading axes of the three are batched alike. x: [..., token, M]."""
-    return gated(x @ gate_up) @ down
+    return matmul(gated(matmul(x, gate_up)), down)
 
 
 def gated(gate_up: Array) -> Array:
@@ -118,14 +121,20 @@ def _into_blocks(x: Array, choice: Array, experts: int, size: int) -> tuple[Arra
 
 def _block_slots(choice: Array, experts: int, size: int, num_blocks: int) -> tuple[Array, Array]:
     """Each token's slot in the blocks (num_blocks * size for skip), and each block's expert."""
-    chosen = (choice[:, None] == jnp.arange(experts, dtype=choice.dtype)).astype(jnp.int32)  # [token, E]
-    rank = jnp.take_along_axis(jnp.cumsum(chosen, axis=0), jnp.minimum(choice, experts - 1)[:, None], axis=1)[:, 0] - 1
-    last_block = jnp.cumsum(-(-chosen.sum(axis=0) // size))  # exclusive end of each expert's blocks
+    rank, counts = _ranks(choice, experts)
+    last_block = jnp.cumsum(-(-counts // size))  # exclusive end of each expert's blocks
     first_block = jnp.concatenate([jnp.zeros((1,), last_block.dtype), last_block[:-1]])
     slot = first_block[jnp.minimum(choice, experts - 1)] * size + rank
     slot = jnp.where(choice < experts, slot, num_blocks * size).astype(jnp.int32)
     block_expert = jnp.searchsorted(last_block, jnp.arange(num_blocks), side="right", method="compare_all")
     return slot, jnp.minimum(block_expert, experts - 1).astype(jnp.int32)
+
+
+def _ranks(choice: Array, experts: int) -> tuple[Array, Array]:
+    """How many tokens before each chose the same expert (int32 [token]), and how many chose each (int32 [E])."""
+    chosen = (choice[:, None] == jnp.arange(experts, dtype=choice.dtype)).astype(jnp.int32)  # [token, E]
+    rank = jnp.take_along_axis(jnp.cumsum(chosen, axis=0), jnp.minimum(choice, experts - 1)[:, None], axis=1)[:, 0] - 1
+    return rank, chosen.sum(axis=0)
 
 
 def sequential(x: Array, choice: Array, gate_up: Array, down: Array, layer: Array | int) -> Array:
@@ -271,17 +280,102 @@ def dispatch(backend: str, x: Array, choice: Array, gate_up: Array, down: Array)
 def dispatch_cached(x: Array, choice: Array, gate_up: Array, down: Array, layer: Array) -> Array:
     """ "auto" for a forward with a cache, which nobody differentiates; weights as `sequential` takes them.
 
-    A GPU keeps the batched forms: it has the bandwidth for their copies, while a loop of unknown length would make its
-    host wait for every block. So does a CPU for as few tokens as keep their copies in its cache.
+    Reading weights is most of the time there is: a GPU takes the form that `cheapest_cached` names, a CPU `sequential`,
+    but `gather` for as few tokens as keep their copies in its cache.
     """
 
-    def batched(x: Array, choice: Array, gate_up: Array, down: Array, layer: Array) -> Array:
-        if x.shape[0] <= GATHER_LIMIT:
+    def on_cpu(x: Array, choice: Array, gate_up: Array, down: Array, layer: Array) -> Array:
+        expert = (gate_up.size + down.size) // (gate_up.shape[0] * gate_up.shape[1])
+        copies = x.shape[0] * expert * x.dtype.itemsize
+        if x.shape[0] == 1 or (x.shape[0] <= CACHED_GATHER_LIMIT and copies <= CACHED_GATHER_BYTES):
             return gather(x, choice, gate_up, down, layer)
-        return block_padded(x, choice, *(weights[layer].astype(x.dtype) for weights in (gate_up, down)))
+        return sequential(x, choice, gate_up, down, layer)
 
-    expert = (gate_up.size + down.size) // (gate_up.shape[0] * gate_up.shape[1])
-    copies = x.shape[0] * expert * x.dtype.itemsize
-    if x.shape[0] == 1 or (x.shape[0] <= CACHED_GATHER_LIMIT and copies <= CACHED_GATHER_BYTES):
-        return gather(x, choice, gate_up, down, layer)
-    return jax.lax.platform_dependent(x, choice, gate_up, down, layer, cpu=sequential, default=batched)
+    def elsewhere(x: Array, choice: Array, gate_up: Array, down: Array, layer: Array) -> Array:
+        form = cheapest_cached(x.shape[0], gate_up.shape[1])
+        if form == "in_place":
+            return in_place(x, choice, gate_up, down, layer)
+        weights = (weights[layer].astype(x.dtype) for weights in (gate_up, down))
+        return {"rounds": rounds, "block_padded": block_padded}[form](x, choice, *weights)
+
+    return jax.lax.platform_dependent(x, choice, gate_up, down, layer, cpu=on_cpu, default=elsewhere)
+
+
+def cheapest_cached(tokens: int, experts: int) -> str:
+    """The dispatch that takes a GPU the least time, as the larger of what it moves and what it computes.
+
+    In units of the time to read one expert's weights, in bfloat16; arithmetic on `n` rows of an expert takes
+    n / RIDGE of it. All of them are exact, and so is the worst case, an expert that everybody chose.
+
+    - "in_place": each token reads its own expert: `tokens`. Not on matrix cores, hence for few tokens.
+    - "rounds": every expert on `_capacity` rows, as long as the fullest has rows left: max(1, capacity / RIDGE) an
+      expert and round, with one round where no expert has more than twice its share.
+    - "block_padded": each block reads, writes and reads a copy of its expert: max(3, size / RIDGE) a block.
+    """
+    blocks = blocks_of(tokens, experts)
+    cost = {
+        "in_place": tokens if tokens <= experts else float("inf"),
+        "rounds": experts * max(1.0, _capacity(tokens, experts) / RIDGE),
+        "block_padded": blocks * max(3.0, _block_rows(tokens, experts) / RIDGE),
+    }
+    return min(cost, key=lambda form: cost[form])
+
+
+def in_place(x: Array, choice: Array, gate_up: Array, down: Array, layer: Array | int) -> Array:
+    """`gather` for a GPU: products that XLA fuses with the choice of their weights, so that none are copied.
+
+    Weights as `sequential` takes them.
+    """
+    experts = gate_up.shape[1]
+    mine = jnp.minimum(choice, experts - 1)
+    out = _rows_times_chosen(gated(_rows_times_chosen(x, gate_up, layer, mine)), down, layer, mine)
+    return jnp.where((choice < experts)[:, None], out, 0)
+
+
+def _rows_times_chosen(x: Array, weights: Array, layer: Array | int, mine: Array) -> Array:
+    """x[t] @ weights[layer, mine[t]] of x [token, in]: [token, out].
+
+    As products that are added up, for a general matrix product would want a copy of what was chosen; in PARTS sums
+    whose addition XLA cannot move into the first kernel, so that the reduction runs in enough threads at once to be
+    worth fusing with the multiplication and the choice (XLA's cost model writes all products to memory otherwise).
+    """
+    wide, parts = wide_dtype(x.dtype), math.gcd(x.shape[1], PARTS)
+    chosen = weights[layer, mine].astype(x.dtype)  # [token, in, out]
+    products = x.astype(wide)[:, :, None] * chosen.astype(wide)
+    sums = products.reshape(x.shape[0], parts, -1, weights.shape[-1]).sum(axis=2)
+    return jax.lax.optimization_barrier(sums).sum(axis=1).astype(x.dtype)
+
+
+def rounds(x: Array, choice: Array, gate_up: Array, down: Array) -> Array:
+    """Every expert on as many rows as every other, each round the next `_capacity` of those that chose it.
+
+    Each weight is read once a round, where it lies. If all tokens fit an expert, each is given all of them: one round,
+    without a loop, which would make a GPU's host wait.
+    """
+    tokens, experts = x.shape[0], gate_up.shape[0]
+    capacity = _capacity(tokens, experts)
+    mine = jnp.minimum(choice, experts - 1)
+    if capacity >= tokens:
+
+        def by_all(x: Array, weights: Array) -> Array:
+            everything = matmul(jnp.broadcast_to(x, (experts, *x.shape)), weights)  # [E, token, out]
+            return everything[mine, jnp.arange(tokens)]
+
+        return jnp.where((choice < experts)[:, None], by_all(gated(by_all(x, gate_up)), down), 0)
+    rank, counts = _ranks(choice, experts)
+
+    def one_round(index: Array, out: Array) -> Array:
+        here = (choice < experts) & (rank // capacity == index)
+        slot = jnp.where(here, mine * capacity + rank % capacity, experts * capacity)
+        source = jnp.full((experts * capacity,), tokens, jnp.int32)  # of each slot the token in it; `tokens` for none
+        source = source.at[slot].set(jnp.arange(tokens, dtype=jnp.int32), mode="drop")
+        rows = x.at[source].get(mode="fill", fill_value=0).reshape(experts, capacity, -1)
+        done = swiglu(rows, gate_up, down).reshape(experts * capacity, -1)
+        return jnp.where(here[:, None], done.at[slot].get(mode="clip"), out)
+
+    return jax.lax.fori_loop(0, jnp.max(-(-counts // capacity)), one_round, jnp.zeros_like(x))
+
+
+def _capacity(tokens: int, experts: int) -> int:
+    """Rows an expert and round of `rounds`: twice a fair share, and what a matrix core takes at once or more."""
+    return min(tokens, max(64, 2 * -(-tokens // experts)))
