@@ -48,9 +48,10 @@ _OUTPUT = flags.DEFINE_string("output", None, "Folder of what is found.")
 
 
 def main() -> None:
-    for name in ("config", "output"):
-        if not flags.FLAGS[name].value:
-            raise UserError(f"--{name}: missing, may be {'a config file' if name == 'config' else 'a folder'}")
+    if not _CONFIG.value:
+        raise UserError("--config: missing, may be a config file")
+    if not _OUTPUT.value:
+        raise UserError("--output: missing, may be a folder")
     batches = cli.integers("batches", _BATCHES.value, 1024)
     if not _TASKS.value and not _FILE.value:
         raise UserError("--tasks, --prompts_file: got neither, may be one or both")

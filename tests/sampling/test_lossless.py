@@ -118,7 +118,7 @@ def test_two_passes_are_exactly_autoregressive(temperature, draft_temperature, x
 )
 def test_tokens_that_are_never_drafted_are_sampled_as_often_as_by_autoregression(mode, processing, drafted, x64):
     anchors = {"anchors": (1, 3)} if mode == "single_pass" else {}
-    assert gap(SamplerConfig(mode, SIZE, **anchors, **WARPS[processing]), drafted) < 1e-9
+    assert gap(SamplerConfig(mode, SIZE, **anchors, **PROCESSING[processing]), drafted) < 1e-9
 
 
 def mixed(plain: np.ndarray, draft: np.ndarray, beta: float) -> np.ndarray:

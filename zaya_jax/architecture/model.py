@@ -283,8 +283,12 @@ class Zaya(nn.Module):
         if not self.has_variable(DRAFTED, "tokens"):
             return None
         tokens = self.get_variable(DRAFTED, "tokens")
-        tied = self.config.tie_word_embeddings
-        rows = self.embed_tokens[tokens] if tied else self.lm_head.parts(self.config.hidden_size)[0][:, tokens].T
+        if self.config.tie_word_embeddings:
+            rows = self.embed_tokens[tokens]
+        else:
+            kernel, *_ = self.lm_head.parts(self.config.hidden_size)
+            assert kernel is not None  # it was asked for
+            rows = kernel[:, tokens].T
         return DraftVocabulary(tokens, rows, self.lm_head_bias[tokens] if self.config.lm_head_bias else None)
 
     @property

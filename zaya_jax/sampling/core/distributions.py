@@ -102,6 +102,15 @@ def mix(autoregressive: Array, draft: Array, beta: Array) -> Array:
     return (1 - beta) * autoregressive.astype(dtype) + beta * draft.astype(dtype)
 
 
+def log_acceptance(log_p: Array, log_q: Array, token: Array, index: Array | None = None) -> Array:
+    """log min(1, p(token) / q(token)), for tokens drawn from q; [...] of distributions [..., V], tokens [...].
+
+    Args:
+      index: where the tokens stand in q, if it is over other tokens than p; the token itself by default.
+    """
+    return jnp.minimum(at_token(log_p, token) - at_token(log_q, token if index is None else index), 0)
+
+
 def log_residual(log_p: Array, log_q: Array) -> Array:
     """log of max(p - q, 0), not normalised: what is left to draw from after a rejection.
 

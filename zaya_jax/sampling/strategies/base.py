@@ -17,6 +17,7 @@ from zaya_jax.architecture.draft_vocabulary import DraftVocabulary
 from zaya_jax.sampling.core.distributions import (
     LogitsProcessing,
     at_token,
+    log_acceptance,
     log_distribution,
     log_residual,
     penalise,
@@ -215,8 +216,8 @@ def verify(setup: Setup, logits: Array, drafted: Drafted, first: Array, progress
         drafted.exists[..., None], log_distribution(drafted.logits, setup.options.draft_processing), -jnp.inf
     )
     position = first[:, None] + jnp.arange(n - 1, dtype=jnp.int32)
-    log_ratio = at_token(log_p[:, :-1], drafted.tokens) - at_token(log_q, drafted.index)
-    log_accept = jnp.where(drafted.exists, jnp.minimum(log_ratio, 0), -jnp.inf)  # of min(1, p / q)
+    log_accept = log_acceptance(log_p[:, :-1], log_q, drafted.tokens, drafted.index)
+    log_accept = jnp.where(drafted.exists, log_accept, -jnp.inf)
     survives = setup.noise.accept(position, log_accept)
     accepted = jnp.cumprod(survives, axis=1, dtype=jnp.int32).sum(axis=1, dtype=jnp.int32)
 
