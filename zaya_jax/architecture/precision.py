@@ -63,7 +63,7 @@ def matmul(x: Array, weights: Array, dtype: Any = None) -> Array:
     """
     plain = functools.partial(jnp.matmul, preferred_element_type=dtype)
     count = math.prod(x.shape[:-1])
-    if weights.ndim > 2 or not 0 < count < LEAST_ROWS:
+    if weights.ndim != 2 or not 0 < count < LEAST_ROWS:
         return plain(x, weights)
 
     def padded(x: Array, weights: Array) -> Array:
