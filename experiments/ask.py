@@ -6,8 +6,9 @@
 
 What is asked: the training problems of --tasks, the lines of --prompts_file, or the beginnings of --text's documents,
 --prefix_tokens long. With --chat each is a user's message, written down by the checkpoint's chat template. Answers are
-drawn from the model's autoregressive distribution, each prompt at each of --temperatures, prompts of like length side
-by side; row (prompt index * temperatures + number of the temperature) has seed + row.
+drawn from the model's autoregressive distribution, each prompt at each of --temperatures, longest prompts first, the
+next in line taking the place of one that has ended; row (prompt index * temperatures + number of the temperature) has
+seed + row.
 
 A line of --output holds prompt, index, sample (the temperature's number), source, temperature, seed, finish, tokens,
 settings (checkpoint, its checksum and all flags that decide an answer), and what a config's mixture reads: "messages"
@@ -38,7 +39,8 @@ from zaya_jax.evaluation.answers import fingerprint
 from zaya_jax.paths import absolute
 from zaya_jax.reporting.tables.cells import markdown
 from zaya_jax.runs.tokens import checkpoint_of, choose_tokenizer, require_template
-from zaya_jax.sampling import Request, SamplerConfig, generate
+from zaya_jax.sampling import Request, SamplerConfig
+from zaya_jax.sampling.continuous import Prompt, generate_queue
 from zaya_jax.sampling.decoding import check
 from zaya_jax.tasks import TASKS, make_task
 from zaya_jax.text.detokenizer import Detokenizer
@@ -100,7 +102,7 @@ def main() -> None:
     try:
         answer(model, variables, tokenizer, questions, samplers, files)
     except KeyboardInterrupt:
-        cli.fail("interrupted; the same command resumes from the last whole batch", 130)
+        cli.fail("interrupted; the same command resumes after the last whole answer", 130)
     report(questions, samplers, files)
 
 
@@ -175,7 +177,7 @@ def answer(
     samplers: Sequence[SamplerConfig],
     files: dict[bool, Completions],
 ) -> None:
-    """Answers what is missing, longest questions first: if memory does not suffice, it does not at the start."""
+    """Answers what is missing, longest questions first, and writes each answer down when it has ended."""
     order = sorted(range(len(questions)), key=lambda index: -len(questions[index].tokens))
     missing = [
         [index for index in order if all((index, number) not in file.done for file in files.values())]
@@ -184,23 +186,24 @@ def answer(
     bar = tqdm(total=sum(map(len, missing)), desc="ask", unit="answer", dynamic_ncols=True)
     new_tokens, began = 0, time.monotonic()
     for number, sampler in enumerate(samplers):
-        for at in range(0, len(missing[number]), _BATCH.value):
-            rows = missing[number][at : at + _BATCH.value]
-            seeds = [_SEED.value + index * len(samplers) + number for index in rows]
-            prompts = [questions[index].tokens for index in rows]
-            made = generate(model, variables, prompts, sampler, _NEW.value, seeds, tokenizer=tokenizer)
-            lines: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
-            for index, seed, tokens, finish in zip(rows, seeds, made.tokens, made.finish, strict=True):
-                line = line_of(questions[index], tokenizer, tokens)
-                ended = finish != "length" or not _CHAT.value
-                rest = {"temperature": sampler.temperature, "seed": seed, "finish": finish, "tokens": tokens}
-                lines[ended].append({"prompt": line.pop("prompt"), "index": index, "sample": number, **line, **rest})
-            for ended, found in lines.items():
-                if found:
-                    files[ended].add(found, {"mode": sampler.mode})
-            new_tokens += sum(map(len, made.tokens))
+        rows = missing[number]
+        if not rows:
+            continue
+        seeds = [_SEED.value + index * len(samplers) + number for index in rows]
+        prompts = [Prompt(questions[index].tokens, seed) for index, seed in zip(rows, seeds, strict=True)]
+        longest, batch = len(prompts[0].tokens), min(_BATCH.value, len(prompts))
+        for made, _ in generate_queue(
+            model, variables, prompts, sampler, _NEW.value, longest=longest, batch=batch, tokenizer=tokenizer
+        ):
+            index, seed = rows[made.index], seeds[made.index]
+            line = line_of(questions[index], tokenizer, made.tokens)
+            ended = made.finish != "length" or not _CHAT.value
+            rest = {"temperature": sampler.temperature, "seed": seed, "finish": made.finish, "tokens": made.tokens}
+            line = {"prompt": line.pop("prompt"), "index": index, "sample": number, **line, **rest}
+            files[ended].add([line], {"mode": sampler.mode})
+            new_tokens += len(made.tokens)
             bar.set_postfix_str(f"{new_tokens / (time.monotonic() - began):.0f} tok/s", refresh=False)
-            bar.update(len(rows))
+            bar.update()
     bar.close()
 
 
