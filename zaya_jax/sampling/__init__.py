@@ -4,6 +4,7 @@ Imports architecture and, for stop strings, text.
 """
 
 from zaya_jax.sampling.config import SamplerConfig
+from zaya_jax.sampling.continuous import Prompt, generate_queue
 from zaya_jax.sampling.core.targets import Target, all_targets, find_target, register_target
 from zaya_jax.sampling.generate import generate
 from zaya_jax.sampling.planning.auto import choose_sampler
@@ -11,6 +12,7 @@ from zaya_jax.sampling.planning.branch_points import acceptance_curve, best_anch
 from zaya_jax.sampling.types import Generation, Request, Session, Streamer
 
 __all__ = [
-    "Generation", "Request", "SamplerConfig", "Session", "Streamer", "Target", "acceptance_curve", "all_targets",
-    "best_anchors", "choose_sampler", "evidence", "expected_tokens", "find_target", "generate", "register_target",
+    "Generation", "Prompt", "Request", "SamplerConfig", "Session", "Streamer", "Target", "acceptance_curve",
+    "all_targets", "best_anchors", "choose_sampler", "evidence", "expected_tokens", "find_target", "generate",
+    "generate_queue", "register_target",
 ]  # fmt: skip
