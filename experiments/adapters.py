@@ -69,7 +69,10 @@ def draft_vocabulary(checkpoint: Path, run: dict[str, Any], size: int) -> list[i
     """Ids of the tokens that the run trained on most often; none for a size of 0."""
     if not size:
         return []
-    setup = settings.read(ConfigDict(run))
+    sections = {
+        name: {**part, "adapters": None} for name, part in run.items() if isinstance(part, dict) and "steps" in part
+    }
+    setup = settings.read(ConfigDict({**run, **sections}))  # the adapters that it started from may be gone
     return most_frequent(count_trained(setup, checkpoint.parent.parent, checkpoint.name), size)
 
 
