@@ -6,7 +6,10 @@ from tokenizers import AddedToken, processors
 from tests.text.published import KINDS, SPELLED, byte_level, publish
 from tests.text.test_published import same_as_transformers
 from zaya_jax.errors import UserError
-from zaya_jax.text.tokenizers import load_tokenizer
+from zaya_jax.interop.formats.folder import weight_files
+from zaya_jax.runs.tokens import tokenizer_of
+from zaya_jax.text.templates import folder_template
+from zaya_jax.text.tokenizers import ByteTokenizer, load_tokenizer
 
 NAMED = SPELLED | {"pad_token": "</s>"}  # as transformers reads it
 
@@ -109,3 +112,24 @@ def test_a_token_that_cannot_be_is_named(values, files, wrong, tmp_path):
     with pytest.raises(UserError, match=rf"^tokenizer: .*json: {wrong}") as error:
         load_tokenizer(publish(tmp_path, byte_level(), tokenizer_config=NAMED | values, **files))
     assert "\n" not in str(error.value)
+
+
+READ = {
+    **dict.fromkeys(("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"), load_tokenizer),
+    "generation_config.json": load_tokenizer,
+    "chat_template.jinja": lambda folder: folder_template(folder, ByteTokenizer()),
+    "tokenizer.json": lambda folder: load_tokenizer(tokenizer_of(folder, 309)),
+    "model.safetensors": weight_files,
+}
+
+
+@pytest.mark.parametrize("itself", [False, True])
+@pytest.mark.parametrize("name", READ)
+def test_a_link_that_leads_nowhere_is_not_a_file_that_is_not_there(name, itself, tmp_path):
+    """As in a download that was not finished, whose snapshot is links."""
+    folder = publish(tmp_path, byte_level(), tokenizer_config=NAMED)
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(name if itself else "/no/where")
+    with pytest.raises((UserError, FileNotFoundError), match=rf"{name}(:|', must be) ") as error:
+        READ[name](folder)
+    assert "without" not in str(error.value) and "\n" not in str(error.value)

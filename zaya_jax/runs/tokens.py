@@ -1,6 +1,7 @@
 """Which tokenizer and which chat template a checkpoint's folder brings along."""
 
 import datetime
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -78,7 +79,7 @@ def choose_tokenizer(
 
 def tokenizer_of(checkpoint: Path, vocab_size: int) -> str:
     """What lies beside the weights, or what the run that made them was configured with, or bytes."""
-    if (checkpoint / TOKENIZER_FILE).is_file():
+    if os.path.lexists(checkpoint / TOKENIZER_FILE):  # whatever it is
         return str(checkpoint / TOKENIZER_FILE)
     name = run_config(checkpoint).get("tokenizer")
     if isinstance(name, str):

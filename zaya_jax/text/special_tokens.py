@@ -6,6 +6,7 @@ does not skip is part of the text.
 """
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -249,9 +250,10 @@ def named_ids(path: Path, model: tokenizers.Tokenizer, spelled: Mapping[str, str
 def read_object(path: Path) -> dict[str, Any]:
     """A JSON object of text that UTF-8 can hold, {} where there is no such file.
 
-    Raises UserError, in one line, for anything else: `tokenizers` takes no lone surrogate ("\\ud800" is JSON) anywhere.
+    Raises UserError, in one line, for anything else: `tokenizers` takes no lone surrogate ("\\ud800" is JSON) anywhere;
+    and a link that leads nowhere is a download that is not finished, not a file that is not there.
     """
-    if not path.exists():
+    if not os.path.lexists(path):
         return {}
     try:
         values = files.read_object(path)

@@ -12,6 +12,7 @@ Special tokens are then `"\\0" + id + "\\0"`, which no content can hold, until t
 import dataclasses
 import datetime
 import functools
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -238,7 +239,7 @@ def folder_template(folder: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
     Raises:
       UserError: one line: as `load_template`, or a file that cannot be read, or named templates without a default one.
     """
-    if (folder / TEMPLATE_FILE).is_file():
+    if os.path.lexists(folder / TEMPLATE_FILE):  # whatever it is
         return _tried(_read(folder / TEMPLATE_FILE), tokenizer)
     named = sorted(path.stem for path in (folder / OTHERS).glob("*.jinja"))
     if named:

@@ -7,6 +7,7 @@ pickles are not looked at.
 import functools
 import itertools
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -257,7 +258,7 @@ def weight_files(directory: Path) -> tuple[Path, list[TensorFile]]:
     Raises:
       FileNotFoundError, UserError: one line that names the file, and the tensor.
     """
-    if (directory / WEIGHTS_FILE).exists():
+    if os.path.lexists(directory / WEIGHTS_FILE):  # a link that leads nowhere, too: `within` names it
         path = within(directory, WEIGHTS_FILE)
         return path, [read_header(path)]
     if not (directory / INDEX_FILE).exists():
