@@ -15,7 +15,15 @@ setup(
     description="ZAYA1 in JAX, turned into a block-diffusion model that drafts and verifies in one forward pass",
     long_description=(Path(__file__).parent / "README.md").read_text(),
     long_description_content_type="text/markdown",
+    author="The zaya_jax authors",
     license="Apache-2.0",
+    license_files=["LICENSE", "NOTICE"],
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)),
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
     packages=find_packages(include=["zaya_jax*"]),  # experiments and configs run from the clone
     python_requires=">=3.11",
     install_requires=[
