@@ -122,6 +122,7 @@ def compile_here(target: targets.Target, setup: settings.Settings, name: str) ->
         "traffic": program.traffic,
         "moved": traffic.per_step(moved) or traffic.total(moved),
         "moved_once": traffic.total(moved) - traffic.per_step(moved) if traffic.per_step(moved) else 0,
+        "largest_write": largest_write(moved, chosen_stage(setup).model.vocab_size),
         "wastes": [dataclasses.asdict(kernel) for kernel in traffic.wastes(moved)],
         **dataclasses.asdict(parts),
         "grouped_matmuls": parts.grouped_matmuls,
@@ -129,6 +130,11 @@ def compile_here(target: targets.Target, setup: settings.Settings, name: str) ->
         "other_calls": sorted(parts.other_calls),
         "kernels": kernels and dataclasses.asdict(kernels),
     }
+
+
+def largest_write(found: list[traffic.Kernel], vocab: int) -> int:
+    """Bytes of the largest array that a kernel of a step writes once, logits and what is made of them apart."""
+    return max((kernel.writes for kernel in found if kernel.in_step and str(vocab) not in kernel.shape), default=0)
 
 
 def make_program(setup: settings.Settings, name: str, devices: list[jax.Device]) -> Program:
