@@ -5,7 +5,8 @@
         --context=32768 --output=decode.json
 
 Programs: the train step of a phase, and for sampling on one device the prefill, the loop of one-token steps and the
-loop of verify-and-draft steps (the phase's block size, evaluate.anchor_budget). Nothing is executed and no weights
+loop of verify-and-draft steps (the phase's block size, evaluate.anchor_budget; --what=steps: the loops alone). Of the
+loops it counts the bytes that the kernels of a step move (zaya_jax/aot/traffic.py). Nothing is executed and no weights
 exist: this shows that a program compiles and fits, not how fast it is. Exit status 1 if one does not.
 
 Needs the target's compiler from PyPI (extra `lower-amd` or `lower-nvidia`; a GPU or ROCm is not needed, gcc is).

@@ -4,6 +4,7 @@ Stacked along a leading axis, as training wants them, a layer's matrices, keys a
 before XLA's CPU or a GPU's library multiplies by them: a forward over one token then moves up to three times the bytes
 that it must. In arrays of their own they are read where they lie. Attention's input projections are joined, so that a
 dense layer is four products, and its last matrix, whose rows are long, is transposed: XLA's CPU reads it faster so.
+Large experts have arrays of their own on a CPU, each a branch of a conditional, for it copies what it slices, too.
 
 Results are those of the stacked form but for rounding. Compiling takes longer: every layer is in the program (40 of
 them a minute, for a GPU: results/lower).
@@ -56,8 +57,8 @@ def separate(variables: Any, release: bool = False, own_experts: bool = False) -
     Args:
       release: delete each stacked array once it is copied, so that both forms are never held at once; `variables`
         cannot be used afterwards.
-      own_experts: each expert's matrices are arrays of their own, too: arranged/layers/0/mlp/experts/0/gate_up [M, 2F]
-        and down [F, M], /1/..., for a CPU; a GPU multiplies by all experts at once.
+      own_experts: each expert's matrices are arrays of their own, too: arranged/layers/0/mlp/experts/0/gate_up
+        [M, 2 * F] and down [F, M], /1/..., for a CPU; a GPU multiplies by all experts at once.
 
     Raises:
       UserError: variables that are not stacked.

@@ -1,4 +1,4 @@
-"""Dropless top-1 expert dispatch: six exact ways to compute the same thing.
+"""Dropless top-1 expert dispatch: nine exact ways to compute the same thing.
 
 Each takes x [token, M], choice int32 [token] in 0 .. num_experts (num_experts itself = skip), gate_up
 [E, M, 2 * F] (gate first) and down [E, F, M], and returns each token's expert output [token, M], zero for skip. None
@@ -12,6 +12,9 @@ differentiated and serves forwards with a cache (`dispatch_cached`). `sequential
 experts that are spread over devices (`across`). `ragged_dot` sorts tokens by expert and leaves the rest to
 `jax.lax.ragged_dot`: on gfx942 in bfloat16 or float16 one grouped product of hipBLASLt, without padding; on gfx950 in
 bfloat16, on CUDA and on CPU XLA computes every expert for every token (docs/hardware.md#compiling-ahead-of-time).
+
+For forwards with a cache, which read each weight once if they can: `in_place` and `rounds` on a GPU
+(`cheapest_cached` chooses), `of_own_arrays` on a CPU.
 """
 
 import functools
