@@ -77,11 +77,12 @@ def test_what_is_lowered_for_a_gpu_is_the_same_model(x64, monkeypatch):
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
 
 
-def test_given_up_arrays_are_deleted_and_no_others():
+@pytest.mark.parametrize("own_experts", [False, True])
+def test_given_up_arrays_are_deleted_and_no_others(own_experts):
     config = small_config()
     held = random_variables(config)
     variables = jax.tree.map(jnp.copy, held)
-    out = separate(variables, release=True)
+    out = separate(variables, release=True, own_experts=own_experts)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(variables["params"]["layers"]))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(out))
     sizes = [sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (out, held)]
