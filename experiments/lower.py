@@ -5,7 +5,8 @@
         --context=32768 --output=decode.json
 
 Programs: the train step of a phase, and for sampling on one device the prefill, the loop of one-token steps and the
-loop of verify-and-draft steps (the phase's block size, evaluate.anchor_budget). Nothing is executed and no weights
+loop of verify-and-draft steps (the phase's block size, evaluate.anchor_budget; --what=steps: the loops alone). Of the
+loops it counts the bytes that the kernels of a step move (zaya_jax/aot/traffic.py). Nothing is executed and no weights
 exist: this shows that a program compiles and fits, not how fast it is. Exit status 1 if one does not.
 
 Needs the target's compiler from PyPI (extra `lower-amd` or `lower-nvidia`; a GPU or ROCm is not needed, gcc is).
@@ -122,6 +123,7 @@ def compile_here(target: targets.Target, setup: settings.Settings, name: str) ->
         "traffic": program.traffic,
         "moved": traffic.per_step(moved) or traffic.total(moved),
         "moved_once": traffic.total(moved) - traffic.per_step(moved) if traffic.per_step(moved) else 0,
+        "largest_write": largest_write(moved, chosen_stage(setup).model.vocab_size),
         "wastes": [dataclasses.asdict(kernel) for kernel in traffic.wastes(moved)],
         **dataclasses.asdict(parts),
         "grouped_matmuls": parts.grouped_matmuls,
@@ -129,6 +131,11 @@ def compile_here(target: targets.Target, setup: settings.Settings, name: str) ->
         "other_calls": sorted(parts.other_calls),
         "kernels": kernels and dataclasses.asdict(kernels),
     }
+
+
+def largest_write(found: list[traffic.Kernel], vocab: int) -> int:
+    """Bytes of the largest array that a kernel of a step writes once, logits and what is made of them apart."""
+    return max((kernel.writes for kernel in found if kernel.in_step and str(vocab) not in kernel.shape), default=0)
 
 
 def make_program(setup: settings.Settings, name: str, devices: list[jax.Device]) -> Program:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import random_variables, small_config
-from zaya_jax.aot.traffic import copies, kernels, total
+from zaya_jax.aot.traffic import copies, kernels, per_step, total
 from zaya_jax.architecture import Zaya, for_decoding
 from zaya_jax.costs.roofline import forward_traffic
 from zaya_jax.sampling.config import SamplerConfig
@@ -53,6 +53,39 @@ def test_a_gather_reads_the_rows_it_takes():
     assert total(moved(lambda table, ids: table[ids] + 1, table, ids)) < FLOAT * 1000 * 64 / 4
 
 
+def test_a_step_is_a_round_of_a_loop_of_unknown_length():
+    def f(x, n):
+        return jax.lax.fori_loop(0, n, lambda i, x: jnp.sin(x) + i, x * 2)
+
+    found = moved(f, jnp.ones((64, 64)), jnp.int32(3))
+    array = FLOAT * 64 * 64
+    assert 2 * array <= per_step(found) < 2.1 * array
+    assert total(found) - per_step(found) >= 2 * array
+    assert per_step(moved(lambda x: x * 2, jnp.ones((64, 64)))) == 0
+
+
+def test_of_a_conditional_the_branch_that_moves_least_counts():
+    def f(on, x):
+        return jax.lax.cond(on, lambda x: jnp.sort(jnp.sin(x) @ x, axis=1) @ x, lambda x: x, x)
+
+    found = moved(f, jnp.bool_(True), jnp.ones((64, 64)))
+    assert total(found) < 2.2 * FLOAT * 64 * 64  # a copy
+
+
+def test_a_librarys_workspace_is_not_counted():
+    hlo = """HloModule m
+
+ENTRY %main (a: bf16[8,64], b: bf16[64,32]) -> bf16[8,32] {
+  %a = bf16[8,64]{1,0} parameter(0)
+  %b = bf16[64,32]{1,0} parameter(1)
+  %product = (bf16[8,32]{1,0}, s8[4194304]{0}) custom-call(%a, %b), custom_call_target="__cublas$lt$matmul"
+  ROOT %out = bf16[8,32]{1,0} get-tuple-element(%product), index=0
+}
+"""
+    (found,) = kernels(hlo)
+    assert (found.reads, found.writes) == (2 * (8 * 64 + 64 * 32), 2 * 8 * 32)
+
+
 @pytest.mark.parametrize("plan", [AUTOREGRESSIVE, Plan("single_pass", 4, (4,), "autoregressive")], ids=lambda p: p.mode)
 @pytest.mark.parametrize("attention", ["cca", "gqa"])
 def test_a_decoding_step_copies_no_weights(attention, plan):
@@ -77,3 +110,20 @@ def test_a_decoding_step_copies_no_weights(attention, plan):
     assert must.weights < per_step
     assert per_step < 1.5 * (must.weights + must.cache) or plan.mode != "autoregressive"
     assert np.isfinite(per_step)
+
+
+@pytest.mark.parametrize("plan", [AUTOREGRESSIVE, Plan("single_pass", 4, (4,), "autoregressive")], ids=lambda p: p.mode)
+def test_a_decoding_step_copies_no_expert(plan):
+    """Experts in arrays of their own: no kernel writes one, and of 4 a step reads those that were chosen."""
+    config = small_config(
+        hidden_size=256, head_dim=32, moe_intermediate_size=512, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=64,
+    )  # fmt: skip
+    model, variables = for_decoding(Zaya(config), random_variables(config))
+    jitted, arguments = step_program(model, variables, plan, 1, 16, 4, SamplerConfig(temperature=0.0))
+    found = kernels(jitted.lower(*arguments).compile().as_text())
+    smaller = FLOAT * 256 * 512  # of an expert's two matrices
+    assert [kernel for kernel in copies(found, smaller) if kernel.times > 1] == []
+    if plan == AUTOREGRESSIVE:
+        must = forward_traffic(config, 1, 1, 16)
+        assert total(kernel for kernel in found if kernel.times == 4) / 4 < 1.3 * (must.weights + must.cache)

@@ -10,6 +10,7 @@ import pytest
 from tests.architecture.test_one_function import CONFIGS
 from tests.helpers import random_tokens, random_variables, small_config
 from zaya_jax.architecture import Layout, Zaya, for_decoding, init_cache
+from zaya_jax.architecture import separate as separate_module
 from zaya_jax.architecture.separate import separate
 from zaya_jax.errors import UserError
 from zaya_jax.sampling import SamplerConfig, generate
@@ -43,11 +44,45 @@ def test_equals_the_stacked_model(name, x64):
     np.testing.assert_array_equal(cache.length, stacked.length)
 
 
-def test_given_up_arrays_are_deleted_and_no_others():
+def test_experts_in_arrays_of_their_own_are_the_same_model(x64, monkeypatch):
+    config = small_config(dtype="float64", param_dtype="float64")
+    variables, tokens = random_variables(config), random_tokens(config, 2, 10)
+    *expected, stacked = read_and_verify(Zaya(config), variables, tokens)
+    monkeypatch.setattr(separate_module, "OWN_EXPERT", 0)
+    model, values = for_decoding(Zaya(config), variables)
+    assert "gate_up_proj" not in values["params"]["layers"]["0"]["mlp"]
+    *got, cache = read_and_verify(model, values, tokens)
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(np.concatenate(cache.key), stacked.key, rtol=0, atol=1e-12)
+    sizes = [sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (values, variables)]
+    assert sizes[0] == sizes[1]
+
+
+def test_what_is_lowered_for_a_gpu_is_the_same_model(x64, monkeypatch):
+    """Its branches computed here: few rows padded, experts in place or in rounds, context and drafts at once."""
+
+    def one_more(model, variables, tokens):
+        first, second, cache = read_and_verify.__wrapped__(model, variables, tokens)
+        third = model.apply(variables, Layout.verify_and_draft(tokens[:, 9:], cache.length), cache)
+        return first, second, third.logits
+
+    config = small_config(dtype="float64", param_dtype="float64")
+    variables, tokens = random_variables(config), random_tokens(config, 2, 10)
+    expected = jax.jit(functools.partial(one_more, Zaya(config)))(variables, tokens)
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, default, cpu: default(*args))
+    for model, values in ((Zaya(config), variables), for_decoding(Zaya(config), variables)):
+        got = jax.jit(functools.partial(one_more, model))(values, tokens)
+        for a, b in zip(got, expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("own_experts", [False, True])
+def test_given_up_arrays_are_deleted_and_no_others(own_experts):
     config = small_config()
     held = random_variables(config)
     variables = jax.tree.map(jnp.copy, held)
-    out = separate(variables, release=True)
+    out = separate(variables, release=True, own_experts=own_experts)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(variables["params"]["layers"]))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(out))
     sizes = [sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (out, held)]

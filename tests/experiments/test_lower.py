@@ -61,3 +61,25 @@ def test_real_code_for_a_gpu_that_is_not_here(name, tmp_path):
     if name != "h100":
         assert found["kernels"]["count"] > 50 and found["kernels"]["vgpr_spills"] == 0
         assert all(TARGETS[name].architecture in each for each in found["kernels"]["architectures"])
+
+
+@pytest.mark.slow  # a minute a target
+@pytest.mark.parametrize("name", ["mi300x", "h100"])
+def test_no_kernel_of_a_decoding_step_writes_an_array_as_large_as_a_layers_matrix(name, tmp_path):
+    """ZAYA1-8B's shapes in two layers, batch 1."""
+    try:
+        plugin_library(TARGETS[name])
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    model = ["num_hidden_layers=2", "layer_types=('hybrid','hybrid')", "dtype=bfloat16", "param_dtype=bfloat16"]
+    done = command(
+        "lower", "--config=configs/quickstart.py:preset=zaya1_8b", *(f"--config.model.{field}" for field in model),
+        "--config.evaluate.anchor_budget=3", f"--target={name}", "--what=steps", "--context=4096",
+        f"--output={tmp_path / 'found.json'}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())["programs"]
+    one, many = found["autoregressive"], found["single_pass"]
+    assert one["largest_write"] < 2 * 1024 * 2048 / 4  # a quarter of o_proj's bytes
+    assert many["largest_write"] < 2 * 2048 * 4096  # an expert's; scores of 64 query tokens are half of it
+    assert one["moved"] < 1.1 * one["traffic"]

@@ -83,6 +83,25 @@ def lowered_table(runs: Iterable[dict[str, Any]]) -> str:
     return "\n".join(rows)
 
 
+def traffic_table(runs: Iterable[dict[str, Any]]) -> str:
+    """Markdown: bytes that each decoding program's step moves against those it must, of files that counted a step."""
+    head = ["| program | GPU | must move | moves | ratio |", "|" + "---|" * 5]
+    found = [(each, run["target"]) for run in runs for each in run["programs"].values() if "moved_once" in each]
+
+    def order(row: tuple[dict[str, Any], str]) -> tuple[str, int, str]:
+        name, batch = row[0]["program"].split()[:2]
+        return name, int(batch), row[1]
+
+    return "\n".join(
+        head
+        + [
+            f"| {each['program']} | {target} | {gigabytes(each['traffic'])} | {gigabytes(each['moved'])} | "
+            f"{each['moved'] / each['traffic']:.2f} |"
+            for each, target in sorted(found, key=order)
+        ]
+    )
+
+
 def gigabytes(size: float) -> str:
     """Powers of ten, as memory is sold."""
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

@@ -306,12 +306,14 @@ class Zaya(nn.Module):
         return rotation(layout.position, frequencies[:, None, None])
 
     def _experts(self) -> tuple | None:
-        """All layers' (gate_up, down) as they are stored; None where there are none, or none yet (`init`)."""
+        """All layers' (gate_up, down) as they are stored together; None where they are not, or not yet (`init`)."""
         if self.is_initializing() or self.config.feed_forward == "dense":
             return None
         layers = self.variables["params"]["layers"]
         if self.separate:
-            each = (layers[str(i)]["mlp"] for i in range(self.config.num_hidden_layers))
+            each = [layers[str(i)]["mlp"] for i in range(self.config.num_hidden_layers)]
+            if "gate_up_proj" not in each[0]:  # every expert has arrays of its own
+                return None
             return tuple((experts["gate_up_proj"], experts["down_proj"]) for experts in each)
         return layers["mlp"]["gate_up_proj"], layers["mlp"]["down_proj"]
 

@@ -4,6 +4,7 @@ Stacked along a leading axis, as training wants them, a layer's matrices, keys a
 before XLA's CPU or a GPU's library multiplies by them: a forward over one token then moves up to three times the bytes
 that it must. In arrays of their own they are read where they lie. Attention's input projections are joined, so that a
 dense layer is four products, and its last matrix, whose rows are long, is transposed: XLA's CPU reads it faster so.
+Large experts have arrays of their own on a CPU, each a branch of a conditional, for it copies what it slices, too.
 
 Results are those of the stacked form but for rounding. Compiling takes longer: every layer is in the program (40 of
 them a minute, for a GPU: results/lower).
@@ -21,6 +22,7 @@ from zaya_jax.architecture.model import Zaya
 from zaya_jax.errors import UserError
 
 Array = jax.Array
+OWN_EXPERT = 2**18  # parameters from which copying an expert takes a CPU longer than choosing a branch
 
 
 def for_decoding(model: Zaya, variables: Any, release: bool = False, widen: bool = False) -> tuple[Zaya, Any]:
@@ -33,14 +35,19 @@ def for_decoding(model: Zaya, variables: Any, release: bool = False, widen: bool
     """
     if model.separate or model.shards.rules:
         return model, variables
-    variables = separate(variables, release)
-    if widen and model.config.dtype == "bfloat16" and jax.default_backend() == "cpu":
-        model = model.clone(config=model.config.replace(dtype="float32", param_dtype="float32"))
+    config, on_cpu = model.config, jax.default_backend() == "cpu"
+    own_experts = (
+        on_cpu and config.feed_forward == "moe" and model.execution.expert_backend == "auto"
+        and 3 * config.hidden_size * config.moe_intermediate_size >= OWN_EXPERT
+    )  # fmt: skip
+    variables = separate(variables, release, own_experts)
+    if widen and config.dtype == "bfloat16" and on_cpu:
+        model = model.clone(config=config.replace(dtype="float32", param_dtype="float32"))
         variables = jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, variables)
     return model.clone(separate=True), variables
 
 
-def separate(variables: Any, release: bool = False) -> Any:
+def separate(variables: Any, release: bool = False, own_experts: bool = False) -> Any:
     """Variables of a `Zaya` for the same with `separate=True`.
 
     params/layers/... [L, ...] become params/layers/0/..., /1/..., and so the balancing biases; kernels of
@@ -50,6 +57,8 @@ def separate(variables: Any, release: bool = False) -> Any:
     Args:
       release: delete each stacked array once it is copied, so that both forms are never held at once; `variables`
         cannot be used afterwards.
+      own_experts: each expert's matrices are arrays of their own, too: arranged/layers/0/mlp/experts/0/gate_up
+        [M, 2 * F] and down [F, M], /1/..., for a CPU; a GPU multiplies by all experts at once.
 
     Raises:
       UserError: variables that are not stacked.
@@ -67,6 +76,8 @@ def separate(variables: Any, release: bool = False) -> Any:
     feed_forward = dict(layers["mlp"])
     if feed_forward["down_proj"].ndim == 3:  # [L, F, M]: no experts
         arranged["mlp"] = {"down": _each(jnp.transpose, [feed_forward.pop("down_proj")], release)}
+    elif own_experts:
+        arranged["mlp"] = {"experts": _experts(feed_forward, release)}
     out = dict(variables)
     out["params"] = {**params, "layers": _split({**layers, "self_attn": attention, "mlp": feed_forward}, release)}
     out[ARRANGED] = {"layers": _transpose(arranged)}
@@ -74,6 +85,25 @@ def separate(variables: Any, release: bool = False) -> Any:
         if name != "params" and "layers" in collection:
             out[name] = {**collection, "layers": _split(collection["layers"], release)}
     return out
+
+
+def _experts(feed_forward: dict[str, Any], release: bool) -> list[dict[str, Any]]:
+    """Takes the experts out of stacked [L, E, ...] parameters: an entry a layer, {"0": {"gate_up", "down"}, ...}."""
+    stacks = {"gate_up": feed_forward.pop("gate_up_proj"), "down": feed_forward.pop("down_proj")}
+    layers, experts = stacks["down"].shape[:2]
+    out: list[dict[str, Any]] = [{str(e): {} for e in range(experts)} for _ in range(layers)]
+    for name, stacked in stacks.items():
+        for i in range(layers):
+            for e in range(experts):
+                out[i][str(e)][name] = jax.block_until_ready(_share_of_expert(i, e, stacked))
+        if release and isinstance(stacked, jax.Array):
+            stacked.delete()
+    return out
+
+
+@jax.jit
+def _share_of_expert(i: int, e: int, stacked: Array) -> Array:
+    return jax.lax.dynamic_slice(stacked, (i, e, *[0] * (stacked.ndim - 2)), (1, 1, *stacked.shape[2:]))[0, 0]
 
 
 def _split(stacked: Any, release: bool) -> dict[str, Any]:

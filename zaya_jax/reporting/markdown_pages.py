@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from zaya_jax.aot.lowering import lowered_table
+from zaya_jax.aot.lowering import lowered_table, traffic_table
 from zaya_jax.errors import UserError
 from zaya_jax.files import read_text, write_text
 from zaya_jax.reporting.api_page import api_tables
@@ -48,10 +48,13 @@ def _maker(names: Sequence[str], read: Callable[[Path], Any], table: Callable[..
     return make
 
 
-def _lower(results: Path) -> str:
-    folder = results / "lower"
-    with made_of(str(folder)):
-        return lowered_table(read_record(path) for path in sorted(folder.glob("*.json")))
+def _lower(pattern: str, table: Callable[..., str]) -> Maker:
+    def make(results: Path) -> str:
+        folder = results / "lower"
+        with made_of(str(folder)):
+            return table(read_record(path) for path in sorted(folder.glob(pattern)))
+
+    return make
 
 
 def _learned(*names: str) -> Maker:
@@ -101,7 +104,8 @@ TABLES: dict[str, Maker] = {
         "long_rows", table=lambda numbers: benchmarks.trained_rows_table([numbers["longest"], numbers["packed"]])
     ),
     "pairs": _section("long_rows", "pairs", benchmarks.pairs_table),
-    "lower": _lower,
+    "lower": _lower("*.json", lowered_table),
+    "traffic": _lower("*_decode_*.json", traffic_table),
     "word_problems": _maker(["smollm2/word_problems/wall_clock.json"], read_record, wall_clock_table),
     "word_problems_learned": _learned(*(f"smollm2/word_problems{run}" for run in ("/first", "/second", ""))),
     "drafts_learned": _learned("smollm2/drafts"),

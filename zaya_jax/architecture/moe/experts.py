@@ -1,4 +1,4 @@
-"""Dropless top-1 expert dispatch: six exact ways to compute the same thing.
+"""Dropless top-1 expert dispatch: nine exact ways to compute the same thing.
 
 Each takes x [token, M], choice int32 [token] in 0 .. num_experts (num_experts itself = skip), gate_up
 [E, M, 2 * F] (gate first) and down [E, F, M], and returns each token's expert output [token, M], zero for skip. None
@@ -12,10 +12,14 @@ differentiated and serves forwards with a cache (`dispatch_cached`). `sequential
 experts that are spread over devices (`across`). `ragged_dot` sorts tokens by expert and leaves the rest to
 `jax.lax.ragged_dot`: on gfx942 in bfloat16 or float16 one grouped product of hipBLASLt, without padding; on gfx950 in
 bfloat16, on CUDA and on CPU XLA computes every expert for every token (docs/hardware.md#compiling-ahead-of-time).
+
+For forwards with a cache, which read each weight once if they can: `in_place` and `rounds` on a GPU
+(`cheapest_cached` chooses), `of_own_arrays` on a CPU.
 """
 
 import functools
 import math
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -153,10 +157,18 @@ def sequential(x: Array, choice: Array, gate_up: Array, down: Array, layer: Arra
     size = _turn_rows(x.shape[0], experts)
     padded, slot, block_expert = _into_blocks(x, choice, experts, size)
 
+    def by_expert(rows: Array, block: Array) -> Array:
+        return swiglu(rows, *(weights[layer, block_expert[block]].astype(x.dtype) for weights in (gate_up, down)))
+
+    return _block_by_block(padded, choice, slot, experts, size, by_expert)
+
+
+def _block_by_block(padded: Array, choice: Array, slot: Array, experts: int, size: int, f: Callable) -> Array:
+    """f(rows [size, M], block int32 []) of each block that exists; each token's result [token, M], zero for skip."""
+
     def one_block(block: Array, rows: Array) -> Array:
         mine = jax.lax.dynamic_slice_in_dim(rows, block * size, size)
-        out = swiglu(mine, *(weights[layer, block_expert[block]].astype(x.dtype) for weights in (gate_up, down)))
-        return jax.lax.dynamic_update_slice_in_dim(rows, out, block * size, axis=0)  # in place: each is read once
+        return jax.lax.dynamic_update_slice_in_dim(rows, f(mine, block), block * size, axis=0)  # each is read once
 
     used = jnp.max(jnp.where(choice < experts, slot // size + 1, 0))
     return jax.lax.fori_loop(0, used, one_block, padded).at[slot].get(mode="fill", fill_value=0)
@@ -299,6 +311,35 @@ def dispatch_cached(x: Array, choice: Array, gate_up: Array, down: Array, layer:
         return {"rounds": rounds, "block_padded": block_padded}[form](x, choice, *weights)
 
     return jax.lax.platform_dependent(x, choice, gate_up, down, layer, cpu=on_cpu, default=elsewhere)
+
+
+def of_own_arrays(x: Array, choice: Array, gate_up: Sequence[Array], down: Sequence[Array]) -> Array:
+    """`sequential` for experts in arrays of their own (`architecture.separate`), which a CPU multiplies by in place.
+
+    Of each product only the chosen expert's branch runs; all else stands outside the branches, which compile fast so.
+
+    Args:
+      gate_up, down: an array an expert, in the parameters' dtype.
+    """
+    tokens, experts = x.shape[0], len(gate_up)
+
+    def by_expert(rows: Array, expert: Array) -> Array:
+        mixed = gated(_times_one_of(rows, gate_up, expert))
+        return _times_one_of(mixed, down, expert)
+
+    if tokens == 1:
+        out = by_expert(x, jnp.minimum(choice[0], experts - 1))
+        return jnp.where((choice < experts)[:, None], out, 0)
+    size = _turn_rows(tokens, experts)
+    padded, slot, block_expert = _into_blocks(x, choice, experts, size)
+    return _block_by_block(
+        padded, choice, slot, experts, size, lambda rows, block: by_expert(rows, block_expert[block])
+    )
+
+
+def _times_one_of(rows: Array, weights: Sequence[Array], index: Array) -> Array:
+    """rows @ weights[index], of which no more is read."""
+    return jax.lax.switch(index, [lambda rows, w=w: rows @ w.astype(rows.dtype) for w in weights], rows)
 
 
 def cheapest_cached(tokens: int, experts: int) -> str:

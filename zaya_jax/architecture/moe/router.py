@@ -13,7 +13,7 @@ from zaya_jax.architecture.config import ZayaConfig
 from zaya_jax.architecture.execution import Execution
 from zaya_jax.architecture.layers import ARRANGED, Linear, LowRank, RMSNorm, adapt
 from zaya_jax.architecture.layout import PADDING, Layout
-from zaya_jax.architecture.moe.experts import across, dispatch, dispatch_cached, gated, swiglu
+from zaya_jax.architecture.moe.experts import across, dispatch, dispatch_cached, gated, of_own_arrays, swiglu
 from zaya_jax.architecture.precision import on_rows, product, rounded_once
 from zaya_jax.architecture.sharding import Shards
 
@@ -91,19 +91,28 @@ class MixtureOfExperts(nn.Module):
 
         hidden, inner, axis = shape[-1], cfg.moe_intermediate_size, self.shards.names("expert")
         held = cfg.num_experts // (jax.lax.axis_size(axis) if axis else 1)
-        gate_up = weights("gate_up_proj", held, hidden, 2 * inner)
-        down = weights("down_proj", held, inner, hidden)
-        if axis:
-            out = across(axis, x, choice, gate_up, down)
-        elif stack is not None and self.execution.expert_backend == "auto":
-            out = dispatch_cached(x, choice, *stack)
+        if self.has_variable(ARRANGED, "experts"):
+            out = of_own_arrays(x, choice, *self._own_arrays())
         else:
-            out = dispatch(self.execution.expert_backend, x, choice, gate_up, down)
+            gate_up = weights("gate_up_proj", held, hidden, 2 * inner)
+            down = weights("down_proj", held, inner, hidden)
+            if axis:
+                out = across(axis, x, choice, gate_up, down)
+            elif stack is not None and self.execution.expert_backend == "auto":
+                out = dispatch_cached(x, choice, *stack)
+            else:
+                out = dispatch(self.execution.expert_backend, x, choice, gate_up, down)
         if cfg.skip_expert == "identity":
             out = jnp.where((choice == cfg.num_experts)[:, None], x, out)
         out = rounded_once(jnp.multiply, out, probability[:, None])
         state = state.reshape(*shape[:2], cfg.state_size)
         return out.reshape(shape), state, expert_load(choice.reshape(shape[:2]), layout, cfg)
+
+    def _own_arrays(self) -> tuple[list[Array], list[Array]]:
+        """Each expert's gate_up [M, 2 * F] and down [F, M] (`architecture.separate`)."""
+        experts = self.get_variable(ARRANGED, "experts")
+        each = [experts[str(e)] for e in range(self.config.num_experts)]
+        return [expert["gate_up"] for expert in each], [expert["down"] for expert in each]
 
 
 class FeedForward(nn.Module):

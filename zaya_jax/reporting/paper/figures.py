@@ -95,6 +95,12 @@ def _bench(name: str, flags: str) -> Input:
     )
 
 
+def _lowered(target: str, batch: int) -> Input:
+    flags = f"--what=steps --context=4096 --batch={batch} --target={target}"
+    command = f"python -m experiments.lower --config=configs/zaya1_8b.py:... {flags}"
+    return Input(f"lower/{target}_decode_4k_{batch:02}.json", command, optional=True)
+
+
 @dataclasses.dataclass(frozen=True)
 class PaperFigure:
     """What a figure shows, its inputs, and what draws it from their contents (in order)."""
@@ -125,7 +131,11 @@ FIGURES: Mapping[str, PaperFigure] = {
         (_bench("forward", "--only=rows,context"), _bench("few_experts", "--only=rows --large_experts=1 --batches=1")),
         free_slots,
     ),
-    "roofline": PaperFigure("proposals a forward against hardware (Zyphra); published peaks, no file", (), roofline),
+    "roofline": PaperFigure(
+        "proposals a forward against hardware (Zyphra): published peaks, and bytes that compiled programs move",
+        tuple(_lowered(target, batch) for batch in (1, 8, 64) for target in ("mi300x", "mi355x", "h100")),
+        roofline,
+    ),
     "anchors": PaperFigure("expected and measured T against branch points", (_SAMPLERS,), anchors),
     "negative_control": PaperFigure(
         "layout-unaware CCA against CCA along the text: AR loss and T", (_sweep("architecture"),), negative_control

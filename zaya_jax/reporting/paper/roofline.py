@@ -1,5 +1,6 @@
 """Figure "roofline": 16-token blocks a forward, against hardware, from published peaks; nothing was run."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from zaya_jax.costs.roofline import (
 from zaya_jax.reporting.paper import published
 from zaya_jax.reporting.paper.marks import Drawn, seed_bars
 from zaya_jax.reporting.plots import style
+from zaya_jax.reporting.result_files import Record
 
 BLOCK, CONTEXT, BATCHES, TOLERANCE = 16, 32_768, (1, 8, 64), 0.1
 NAMES = {"mi300x": "MI300X", "mi355x": "MI355X", "h100": "H100"}
@@ -59,8 +61,30 @@ def model_blocks() -> dict[str, dict[int, tuple[float, float, float]]]:
     return out
 
 
-def roofline() -> Drawn:
-    """How many proposals a forward can carry: for attention alone, then for the whole of ZAYA1-8B."""
+def counted(runs: Iterable[Record]) -> dict[str, dict[str, tuple[float, float]]]:
+    """Sampler and batch -> hardware -> (bytes that a step must move, bytes that its kernels move), of lowered programs.
+
+    Args:
+      runs: files of `experiments.lower --what=steps`; empty ones are passed over.
+    """
+    out: dict[str, dict[str, tuple[float, float]]] = {}
+    names = {NAMES[device]: device for device in NAMES}
+    for sampler, label in {"autoregressive": "AR", "single_pass": "K = 3"}.items():
+        for run in filter(None, runs):
+            found = run["programs"][sampler]
+            device = next(device for name, device in names.items() if name in run["target"])
+            group = out.setdefault(f"{label}, batch {found['program'].split()[1]}", {})
+            group[device] = (found["traffic"], found["moved"])
+    return out
+
+
+def roofline(*runs: Record) -> Drawn:
+    """How many proposals a forward can carry: for attention alone, then for the whole of ZAYA1-8B.
+
+    Args:
+      runs: see `counted`; without any of them the panel that holds the code to the bound is left out.
+    """
+    bytes_counted = counted(runs)
     attention, model = attention_blocks(), model_blocks()
     least, most = (attention[d]["CCGQA 4:1"] for d in published.BLOCKS)
     title = (
@@ -75,8 +99,13 @@ def roofline() -> Drawn:
     left, right = top.subplots(1, 2)
     _attention_panel(left, attention)
     _model_panel(right, model)
-    _cost_panel(bottom.subplots(), model)
-    return Drawn(figure, _caption(attention, model))
+    if bytes_counted:
+        left, right = bottom.subplots(1, 2)
+        _cost_panel(left, model)
+        _counted_panel(right, bytes_counted)
+    else:
+        _cost_panel(bottom.subplots(), model)
+    return Drawn(figure, "\n".join([_caption(attention, model), *_counted_lines(bytes_counted)]))
 
 
 def _attention_panel(axis: Axes, attention: dict[str, dict[str, float]]) -> None:
@@ -140,6 +169,35 @@ def _cost_panel(axis: Axes, model: dict[str, dict[int, tuple[float, float, float
     handles = [Line2D([], [], color=colour, linewidth=3, label=name) for name, colour in BATCH_COLOURS.items()]
     handles += [Line2D([], [], color=style.QUIET, linestyle=d, label=NAMES[device]) for device, d in DASHES.items()]
     style.legend(axis, handles=handles, loc="upper left", ncols=2)
+
+
+def _counted_panel(axis: Axes, found: dict[str, dict[str, tuple[float, float]]]) -> None:
+    """Bars of bytes moved over bytes that must move, with the bound's own 1."""
+    style.tidy(axis, "Bytes that compiled kernels move a step, over those that must: 1 is the bound", "", "")
+    shares = {
+        group.replace(", ", "\n"): {NAMES[device]: [moved / must] for device, (must, moved) in by.items()}
+        for group, by in found.items()
+    }
+    colours = dict(zip(NAMES.values(), (style.VERMILION, style.BLUE, style.GREY), strict=True))
+    seed_bars(axis, shares, colours)
+    axis.axhline(1, color=style.QUIET, linewidth=1)
+    handles = [Line2D([], [], color=colour, linewidth=7, label=name) for name, colour in colours.items()]
+    style.legend(axis, handles=handles, loc="upper left")
+
+
+def _counted_lines(found: dict[str, dict[str, tuple[float, float]]]) -> list[str]:
+    if not found:
+        return []
+    lines = [
+        "",
+        "Counted (right, below): ZAYA1-8B compiled for each GPU, 4,096 cached tokens a sequence, bfloat16, block 16, "
+        "three branch points; nothing was run. Bytes of a step's kernels, every operand and result once, over those "
+        "that must move: weights of the experts touched, cache, logits written and read (results/lower/*_decode_4k_*).",
+    ]
+    for group, by in found.items():
+        said = (f"{NAMES[d]} {moved / 1e9:.1f} of {must / 1e9:.1f} GB" for d, (must, moved) in by.items())
+        lines.append(f"  {group}: {', '.join(said)}")
+    return lines
 
 
 def _caption(attention: dict[str, dict[str, float]], model: dict[str, dict[int, tuple[float, float, float]]]) -> str:
