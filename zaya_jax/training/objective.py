@@ -168,10 +168,10 @@ class Objective:
             out |= {"ar_nll": nll.sum(), "ar_count": has.sum().astype(jnp.float32)}
         if not self.drafts:
             return out
-        targets = tuple(map(mine, whole.draft_targets(scored=scored, **where)))
-        teachers = tuple(map(mine, whole.draft_teachers(**where)))
-        rows = layout.gather(jax.lax.stop_gradient(clean))
-        return out | self._draft_sums(model, variables, drafts, targets, rows, teachers, constant_context)
+        ids, has = map(mine, whole.draft_targets(scored=scored, **where))
+        source, has_teacher = map(mine, whole.draft_teachers(**where))
+        rows, teachers = layout.gather(jax.lax.stop_gradient(clean)), (source, has_teacher)
+        return out | self._draft_sums(model, variables, drafts, (ids, has), rows, teachers, constant_context)
 
     def _check_shared(self, axis: tuple[str, ...]) -> None:
         """Raises UserError for rows that devices along `axis` cannot share."""
