@@ -57,7 +57,7 @@ class _Finder(MetaPathFinder, Loader):
         if package != self.package or name not in self._names:
             return None
         now = importlib.util.find_spec(self._now(fullname))
-        return ModuleSpec(fullname, self, origin=now and now.origin)  # `python -m` makes sys.argv[0] of the origin
+        return ModuleSpec(fullname, self, origin=now.origin if now else None)  # `python -m` makes sys.argv[0] of the origin
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         warnings.warn(f"{spec.name} is now {self._now(spec.name)}", DeprecationWarning, stacklevel=2)
