@@ -57,9 +57,8 @@ class _Finder(MetaPathFinder, Loader):
         if package != self.package or name not in self._names:
             return None
         now = importlib.util.find_spec(self._now(fullname))
-        return ModuleSpec(
-            fullname, self, origin=None if now is None else now.origin
-        )  # `python -m` makes sys.argv[0] of the origin
+        origin = None if now is None else now.origin  # `python -m` makes sys.argv[0] of it
+        return ModuleSpec(fullname, self, origin=origin)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         warnings.warn(f"{spec.name} is now {self._now(spec.name)}", DeprecationWarning, stacklevel=2)

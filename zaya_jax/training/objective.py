@@ -175,8 +175,7 @@ class Objective:
             return out
         ids, has = map(mine, whole.draft_targets(scored=scored, **where))
         source, has_teacher = map(mine, whole.draft_teachers(**where))
-        rows = layout.gather(jax.lax.stop_gradient(clean))
-        teachers = (source, has_teacher)
+        rows, teachers = layout.gather(jax.lax.stop_gradient(clean)), (source, has_teacher)
         return out | self._draft_sums(model, variables, drafts, (ids, has), rows, teachers, constant_context)
 
     def _check_shared(self, axis: tuple[str, ...]) -> None:
