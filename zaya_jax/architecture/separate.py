@@ -72,7 +72,7 @@ def separate(variables: Any, release: bool = False, own_experts: bool = False) -
     kernels = [attention[name]["kernel"] for name in names]
     for name in names:  # their biases and adapters stay where they are
         attention[name] = {part: leaf for part, leaf in attention[name].items() if part != "kernel"}
-    arranged = {"self_attn": {"qkv": _each(_side_by_side, kernels, release)}}
+    arranged: dict[str, dict[str, list]] = {"self_attn": {"qkv": _each(_side_by_side, kernels, release)}}
     feed_forward = dict(layers["mlp"])
     if feed_forward["down_proj"].ndim == 3:  # [L, F, M]: no experts
         arranged["mlp"] = {"down": _each(jnp.transpose, [feed_forward.pop("down_proj")], release)}
