@@ -29,7 +29,7 @@ from zaya_jax.architecture.precision import matmul, rounded_once, wide_dtype
 Array = jax.Array
 
 CACHED_GATHER_LIMIT, CACHED_GATHER_BYTES = 8, 8 * 2**20  # tokens and copied bytes up to which it beats `sequential`
-PARTS = 8  # sums that a row's product is made of where its weights are read in place
+PARTS = 8  # sums that a row's product is made of where its weights are read in place and rows are fewer than that
 RIDGE = 250  # rows of a bfloat16 matrix whose arithmetic takes a GPU as long as reading it (docs/hardware.md#peaks)
 GATHER_LIMIT = 16  # tokens up to which `gather` beats `block_padded` (docs/hardware.md#experts-on-a-cpu)
 
@@ -376,11 +376,11 @@ def in_place(x: Array, choice: Array, gate_up: Array, down: Array, layer: Array 
 def _rows_times_chosen(x: Array, weights: Array, layer: Array | int, mine: Array) -> Array:
     """x[t] @ weights[layer, mine[t]] of x [token, in]: [token, out].
 
-    As products that are added up, for a general matrix product would want a copy of what was chosen; in PARTS sums
-    whose addition XLA cannot move into the first kernel, so that the reduction runs in enough threads at once to be
-    worth fusing with the multiplication and the choice (XLA's cost model writes all products to memory otherwise).
+    As products that are added up, for a general matrix product would want a copy of what was chosen; for few tokens in
+    several sums whose addition XLA cannot move into the first kernel, so that the reduction runs in enough threads at
+    once to be worth fusing with the multiplication and the choice (its cost model else writes all products to memory).
     """
-    wide, parts = wide_dtype(x.dtype), math.gcd(x.shape[1], PARTS)
+    wide, parts = wide_dtype(x.dtype), math.gcd(x.shape[1], PARTS if x.shape[0] < PARTS else 1)
     chosen = weights[layer, mine].astype(x.dtype)  # [token, in, out]
     products = x.astype(wide)[:, :, None] * chosen.astype(wide)
     sums = products.reshape(x.shape[0], parts, -1, weights.shape[-1]).sum(axis=2)

@@ -148,7 +148,7 @@ def _model_panel(axis: Axes, model: dict[str, dict[int, tuple[float, float, floa
 
 def _cost_panel(axis: Axes, model: dict[str, dict[int, tuple[float, float, float]]]) -> None:
     """A drafting forward's time over one token's, against its query tokens; dots where arithmetic takes over."""
-    title = "A drafting forward's time over that of one token, same batch; dots: from here on arithmetic sets the time"
+    title = "A drafting forward's time over one token's; dots: arithmetic takes over"
     style.tidy(axis, title, f"query tokens of a sequence in one forward ({BLOCK} = one block)", "", grid="both")
     config, rows = preset("zaya1_8b"), np.unique(np.geomspace(1, 1024, 120).astype(int))
     for colour, batch in zip(BATCH_COLOURS.values(), BATCHES, strict=True):
@@ -173,7 +173,7 @@ def _cost_panel(axis: Axes, model: dict[str, dict[int, tuple[float, float, float
 
 def _counted_panel(axis: Axes, found: dict[str, dict[str, tuple[float, float]]]) -> None:
     """Bars of bytes moved over bytes that must move, with the bound's own 1."""
-    style.tidy(axis, "Bytes that compiled kernels move a step, over those that must: 1 is the bound", "", "")
+    style.tidy(axis, "Bytes that compiled kernels move, over those that must", "", "")
     shares = {
         group.replace(", ", "\n"): {NAMES[device]: [moved / must] for device, (must, moved) in by.items()}
         for group, by in found.items()
