@@ -68,6 +68,11 @@ def _learned(*names: str) -> Maker:
     return make
 
 
+def _clock(name: str) -> Maker:
+    """Wall-clock of SmolLM2's drafts, of a file of `experiments.bench.drafting`."""
+    return _maker([f"smollm2/{name}.json"], read_record, wall_clock_table)
+
+
 TABLES: dict[str, Maker] = {
     "quickstart": _csv("quickstart", table=runs.sampling_table),
     "likelihood": _csv("quickstart", table=runs.likelihood_table),
@@ -106,9 +111,12 @@ TABLES: dict[str, Maker] = {
     "pairs": _section("long_rows", "pairs", benchmarks.pairs_table),
     "lower": _lower("*.json", lowered_table),
     "traffic": _lower("*_decode_*.json", traffic_table),
-    "word_problems": _maker(["smollm2/word_problems/wall_clock.json"], read_record, wall_clock_table),
+    "word_problems": _clock("word_problems/wall_clock"),
+    "word_problems_batch_4": _clock("word_problems/wall_clock_batch_4"),
+    "word_problems_free_chat": _clock("word_problems/wall_clock_free_chat"),
+    "drafts": _clock("drafts/wall_clock"),
     "word_problems_learned": _learned(*(f"smollm2/word_problems{run}" for run in ("/first", "/second", ""))),
-    "drafts_learned": _learned("smollm2/drafts"),
+    "drafts_learned": _learned("smollm2/drafts/first", "smollm2/drafts"),
     "api": lambda _: api_tables(),
 }  # fmt: skip
 
