@@ -58,7 +58,7 @@ def test_generation():
         keys = jax.random.wrap_key_data(data)
         prompts, sizes = Prompts(tokens, count, seen), Sizes(buffer=32, samples=2, capacity=64)
         state = start(model, variables, prompts, keys, limit, options, plan=plan, sizes=sizes)
-        state = run(model, variables, state, keys, limit, jnp.int32(100), options, plan=plan)
+        state, _ = run(model, variables, state, keys, limit, jnp.int32(100), jnp.int32(6), options, plan=plan)
         return state.tokens, state.accepted, state.progress.count
 
     args = (variables, tokens, count, seen, data, limit, options)

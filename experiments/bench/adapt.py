@@ -42,8 +42,10 @@ _BATCHES = flags.DEFINE_list("batches", ["1", "8", "64"], "Texts at a time.")
 _TASKS = flags.DEFINE_list("tasks", [], "As of bench.drafting.")
 _FILE = flags.DEFINE_string("prompts_file", None, "As of bench.drafting.")
 _CHAT = flags.DEFINE_boolean("chat", False, "As of bench.drafting.")
-_PROMPTS = flags.DEFINE_integer("prompts", 16, "As of bench.drafting; at least twice the batch.", lower_bound=2)
-_NEW = flags.DEFINE_integer("max_new_tokens", 128, "As of bench.drafting.", lower_bound=4)
+_PROMPTS = flags.DEFINE_integer(
+    "prompts", 16, "As of bench.drafting; at least twice the batch.", lower_bound=2, upper_bound=10**6
+)
+_NEW = flags.DEFINE_integer("max_new_tokens", 128, "As of bench.drafting.", lower_bound=4, upper_bound=2**24)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of what is found.")
 
 

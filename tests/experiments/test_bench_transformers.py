@@ -31,7 +31,7 @@ def run(*command) -> subprocess.CompletedProcess:
 def test_without_torch_one_line_names_the_extra():
     process = run("-c", WITHOUT_TORCH)
     assert process.returncode == 2, process.stderr
-    assert process.stderr.startswith("error: bench_transformers needs torch and transformers")
+    assert process.stderr.startswith("error: bench.transformers needs torch and transformers")
     assert process.stderr.count("\n") == 1
     assert 'pip install -e ".[parity]"' in process.stderr
 

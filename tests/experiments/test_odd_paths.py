@@ -3,7 +3,7 @@
 import pytest
 
 from tests import commands
-from tests.fuzz.harness import command, contents
+from tests.fuzz.harness import contents
 from zaya_jax.command_line import cli
 from zaya_jax.files import WriteError
 
@@ -30,13 +30,8 @@ def test_a_place_that_cannot_be_is_named(arguments, line, tmp_path):
     file = tmp_path / "file"
     file.write_text("mine")
     name, *rest = [argument.replace("FILE", str(file)) for argument in arguments]
-    if name == "run":  # sets up its devices, which a process can do once
-        process = commands.run("experiments.run", *rest)
-        status, errors = process.returncode, process.stderr
-    else:
-        ended = command(name, *rest)
-        status, errors = ended.status, ended.errors
-    assert status == 2 and f"error: {line.replace('FILE', str(file))}" in errors
+    ended = commands.run(f"experiments.{name}", *rest)
+    assert ended.returncode == 2 and f"error: {line.replace('FILE', str(file))}" in ended.stderr
     assert contents(tmp_path) == {"file": b"mine"}
 
 
