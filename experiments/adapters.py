@@ -4,7 +4,7 @@
     python -m experiments.generate --checkpoint=smollm2 --adapters=smollm2-drafts --chat
 
 With --draft_vocabulary=N, the N tokens that the run trained on most often are the only ones that are drafted: the head
-is then read once a step and not twice, a tenth of SmolLM2-135M's time. The text's distribution stays as it is.
+is then read once a step and not twice. The text's distribution stays as it is.
 
 The folder (bfloat16) says which model it belongs to by a checksum of all its weights, and is refused on another. Its
 card, README.md, says how it was trained.

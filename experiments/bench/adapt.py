@@ -25,7 +25,7 @@ from absl import flags
 from zaya_jax.command_line import cli
 from zaya_jax.command_line.closing import closing
 from zaya_jax.errors import UserError
-from zaya_jax.files import read_object, write_text
+from zaya_jax.files import make_folder, read_object, write_text
 from zaya_jax.paths import absolute
 from zaya_jax.training.logging.metrics import read_metrics
 
@@ -57,8 +57,7 @@ def main() -> None:
     batches = cli.integers("batches", _BATCHES.value, 1024)
     if not _TASKS.value and not _FILE.value:
         raise UserError("--tasks, --prompts_file: got neither, may be one or both")
-    output = absolute(_OUTPUT.value)
-    output.mkdir(parents=True, exist_ok=True)
+    output = make_folder(absolute(_OUTPUT.value), "--output")
     found = steps_that_fit(output)
     workdir = output / "run"
     train(workdir, found["steps"])

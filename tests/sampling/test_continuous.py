@@ -5,7 +5,7 @@ import pytest
 
 from tests.sampling.test_generate import model_of, prompts_of
 from tests.sampling.test_turns import Letters
-from zaya_jax.sampling import SamplerConfig, generate
+from zaya_jax.sampling import SamplerConfig, continuous, generate
 from zaya_jax.sampling.continuous import Prompt, generate_queue
 
 NEW = 18
@@ -81,9 +81,40 @@ def test_refusals_name_what_is_wrong():
     sampler = SamplerConfig("autoregressive")
     for prompts, changes, message in (
         ([Prompt([1] * 11, 0)], {}, r"prompts\[0\]: got 11 tokens, may be at most longest \(10\)"),
-        ([Prompt([1], 0), Prompt([], 0)], {}, "got no tokens"),
+        ([Prompt([1], 0), Prompt([], 0)], {}, r"prompts\[1\]: got no tokens"),
         ([Prompt([1], 0)], {"sampler": SamplerConfig("auto")}, "mode: got 'auto', may be"),
     ):
         with pytest.raises(ValueError, match=message):
             list(generate_queue(model, variables, prompts, changes.get("sampler", sampler), NEW, longest=10))
     assert list(generate_queue(model, variables, [], sampler, NEW, longest=10)) == []
+
+
+def test_a_queue_of_any_length_holds_one_prompt_ahead(monkeypatch):
+    """Without a model: a hundred thousand prompts, one row, a step each."""
+
+    class OneRow:
+        admitted, work = 1, None
+
+        def __init__(self, *_):
+            self.number = None
+
+        @property
+        def free(self):
+            return int(self.number is None)
+
+        @property
+        def running(self):
+            return 1 - self.free
+
+        def admit(self, prompts):
+            ((self.number, _),) = prompts
+
+        def advance(self, more):
+            assert more == (self.number < 99_999)
+            number, self.number = self.number, None
+            return [number]
+
+    monkeypatch.setattr(continuous, "_Queue", OneRow)
+    prompts = (Prompt([1], 0) for _ in range(100_000))
+    found = [number for number, _ in generate_queue(None, None, prompts, SamplerConfig("autoregressive"), 1, longest=1)]
+    assert found == list(range(100_000))

@@ -1,8 +1,8 @@
 """Sequences from a queue: where rows of a batch have ended, the next prompts take their place (continuous batching).
 
-A batch that is generated to its end idles on rows that ended early: 29 to 36% of the rows' steps for drafted additions.
-Here the compiled loop stops as soon as a few rows have ended, their texts are handed out, and prompts are read into
-their places. A sequence has a key and positions of its own, so its tokens depend neither on the batch nor on the order.
+A batch that is generated to its end idles on rows that ended early. Here the compiled loop stops as soon as a few rows
+have ended, their texts are handed out, and prompts are read into their places. A sequence has a key and positions of
+its own, so its tokens depend neither on the batch nor on the order.
 """
 
 import itertools
@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
 from zaya_jax.architecture import Zaya
 from zaya_jax.errors import UserError
@@ -23,7 +22,7 @@ from zaya_jax.sampling.loop import METHODS, Sizes, State, run, start
 from zaya_jax.sampling.options import options_of, plan_of
 from zaya_jax.sampling.stopping import Decoder, StopStrings
 from zaya_jax.sampling.types import Request
-from zaya_jax.sampling.watching import WATCHED_STEPS
+from zaya_jax.sampling.watching import WATCHED_STEPS, stop_search
 
 Array = jax.Array
 ADMITTED = 1 / 16  # of the rows: refilled together, hence idle at most (but for those that end in the same step)
@@ -36,7 +35,7 @@ class Prompt(NamedTuple):
     seed: int
 
 
-class Work(struct.PyTreeNode):
+class Work(NamedTuple):
     """What rows were doing in the loop's steps; prefills are not counted."""
 
     row_steps: int = 0  # steps x rows of the batch
@@ -79,20 +78,15 @@ def generate_queue(
         raise UserError("SamplerConfig.mode: got 'auto', may be what `choose_sampler` chose")
     queue = _Queue(model, variables, sampler, max_new_tokens, longest, min(batch, 2**20), tokenizer)
     waiting = enumerate(prompts)
+    ahead = list(itertools.islice(waiting, 1))  # the next in line, drawn to know whether there is one
     while True:
-        for _ in range(-(-queue.free // queue.admitted)):  # all free rows to begin with, then as many as have ended
-            queue.admit(list(itertools.islice(waiting, min(queue.admitted, queue.free))))
+        while ahead and queue.free:
+            queue.admit([*ahead, *itertools.islice(waiting, min(queue.admitted, queue.free) - 1)])
+            ahead = list(itertools.islice(waiting, 1))
         if not queue.running:
             return
-        waiting, more = _peek(waiting)
-        for finished in queue.advance(more):
+        for finished in queue.advance(more=bool(ahead)):
             yield finished, queue.work
-
-
-def _peek(items: Iterator) -> tuple[Iterator, bool]:
-    """(the same items, whether there are any)."""
-    first = list(itertools.islice(items, 1))
-    return itertools.chain(first, items), bool(first)
 
 
 class _Queue:
@@ -123,23 +117,17 @@ class _Queue:
         return len(self.index) - self.free
 
     def admit(self, prompts: list[tuple[int, Prompt]]) -> None:
-        """Reads prompts into free rows."""
-        if not prompts:
-            return
+        """Reads prompts into free rows: one or more, at most `admitted` and as many as are free."""
         texts = [list(prompt.tokens) for _, prompt in prompts]
         for (number, _), text in zip(prompts, texts, strict=True):
-            check(self.model.config, Request([text], self.new, tokenizer=self.tokenizer), self.sampler)
+            check(self.model.config, Request([text], self.new, tokenizer=self.tokenizer), self.sampler, first=number)
             if len(text) > self.longest:
                 raise UserError(f"prompts[{number}]: got {len(text)} tokens, may be at most longest ({self.longest})")
         rows = [row for row, index in enumerate(self.index) if index is None][: len(prompts)]
         for row, (number, _), text in zip(rows, prompts, texts, strict=True):
             self.index[row] = number
             if self.sampler.stop_strings:
-                assert self.tokenizer is not None  # `check`
-                strings, stops = tuple(self.sampler.stop_strings), tuple(self.sampler.stop_tokens)
-                passed_over = self.sampler.min_new_tokens
-                self.searches[row] = StopStrings(strings, self.tokenizer, passed_over, stops, text[-1])
-                self.searched[row] = 0
+                self.searches[row], self.searched[row] = stop_search(self.sampler, self.tokenizer, text[-1]), 0
         # The program is for `admitted` prompts: what is missing is the first one again, put nowhere.
         missing = self.admitted - len(prompts)
         request = Request([*texts, *[texts[0]] * missing], self.new)

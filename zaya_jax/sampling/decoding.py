@@ -17,7 +17,7 @@ from zaya_jax.sampling.options import options_of, plan_of
 from zaya_jax.sampling.types import Generation, Request, Session
 from zaya_jax.sampling.watching import Watch
 
-UNASKED = 2**26  # bytes that are there wherever JAX runs: asking the machine takes a quarter of a millisecond a call
+UNASKED = 2**26  # bytes that are there wherever JAX runs: asking a Linux machine reads several files at each call
 
 
 def decode(model: Zaya, variables: Any, request: Request, sampler: SamplerConfig) -> Generation:
@@ -165,8 +165,12 @@ def _until(accepted: list[int], tokens: int) -> list[int]:
     return out
 
 
-def check(config: ZayaConfig, request: Request, sampler: SamplerConfig) -> None:
-    """Raises UserError, naming the argument, for what this model cannot do; before anything is compiled."""
+def check(config: ZayaConfig, request: Request, sampler: SamplerConfig, first: int = 0) -> None:
+    """Raises UserError, naming the argument, for what this model cannot do; before anything is compiled.
+
+    Args:
+      first: number of the request's first prompt, for messages.
+    """
     if sampler.drafts:
         require_mask(config)
     if not request.prompts:
@@ -178,7 +182,7 @@ def check(config: ZayaConfig, request: Request, sampler: SamplerConfig) -> None:
         raise UserError(
             f"SamplerConfig.min_new_tokens: got {sampler.min_new_tokens}, may be at most max_new_tokens ({new})"
         )
-    for i, (prompt, text) in enumerate(zip(request.unread, request.texts, strict=True)):
+    for i, (prompt, text) in enumerate(zip(request.unread, request.texts, strict=True), first):
         if not len(prompt):
             raise UserError(f"prompts[{i}]: got no tokens, may be one or more (start with a BOS token)")
         bad = [t for t in prompt if not 0 <= t < config.vocab_size]

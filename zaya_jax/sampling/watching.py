@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from zaya_jax.sampling.config import SamplerConfig
 from zaya_jax.sampling.loop import State
-from zaya_jax.sampling.stopping import StopStrings
+from zaya_jax.sampling.stopping import Decoder, StopStrings
 from zaya_jax.sampling.types import Request
 
 WATCHED_STEPS = 16  # steps between two looks for stop strings
@@ -37,7 +37,7 @@ class Watch:
         tokens, count = jax.device_get((state.tokens, state.progress.count))
         self.seen = self.seen or [0] * len(count)
         if self.sampler.stop_strings:
-            self.searches = self.searches or [self._search(last) for last in self.last]
+            self.searches = self.searches or [stop_search(self.sampler, self.tokenizer, last) for last in self.last]
             fresh = {}
             for row, search in enumerate(self.searches):
                 new = tokens[row, self.seen[row] : count[row]].tolist()
@@ -56,8 +56,9 @@ class Watch:
         self.seen = ends
         return state
 
-    def _search(self, before: int) -> StopStrings:
-        assert self.tokenizer is not None  # `check`
-        s = self.sampler
-        strings, stops = tuple(s.stop_strings), tuple(s.stop_tokens)
-        return StopStrings(strings, self.tokenizer, s.min_new_tokens, stops, before)
+
+def stop_search(sampler: SamplerConfig, tokenizer: Decoder | None, before: int) -> StopStrings:
+    """For the sampler's stop strings in a text whose prompt ends in token `before`."""
+    assert tokenizer is not None  # `decoding.check`
+    strings, stops = tuple(sampler.stop_strings), tuple(sampler.stop_tokens)
+    return StopStrings(strings, tokenizer, sampler.min_new_tokens, stops, before)

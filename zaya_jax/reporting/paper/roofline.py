@@ -173,7 +173,7 @@ def _cost_panel(axis: Axes, model: dict[str, dict[int, tuple[float, float, float
 
 def _counted_panel(axis: Axes, found: dict[str, dict[str, tuple[float, float]]]) -> None:
     """Bars of bytes moved over bytes that must move, with the bound's own 1."""
-    style.tidy(axis, "Bytes that compiled kernels move, over those that must", "", "")
+    style.tidy(axis, "Bytes that compiled steps move over those that must, context 4,096", "", "")
     shares = {
         group.replace(", ", "\n"): {NAMES[device]: [moved / must] for device, (must, moved) in by.items()}
         for group, by in found.items()
