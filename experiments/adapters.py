@@ -4,7 +4,8 @@
     python -m experiments.generate --checkpoint=smollm2 --adapters=smollm2-drafts --chat
 
 With --draft_vocabulary=N, the N tokens that the run trained on most often are the only ones that are drafted: the head
-is then read once a step and not twice. The text's distribution stays as it is.
+is then read once a step and not twice. The text's distribution stays as it is. With --anchors=1,5, say what
+`experiments.bench.drafting` measured to be fastest, `generate` drafts after those accepted lengths by default.
 
 The folder (bfloat16) says which model it belongs to by a checksum of all its weights, and is refused on another. Its
 card, README.md, says how it was trained.
@@ -17,7 +18,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from zaya_jax import load_pretrained
-from zaya_jax.command_line import cli
+from zaya_jax.command_line import cli, sampling_flags
 from zaya_jax.command_line.closing import closing
 from zaya_jax.command_line.models import load_adapted, output_folder
 from zaya_jax.errors import UserError
@@ -34,6 +35,7 @@ _LICENCE = flags.DEFINE_string("licence", "that of the base model", "For the car
 _VOCABULARY = flags.DEFINE_integer(
     "draft_vocabulary", 0, "Tokens that are drafted; 0: any.", lower_bound=0, upper_bound=2**24
 )
+_ANCHORS = flags.DEFINE_list("anchors", [], "Accepted lengths after which a block is drafted, such as 1,5; none: all.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write; must be new or empty.")
 
 
@@ -54,10 +56,11 @@ def main() -> None:
     }
     objective = phase.get("objective")
     block_size = objective.get("block_size", 1) if isinstance(objective, dict) else 1
+    anchors = sampling_flags.branch_points(_ANCHORS.value, block_size)
     vocabulary = draft_vocabulary(checkpoint, run, _VOCABULARY.value)
     save_adapters(
         output, config, variables, load_pretrained(find_checkpoint(base)), block_size, about,
-        card(about, config.lora_rows, block_size), vocabulary,
+        card(about, config.lora_rows, block_size), vocabulary, anchors,
     )  # fmt: skip
     size = (output / ARRAYS).stat().st_size / 1e6
     drafted = f", {len(vocabulary):,} tokens are drafted" if vocabulary else ""

@@ -85,8 +85,8 @@ def main() -> None:
     if _TEMPLATE.value is not None and not _CHAT.value:
         raise UserError("--chat_template: only with --chat")
     read_samplers((), _BLOCK.value)  # a mistake in a flag is said before the weights are read
-    config, variables, trained_block = load(checkpoint, _ADAPTERS.value)
-    block_size = trained_block if trained_block and not flags.FLAGS["block_size"].present else _BLOCK.value
+    config, variables, trained = load(checkpoint, _ADAPTERS.value)
+    block_size = _BLOCK.value if flags.FLAGS["block_size"].present else trained.get("block_size", _BLOCK.value)
     _, tokenizer = choose_tokenizer(
         _TOKENIZER.value, checkpoint, config, drafts=_SAMPLERS.value != ["autoregressive"], instead=INSTEAD
     )

@@ -71,7 +71,9 @@ def define_flags(values: flags.FlagValues) -> None:
     text(
         "checkpoint", "Folder of a model: a Hugging Face one, WORKDIR/checkpoints/STAGE, or WORKDIR: its sampled stage."
     )
-    text("adapters", "Folder of adapters for that model, as experiments.adapters writes it; their block size counts.")
+    text(
+        "adapters", "Folder of adapters, as experiments.adapters writes it; it sets block_size and anchors by default."
+    )
     text("prompt", "One text to continue.")
     text("prompts_file", 'A .txt file (one prompt a line) or .jsonl ({"prompt": ...} a line).')
     flags.DEFINE_boolean("chat", False, "Talk: a turn a line from stdin.", flag_values=values)
@@ -104,9 +106,10 @@ def main(values: flags.FlagValues) -> None:
         asked = sampling_flags.read(values)
         texts = read_texts(values)
         folder, drafts = checkpoint_of(values.checkpoint), asked["mode"] != "autoregressive"
-        config, variables, block_size = load(folder, values.adapters)
-        if block_size is not None and not values["block_size"].present:
-            asked["block_size"] = block_size
+        config, variables, trained = load(folder, values.adapters)
+        if not values["block_size"].present:
+            branches = asked["mode"] == "single_pass" and asked["target"] is None and not values["anchors"].present
+            asked |= {name: value for name, value in trained.items() if name != "anchors" or branches}
         name, tokenizer = choose_tokenizer(values.tokenizer, folder, config, drafts)
         template = choose_template(values.chat_template, folder, tokenizer) if values.chat else None
         if asked["stop_tokens"] is None:

@@ -1,6 +1,7 @@
 """Damaged files of a workdir: one line that names the file and what to do, and nothing is rewritten."""
 
 import json
+import resource
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from zaya_jax.command_line.completions import Completions
 from zaya_jax.data import prepared
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.answers import Answers
-from zaya_jax.files import write_lines
+from zaya_jax.files import append, write_lines
 from zaya_jax.interop.formats.partial import JOURNAL, Partial
 from zaya_jax.reporting.paper.figures import Input
 from zaya_jax.reporting.results import write_results, write_sweep
@@ -55,6 +56,25 @@ def refused(path: Path, *actions, says: str = "", error=UserError) -> None:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+@pytest.mark.parametrize("before", ["", '{"a": 1}\n', '{"a": 1}\n{"half'])
+def test_a_disk_that_fills_within_an_appended_line_leaves_the_lines_that_were_there(tmp_path, before):
+    """The system takes a part of the text and refuses the rest."""
+    path = tmp_path / "lines.jsonl"
+    if before:
+        path.write_text(before)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"lines\.jsonl"):
+            append(path, "x" * 200 + "\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    whole = before[: before.rfind("\n") + 1]
+    assert (path.read_text() if path.exists() else "") == whole and path.exists() == bool(before)
+    append(path, "next\n")
+    assert path.read_text() == whole + "next\n"
 
 
 def damage_line(path: Path, number: int, damage) -> str:

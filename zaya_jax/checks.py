@@ -6,7 +6,6 @@ holds it to them.
 
 import dataclasses
 import difflib
-import math
 import re
 from collections.abc import Collection, Iterable
 from typing import Any, Protocol, TypeVar
@@ -51,18 +50,16 @@ class Integer:
 
 @dataclasses.dataclass(frozen=True)
 class Number:
-    """A finite number in [least, most]; with `above` (`below`) not `least` (`most`) itself."""
+    """A number in [least, most], both finite; with `above` (`below`) not `least` (`most`) itself."""
 
-    least: float = 0.0
-    most: float = math.inf
+    least: float
+    most: float
     above: bool = False
     below: bool = False
 
     @property
     def words(self) -> str:
         low = f"{'above' if self.above else 'of at least'} {self.least:g}"
-        if math.isinf(self.most):
-            return f"a finite number {low}"
         if self.most == FLOAT32:
             return f"a finite number {low} that float32 holds"
         return f"a number {low} and {'below' if self.below else 'at most'} {self.most:g}"
@@ -76,7 +73,7 @@ class Number:
             return False
         low = value > self.least if self.above else value >= self.least
         high = value < self.most if self.below else value <= self.most
-        return math.isfinite(value) and low and high
+        return low and high
 
 
 @dataclasses.dataclass(frozen=True)

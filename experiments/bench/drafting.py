@@ -87,8 +87,8 @@ def main() -> None:
     if not _TASKS.value and not _FILE.value:
         raise UserError("--tasks, --prompts_file: got neither, may be one or both")
     folder = checkpoint_of(_CHECKPOINT.value)
-    config, variables, block_size = load(folder, _ADAPTERS.value)
-    block_size = _BLOCK.value if block_size is None or flags.FLAGS["block_size"].present else block_size
+    config, variables, trained = load(folder, _ADAPTERS.value)
+    block_size = _BLOCK.value if flags.FLAGS["block_size"].present else trained.get("block_size", _BLOCK.value)
     _, tokenizer = choose_tokenizer(None, folder, config)
     sets = read_sets(tokenizer, choose_template(None, folder, tokenizer) if _CHAT.value else None)
     of_model = checksum(variables)

@@ -54,11 +54,15 @@ def test_what_a_run_trained_to_write_is_counted(run):
 def test_the_folder_loads_onto_its_base_and_drafts_what_was_learned(run, tmp_path):
     workdir, base, setup = run
     done = commands.run(
-        "experiments.adapters", f"--checkpoint={workdir}", f"--output={tmp_path / 'out'}", "--draft_vocabulary=9"
+        "experiments.adapters",
+        f"--checkpoint={workdir}",
+        f"--output={tmp_path / 'out'}",
+        "--draft_vocabulary=9",
+        "--anchors=1,3",
     )
     assert done.returncode == 0 and "9 tokens are drafted" in done.stdout, done.stderr
-    config, variables, block_size = load_adapters(tmp_path / "out", *load_pretrained(base))
-    assert (config.lora_rank, config.lora_rows, block_size) == (2, "drafts", 4)
+    config, variables, sampler = load_adapters(tmp_path / "out", *load_pretrained(base))
+    assert (config.lora_rank, config.lora_rows, sampler) == (2, "drafts", {"block_size": 4, "anchors": [1, 3]})
     expected = most_frequent(count_trained(setup, workdir, "convert"), 9)
     assert variables["draft_vocabulary"]["tokens"].tolist() == sorted(expected)
     learned = load_pretrained(workdir / "checkpoints" / "convert")[1]["params"]["mask_lora"]

@@ -115,11 +115,11 @@ def test_adapters_draft_for_the_model_they_belong_to_and_are_compared(checkpoint
     base = load_pretrained(checkpoint)
     config = base[0].replace(lora_rank=2, lora_rows="drafts")
     flat = traverse_util.flatten_dict(random_variables(config)) | traverse_util.flatten_dict(base[1])
-    save_adapters(files / "adapters", config, traverse_util.unflatten_dict(flat), base, 3, {}, "", [1, 2, 3])
+    save_adapters(files / "adapters", config, traverse_util.unflatten_dict(flat), base, 3, {}, "", [1, 2, 3], [1, 3])
     flags = (f"--checkpoint={checkpoint}", f"--prompts_file={files / 'prompts.txt'}", "--max_new_tokens=9")
     run(*flags, f"--adapters={files / 'adapters'}", "--temperature=0", "--compare")
     drafted = capsys.readouterr()
-    assert "single_pass, block 3," in drafted.err  # what they were trained to draft
+    assert "single_pass, block 3, branch points 1,3," in drafted.err  # what they were trained and measured for
     assert re.search(
         r"autoregressive: .* tokens/s, .*; drafting gives [0-9.]+ times as many tokens a second; ", drafted.err
     )

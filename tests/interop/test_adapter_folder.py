@@ -39,8 +39,8 @@ def folder(tmp_path, published, trained):
 
 
 def test_what_is_saved_is_loaded(folder, published, trained):
-    config, variables, block_size = load_adapters(folder, *published)
-    assert block_size == 4 and config == trained[0].replace(dtype="bfloat16", param_dtype="bfloat16")
+    config, variables, sampler = load_adapters(folder, *published)
+    assert sampler == {"block_size": 4} and config == trained[0].replace(dtype="bfloat16", param_dtype="bfloat16")
     flat, expected = map(traverse_util.flatten_dict, (variables, trained[1]))
     assert flat.keys() == expected.keys()
     for path, leaf in flat.items():
@@ -57,6 +57,19 @@ def test_a_draft_vocabulary_is_kept(tmp_path, published, trained):
     with pytest.raises(ValueError, match="draft_vocabulary: got token 1 twice"):
         save_adapters(tmp_path / "more", *trained, published, 4, {}, "", draft_vocabulary=[1, 1])
     assert not (tmp_path / "more").exists()
+
+
+def test_branch_points_are_kept_and_checked(tmp_path, published, trained):
+    save_adapters(tmp_path / "adapters", *trained, published, 4, {}, "", anchors=[1, 3])
+    assert load_adapters(tmp_path / "adapters", *published)[2] == {"block_size": 4, "anchors": [1, 3]}
+    with pytest.raises(
+        ValueError, match=r"anchors: got \[1, 5\], may be .*, each an integer of at least 1 and at most 4"
+    ):
+        save_adapters(tmp_path / "more", *trained, published, 4, {}, "", anchors=[1, 5])
+    about = json.loads((tmp_path / "adapters" / ABOUT).read_text())
+    (tmp_path / "adapters" / ABOUT).write_text(json.dumps(about | {"anchors": "all"}))
+    with pytest.raises(ValueError, match=f"{ABOUT}: anchors: got 'all', may be"):
+        load_adapters(tmp_path / "adapters", *published)
 
 
 def test_another_model_is_refused_by_name(folder, published):

@@ -34,14 +34,14 @@ def load_adapted(checkpoint: Path) -> tuple[ZayaConfig, Any]:
     return config, variables
 
 
-def load(checkpoint: Path, adapters: str | None) -> tuple[ZayaConfig, Any, int | None]:
-    """(config, variables, block size that the adapters draft) of --checkpoint, with those of --adapters if given.
+def load(checkpoint: Path, adapters: str | None) -> tuple[ZayaConfig, Any, dict[str, Any]]:
+    """(config, variables, fields of a sampler that the adapters set) of --checkpoint, with --adapters if given.
 
     Raises:
       UserError, FileNotFoundError: one line that names the folder.
     """
     config, variables = load_pretrained(checkpoint)
-    return (config, variables, None) if adapters is None else load_adapters(absolute(adapters), config, variables)
+    return (config, variables, {}) if adapters is None else load_adapters(absolute(adapters), config, variables)
 
 
 def decoding_form(config: ZayaConfig, variables: Any) -> tuple[Zaya, Any]:

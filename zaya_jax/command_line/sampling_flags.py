@@ -105,6 +105,19 @@ def _anchors(text: str) -> str | int | list[int]:
         raise UserError(f"--anchors: got {text!r}, may be all, a number (a budget) or a list such as 1,4") from None
 
 
+def branch_points(given: Sequence[str], block_size: int) -> list[int]:
+    """The accepted lengths of an --anchors flag that is a list; none for none. UserError: naming the flag."""
+    if not given:
+        return []
+    anchors = _anchors(f"{','.join(given)},")
+    try:
+        SamplerConfig("single_pass", block_size=block_size, anchors=anchors)
+    except UserError as error:
+        raise UserError(in_flags(str(error))) from None
+    assert isinstance(anchors, list)
+    return anchors
+
+
 def _items(name: str, text: str | None, kind: Callable[[str], Any]) -> Sequence[Any] | None:
     if not text:
         return None if text is None else []

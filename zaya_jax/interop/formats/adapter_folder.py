@@ -1,8 +1,9 @@
 """Adapters by themselves: a small folder beside a published model, which stays where it is and as it is.
 
 adapters.safetensors holds their arrays, in bfloat16, by name; adapters.json what they need to be loaded: their rank and
-rows, the mask token, the block size that they were trained to draft, the tokens that are drafted if not all are
-(`architecture.draft_vocabulary`), and a checksum of the model that they belong to.
+rows, the mask token, the block size that they were trained to draft, the branch points that were measured to be
+fastest if any were, the tokens that are drafted if not all are (`architecture.draft_vocabulary`), and a checksum of the
+model that they belong to.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ from safetensors.flax import load_file, save_file
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.architecture.config import NO_MASK
 from zaya_jax.architecture.draft_vocabulary import with_draft_vocabulary
-from zaya_jax.checks import Choice, Integer, Number, check
+from zaya_jax.checks import Choice, Integer, Items, Number, Rule, check
 from zaya_jax.errors import UserError
 from zaya_jax.files import new_folder, read_object, write_text
 from zaya_jax.interop.editing.adapters import is_adapter
@@ -54,6 +55,7 @@ def checksum(variables: Mapping[str, Any]) -> str:
 def save_adapters(
     directory: Path, config: ZayaConfig, variables: Mapping[str, Any], base: tuple[ZayaConfig, Mapping[str, Any]],
     block_size: int, about: Mapping[str, Any], card: str, draft_vocabulary: Sequence[int] = (),
+    anchors: Sequence[int] = (),
 ) -> None:  # fmt: skip
     """Writes a new folder.
 
@@ -63,6 +65,7 @@ def save_adapters(
       about: whatever else is worth keeping, JSON-able.
       card: README.md's text.
       draft_vocabulary: tokens that are drafted; none: any.
+      anchors: accepted lengths after which a block is drafted (`SamplerConfig.anchors`); none: all.
 
     Raises:
       UserError: a model without adapters, one whose other weights are not the base's, or a folder that is taken.
@@ -82,6 +85,8 @@ def save_adapters(
     if draft_vocabulary:
         with_draft_vocabulary(config, {}, draft_vocabulary)
         values["draft_vocabulary"] = sorted(map(int, draft_vocabulary))
+    if anchors:
+        values["anchors"] = check("anchors", list(anchors), _anchors(block_size))
     with new_folder(directory) as partial:
         save_file(adapters, partial / ARRAYS)
         (partial / ARRAYS).chmod(0o644)  # the library makes files that their owner alone may read
@@ -104,13 +109,21 @@ def read_about(directory: Path) -> dict[str, Any]:
     drafted = about.get("draft_vocabulary", [])
     if not isinstance(drafted, list) or any(type(token) is not int or abs(token) >= 2**31 for token in drafted):
         raise UserError(f"{where}: draft_vocabulary: got {drafted!r:.60}, may be a list of token ids")
+    if "anchors" in about:
+        check(f"{where}: anchors", about["anchors"], _anchors(about["block_size"]))
     return about
+
+
+def _anchors(block_size: int) -> Rule:
+    return Items(Integer(1, block_size), least=1)
 
 
 def load_adapters(
     directory: Path, config: ZayaConfig, variables: Mapping[str, Any]
-) -> tuple[ZayaConfig, dict[str, Any], int]:
-    """(config, variables, block size) of a model with the adapters of a folder.
+) -> tuple[ZayaConfig, dict[str, Any], dict[str, Any]]:
+    """(config, variables, sampler) of a model with the adapters of a folder.
+
+    `sampler` holds the fields of a `SamplerConfig` that the folder sets: block_size, and anchors if it names any.
 
     Raises:
       UserError, FileNotFoundError: no such folder, a damaged file, or adapters of another model; naming the file.
@@ -145,7 +158,7 @@ def load_adapters(
             out = with_draft_vocabulary(config, out, about["draft_vocabulary"])
         except UserError as error:
             raise UserError(f"{directory / ABOUT}: {error}") from None
-    return config, out, about["block_size"]
+    return config, out, {name: about[name] for name in ("block_size", "anchors") if name in about}
 
 
 def _with_mask(
