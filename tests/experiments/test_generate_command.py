@@ -457,6 +457,8 @@ def test_the_tokenizer_is_what_the_checkpoint_needs(tmp_path):
     name, tokenizer = tokens.choose_tokenizer(None, folder, preset("tiny", vocab_size=290))
     assert name == str(folder / "tokenizer.json") and tokenizer.vocab_size == 270
     assert tokenizer.decode([289, *tokenizer.encode("words"), 280]) == "words"
+    with pytest.raises(ValueError, match="--tokenizer: got '', may be bytes or a tokenizer json"):
+        tokens.choose_tokenizer("", folder, preset("tiny", vocab_size=290))
     with pytest.raises(ValueError, match="has 270 ids, may have at most the model's 260"):
         tokens.choose_tokenizer(None, folder, preset("tiny"))
     with pytest.raises(ValueError, match=r"mask token 266 is '' in .*, may be no text; an unconverted model may have"):

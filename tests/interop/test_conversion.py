@@ -321,6 +321,15 @@ def test_tokenizers_go_along_and_code_does_not(start, tmp_path):
             "tokenizer_config.json: auto_map (code to run) was left out"} <= set(report.lines())  # fmt: skip
 
 
+def test_a_folder_in_a_companions_place_is_named_and_a_folder_of_licences_left_behind(start, tmp_path):
+    (start / "LICENSES").mkdir()
+    assert "left behind: LICENSES/" in "\n".join(convert(start, tmp_path / "out", "native").notes)
+    (start / "merges.txt").mkdir()
+    with pytest.raises(ValueError, match=r"merges\.txt: got a folder, may be a file"):
+        convert(start, tmp_path / "other", "native")
+    assert not (tmp_path / "other").exists()
+
+
 def test_the_card_says_how_it_was_made(tmp_path):
     config = preset("tiny", **SMALL)
     run = tmp_path / "run"

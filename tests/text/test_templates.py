@@ -154,6 +154,8 @@ def test_a_folder_brings_its_template(tmp_path):
         ('{"chat_template": "{% for m in messages %}{{ 1 / 0 }}{% endfor %}"}', "chat_template: division by zero"),
         ('{"chat_template": "{% include \'/etc/passwd\' %}"}', "chat_template: no loader"),
         ('{"chat_template": "{{ range(9999999) | list }}"}', "chat_template: Range too big"),
+        ('{"chat_template": ""}', "chat_template: got '', which writes nothing for a question"),
+        ('{"chat_template": "{{ messages[7:] | join }}"}', "which writes nothing for a question"),
     ],
 )
 def test_a_folders_bad_template_is_named_and_does_nothing(content, message, tmp_path):
@@ -245,7 +247,7 @@ def test_templates_see_what_transformers_shows_them():
         return shown(template.render(messages or chat("Hi"), tokenizer, True), tokenizer)
 
     assert written("{{ strftime_now('%Y') }}").isdigit()
-    assert written("{% if tools is not none or documents is not none %}no{% endif %}") == ""
+    assert written("yes{% if tools is not none or documents is not none %} no{% endif %}") == "yes"
     assert written("{{ messages | tojson(indent=1, separators=(',', ':'), sort_keys=true) }}").startswith("[\n {")
     assert written(
         "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = 1 %}{% break %}{% endfor %}{{ ns.n }}"
@@ -261,7 +263,7 @@ def test_templates_see_what_transformers_shows_them():
         "{% for m in messages %}{% for p in m.content %}{{ p.text if p.type == 'text' else p }}{% endfor %}{% endfor %}"
     )
     template = load_template(
-        "{% if messages[0].content is string %}{% endif %}"
+        "{% if messages[0].content is string %}words{% endif %}"
         + source.replace("m.content %}", "m.content if m.content is not string %}"),
         BYTE_LEVEL,
     )

@@ -61,7 +61,9 @@ def choose_tokenizer(
     Raises:
       UserError, FileNotFoundError: one line: no such tokenizer, or one that does not fit the model.
     """
-    name = spec or tokenizer_of(checkpoint, config.vocab_size)
+    if spec == "":
+        raise UserError("--tokenizer: got '', may be bytes or a tokenizer json")
+    name = tokenizer_of(checkpoint, config.vocab_size) if spec is None else spec
     tokenizer = load_tokenizer(name)
     name = "bytes" if isinstance(tokenizer, ByteTokenizer) else str(tokenizer_file(name))
     if ids_in_texts(tokenizer) > config.vocab_size:

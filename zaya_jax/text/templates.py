@@ -280,12 +280,14 @@ def _tried(source: str, tokenizer: Tokenizer, date: datetime.date | None = None)
     _ = template._compiled, template._literals
     question = {"role": "user", "content": "a"}
     try:
-        template.prompt([question], tokenizer)
+        prompt = template.prompt([question], tokenizer)
     except UserError as error:
         try:
-            template.prompt([{"role": "system", "content": "a"}, question], tokenizer)
+            prompt = template.prompt([{"role": "system", "content": "a"}, question], tokenizer)
         except UserError:
             raise error from None
+    if not prompt:
+        raise UserError(f"chat_template: got {source!r:.60}, which writes nothing for a question")
     return template
 
 

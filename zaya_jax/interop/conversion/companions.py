@@ -35,8 +35,8 @@ def copy_companions(source: Path, folder: Path, taken: Path | None = None) -> li
       taken: the checkpoint whose other files the notes are about; None: no notes.
 
     Raises:
-      UserError, FileNotFoundError: a link out of the folder, a pipe, too large a file, settings that are no JSON; one
-        line, and nothing was copied.
+      UserError, FileNotFoundError: a link out of the folder, a folder or a pipe in a file's place, too large a file,
+        settings that are no JSON; one line, and nothing was copied.
     """
     notes, found = [], check_companions(source)
     for name, path in found.items():
@@ -65,8 +65,11 @@ def check_companions(source: Path) -> dict[str, Path]:
 
 def _companions(source: Path) -> Iterator[str]:
     for path in sorted(source.iterdir()):
-        if any(fnmatch(path.name, pattern) for pattern in COMPANIONS) and not path.is_dir():
-            yield path.name
+        if any(fnmatch(path.name, pattern) for pattern in COMPANIONS):
+            if path.is_dir() and path.name in COMPANIONS:
+                raise UserError(f"{path}: got a folder, may be a file")
+            if not path.is_dir():  # LICENSES, say, is left behind
+                yield path.name
     templates = source / TEMPLATES
     if templates.is_dir():
         yield from (f"{TEMPLATES}/{path.name}" for path in sorted(templates.glob("*.jinja")))
