@@ -1,6 +1,7 @@
 """Damaged files of a workdir: one line that names the file and what to do, and nothing is rewritten."""
 
 import json
+import re
 import resource
 import shutil
 from pathlib import Path
@@ -343,7 +344,8 @@ TABLES = {
     "a long cell": lambda data: data.replace(b"sampling", b"x" * 200_000, 1),
     "zeros": lambda data: data + b"\0" * 100,
     "an unknown column": lambda data: data.replace(b"kind", b"kinx", 1),
-    "a column twice": lambda data: data.replace(b"kind", b"kind,kind", 1),
+    "a name twice": lambda data: data.replace(b"kind", b"kind,kind", 1),
+    "a column twice": lambda data: re.sub(rb"(?m)^([^,\n]*,)", rb"\1\1", data),
     "a cell more": lambda data: data.replace(b"sampling", b"sampling,sampling", 1),
 }
 

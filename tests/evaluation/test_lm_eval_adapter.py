@@ -306,9 +306,9 @@ def test_simple_evaluate_runs_offline(lm_eval):
     assert set(out["results"]) == {"choose", "continue", "roll", "write"}
 
 
-@pytest.mark.parametrize("opens", [True, False])
+@pytest.mark.parametrize("around", ["$A", "<s> $A", "<s> $A </s>"])
 @pytest.mark.parametrize("add_bos_token", [None, True, False])
-def test_texts_are_read_as_hflm_reads_them(lm_eval, opens, add_bos_token, tmp_path, monkeypatch):
+def test_texts_are_read_as_hflm_reads_them(lm_eval, around, add_bos_token, tmp_path, monkeypatch):
     transformers = pytest.importorskip("transformers", reason="the parity extra")
     if importlib.util.find_spec("accelerate") is None:  # HFLM's module imports it, what is tested does not use it
         for name in ("accelerate", "accelerate.utils"):
@@ -316,12 +316,15 @@ def test_texts_are_read_as_hflm_reads_them(lm_eval, opens, add_bos_token, tmp_pa
     from lm_eval.models.huggingface import HFLM
 
     model = byte_level()
-    if opens:
-        ids = [(token, model.token_to_id(token)) for token in ("<s>",)]
-        model.post_processor = processors.TemplateProcessing("<s> $A", None, ids)
+    ids = [(token, model.token_to_id(token)) for token in ("<s>", "</s>")]
+    model.post_processor = processors.TemplateProcessing(around, None, ids)
     folder = publish(tmp_path, model, tokenizer_config=SPELLED | {"pad_token": "</s>"})
     tokenizer = load_tokenizer(folder)
     config = small_config(vocab_size=tokenizer.vocab_size)
+    if around.endswith("</s>") and add_bos_token is not False:  # HFLM scores what follows an end of text
+        with pytest.raises(ValueError, match="tokenizer: got one that ends every text with .*, may be one that does"):
+            Adapter(Zaya(config), {}, tokenizer, SamplerConfig(), add_bos_token=add_bos_token)
+        return
     ours = Adapter(Zaya(config), {}, tokenizer, SamplerConfig(), add_bos_token=add_bos_token)
     theirs = object.__new__(HFLM)
     theirs.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)

@@ -95,6 +95,10 @@ class Adapter:
         if ids > rows:  # else the embedding would clamp ids, and say nothing
             raise UserError(f"tokenizer: got {ids} tokens, may be at most the model's {rows}")
         object.__setattr__(self, "tokenizer", for_model(self.tokenizer, rows))
+        if self.tokenizer.closing and self.add_bos_token is not False:
+            ends = self.tokenizer.decode(list(self.tokenizer.closing)) or list(self.tokenizer.closing)
+            may_be = "one that does not, or any with add_bos_token=False: contexts would end before what continues them"
+            raise UserError(f"tokenizer: got one that ends every text with {ends}, may be {may_be}")
         if not 0 <= self.before < rows:
             raise UserError(f"prefix: got {self.prefix}, may be in [0, {rows})")
 
@@ -110,7 +114,7 @@ class Adapter:
         spelled = {id_: spelling for spelling, id_ in self.tokenizer.special_ids.items()}.get(self.before)
         if not opened or self.add_bos_token is False or (spelled is not None and text.startswith(spelled)):
             return ids
-        return [*self.tokenizer.opening, *ids, *self.tokenizer.closing]
+        return [*self.tokenizer.opening, *ids]
 
     def loglikelihood(self, requests: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
         """For (context, continuation): ln p(continuation | context), and whether greedy decoding would write it.
