@@ -1,5 +1,7 @@
 """The ZAYA1 model: embedding, scanned layers, head. It reads a `Layout` and has no modes."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,9 @@ from zaya_jax.architecture.cache import Cache
 from zaya_jax.architecture.config import FULL_ATTENTION, NO_MASK, SLIDING_ATTENTION, ZayaConfig
 from zaya_jax.architecture.draft_vocabulary import COLLECTION as DRAFTED
 from zaya_jax.architecture.draft_vocabulary import DraftVocabulary
+from zaya_jax.architecture.drafters.table import make_drafter
 from zaya_jax.architecture.execution import Execution
+from zaya_jax.architecture.features import Features
 from zaya_jax.architecture.kept import COLLECTION
 from zaya_jax.architecture.layers import (
     Linear,
@@ -36,13 +40,6 @@ class ZayaOutput(struct.PyTreeNode):
     logits: Array  # [B, T, V], in at least float32 (`ZayaConfig.stream_dtype`)
     cache: Cache | None  # pending: `commit` it before the next forward
     load: Array  # int32 [L, 2, E + 1]: tokens per expert, context tokens and mask tokens
-
-
-class Features(struct.PyTreeNode):
-    """What a drafter reads of a forward pass (`Zaya.features`)."""
-
-    hidden: Array  # [B, T, M]: the normed hidden states, which the head reads
-    taps: Array  # [B, T, taps, M]: the residual stream as it enters each of the layers that were asked for
 
 
 class LayerPast(struct.PyTreeNode):
@@ -201,6 +198,11 @@ class Zaya(nn.Module):
             self.lm_head = Linear(cfg.vocab_size, False, cfg.initializer_range, dtype, param_dtype, wide=True)
         if cfg.lm_head_bias:
             self.lm_head_bias = self.param("lm_head_bias", nn.initializers.zeros, (cfg.vocab_size,), param_dtype)
+        if cfg.drafter is not None:
+            self.drafter = make_drafter(cfg)
+            if cfg.drafter.own_head:
+                shape = (cfg.drafter.heads, *width, cfg.vocab_size)
+                self.drafter_head = self.param("drafter_head", nn.initializers.zeros, shape, param_dtype)
 
     def _scanned(self) -> nn.Module:
         """All layers as a scan over weights that are stacked along a leading axis."""
@@ -228,7 +230,25 @@ class Zaya(nn.Module):
           cache: the committed past, or None.
         """
         hidden, cache, load = self.backbone(layout, cache)
+        if self.is_initializing() and self.config.drafter is not None:
+            nowhere = jnp.zeros((layout.tokens.shape[0], 1), jnp.int32)
+            embedded = self.embed(layout.tokens)
+            taps = self.config.drafter.taps_of(self.config.num_hidden_layers)
+            taps = jnp.zeros((*hidden.shape[:2], len(taps), hidden.shape[-1]), embedded.dtype)
+            self.drafter.training(Features(hidden, taps), embedded, layout, nowhere)
         return ZayaOutput(self.head(hidden), cache, load)
+
+    def draft(self, part: str, *args: Any) -> Any:
+        """A method of the drafter's: `model.apply(variables, "propose", cache, ..., method="draft")`."""
+        return getattr(self.drafter, part)(*args)
+
+    def draft_head(self, hidden: Array, slot: int = 0) -> Array:
+        """The drafter's hidden states [..., M] -> its logits [..., V]; `slot` is read where each draft has a head."""
+        drafter, logits = self.config.drafter, self.head(hidden)
+        if drafter is None or not drafter.own_head:
+            return logits
+        change = self.drafter_head[slot if drafter.heads > 1 else 0]
+        return logits + product("@", hidden, change.astype(hidden.dtype))
 
     def embed(self, tokens: Array) -> Array:
         """Token ids (MASK included) -> the residual stream [B, T, M]."""
