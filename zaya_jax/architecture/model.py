@@ -260,7 +260,7 @@ class Zaya(nn.Module):
             None if cache is None else self._experts(),
         )
         if cache is not None:
-            cache = Cache(key, value, conv, delayed, cache.length)
+            cache = cache.replace(key=key, value=value, conv=conv, delayed=delayed)
         return self.norm(stream), cache, load
 
     def head(self, hidden: Array) -> Array:
