@@ -111,8 +111,8 @@ class Drafter:
         return state
 
     def propose(self, setup: Setup, state: Any, pending_token: Array, cache: Cache) -> Proposal:
-        """Drafts after the pending token (int32 [B]), which stands at position cache.length. It has been observed as what
-        follows the newest row, but not as a row.
+        """Drafts after the pending token (int32 [B]), which stands at position cache.length. It has been observed as
+        what follows the newest row, but not as a row.
 
         At most plan.draft_length after one another, and exactly plan.block_size - 1 in all. Changes no state: what it
         writes into its own keys and values while it proposes is forgotten. The cache is the target's, for a drafter

@@ -81,7 +81,7 @@ class NGram(Drafter):
         return jnp.where(better, jnp.maximum(found, 0), tokens), jnp.where(better, runs, exists)
 
     def _match(self, where: Array, text: Array, last: Array, allowed: Array) -> tuple[Array, Array]:
-        """The text's longest suffix that ends somewhere allowed in `where`: (how many tokens, 0 .. longest; that end)."""
+        """The text's longest suffix that ends somewhere allowed in `where`: (its length, 0 .. longest; that end)."""
         index = jnp.arange(where.shape[0], dtype=jnp.int32)
         run, length = allowed, jnp.zeros_like(index)
         for back in range(self.longest):
