@@ -151,7 +151,7 @@ def test_a_trained_slot_is_the_slot_that_is_drafted(name, target, x64):
         np.testing.assert_allclose(states[step].hidden, fresh.hidden, rtol=0, atol=1e-12)
         for i in range(2):
             for field in ("key", "value"):
-                got, expected = (getattr(state, field)[:, i, : length[i]] for state in (states[step], fresh))
+                got, expected = (getattr(state, field)[i, :, : length[i]] for state in (states[step], fresh))
                 np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12)
     assert np.ptp(proposals[0][0], axis=0).max() > 0.01  # slots differ
 

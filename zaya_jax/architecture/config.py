@@ -15,6 +15,7 @@ from zaya_jax.errors import UserError
 
 FULL_ATTENTION = "hybrid"
 SLIDING_ATTENTION = "hybrid_sliding"
+DRAFTERS = "drafters"  # collection of a model's variables: {a drafter's name: what it learned}
 NO_MASK = -1  # `mask_token_id` of a model without a mask token: it reads and writes text and cannot draft
 # The fields that choose which parts a model has; at their defaults it is ZAYA1.
 PARTS = (

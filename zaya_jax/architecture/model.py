@@ -315,7 +315,7 @@ class Zaya(nn.Module):
             None if cache is None else self._experts(),
         )
         if cache is not None:
-            cache = Cache(key, value, conv, delayed, cache.length)
+            cache = cache.replace(key=key, value=value, conv=conv, delayed=delayed)
         return Features(self.norm(stream), self._tapped(tapped, stream, taps)), cache, load
 
     def _tapped(self, tapped: Array | None, last: Array, taps: tuple[int, ...]) -> Array:

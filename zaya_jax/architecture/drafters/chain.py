@@ -95,9 +95,9 @@ class Chain(nn.Module):
         position = cache.length[:, None] + jnp.arange(rows, dtype=jnp.int32)
         x, inner = self.enter(following, self.start(features))
         key, value = self.self_attn.keys(inner, position)
-        cache = cache.write(key[None], value[None])
-        seen = jnp.arange(cache.key.shape[2]) <= position[..., None]
-        context, query = (cache.key[0], cache.value[0]), self.self_attn.queries(inner, position)
+        cache = cache.write(key[:, None], value[:, None])
+        seen = jnp.arange(cache.capacity) <= position[..., None]
+        context, query = cache.of_layer(0), self.self_attn.queries(inner, position)
         mixed = self.self_attn(query, context, seen, self._none(batch, rows), _all(0))
         out = self.leave(x + mixed.astype(x.dtype))
         newest = jnp.take_along_axis(out, jnp.maximum(count - 1, 0)[:, None, None], axis=1)[:, 0]
@@ -114,8 +114,8 @@ class Chain(nn.Module):
         position = cache.length[:, None] - 1 + step
         x, inner = self.enter(drafted[:, None], so_far.hidden[:, None])
         own = _with((so_far.key, so_far.value), self.self_attn.keys(inner, position))
-        seen = jnp.arange(cache.key.shape[2]) < cache.length[:, None, None]
-        context, query = (cache.key[0], cache.value[0]), self.self_attn.queries(inner, position)
+        seen = jnp.arange(cache.capacity) < cache.length[:, None, None]
+        context, query = cache.of_layer(0), self.self_attn.queries(inner, position)
         mixed = self.self_attn(query, context, seen, own, _all(step))
         hidden = self.leave(x + mixed.astype(x.dtype))[:, 0]
         return self.norm(hidden), Recursion(hidden, *own)

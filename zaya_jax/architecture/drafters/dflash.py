@@ -101,15 +101,15 @@ class DFlash(nn.Module):
         position = cache.length[:, None] + jnp.arange(features.hidden.shape[1], dtype=jnp.int32)
         fused = self.fuse(features)
         keys, values = zip(*(layer.context(fused, position) for layer in self.layers), strict=True)
-        return cache.write(jnp.stack(keys), jnp.stack(values)).replace(length=cache.length + count)
+        return cache.write(jnp.stack(keys, axis=1), jnp.stack(values, axis=1)).replace(length=cache.length + count)
 
     def propose(self, cache: DraftCache, pending: Array, drafts: int) -> Array:
         """Hidden states [B, drafts, M] of the tokens after the pending one, whose embedding is [B, M]."""
-        size, capacity = drafts + 1, cache.key.shape[2]
+        size, capacity = drafts + 1, cache.capacity
         position = cache.length[:, None] + jnp.arange(size, dtype=jnp.int32)
         seen = jnp.arange(capacity) < cache.length[:, None, None]  # [B, 1, S]
         seen = jnp.broadcast_to(seen, (*position.shape, capacity))
-        contexts = [(cache.key[i], cache.value[i]) for i in range(len(self.layers))]
+        contexts = [cache.of_layer(i) for i in range(len(self.layers))]
         return self._run(self._blocks(pending[:, None], size)[:, 0], position, contexts, seen, size)[:, 1:]
 
     def _blocks(self, pending: Array, size: int) -> Array:

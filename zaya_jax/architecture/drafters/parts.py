@@ -26,15 +26,24 @@ class DraftCache(struct.PyTreeNode):
     Slots at or beyond `length` are nobody's: the next write overwrites them, so rolling back is not advancing.
     """
 
-    key: Array  # [layers, B, S, K, D]; no layers where a drafter does not attend
+    key: Array  # [B, layers, S, K, D]; no layers where a drafter does not attend
     value: Array
     length: Array  # int32 [B]: slots in use
     hidden: Array  # [B, M]: what the newest of them gave that the first draft follows from; M is 0 for none
 
+    @property
+    def capacity(self) -> int:
+        return self.key.shape[2]
+
+    def of_layer(self, layer: int) -> KeyValue:
+        """[B, S, K, D] each."""
+        return self.key[:, layer], self.value[:, layer]
+
     def write(self, key: Array, value: Array) -> "DraftCache":
-        """Puts [layers, B, T, K, D] at slots length, length + 1, ...; `length` stays."""
-        batch, rows = key.shape[1:3]
-        at = (slice(None), jnp.arange(batch)[:, None], self.length[:, None] + jnp.arange(rows))
+        """Puts [B, layers, T, K, D] at slots length, length + 1, ...; `length` stays."""
+        batch, layers, rows = key.shape[:3]
+        slot = self.length[:, None, None] + jnp.arange(rows)
+        at = (jnp.arange(batch)[:, None, None], jnp.arange(layers)[:, None], slot)
         # "drop": a slot beyond capacity must never clamp onto a valid one
         return self.replace(
             key=self.key.at[at].set(key.astype(self.key.dtype), mode="drop"),
@@ -43,13 +52,13 @@ class DraftCache(struct.PyTreeNode):
 
     def grow(self, capacity: int) -> "DraftCache":
         """The same with slots for at least `capacity` tokens."""
-        pad = [(0, 0), (0, 0), (0, max(0, capacity - self.key.shape[2])), (0, 0), (0, 0)]
+        pad = [(0, 0), (0, 0), (0, max(0, capacity - self.capacity)), (0, 0), (0, 0)]
         return self.replace(key=jnp.pad(self.key, pad), value=jnp.pad(self.value, pad))
 
 
 def empty_cache(config: ZayaConfig, layers: int, batch: int, capacity: int, hidden: int) -> DraftCache:
     """Nothing committed yet, room for `capacity` tokens."""
-    shape = (layers, batch, capacity, config.num_key_value_heads, config.head_dim)
+    shape = (batch, layers, capacity, config.num_key_value_heads, config.head_dim)
     return DraftCache(
         key=jnp.zeros(shape, config.dtype),
         value=jnp.zeros(shape, config.dtype),
