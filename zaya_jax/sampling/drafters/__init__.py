@@ -16,5 +16,6 @@ from zaya_jax.sampling.drafters.base import (
 )
 
 __all__ = [
-    "Drafter", "Needs", "NoState", "Proposal", "Rows", "all_drafters", "find_drafter", "learned", "ngram", "register_drafter",
+    "Drafter", "Needs", "NoState", "Proposal", "Rows", "all_drafters", "find_drafter", "learned", "ngram",
+    "register_drafter",
 ]  # fmt: skip
