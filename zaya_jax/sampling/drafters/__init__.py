@@ -3,7 +3,7 @@
 Imports zaya_jax.architecture, sampling.core and strategies.base.
 """
 
-from zaya_jax.sampling.drafters import ngram  # registers
+from zaya_jax.sampling.drafters import mask_block, ngram  # they register
 from zaya_jax.sampling.drafters.base import (
     Drafter,
     Needs,
@@ -16,5 +16,6 @@ from zaya_jax.sampling.drafters.base import (
 )
 
 __all__ = [
-    "Drafter", "Needs", "NoState", "Proposal", "Rows", "all_drafters", "find_drafter", "ngram", "register_drafter",
+    "Drafter", "Needs", "NoState", "Proposal", "Rows", "all_drafters", "find_drafter", "mask_block", "ngram",
+    "register_drafter",
 ]  # fmt: skip
