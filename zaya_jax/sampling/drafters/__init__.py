@@ -3,7 +3,7 @@
 Imports zaya_jax.architecture, sampling.core and strategies.base.
 """
 
-from zaya_jax.sampling.drafters import learned, ngram  # register
+from zaya_jax.sampling.drafters import learned, mask_block, ngram  # they register
 from zaya_jax.sampling.drafters.base import (
     Drafter,
     Needs,
@@ -16,6 +16,6 @@ from zaya_jax.sampling.drafters.base import (
 )
 
 __all__ = [
-    "Drafter", "Needs", "NoState", "Proposal", "Rows", "all_drafters", "find_drafter", "learned", "ngram",
+    "Drafter", "Needs", "NoState", "Proposal", "Rows", "all_drafters", "find_drafter", "learned", "mask_block", "ngram",
     "register_drafter",
 ]  # fmt: skip

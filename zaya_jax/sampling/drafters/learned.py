@@ -9,12 +9,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from zaya_jax.architecture import Cache, ZayaConfig
 from zaya_jax.architecture.drafters.parts import DraftCache
 from zaya_jax.architecture.features import Features
 from zaya_jax.errors import UserError
+from zaya_jax.sampling.core.distributions import log_distribution
 from zaya_jax.sampling.drafters.base import Drafter, Needs, Proposal, Rows, register_drafter
+from zaya_jax.sampling.drafters.ngram import Text
+from zaya_jax.sampling.drafters.trees import Prior, best_first
 from zaya_jax.sampling.strategies.base import Setup, draft
 
 Array = jax.Array
@@ -37,28 +41,49 @@ class Learned(Drafter):
                 f"SamplerConfig.drafter: got {self.name!r}, which this model has not been trained with; may be {may_be}"
             )
 
-    def init(self, setup: Setup, batch: int, capacity: int) -> DraftCache:
-        return _part(setup, "empty", batch, capacity)
-
-    def observe(self, setup: Setup, state: DraftCache, rows: Rows) -> DraftCache:
-        features = _features(rows)
-        setup.draft_pass(rows.tokens.shape[1], self._absorbing(setup))
-        return _part(setup, "observe", state, features, rows.count)
-
     def _absorbing(self, setup: Setup) -> Any:
         """The weights that `observe` reads."""
         return setup.variables["params"]["drafter"]
 
 
-class Blocks(Learned):
-    """Drafts that know nothing of each other's draws."""
+class BlockState(struct.PyTreeNode):
+    """A block drafter's keys and values, and the text, whose statistics a tree may use."""
 
-    def propose(self, setup: Setup, state: DraftCache, pending_token: Array, cache: Cache) -> Proposal:
-        hidden = self._hidden(setup, state, pending_token, setup.plan.draft_length)
-        logits = _logits(setup, hidden)
-        exists = jnp.ones(logits.shape[:2], bool)
-        drafted = draft(setup, logits, exists, cache.length + 1)
-        return Proposal(drafted.tokens, exists, logits)
+    text: Text
+    cache: DraftCache
+
+    def grow(self, capacity: int) -> "BlockState":
+        return BlockState(self.text.grow(capacity), self.cache.grow(capacity))
+
+
+class Blocks(Learned):
+    """Drafts that know nothing of each other's draws: marginals, which may also become a tree (`trees`)."""
+
+    trees = True
+
+    def init(self, setup: Setup, batch: int, capacity: int) -> BlockState:
+        text = Text(jnp.zeros((batch, capacity), jnp.int32))
+        return BlockState(text, _part(setup, "empty", batch, capacity))
+
+    def observe(self, setup: Setup, state: BlockState, rows: Rows) -> BlockState:
+        setup.draft_pass(rows.tokens.shape[1], self._absorbing(setup))
+        text = state.text.write(rows.tokens, rows.first, rows.count)
+        return BlockState(text, _part(setup, "observe", state.cache, _features(rows), rows.count))
+
+    def propose(self, setup: Setup, state: BlockState, pending_token: Array, cache: Cache) -> Proposal:
+        plan = setup.plan
+        logits = _logits(setup, self._hidden(setup, state.cache, pending_token, plan.draft_length))
+        exists = jnp.broadcast_to(jnp.arange(plan.draft_length) < self._most(setup), logits.shape[:2])
+        if not plan.tree_size:
+            return Proposal(draft(setup, logits, exists, cache.length + 1).tokens, exists, logits)
+        text = state.text.write(pending_token[:, None], cache.length, jnp.ones_like(pending_token)).tokens
+        log_q = log_distribution(logits, setup.options.draft_processing)
+        log_q = jnp.where(exists[..., None], log_q, -jnp.inf)
+        return best_first(log_q, plan.tree_size, Prior(text, cache.length + 1, setup.options.ngram_weight))
+
+    def _most(self, setup: Setup) -> int:
+        """Drafts that it can make in a step; those after them do not exist."""
+        return setup.plan.draft_length
 
     def _hidden(self, setup: Setup, state: DraftCache, pending_token: Array, drafts: int) -> Array:
         """[B, drafts, M], which the head reads."""
@@ -79,20 +104,14 @@ class DFlash(Blocks):
 
 
 class Medusa(Blocks):
-    """`architecture.drafters.medusa`; it has as many drafts as heads, later ones do not exist."""
+    """`architecture.drafters.medusa`; it drafts as many tokens as it has heads."""
 
-    def require(self, config: ZayaConfig, variables: Any) -> None:
-        super().require(config, variables)
-
-    def propose(self, setup: Setup, state: DraftCache, pending_token: Array, cache: Cache) -> Proposal:
+    def _most(self, setup: Setup) -> int:
         assert setup.model.config.drafter is not None
-        found = super().propose(setup, state, pending_token, cache)
-        exists = jnp.arange(found.tokens.shape[1]) < setup.model.config.drafter.drafts
-        return found.replace(exists=found.exists & exists)
+        return setup.model.config.drafter.drafts
 
     def _hidden(self, setup: Setup, state: DraftCache, pending_token: Array, drafts: int) -> Array:
-        assert setup.model.config.drafter is not None
-        heads = min(drafts, setup.model.config.drafter.drafts)
+        heads = min(drafts, self._most(setup))
         setup.draft_pass(1, jax.tree.map(lambda x: x[:heads], setup.variables["params"]["drafter"]))
         setup.draft_pass(heads, _head(setup))
         hidden = _part(setup, "propose", state, heads)
@@ -104,6 +123,9 @@ class Medusa(Blocks):
 
 class Chains(Learned):
     """`architecture.drafters.chain`: EAGLE-3 and MTP."""
+
+    def init(self, setup: Setup, batch: int, capacity: int) -> DraftCache:
+        return _part(setup, "empty", batch, capacity)
 
     def observe(self, setup: Setup, state: DraftCache, rows: Rows) -> DraftCache:
         setup.draft_pass(rows.tokens.shape[1], self._absorbing(setup))
