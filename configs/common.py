@@ -58,6 +58,7 @@ def model(name: str, **changes: Any) -> ConfigDict:
     What follows from other fields stays None unless `changes` gives it, so that it follows their overrides too.
     """
     fields = dataclasses.asdict(preset(name, **changes))
+    del fields["drafter"]  # a phase's objective says which one it trains
     return _settable(ZayaConfig, {**fields, "mask_token_id": None, "layer_types": None, **changes})
 
 
@@ -136,6 +137,7 @@ def evaluation(tasks: tuple[str, ...], prompts: int, **changes: Any) -> ConfigDi
     c.samplers = ("autoregressive", "lossless", "mix_stale")  # and "lossless_two_pass", "mix_fresh"
     c.temperatures = (0.0, 1.0)
     c.draft_temperature = placeholder(float)  # None: the target's
+    c.draft_length = placeholder(int)  # of samplers of mode "drafter"; None: what the phase trains
     c.anchor_budget = 0  # blocks that single_pass drafts a forward; 0: one after every accepted length
     c.beta = 0.5
     c.cost = True  # measure what a forward costs by query tokens, too

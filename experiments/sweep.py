@@ -3,7 +3,8 @@
     python -m experiments.sweep --config=configs/sweeps/study.py --workdir=results/sweeps/study
     python -m experiments.sweep --config=configs/sweeps/recipe.py --executor=slurm --slurm=partition=gpu,timeout_min=600
 
-A sweep file says which config and which jobs (configs/common.py: axis, product, zipped). The config is looked for from
+A sweep file says which config and which jobs (configs/common.py: axis, product, zipped); a field that begins with a
+colon is an argument of the config's file: axis(":method", "tidar", "eagle3"). The config is looked for from
 the sweep's file, then in this clone, then from here. Every job is an ordinary `experiments.run` in WORKDIR/runs/NAME
 with a log.txt; stages that several jobs share (a common pretraining) are trained once, in WORKDIR/stages or --stages.
 results.csv holds the rows of every finished job, each with the job's name and what it changed.
@@ -141,7 +142,7 @@ def command(base: str, job: Job, workdir: Path) -> list[str]:
     folders = [f"--workdir={job.folder}", f"--stages={stages}", *cache(workdir)]
     extensions = dict.fromkeys([*cli.extensions(), *own_extension()])
     rest = [*folders, *threads, *extensions]
-    return [sys.executable, "-m", "experiments.run", f"--config={base}", *job.overrides(), *rest]
+    return [sys.executable, "-m", "experiments.run", f"--config={job.with_arguments(base)}", *job.overrides(), *rest]
 
 
 def own_extension() -> list[str]:

@@ -30,19 +30,26 @@ Distribution = dict[tuple[int, ...], float]
 
 
 class Forced:
-    """Outcomes instead of noise; sums up the log-probability of what it answered, of drafts apart from the rest."""
+    """Outcomes instead of noise; sums up the log-probability of what it answered, of drafts apart from the rest.
+
+    `pending` is one token, or one for each row of the forward where each is drawn after (`strategies.walk`); drafts are
+    answered in order, however many calls ask for them.
+    """
 
     def __init__(self, pending, drafts, survivors) -> None:
         self.pending, self.drafts, self.survivors = (x.astype(jnp.int32) for x in (pending, drafts, survivors))
-        self.log_weight = self.log_drafts = jnp.zeros(pending.shape, jnp.float64)
+        self.log_weight = self.log_drafts = jnp.zeros(pending.shape[:1], jnp.float64)
+        self.drawn = 0
 
     def draw(self, purpose, position, distribution, warm):
-        wanted = self.pending if purpose == Purpose.PENDING else self.drafts[:, : distribution.shape[-2]]
-        chosen = at_token(jax.nn.log_softmax(distribution, axis=-1), wanted)
+        distribution = jax.nn.log_softmax(distribution, axis=-1)
         if purpose == Purpose.PENDING:
-            self.log_weight += chosen
-        else:
-            self.log_drafts += chosen.sum(axis=1)
+            chosen = at_token(distribution, self.pending)
+            self.log_weight += chosen.reshape(len(chosen), -1).sum(axis=1)
+            return self.pending
+        wanted = self.drafts[:, self.drawn : self.drawn + distribution.shape[-2]]
+        self.drawn += distribution.shape[-2]
+        self.log_drafts += at_token(distribution, wanted).sum(axis=1)
         return wanted
 
     def accept(self, position, log_probability):
@@ -54,27 +61,36 @@ class Forced:
         return index < survivors
 
 
+MODELS: dict[str, dict] = {
+    "zaya": {},  # compressed convolutional attention and experts
+    "llama": dict(attention="gqa", feed_forward="dense", residual_scaling=False, partial_rotary_factor=1.0),
+}
+# Drafters whose chains are fixed, given the text: their drafts are no outcomes, but the tokens after all rows are.
+FIXED = {"ngram"}
+
+
 @functools.cache
-def tiny_model():
+def tiny_model(name: str = "zaya"):
     with jax.enable_x64(True):
         config = small_config(
-            vocab_size=VOCAB, hidden_size=8, num_hidden_layers=1, num_experts=2, dtype="float64", param_dtype="float64"
-        )
+            vocab_size=VOCAB, hidden_size=8, num_hidden_layers=1, num_experts=2, dtype="float64", param_dtype="float64",
+            **MODELS[name],
+        )  # fmt: skip
         return Zaya(config), random_variables(config, seed=2, scale=0.55)
 
 
 @functools.cache
-def logits_after(text: tuple[int, ...], anchor: int | None = None) -> np.ndarray:
+def logits_after(text: tuple[int, ...], anchor: int | None = None, name: str = "zaya") -> np.ndarray:
     """AR logits after the text [VOCAB]; or with an anchor, of the block after its first tokens [SIZE, VOCAB]."""
     tokens = np.zeros((1, 16), np.int32)
     tokens[0, : len(text)] = text
-    out = _plain()(tokens, np.array([len(text)]), np.array([[len(text) if anchor is None else anchor]]))
+    out = _plain(name)(tokens, np.array([len(text)]), np.array([[len(text) if anchor is None else anchor]]))
     return np.asarray(out[len(text) - 1] if anchor is None else out[16:])
 
 
 @functools.cache
-def _plain():
-    model, variables = tiny_model()
+def _plain(name: str):
+    model, variables = tiny_model(name)
 
     @jax.jit
     def run(tokens, count, anchors):
@@ -84,9 +100,9 @@ def _plain():
 
 
 @functools.cache
-def _compiled(plan: Plan, drafted: tuple[int, ...]):
+def _compiled(plan: Plan, drafted: tuple[int, ...], name: str):
     """(begin, advance) with forced outcomes; each also returns the outcomes' log-probabilities, and the drafts'."""
-    model, variables = tiny_model()
+    model, variables = tiny_model(name)
     variables = with_draft_vocabulary(model.config, variables, drafted) if drafted else variables
 
     @jax.jit
@@ -108,15 +124,13 @@ def _compiled(plan: Plan, drafted: tuple[int, ...]):
 
 def _take(state: State, index: np.ndarray) -> State:
     """Rows `index`; in the cache the batch is axis 1, but for length."""
-    cache = state.cache
-    picked = jax.tree.map(lambda x: x[:, index], cache.replace(length=None)).replace(length=cache.length[index])
+    picked = state.cache.over_batch(lambda axis, x: x[:, index] if axis else x[index])
     return jax.tree.map(lambda x: x[index], state.replace(cache=None)).replace(cache=picked)
 
 
 def _join(states: list[State]) -> State:
-    lengths = np.concatenate([s.cache.length for s in states])
-    caches = [s.cache.replace(length=None) for s in states]
-    cache = jax.tree.map(lambda *x: np.concatenate(x, 1), *caches).replace(length=lengths)
+    first, *rest = (s.cache for s in states)
+    cache = first.over_batch(lambda axis, *x: np.concatenate(x, axis), *rest)
     return jax.tree.map(lambda *x: np.concatenate(x), *[s.replace(cache=None) for s in states]).replace(cache=cache)
 
 
@@ -174,22 +188,34 @@ def _successors(go, options, state: State, alive: np.ndarray, every: list[np.nda
         yield rows, after, np.exp(log_weight + log_drafts)
 
 
-def sampler_distribution(sampler: SamplerConfig, drafted: tuple[int, ...] = ()) -> list[Distribution]:
+def _fixed_outcomes(rows: int) -> list[np.ndarray]:
+    """Every (tokens after all rows, no drafts, no survivors) of a step whose drafts are fixed."""
+    after = np.array(list(itertools.product(range(VOCAB), repeat=rows)))
+    return [after, after[:, :0], np.zeros(len(after), int)]
+
+
+def sampler_distribution(
+    sampler: SamplerConfig, drafted: tuple[int, ...] = (), name: str = "zaya"
+) -> list[Distribution]:
     """The distribution of each prompt's continuation (up to NEW tokens or a stop) under the sampler.
 
     Args:
       drafted: the draft vocabulary, if the model has one.
+      name: the model's, of MODELS.
     """
     plan, options = plan_of(sampler), options_of(sampler, np.float64)
-    drafts = {"autoregressive": 0, "single_pass": SIZE - 1, "two_pass": SIZE}[sampler.mode]
-    first, go = _compiled(plan, drafted)
-    every = _outcomes(drafts, len(drafted) or VOCAB)
+    first, go = _compiled(plan, drafted, name)
+    if sampler.tree_size or sampler.drafter in FIXED:
+        every = _fixed_outcomes(plan.block_size)
+    else:
+        drafts = plan.block_size if sampler.mode == "two_pass" else plan.block_size - 1
+        every = _outcomes(drafts, len(drafted) or VOCAB)
     total: list[Distribution] = [{} for _ in PROMPTS]
 
     width = max(map(len, PROMPTS))
     begins = [x[every[2] == 0] for x in every]  # nothing is tested yet
-    if sampler.mode == "two_pass":
-        begins = [x[(every[2] == 0) & (every[1] == 0).all(1)] for x in every]  # nor drafted
+    if sampler.mode in ("two_pass", "drafter"):  # nor drafted
+        begins = [np.arange(VOCAB), np.zeros((VOCAB, 0), int), np.zeros(VOCAB, int)]
     prompt = np.repeat(np.arange(len(PROMPTS)), len(begins[0]))
     tokens = np.array([list(p) + [0] * (width - len(p)) for p in PROMPTS])[prompt]
     count = np.array([len(p) for p in PROMPTS])[prompt]

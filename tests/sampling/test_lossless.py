@@ -49,7 +49,7 @@ def distribution_of(logits: np.ndarray, sampler: SamplerConfig, text=(), new: in
     return distribution / distribution.sum()
 
 
-def autoregressive_law(sampler: SamplerConfig) -> list[Distribution]:
+def autoregressive_law(sampler: SamplerConfig, name: str = "zaya") -> list[Distribution]:
     """p(continuation) from the plain forward pass, a token at a time."""
 
     def grow(prompt, new: tuple[int, ...], weight: float, out: Distribution) -> Distribution:
@@ -57,7 +57,7 @@ def autoregressive_law(sampler: SamplerConfig) -> list[Distribution]:
             out[new] = weight
             return out
         text = (*prompt, *new)
-        for token, p in enumerate(distribution_of(logits_after(text), sampler, text, len(new))):
+        for token, p in enumerate(distribution_of(logits_after(text, name=name), sampler, text, len(new))):
             if p > 0:
                 grow(prompt, (*new, token), weight * p, out)
         return out
@@ -65,12 +65,12 @@ def autoregressive_law(sampler: SamplerConfig) -> list[Distribution]:
     return [grow(tuple(p), (), 1.0, {}) for p in PROMPTS]
 
 
-def gap(sampler: SamplerConfig, drafted: tuple[int, ...] = ()) -> float:
+def gap(sampler: SamplerConfig, drafted: tuple[int, ...] = (), name: str = "zaya") -> float:
     """Total variation between the sampler and autoregression."""
-    found = sampler_distribution(sampler, drafted)
+    found = sampler_distribution(sampler, drafted, name)
     for distribution in found:
         assert abs(sum(distribution.values()) - 1) < 1e-12
-    return total_variation(found, autoregressive_law(sampler))
+    return total_variation(found, autoregressive_law(sampler, name))
 
 
 ANCHORS = ["all", (2,), (1, 3), *(pytest.param(each, marks=pytest.mark.slow) for each in ((1,), (3,)))]

@@ -67,7 +67,7 @@ def train_program(
     if objective.loss_on == "answers":
         data["answer"] = rows
     arguments = (state, _put(data, split), _put(jax.ShapeDtypeStruct((), jnp.float32), whole))
-    tidar = objective.drafts
+    tidar = objective.masks
     return Program(
         jitted=make_train_step(model, objective, optimizer, placement),  # pyrefly: ignore[bad-argument-type]
         arguments=arguments,

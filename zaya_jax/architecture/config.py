@@ -9,11 +9,13 @@ from typing import Annotated, Any
 
 import jax.numpy as jnp
 
+from zaya_jax.architecture.drafters.config import DrafterConfig
 from zaya_jax.checks import COUNT, SWITCH, Choice, Integer, Number, Unset, check, check_fields, shown
 from zaya_jax.errors import UserError
 
 FULL_ATTENTION = "hybrid"
 SLIDING_ATTENTION = "hybrid_sliding"
+DRAFTERS = "drafters"  # collection of a model's variables: {a drafter's name: what it learned}
 NO_MASK = -1  # `mask_token_id` of a model without a mask token: it reads and writes text and cannot draft
 # The fields that choose which parts a model has; at their defaults it is ZAYA1.
 PARTS = (
@@ -104,6 +106,9 @@ class ZayaConfig:
     # "drafts": mask tokens alone, so that clean rows stay the model's without adapters
     lora_rows: Annotated[str, Choice(LORA_ROWS)] = "all"
 
+    # A network beside the model that drafts for it (`architecture.drafters`); None: there is none.
+    drafter: DrafterConfig | None = None
+
     # of activations and matrix products; parameters stay as they are stored
     dtype: Annotated[str, Choice(DTYPES)] = "float32"
     param_dtype: Annotated[str, Choice(DTYPES)] = "float32"
@@ -115,7 +120,11 @@ class ZayaConfig:
             object.__setattr__(self, "qk_norm", _default_qk_norm(self.attention))
         if isinstance(self.qk_norm, bool):  # as stored configurations have it that knew no third choice
             object.__setattr__(self, "qk_norm", "unit" if self.qk_norm else "none")
+        if isinstance(self.drafter, dict):  # as JSON has it
+            object.__setattr__(self, "drafter", DrafterConfig(**self.drafter))
         check_fields("ZayaConfig", self)
+        may_be = "a DrafterConfig or None"
+        _require(self.drafter is None or isinstance(self.drafter, DrafterConfig), "drafter", self.drafter, may_be)
         ends = self.eos_token_id if isinstance(self.eos_token_id, tuple) else (self.eos_token_id,)
         for end in ends:
             check("ZayaConfig.eos_token_id", end, Unset(TOKEN))
@@ -164,6 +173,9 @@ class ZayaConfig:
         if SLIDING_ATTENTION in self.layer_kinds:
             window = self.sliding_window
             _require(window is not None and window >= 1, "sliding_window", window, "an integer of at least 1")
+        taps = () if self.drafter is None else self.drafter.taps_of(self.num_hidden_layers)
+        may_be = f"of 0 .. num_hidden_layers ({self.num_hidden_layers})"
+        _require(max(taps, default=0) <= self.num_hidden_layers, "drafter.taps", taps, may_be)
         self._check_parts()
         self._check_rope_scaling()
 

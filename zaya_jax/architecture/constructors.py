@@ -191,6 +191,53 @@ def verify_and_draft(
     )
 
 
+def verify_tree(cls: type["Layout"], tokens: Array, parent: Array, start: Array | int = 0) -> "Layout":
+    """Inference rows after `start` cached tokens that continue the text in several ways: a tree.
+
+    Args:
+      tokens: int [B, 1 + m]: the root, at position start, then m nodes, each after its parent.
+      parent: int32 [B, m], the row (0: the root) of each node's parent; smaller than the node's own.
+      start: as in `verify_and_draft`.
+
+    Returns:
+      A Layout in which a token sees the cache, its ancestors and itself, and comes after its parent. A tree of one
+      branch is `verify_and_draft`'s row.
+    """
+    tokens = _as_row(tokens)
+    batch, rows = tokens.shape
+    start = jnp.broadcast_to(jnp.asarray(start, jnp.int32), (batch,))[:, None]
+    above = ancestors(parent)
+    position = start + above.sum(-1, dtype=jnp.int32) - 1
+    size = above.sum(-2, dtype=jnp.int32)  # of the subtree below each token, itself counted
+    earlier = jnp.arange(rows) < jnp.arange(rows)[:, None]  # the second index stands before the first
+    siblings = earlier[1:, 1:] & (parent[:, None, :] == parent[:, :, None])
+    skipped = jnp.pad(jnp.where(siblings, size[:, None, 1:], 0).sum(-1, dtype=jnp.int32), ((0, 0), (1, 0)))
+    preorder = jnp.where(above, 1 + skipped[:, None, :], 0).sum(-1, dtype=jnp.int32) - 1
+    root = jnp.where(start > 0, CONTEXT, START)
+    return cls(
+        tokens=tokens,
+        position=position,
+        document=jnp.zeros_like(tokens),
+        horizon=position + 1,
+        block=jnp.zeros_like(tokens),
+        predecessor=jnp.concatenate([root, parent.astype(jnp.int32)], axis=1),
+        clean_size=rows,
+        preorder=preorder,
+        subtree_end=preorder + size,
+    )
+
+
+def ancestors(parent: Array) -> Array:
+    """bool [B, 1 + m, 1 + m]: is the second row the first one's ancestor, or itself? parent: see `verify_tree`."""
+    rows = parent.shape[1] + 1
+    one_up = jnp.arange(rows) == jnp.pad(parent, ((0, 0), (1, 0)))[..., None]  # the root's is itself
+    above = jnp.eye(rows, dtype=bool) | one_up
+    for _ in range(max(0, rows - 2).bit_length()):  # each doubles how far it reaches
+        steps = above.astype(jnp.float32)
+        above = jnp.matmul(steps, steps) > 0
+    return above
+
+
 def _joined(clean: "Layout", drafts: "Layout") -> "Layout":
     joined = jax.tree.map(
         lambda a, b: jnp.concatenate([a, b], axis=1),

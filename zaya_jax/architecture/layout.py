@@ -39,7 +39,7 @@ class Layout(struct.PyTreeNode):
     |             | text, or START, or CONTEXT (the cache)     |                  | clean token just before the block |
 
     `clean_size` (static) says how many leading slots are clean; the rest are whole blocks of `block_size` (static).
-    Build one with `causal`, `tidar` or `verify_and_draft`; all are pure and jit-able with static sizes.
+    Build one with `causal`, `tidar`, `verify_and_draft` or `verify_tree`; all are pure and jit-able with static sizes.
     """
 
     tokens: Array
@@ -53,6 +53,10 @@ class Layout(struct.PyTreeNode):
     # A part of a row that several devices share (`part`): the context tokens of all parts, and the axis they lie along.
     global_keys: Keys | None = None
     axis: tuple[str, ...] = struct.field(pytree_node=False, default=())
+    # Where clean tokens form a tree: the place of each when the tree is walked depth first, and that after the last
+    # token below it. So a token stands above another exactly if preorder <= the other's preorder < subtree_end.
+    preorder: Array | None = None
+    subtree_end: Array | None = None
     # Whether the first n context tokens see no context tokens but the first n; and whether the first n mask tokens for
     # whole blocks do, as on a grid.
     ordered: bool = struct.field(pytree_node=False, default=False)
@@ -62,6 +66,7 @@ class Layout(struct.PyTreeNode):
     tidar = classmethod(constructors.tidar)
     blocks_at = classmethod(constructors.blocks_at)
     verify_and_draft = classmethod(constructors.verify_and_draft)
+    verify_tree = classmethod(constructors.verify_tree)
 
     clean_targets = targets.clean_targets
     draft_targets = targets.draft_targets
@@ -71,7 +76,7 @@ class Layout(struct.PyTreeNode):
 
     @property
     def keys(self) -> Keys:
-        return Keys(self.position, self.document, self.block)
+        return Keys(self.position, self.document, self.block, self.preorder, self.subtree_end)
 
     @property
     def num_blocks(self) -> int:

@@ -1,5 +1,7 @@
 """The ZAYA1 model: embedding, scanned layers, head. It reads a `Layout` and has no modes."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,9 @@ from zaya_jax.architecture.cache import Cache
 from zaya_jax.architecture.config import FULL_ATTENTION, NO_MASK, SLIDING_ATTENTION, ZayaConfig
 from zaya_jax.architecture.draft_vocabulary import COLLECTION as DRAFTED
 from zaya_jax.architecture.draft_vocabulary import DraftVocabulary
+from zaya_jax.architecture.drafters.table import make_drafter
 from zaya_jax.architecture.execution import Execution
+from zaya_jax.architecture.features import Features
 from zaya_jax.architecture.kept import COLLECTION
 from zaya_jax.architecture.layers import (
     Linear,
@@ -81,13 +85,16 @@ class DecoderLayer(nn.Module):
         """One layer, as `nn.scan` calls it.
 
         Args:
-          carry: (stream [B, T, M], router state [B, T, state_size], key stack, value stack [L, B, K, S, D]).
+          carry: (stream [B, T, M], router state [B, T, state_size], key stack, value stack [L, B, K, S, D], taps
+            [taps, B, T, M] so far, or None where none are asked for).
           per_layer: this layer's constants and cache columns.
           angles: the row's `rotation` for each of the model's kinds of layer.
           experts: all layers' (gate_up, down), or None without a cache.
         """
         cfg = self.config
-        stream, state, key, value = carry
+        stream, state, key, value, taps = carry
+        if taps is not None:
+            taps = jnp.where(per_layer["tapped"][:, None, None, None], stream, taps)
         rows = layout.rows_of(stream.shape[1])
         dtype, param_dtype = jnp.dtype(cfg.dtype), jnp.dtype(cfg.param_dtype)
         past = None
@@ -115,8 +122,8 @@ class DecoderLayer(nn.Module):
         stream = self._add("post_mlp_residual_scale", branch, stream)
 
         if past is None:
-            return (stream, state, None, None), (None, None, load)
-        return (stream, state, past.key, past.value), (past.conv, past.delayed, load)
+            return (stream, state, None, None, taps), (None, None, load)
+        return (stream, state, past.key, past.value, taps), (past.conv, past.delayed, load)
 
     def _add(self, name: str, branch: Array, stream: Array) -> Array:
         """A sublayer's output onto the stream."""
@@ -134,7 +141,7 @@ class SeparateLayers(nn.Module):
     @nn.compact
     def __call__(self, carry, per_layer, layout: Layout, angles, experts) -> tuple[tuple, tuple]:
         """carry's key and value and per_layer's conv and delayed: tuples of one array a layer, or None."""
-        stream, state, keys, values = carry
+        stream, state, keys, values, taps = carry
         kept = []
         for i in range(self.config.num_hidden_layers):
             past = (None, None) if keys is None else (keys[i], values[i])
@@ -143,13 +150,13 @@ class SeparateLayers(nn.Module):
             mine |= {"layer": 0} | {name: None if part is None else part[i][0] for name, part in columns.items()}
             layer = DecoderLayer(self.config, self.execution, name=str(i))
             stack = None if experts is None else tuple(weights[None] for weights in experts[i])
-            (stream, state, *past), columns = layer((stream, state, *past), mine, layout, angles, stack)
+            (stream, state, *past, taps), columns = layer((stream, state, *past, taps), mine, layout, angles, stack)
             kept.append((*past, *columns))
         keys, values, convs, delays, loads = zip(*kept, strict=True)
         if carry[2] is None:
-            return (stream, state, None, None), (None, None, jnp.stack(loads))
+            return (stream, state, None, None, taps), (None, None, jnp.stack(loads))
         columns = tuple(tuple(x[None] for x in parts) for parts in (convs, delays))
-        return (stream, state, keys, values), (*columns, jnp.stack(loads))
+        return (stream, state, keys, values, taps), (*columns, jnp.stack(loads))
 
 
 class Zaya(nn.Module):
@@ -191,6 +198,11 @@ class Zaya(nn.Module):
             self.lm_head = Linear(cfg.vocab_size, False, cfg.initializer_range, dtype, param_dtype, wide=True)
         if cfg.lm_head_bias:
             self.lm_head_bias = self.param("lm_head_bias", nn.initializers.zeros, (cfg.vocab_size,), param_dtype)
+        if cfg.drafter is not None:
+            self.drafter = make_drafter(cfg)
+            if cfg.drafter.own_head:
+                shape = (cfg.drafter.heads, *width, cfg.vocab_size)
+                self.drafter_head = self.param("drafter_head", nn.initializers.zeros, shape, param_dtype)
 
     def _scanned(self) -> nn.Module:
         """All layers as a scan over weights that are stacked along a leading axis."""
@@ -218,7 +230,25 @@ class Zaya(nn.Module):
           cache: the committed past, or None.
         """
         hidden, cache, load = self.backbone(layout, cache)
+        if self.is_initializing() and self.config.drafter is not None:
+            nowhere = jnp.zeros((layout.tokens.shape[0], 1), jnp.int32)
+            embedded = self.embed(layout.tokens)
+            taps = self.config.drafter.taps_of(self.config.num_hidden_layers)
+            taps = jnp.zeros((*hidden.shape[:2], len(taps), hidden.shape[-1]), embedded.dtype)
+            self.drafter.training(Features(hidden, taps), embedded, layout, nowhere)
         return ZayaOutput(self.head(hidden), cache, load)
+
+    def draft(self, part: str, *args: Any) -> Any:
+        """A method of the drafter's: `model.apply(variables, "propose", cache, ..., method="draft")`."""
+        return getattr(self.drafter, part)(*args)
+
+    def draft_head(self, hidden: Array, slot: int = 0) -> Array:
+        """The drafter's hidden states [..., M] -> its logits [..., V]; `slot` is read where each draft has a head."""
+        drafter, logits = self.config.drafter, self.head(hidden)
+        if drafter is None or not drafter.own_head:
+            return logits
+        change = self.drafter_head[slot if drafter.heads > 1 else 0]
+        return logits + product("@", hidden, change.astype(hidden.dtype))
 
     def embed(self, tokens: Array) -> Array:
         """Token ids (MASK included) -> the residual stream [B, T, M]."""
@@ -242,6 +272,31 @@ class Zaya(nn.Module):
           stream: embedded tokens to use instead of the layout's (Jacobians, soft prompts).
           drafts_alone: compute the layout's mask tokens only; its context tokens were kept (`architecture.kept`).
         """
+        features, cache, load = self._run(layout, cache, stream, drafts_alone)
+        return features.hidden, cache, load
+
+    def features(
+        self, layout: Layout, cache: Cache | None = None, taps: tuple[int, ...] = ()
+    ) -> tuple[Features, Cache | None, Array]:
+        """`backbone` with what a drafter reads: (`Features`, pending cache, load).
+
+        Args:
+          taps: layers whose input is wanted, static, in the order in which `Features.taps` has them; 0 is the embedded
+            token, num_hidden_layers what leaves the last layer, before the norm.
+
+        Raises:
+          UserError: a layer that the model has not.
+        """
+        layers = self.config.num_hidden_layers
+        if wrong := [tap for tap in taps if not 0 <= tap <= layers]:
+            raise UserError(f"taps: got {wrong[0]}, may be in 0 .. {layers} (the model's layers)")
+        return self._run(layout, cache, taps=tuple(taps))
+
+    def _run(
+        self, layout: Layout, cache: Cache | None, stream: Array | None = None, drafts_alone: bool = False,
+        taps: tuple[int, ...] = (),
+    ) -> tuple[Features, Cache | None, Array]:  # fmt: skip
+        """See `backbone` and `features`."""
         cfg = self.config
         if layout.num_blocks and cfg.mask_token_id == NO_MASK:
             may_be = "an id where blocks are drafted (`interop.mask` adds one; mode 'autoregressive' needs none)"
@@ -251,17 +306,24 @@ class Zaya(nn.Module):
         stream = self.embed(rows.tokens) if stream is None else stream
         state = jnp.zeros((*rows.tokens.shape, cfg.state_size), cfg.dtype)
         key, value = (None, None) if cache is None else (cache.key, cache.value)
-        carry = (stream, state, key, value)
-        (stream, *_, key, value), (conv, delayed, load) = self.layers(
-            carry,
-            self._per_layer(cache),
+        tapped = jnp.zeros((len(taps), *stream.shape), stream.dtype) if taps else None
+        (stream, _, key, value, tapped), (conv, delayed, load) = self.layers(
+            (stream, state, key, value, tapped),
+            self._per_layer(cache, taps),
             layout,
             self._angles(rows),
             None if cache is None else self._experts(),
         )
         if cache is not None:
-            cache = Cache(key, value, conv, delayed, cache.length)
-        return self.norm(stream), cache, load
+            cache = cache.replace(key=key, value=value, conv=conv, delayed=delayed)
+        return Features(self.norm(stream), self._tapped(tapped, stream, taps)), cache, load
+
+    def _tapped(self, tapped: Array | None, last: Array, taps: tuple[int, ...]) -> Array:
+        """[taps, B, T, M] of the layers -> [B, T, taps, M], with what left the last layer where that is asked for."""
+        if tapped is None:
+            return jnp.zeros((*last.shape[:2], 0, last.shape[-1]), last.dtype)
+        after = np.array([tap == self.config.num_hidden_layers for tap in taps])
+        return jnp.moveaxis(jnp.where(after[:, None, None, None], last, tapped) if after.any() else tapped, 0, 2)
 
     def head(self, hidden: Array) -> Array:
         """Hidden states [..., M] -> logits [..., V]. Call it for the rows somebody reads.
@@ -317,7 +379,7 @@ class Zaya(nn.Module):
             return tuple((experts["gate_up_proj"], experts["down_proj"]) for experts in each)
         return layers["mlp"]["gate_up_proj"], layers["mlp"]["down_proj"]
 
-    def _per_layer(self, cache: Cache | None) -> dict:
+    def _per_layer(self, cache: Cache | None, taps: tuple[int, ...] = ()) -> dict:
         """What differs from layer to layer, stacked along the scanned axis."""
         cfg = self.config
         layers = cfg.num_hidden_layers
@@ -337,4 +399,5 @@ class Zaya(nn.Module):
             else None,
             "kind": jnp.asarray(sliding, jnp.int32) if sliding.any() and not sliding.all() else None,
             "router_states_scale": scale,
+            "tapped": jnp.arange(layers)[:, None] == jnp.asarray(taps) if taps else None,
         }

@@ -12,6 +12,8 @@ PADDING = -1  # in `document`: no document at all
 START = -1  # in `predecessor`: nothing stands before this token
 CONTEXT = -2  # in `predecessor`: the newest token of the cached context stands before this token
 
+NO_TREE = 2**30 - 1  # in `subtree_end`: every query is below this token
+
 Array = jax.Array
 
 
@@ -21,6 +23,9 @@ class Keys(NamedTuple):
     position: Array
     document: Array
     block: Array
+    # where tokens form a tree (`Layout.verify_tree`); elsewhere None
+    preorder: Array | None = None
+    subtree_end: Array | None = None
 
 
 def visible(query: "Layout", key: Keys, window: Array | int | None = None) -> Array:
@@ -28,7 +33,8 @@ def visible(query: "Layout", key: Keys, window: Array | int | None = None) -> Ar
 
     allow(q, k) = same document
                   and (block_k = 0 and position_k < horizon_q   or   block_k = block_q != 0)
-                  and position_q - position_k < window, in sliding layers.
+                  and position_q - position_k < window, in sliding layers
+                  and preorder_k <= preorder_q < subtree_end_k, where the query stands in a tree.
 
     Args:
       query: a Layout whose fields are [..., T].
@@ -48,6 +54,8 @@ def visible(query: "Layout", key: Keys, window: Array | int | None = None) -> Ar
     clean = (k(key.block) == 0) & (k(key.position) < q(query.horizon))
     same_block = (k(key.block) == q(query.block)) & (q(query.block) != 0)
     allowed = (k(key.document) == q(query.document)) & (clean | same_block)
+    if query.preorder is not None and key.preorder is not None and key.subtree_end is not None:
+        allowed &= (k(key.preorder) <= q(query.preorder)) & (q(query.preorder) < k(key.subtree_end))
     if window is not None:
         allowed &= q(query.position) - k(key.position) < window
     return allowed

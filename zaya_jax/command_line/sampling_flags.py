@@ -9,6 +9,7 @@ from absl import flags
 from zaya_jax.errors import UserError
 from zaya_jax.sampling import SamplerConfig
 from zaya_jax.sampling.core.targets import MODES, targets_of
+from zaya_jax.sampling.drafters import all_drafters
 
 FIELDS = tuple(field.name for field in dataclasses.fields(SamplerConfig))
 
@@ -28,8 +29,9 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_enum(
         "mode", default.mode, MODES,
         "How a forward is spent: autoregressive (one token), single_pass (verify a block and draft the next in one "
-        "forward), two_pass (draft, then verify), block_diffusion (unmask without verifying), auto (autoregressive or "
-        "single_pass, whichever is measured to be faster here).",
+        "forward), two_pass (draft, then verify), drafter (--drafter proposes, one forward verifies), "
+        "block_diffusion (unmask without verifying), auto (autoregressive or single_pass, whichever is measured to be "
+        "faster here).",
         flag_values=values,
     )  # fmt: skip
     number("block_size", "Slots of a drafted block, in tokens; an upper bound in mode auto.")
@@ -58,6 +60,10 @@ def define(values: flags.FlagValues) -> None:
         flag_values=values,
     )  # fmt: skip
     number("min_new_tokens", "Tokens a row has at least before anything stops it.")
+    text("drafter", None, f"Mode drafter: what proposes. {', '.join(each.name for each in all_drafters())}.")
+    number("draft_length", "Mode drafter: tokens proposed after one another, at most.")
+    number("tree_size", "Mode drafter: nodes of a tree of drafts; 0: a chain.")
+    number("ngram_weight", "Mode drafter: weight of the text's own 3-grams in a tree's scores.")
 
 
 def read(values: flags.FlagValues) -> dict[str, Any]:

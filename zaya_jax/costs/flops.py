@@ -13,7 +13,7 @@ from zaya_jax.architecture import Execution, ZayaConfig
 from zaya_jax.architecture.attention.direct import PIECES, is_small
 from zaya_jax.architecture.attention.tiled import tile_sizes
 from zaya_jax.architecture.moe.experts import blocks_of
-from zaya_jax.interop.editing.adapters import is_adapter
+from zaya_jax.interop.editing.adapters import is_adapter, is_drafter
 from zaya_jax.interop.formats.names import abstract_variables
 from zaya_jax.memory import binary
 from zaya_jax.training.objective import LOGITS_AT_ONCE
@@ -35,14 +35,15 @@ class ParameterCount:
     other: int  # norms, residual scales, biases of a dense feed-forward
     adapters: int  # `ZayaConfig.lora_rank`
     head_active: int  # what the output projection reads: the tied embedding or its own matrix, and its bias
+    drafter: int = 0  # `ZayaConfig.drafter`, which the model's own forward does not read
 
     @property
     def total(self) -> int:
-        return self.total_without_embedding + self.embedding + self.head
+        return self.total_without_embedding + self.embedding + self.head + self.drafter
 
     @property
     def total_without_embedding(self) -> int:
-        """Without both vocabulary matrices."""
+        """Without both vocabulary matrices, and without what drafts beside the model."""
         return self.attention + self.router + self.experts + self.other + self.adapters
 
     @property
@@ -144,6 +145,7 @@ def parameter_count(config: ZayaConfig) -> ParameterCount:
         other=(layers * (2 + 8 * c.residual_scaling) + 1 + 2 * c.residual_scaling) * c.hidden_size + mlp_biases,
         adapters=adapter_count(c),
         head_active=vocabulary + head_bias,
+        drafter=drafter_count(c),
     )
 
 
@@ -152,6 +154,13 @@ def adapter_count(config: ZayaConfig) -> int:
     if not config.lora_rank:
         return 0
     return sum(leaf.size for path, leaf in abstract_variables(config).items() if is_adapter(path))
+
+
+def drafter_count(config: ZayaConfig) -> int:
+    """Parameters of `ZayaConfig.drafter`."""
+    if config.drafter is None:
+        return 0
+    return sum(leaf.size for path, leaf in abstract_variables(config).items() if is_drafter(path))
 
 
 def forward_flops(config: ZayaConfig, rows: int, context: float, head_rows: int | None = None) -> Flops:
@@ -308,17 +317,19 @@ def activations(
 def describe(
     config: ZayaConfig, batch_size: int, row_length: int, tidar: bool, block_size: int = 8, optimizer: str = "adamw",
     average: bool = False, split: Split | None = None, execution: Execution | None = None, accumulate: int = 1,
-    trained: Trained = ALL,
+    trained: Trained = ALL, flops: int | None = None,
 ) -> str:  # fmt: skip
     """What a run is about to compile, in four lines: parameters, FLOPs a step and a token, bytes a device.
 
     Args:
       accumulate: micro-batches of a step, as `OptimizerConfig.accumulate`: one's activations exist at a time.
+      flops: of a step, where they are not `training_flops`.
     """
     how = execution or Execution()
     count = parameter_count(config)
     drafts = _drafts(row_length, tidar, block_size, trained.blocks)
-    flops = training_flops(config, batch_size, row_length, tidar, block_size, how.remat, trained)
+    if flops is None:
+        flops = training_flops(config, batch_size, row_length, tidar, block_size, how.remat, trained)
     memory = training_memory(
         config, batch_size // accumulate, row_length, tidar, block_size, optimizer, average, split, how, trained
     )

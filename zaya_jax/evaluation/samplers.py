@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from zaya_jax.checks import no_such
-from zaya_jax.sampling import SamplerConfig, all_targets
+from zaya_jax.sampling import SamplerConfig, all_drafters, all_targets
+
+TREE_SIZE = 15  # nodes of the trees that are compared by name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,14 +21,21 @@ class NamedSampler:
 def known_samplers() -> dict[str, dict[str, Any]]:
     """What may be named, as fields of SamplerConfig: how a forward is spent and what is sampled.
 
-    Every registered target is one by its own name, besides the ways to sample the AR distribution.
+    Every registered target is one by its own name, besides the ways to sample the AR distribution; so is every drafter,
+    and with "_likeliest" after its name it drafts its likeliest tokens at any temperature, with "_tree" a tree of
+    TREE_SIZE, if it can.
     """
+    drafters = {drafter.name: {"mode": "drafter", "drafter": drafter.name} for drafter in all_drafters()}
+    likeliest = {f"{name}_likeliest": fields | {"draft_temperature": 0.0} for name, fields in drafters.items()}
     lossy = [target for target in all_targets() if not target.lossless]
     return {
         "autoregressive": {"mode": "autoregressive"},
         "lossless": {"mode": "single_pass"},
         "lossless_two_pass": {"mode": "two_pass"},
         **{target.name: {"mode": target.modes[0], "target": target.name} for target in lossy},
+        **drafters,
+        **likeliest,
+        **{f"{d.name}_tree": drafters[d.name] | {"tree_size": TREE_SIZE} for d in all_drafters() if d.trees},
     }
 
 
@@ -41,7 +50,7 @@ def make_samplers(names: Sequence[str], temperatures: Sequence[float], **common:
     """
     known = known_samplers()
     return tuple(
-        NamedSampler(name, SamplerConfig(**common, **known[name], temperature=t))
+        NamedSampler(name, SamplerConfig(**{**common, **known[name]}, temperature=t))
         for t in temperatures
         for name in names
     )

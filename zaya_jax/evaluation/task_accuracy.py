@@ -20,6 +20,7 @@ from zaya_jax.files import make_folder
 from zaya_jax.reporting.results import wilson
 from zaya_jax.sampling import SamplerConfig, best_anchors, evidence, find_target, generate
 from zaya_jax.sampling.drafting import Yield
+from zaya_jax.sampling.planning.work import StepWork, step_work
 from zaya_jax.sampling.values import plain
 from zaya_jax.tasks.base import Problem, Task
 from zaya_jax.text.detokenizer import Detokenizer
@@ -65,6 +66,7 @@ class TaskResult:
     seconds: float  # of generation, compilation excluded
     rows_per_forward: float
     times: Sequence[tuple[int, float]] = ()  # tokens and seconds of each batch
+    work: StepWork | None = None  # of one step
 
     @property
     def tokens_per_second(self) -> float:
@@ -94,7 +96,7 @@ class TaskResult:
             "sampler": self.sampler.name,
             "temperature": config.temperature,
             "beta": config.beta if find_target(str(config.target)).beta else None,
-            "block_size": 1 if config.mode == "autoregressive" else config.block_size,
+            "block_size": _block_size(config),
             "anchors": _anchors(config),
             "batch": protocol.batch,
             "prompts": len(self.tokens) // self.samples,
@@ -112,8 +114,27 @@ class TaskResult:
             "forwards_by_tokens": np.bincount([n for text in self.accepted for n in text]).tolist(),
             "seconds": self.seconds,
             "tokens_per_second": self.tokens_per_second,
+            **self._work(tokens / forwards),
         }
         return row | ({} if baseline is None else self._against(baseline))
+
+    def _work(self, tokens_per_forward: float) -> dict[str, Any]:
+        """What a step computes, and tokens by what it costs where memory bounds it, and where arithmetic does."""
+        work, config = self.work, self.sampler.config
+        if work is None:
+            return {}
+        tokens = tokens_per_forward * work.target_forwards  # of a step
+        return {
+            "draft_length": config.draft_length if config.mode == "drafter" else None,
+            "tree_size": config.tree_size if config.mode == "drafter" else None,
+            "target_forwards": work.target_forwards,
+            "target_rows": work.target_rows,
+            "draft_passes": work.draft_passes,
+            "forward_equivalents": work.forward_equivalents,
+            "row_equivalents": work.row_equivalents,
+            "tokens_per_forward_equivalent": tokens / work.forward_equivalents,
+            "tokens_per_row_equivalent": tokens / work.row_equivalents,
+        }
 
     def _passes(self) -> dict[str, float]:
         """pass@1 (the accuracy) and pass@k with 95% intervals: Wilson's, or the bootstrap over problems."""
@@ -192,6 +213,13 @@ def tokens_per_decoding_forward(accepted: Iterable[Sequence[int]]) -> float | No
     return sum(map(sum, after)) / forwards if forwards else None
 
 
+def _block_size(sampler: SamplerConfig) -> int:
+    """Tokens that a step can yield at most."""
+    if sampler.mode == "drafter":
+        return 1 + sampler.draft_length
+    return 1 if sampler.mode == "autoregressive" else sampler.block_size
+
+
 def _anchors(sampler: SamplerConfig) -> str | list[int] | None:
     if sampler.mode != "single_pass":
         return None
@@ -253,8 +281,9 @@ def run_sampler(
         for batch in [lines[start : start + at_once]]
     ]
     return TaskResult(
-        sampler, samples, **together, seconds=seconds, rows_per_forward=sampler.config.rows_per_forward, times=times
-    )
+        sampler, samples, **together, seconds=seconds, rows_per_forward=sampler.config.rows_per_forward, times=times,
+        work=None if sampler.config.mode == "auto" else step_work(model, variables, sampler.config),
+    )  # fmt: skip
 
 
 def _made_by(

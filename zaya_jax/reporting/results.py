@@ -30,6 +30,11 @@ RESULT_COLUMNS = (
     "speedup_high", "forwards_by_tokens", "identical_to_autoregressive", "ar_log_probability", "ar_loss",
     "bits_per_byte", "draft_loss",
     "draft_accuracy_by_slot", "rows", "milliseconds", "cost_ratio", "hardware",
+    # of a step: `sampling.planning.work`
+    "draft_length", "tree_size", "target_forwards", "target_rows", "draft_passes", "forward_equivalents",
+    "row_equivalents", "tokens_per_forward_equivalent", "tokens_per_row_equivalent",
+    # of the sampled stage: FLOPs of all its steps, parameters that it added to the model
+    "training_flops", "added_parameters",
 )  # fmt: skip
 SWEEP_COLUMNS = ("run", "changes", *RESULT_COLUMNS)  # of a sweep's results.csv; changes is a JSON object
 CONFIG = "config."  # of a sweep's results.csv: such columns hold a field of the job's config, for readers of tables

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from zaya_jax.architecture import Zaya, for_decoding
+from zaya_jax.costs.flops import adapter_count, drafter_count
 from zaya_jax.data.pipeline import Source
 from zaya_jax.evaluation.continuations import Continuations, log_probability
 from zaya_jax.evaluation.task_accuracy import TaskResult, run_task, task_rows
@@ -14,11 +15,14 @@ from zaya_jax.interop.formats.native import load_native
 from zaya_jax.reporting.results import Row, write_results
 from zaya_jax.runs import provenance
 from zaya_jax.runs.configuration import settings
+from zaya_jax.runs.configuration.stage import Stage
 from zaya_jax.runs.held_out import held_out_batches, open_source, shared_eval_step, validate
+from zaya_jax.runs.stages import step_flops
 from zaya_jax.sampling.planning.cost import AUTOREGRESSIVE, forward_cost, rows_of
 from zaya_jax.sampling.strategies.base import Plan
 from zaya_jax.tasks import Task
 from zaya_jax.text.detokenizer import Detokenizer
+from zaya_jax.training.objective import Objective
 
 WORTH_COMPILING = 256  # new tokens of a sampler
 
@@ -45,6 +49,7 @@ def evaluate(setup: settings.Settings, workdir: Path, folders: dict[str, Path], 
             setup.anchor_budget,
         )
         common = {"kind": "sampling", "model": setup.sampled, "source": task.name, "hardware": hardware}
+        common |= {"training_flops": stage.phase.steps * step_flops(stage), "added_parameters": added(stage)}
         mine = [common | row for row in task_rows(results, setup.protocol)]
         if isinstance(task, Continuations):
             for row, result in zip(mine, results, strict=True):
@@ -57,6 +62,11 @@ def evaluate(setup: settings.Settings, workdir: Path, folders: dict[str, Path], 
         rows += cost_rows(model, variables, setup.sampled, hardware)
     write_lines(workdir / "samples.jsonl", samples)
     write_results(workdir / "results.csv", rows)
+
+
+def added(stage: Stage) -> int:
+    """Parameters of a stage's model that are there to draft: adapters and a drafter."""
+    return adapter_count(stage.model) + drafter_count(stage.model)
 
 
 def _decodes_long(setup: settings.Settings) -> bool:
@@ -80,10 +90,15 @@ def likelihood_rows(
     They are the sampled stage's rows and objective, so that one compiled program measures all of one rotary base.
     """
     sampled = setup.stages[setup.sampled]
+    objective = sampled.phase.objective
     batches = {name: held_out_batches(setup, sampled, documents) for name, documents in held_out.items()}
     rows: list[Row] = []
     for name, stage in setup.stages.items():
-        eval_step = shared_eval_step(Zaya(stage.model, stage.execution), sampled.phase.objective)  # pyrefly: ignore[bad-argument-type]
+        if objective.drafter is None or objective.drafter == stage.model.drafter:
+            measured_by = objective
+        else:  # a stage before there was the drafter
+            measured_by = Objective("autoregressive", loss_on=objective.loss_on)
+        eval_step = shared_eval_step(Zaya(stage.model, stage.execution), measured_by)  # pyrefly: ignore[bad-argument-type]
         measured = validate(setup, batches, eval_step, load_native(folders[name], stage.phase.evaluate_ema)[1])
         kept = ["ar_loss", "bits_per_byte"]
         kept += ["draft_loss", "draft_accuracy_by_slot"] * stage.phase.objective.drafts

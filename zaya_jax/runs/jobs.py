@@ -21,6 +21,7 @@ from zaya_jax.runs.configuration import settings
 from zaya_jax.runs.configuration.config_files import read_config
 
 CLONE = Path(__file__).parents[2]
+ARGUMENT = ":"  # begins a field that is an argument of the config's file: (":method", "eagle3")
 LONGEST_NAME = 200  # letters of a job's; a file system takes 255 bytes
 FAILED = "failed.txt"  # in a job's folder: why it failed, until it is started again
 
@@ -30,7 +31,7 @@ class Job:
     """One run of a sweep."""
 
     name: str
-    changes: dict[str, Any]  # overridden field -> value
+    changes: dict[str, Any]  # overridden field, or the config's argument (ARGUMENT), -> value
     folder: Path  # its --workdir
     config: ConfigDict | None  # checked; None: `mistake` says why not
     mistake: str = ""
@@ -71,12 +72,25 @@ class Job:
 
     def overrides(self) -> list[str]:
         """As flags of `experiments.run`."""
-        return [f"--config.{field}={value}" for field, value in self.changes.items()]
+        fields = {field: value for field, value in self.changes.items() if not field.startswith(ARGUMENT)}
+        return [f"--config.{field}={value}" for field, value in fields.items()]
+
+    def with_arguments(self, base: str) -> str:
+        """The sweep's config, as `find_base` gives it, with this job's arguments after its own."""
+        own = [f"{field[1:]}={value}" for field, value in self.changes.items() if field.startswith(ARGUMENT)]
+        path, _, given = base.partition(ARGUMENT)
+        return ARGUMENT.join([path, ",".join([given, *own] if given else own)]) if own else base
 
     def values(self, fields: Iterable[str]) -> dict[str, Any]:
-        """What the config says in these fields, changed by this job or not."""
+        """What the config says in these fields, or an argument in this job, by the names of columns."""
         config = {} if self.config is None else json.loads(self.config.to_json_best_effort())
-        return {field: functools.reduce(_inside, field.split("."), config) for field in fields}
+
+        def value(field: str) -> Any:
+            if field.startswith(ARGUMENT):
+                return self.changes.get(field)
+            return functools.reduce(_inside, field.split("."), config)
+
+        return {field.removeprefix(ARGUMENT): value(field) for field in fields}
 
     def remove(self) -> None:
         """Deletes its folder. UserError while a process runs there."""
@@ -98,7 +112,11 @@ def read_jobs(config: Any) -> dict[str, dict[str, Any]]:
     common = set.intersection(*({(field, repr(value)) for field, value in job} for job in config.jobs or [()]))
     for job in config.jobs:
         changes = dict(job)
-        telling = [(field.rpartition(".")[2], value) for field, value in job if (field, repr(value)) not in common]
+        telling = [
+            (field.removeprefix(ARGUMENT).rpartition(".")[2], value)
+            for field, value in job
+            if (field, repr(value)) not in common
+        ]
         name = "-".join(f"{field}={_word(value)}" for field, value in telling) or "base"
         if name in jobs:
             raise UserError(f"sweep {config.name}: job {name} stands in it twice")
@@ -136,7 +154,7 @@ def check_jobs(base: str, changes: Mapping[str, dict[str, Any]], workdir: Path) 
         name = _known_name(workdir / "runs", name)
         job = Job(name, changed, workdir / "runs" / name, None)
         try:
-            config = read_config(base, job.overrides())
+            config = read_config(job.with_arguments(base), job.overrides())
             settings.read(config)
             jobs[name] = dataclasses.replace(job, config=config)
         except (UserError, OSError) as error:

@@ -60,7 +60,7 @@ def stage_memory(stage: Stage, split: Split) -> TrainingMemory:
     """Of one device, during a step; a batch that is accumulated holds the activations of one piece."""
     objective, optimizer = stage.phase.objective, stage.phase.optimizer
     return training_memory(
-        stage.model, stage.batch_size // optimizer.accumulate, stage.row_length, objective.drafts,
+        stage.model, stage.batch_size // optimizer.accumulate, stage.row_length, objective.masks,
         objective.block_size, optimizer.name, optimizer.ema_decay > 0, split, stage.execution, trained(stage),
     )  # fmt: skip
 
@@ -77,6 +77,7 @@ def trained(stage: Stage) -> Trained:
     count = sum(jax.tree.leaves(free))
     passes = 2 if count < parameter_count(stage.model).total // 2 else 3
     constant = objective.context_is_constant(Zaya(stage.model), frozen)
+    constant |= objective.drafter is not None and not objective.alpha
     return Trained(count, 1 if constant else passes, passes, blocks, moving(frozen, params))
 
 

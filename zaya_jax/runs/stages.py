@@ -9,7 +9,8 @@ import jax
 from ml_collections import ConfigDict
 
 from zaya_jax.architecture import Zaya
-from zaya_jax.costs.flops import describe, training_flops
+from zaya_jax.costs.drafters import objective_flops
+from zaya_jax.costs.flops import describe
 from zaya_jax.costs.roofline import peak_flops
 from zaya_jax.data.chat import ChatSource, survey
 from zaya_jax.data.pipeline import Source, make_train_iterator
@@ -100,12 +101,12 @@ def train_stages(
     tokenizer, template = config.tokenizer, chat_template(config, setup)
     for name, stage in setup.stages.items():
         objective = stage.phase.objective
-        tidar, block_size = objective.drafts, objective.block_size
+        tidar, block_size = objective.masks, objective.block_size
         optimizer = stage.phase.optimizer
         described = describe(
             stage.model, stage.batch_size, stage.row_length, tidar, block_size, optimizer.name,
             optimizer.ema_decay > 0, sizes.split_of(placements[name]), stage.execution, optimizer.accumulate,
-            sizes.trained(stage),
+            sizes.trained(stage), None if objective.drafter is None else step_flops(stage),
         )  # fmt: skip
         print(f"{name}\n{described}", flush=True)
     with provenance.timed(workdir, "data"):
@@ -181,13 +182,10 @@ def peak_of(placement: Placement | None) -> float | None:
     return None if peak is None else peak * (1 if placement is None else placement.mesh.size)
 
 
-def step_flops(stage: Stage) -> float:
+def step_flops(stage: Stage) -> int:
     """FLOPs of a step of a stage. What a policy computes again is no use, so it is not counted."""
-    objective = stage.phase.objective
-    return training_flops(
-        stage.model, stage.batch_size, stage.row_length, objective.drafts, objective.block_size,
-        trained=sizes.trained(stage),
-    )  # fmt: skip
+    objective, trained = stage.phase.objective, sizes.trained(stage)
+    return objective_flops(stage.model, objective, stage.batch_size, stage.row_length, trained=trained)
 
 
 def count_chats(setup: settings.Settings, writer: MetricWriter, stage: Stage, train_data: dict[str, Source]) -> None:

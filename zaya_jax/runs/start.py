@@ -9,7 +9,7 @@ from zaya_jax.architecture import ZayaConfig
 from zaya_jax.architecture.config import NO_MASK
 from zaya_jax.architecture.draft_vocabulary import COLLECTION
 from zaya_jax.errors import UserError
-from zaya_jax.interop.editing.adapters import fresh_adapters
+from zaya_jax.interop.editing.adapters import fresh_adapters, fresh_drafter
 from zaya_jax.interop.editing.mask import add_mask_token
 from zaya_jax.interop.formats.adapter_folder import load_adapters
 from zaya_jax.interop.formats.names import abstract_variables
@@ -25,7 +25,8 @@ def load_start(
     """A checkpoint's variables, in the model's dtypes. UserError unless they are its own, by name and shape.
 
     A checkpoint without a mask token gets the model's: a new row where the model has just one more for it. One without
-    adapters gets the model's, which add nothing yet, or those of the folder `adapters`.
+    adapters gets the model's, which add nothing yet, or those of the folder `adapters`; one without a drafter the
+    model's, fresh.
     """
     theirs, variables = load_pretrained(folder, placement)
     if adapters is not None:
@@ -37,6 +38,8 @@ def load_start(
     mine, flat = abstract_variables(model), cast(dict, traverse_util.flatten_dict(variables))
     if not theirs.lora_rank:
         flat |= fresh_adapters(model, seed)
+    if theirs.drafter is None:
+        flat |= fresh_drafter(model, seed)
     for path in sorted(mine | flat):
         got, may_be = (found[path].shape if path in found else "nothing" for found in (flat, mine))
         if got != may_be:

@@ -7,6 +7,7 @@ from typing import Annotated, cast
 from zaya_jax.checks import FLOAT32, Integer, Number, Unset, check, check_fields, no_such
 from zaya_jax.errors import UserError
 from zaya_jax.sampling.core.targets import ALIASES, MODES, find_target, targets_of
+from zaya_jax.sampling.drafters import all_drafters, find_drafter
 from zaya_jax.sampling.planning.branch_points import Acceptance, best_anchors
 from zaya_jax.sampling.values import plain_tuple
 
@@ -16,12 +17,14 @@ COLDEST = 1e-6
 LIMIT = Integer(0)
 TEMPERATURE, SHARE = Number(0, FLOAT32), Number(0, 1)
 NUCLEUS = Number(0, 1, above=True)
+WEIGHT = Number(0, 1e3)
 PENALTY = Number(1e-6, 1e6)  # so that a penalised logit stays finite
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplerConfig:
-    """How to sample. The first five fields are static; all others are run-time values and compile nothing.
+    """How to sample. The first five fields, drafter, draft_length and tree_size are static; all others are
+    run-time values and compile nothing.
 
     Numbers and collections may be NumPy's or JAX's; they are kept as Python's (collections as tuples), so that equal
     samplers compare and hash alike.
@@ -32,6 +35,7 @@ class SamplerConfig:
         "single_pass": verify a block and draft the next one in the same forward (TiDAR).
         "two_pass": one forward drafts a block after the pending token, which the drafts then know, a second one
           verifies it; a step counts two forwards.
+        "drafter": a drafter of its own proposes, one causal forward verifies (`zaya_jax.sampling.drafters`).
         "block_diffusion": no verification: a block is unmasked over several forwards (TiDAR's baselines).
         "auto": the fastest of autoregressive and single_pass on this machine, chosen by measurement
           (`zaya_jax.sampling.planning.auto`); block_size is then an upper bound.
@@ -62,6 +66,13 @@ class SamplerConfig:
       draft_temperature: of the drafts; None follows temperature, 0 drafts the likeliest token.
       draft_top_k, draft_top_p: truncate the drafts' distribution. These three change speed only.
       threshold, reveal: see target.
+      drafter: for mode "drafter", what proposes: "ngram" (what followed the text's last tokens when they last occurred;
+        nothing is learned), or what `register_drafter` adds.
+      draft_length: for mode "drafter", tokens that are proposed after one another, at most.
+      tree_size: for a drafter that can, tokens that are proposed in all, as a tree of that many nodes; 0: a chain. A
+        tree's draft_temperature is 1 where none is given (0 makes it a chain).
+      ngram_weight: for a tree, the weight of the text's own 3-gram statistics in a node's score, beside the logarithm
+        of the drafter's probability.
       stop_tokens: ids that end a row (and are kept as its last token).
       stop_strings: texts that end a row, which is cut after the token that completes one (needs a tokenizer). A
         special token's spelling, which no text holds, stands for the token.
@@ -91,6 +102,10 @@ class SamplerConfig:
     stop_tokens: Sequence[int] = ()  # or any other collection: kept as a tuple
     stop_strings: Sequence[str] = ()
     min_new_tokens: Annotated[int, LIMIT] = 0
+    drafter: str | None = None
+    draft_length: Annotated[int, Integer(1, LARGEST_BLOCK)] = 6
+    tree_size: Annotated[int, Integer(0, LARGEST_BLOCK)] = 0
+    ngram_weight: Annotated[float, WEIGHT] = 0.0
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -115,7 +130,21 @@ class SamplerConfig:
         for name, neutral in (("repetition_penalty", 1), ("min_new_tokens", 0)):
             if self.mode == "block_diffusion" and getattr(self, name) != neutral:
                 _fail(name, getattr(self, name), f"{neutral} when mode is 'block_diffusion' (it draws in any order)")
+        self._check_drafter()
         self._check_stops()
+
+    def _check_drafter(self) -> None:
+        if self.mode != "drafter":
+            if self.drafter is not None:
+                _fail("drafter", self.drafter, f"None when mode is {self.mode!r}")
+            return
+        names = tuple(drafter.name for drafter in all_drafters())
+        if self.drafter not in names:
+            raise no_such("SamplerConfig.drafter", self.drafter, names, "when mode is 'drafter'")
+        if self.tree_size and not find_drafter(str(self.drafter)).trees:
+            _fail("tree_size", self.tree_size, f"0 when drafter is {self.drafter!r} (it proposes chains)")
+        if 0 < self.tree_size < self.draft_length:
+            _fail("tree_size", self.tree_size, f"0 or at least draft_length ({self.draft_length})")
 
     def _check_acceptance(self) -> None:
         if self.acceptance is None:
@@ -175,6 +204,8 @@ class SamplerConfig:
     @property
     def drafts(self) -> bool:
         """Does it read mask tokens? Then the model needs one."""
+        if self.drafter is not None:
+            return find_drafter(self.drafter).masks
         return bool(self.anchor_list) if self.mode == "single_pass" else self.mode != "autoregressive"
 
     @property
@@ -189,8 +220,11 @@ class SamplerConfig:
 
     @property
     def rows_per_forward(self) -> float:
-        """Rows a forward computes for each sequence (the mean of both in two_pass)."""
+        """Rows a forward computes for each sequence (the mean of both in two_pass, and of all of a drafter's)."""
         size = self.block_size
+        if self.drafter is not None:
+            before = find_drafter(self.drafter).target_forwards(self.draft_length)
+            return (sum(before) + 1 + (self.tree_size or self.draft_length)) / (len(before) + 1)
         if self.mode == "single_pass":
             return size * (1 + len(self.anchor_list))
         return {"autoregressive": 1, "two_pass": (1 + size + size) / 2, "block_diffusion": 2 * size}[self.mode]

@@ -18,7 +18,8 @@ from zaya_jax.errors import UserError
 from zaya_jax.sampling.config import SamplerConfig
 from zaya_jax.sampling.core.random_streams import row_keys
 from zaya_jax.sampling.decoding import Finished, books, bucket, check, prompts_of, require_cache
-from zaya_jax.sampling.loop import METHODS, Sizes, State, run, start
+from zaya_jax.sampling.drafting import require_drafter
+from zaya_jax.sampling.loop import Sizes, State, method_of, run, start
 from zaya_jax.sampling.options import options_of, plan_of
 from zaya_jax.sampling.stopping import Decoder, StopStrings
 from zaya_jax.sampling.types import Request
@@ -101,6 +102,7 @@ class _Queue:
         self.longest, self.admitted, self.work = longest, max(1, int(ADMITTED * rows)), Work()
         capacity = bucket(bucket(longest) + bucket(new)) + 2 * self.plan.block_size
         require_cache(model.config, rows, capacity, "generate", "batch or max_new_tokens may be smaller", variables)
+        require_drafter(model.config, variables, sampler)
         self.sizes = Sizes(bucket(new), 1, capacity)
         self.index: list[int | None] = [None] * rows  # of each row's prompt; None: the row is free
         self.searches: dict[int, StopStrings] = {}  # by row
@@ -158,7 +160,7 @@ class _Queue:
         for row, index in enumerate(self.index):
             if index is not None and (host.done[row] or row in cuts):
                 out.append(host.row(row, index, cuts.get(row), self.sampler))
-                busy += (int(host.forwards[row]) - 1) // METHODS[self.plan.mode].forwards
+                busy += (int(host.forwards[row]) - 1) // method_of(self.plan).forwards
                 self.index[row] = None
                 self.searches.pop(row, None)
         if cuts:
@@ -173,9 +175,8 @@ def _empty(fresh: State, keys: Array, rows: int) -> tuple[State, Array]:
     def zeros(axis: int, x: Array) -> Array:
         return jnp.zeros((*x.shape[:axis], rows, *x.shape[axis + 1 :]), x.dtype)
 
-    cache = jax.tree.map(lambda x: zeros(1, x), fresh.cache.replace(length=None))
+    cache = fresh.cache.over_batch(zeros)
     state = jax.tree.map(lambda x: zeros(0, x), fresh.replace(cache=None))
-    cache = cache.replace(length=zeros(0, fresh.cache.length))
     done, healthy = jnp.ones((rows,), bool), jnp.ones((rows,), bool)
     return state.replace(cache=cache, done=done, healthy=healthy), keys[np.zeros(rows, int)]
 
@@ -187,10 +188,7 @@ def _put_all(state: State, keys: Array, fresh: State, fresh_keys: Array, rows: A
         return (x.at[:, rows] if axis else x.at[rows]).set(y, mode="drop")
 
     rest = jax.tree.map(lambda x, y: at(0, x, y), state.replace(cache=None), fresh.replace(cache=None))
-    parts = (each.cache.replace(length=None) for each in (state, fresh))
-    cache = jax.tree.map(lambda x, y: at(1, x, y), *parts)
-    cache = cache.replace(length=at(0, state.cache.length, fresh.cache.length))
-    return rest.replace(cache=cache), at(0, keys, fresh_keys)
+    return rest.replace(cache=state.cache.over_batch(at, fresh.cache)), at(0, keys, fresh_keys)
 
 
 _put = jax.jit(_put_all, donate_argnums=(0, 1))

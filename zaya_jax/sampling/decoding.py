@@ -1,5 +1,6 @@
 """From a `Request` to a `Generation`: checks, buckets, the loop's calls, for a mode that is chosen."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -11,8 +12,8 @@ from zaya_jax.architecture import Zaya, ZayaConfig
 from zaya_jax.errors import Diverged, UserError
 from zaya_jax.sampling.config import SamplerConfig
 from zaya_jax.sampling.core.random_streams import row_keys
-from zaya_jax.sampling.drafting import require_mask
-from zaya_jax.sampling.loop import METHODS, Prompts, Sizes, State, run, start
+from zaya_jax.sampling.drafting import require_drafter, require_mask
+from zaya_jax.sampling.loop import Prompts, Sizes, State, method_of, run, start
 from zaya_jax.sampling.options import options_of, plan_of
 from zaya_jax.sampling.types import Generation, Request, Session
 from zaya_jax.sampling.watching import Watch
@@ -22,9 +23,11 @@ UNASKED = 2**26  # bytes that are there wherever JAX runs: asking a Linux machin
 
 def decode(model: Zaya, variables: Any, request: Request, sampler: SamplerConfig) -> Generation:
     """`generate` for any mode but "auto"; raises as there."""
-    texts, unread = request.texts, request.unread
     check(model.config, request, sampler)
+    require_drafter(model.config, variables, sampler)
     _check_session(model, request.session)
+    request = _drafted_by(request, sampler.drafter)
+    texts, unread = request.texts, request.unread
     change = "samples, max_new_tokens or the prompts given at once may be fewer"
     longest = max(map(len, texts)) + request.max_new_tokens
     require_cache(model.config, request.rows, longest, "generate", change, variables)
@@ -36,7 +39,7 @@ def decode(model: Zaya, variables: Any, request: Request, sampler: SamplerConfig
     sizes = Sizes(buffer, request.samples, need + 2 * plan.block_size)
     prompts = prompts_of(request, width, model.config.vocab_size)
     state = start(model, variables, prompts, keys, limit, options, plan=plan, sizes=sizes)
-    watch = Watch(request, sampler, METHODS[plan.mode].drafts)
+    watch = Watch(request, sampler, method_of(plan).drafts)
     state = watch.look(state)
     while not np.asarray(state.done).all():
         every = np.int32(request.rows)
@@ -152,6 +155,18 @@ def _check_session(model: Zaya, session: Session | None) -> None:
         raise UserError(
             f"session: got a cache of a model with {got} layers, may be one of this model ({may_be} layers)"
         )
+
+
+def _drafted_by(request: Request, drafter: str | None) -> Request:
+    """The request, its session's cache as the sampler can use it: without a drafter that will not see what follows; and
+    empty, so that the texts are read again, where the sampler's has not seen them.
+    """
+    if request.session is None or tuple(request.session.cache.drafter or ()) == ((drafter,) if drafter else ()):
+        return request
+    cache = request.session.cache.replace(drafter=None)
+    if drafter:
+        cache = cache.replace(length=jnp.zeros_like(cache.length))
+    return request.replace(session=dataclasses.replace(request.session, cache=cache))
 
 
 def _until(accepted: list[int], tokens: int) -> list[int]:

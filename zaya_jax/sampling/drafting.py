@@ -2,11 +2,13 @@
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.architecture.config import NO_MASK
 from zaya_jax.errors import UserError
 from zaya_jax.sampling.config import SamplerConfig
+from zaya_jax.sampling.drafters import find_drafter
 
 ENOUGH_BLOCKS = 64  # verified blocks, fewer say nothing
 IDLE = 1.05  # tokens a verified block yields, at most, where drafts yield practically nothing
@@ -26,6 +28,12 @@ def require_mask(config: ZayaConfig, instead: str = PYTHON) -> None:
         )
 
 
+def require_drafter(config: ZayaConfig, variables: Any, sampler: SamplerConfig) -> None:
+    """Raises UserError if the sampler's drafter cannot draft for this model, or has not been trained for it."""
+    if sampler.drafter is not None:
+        find_drafter(sampler.drafter).require(config, variables)
+
+
 @dataclasses.dataclass
 class Yield:
     """Tokens that verified blocks yielded, added up over generations; a block always yields one, drafts or not."""
@@ -41,7 +49,7 @@ class Yield:
           sampler: as it ran; one that verifies no drafts adds nothing.
           accepted: tokens of each forward, one list a row (`Generation.accepted`).
         """
-        if sampler.mode in ("single_pass", "two_pass") and sampler.drafts:
+        if sampler.mode in ("single_pass", "two_pass", "drafter") and sampler.drafts:
             counted = [n for row in accepted for n in row[1:-1] if n]  # 0: a forward of two_pass that drafts
             self.blocks, self.tokens = self.blocks + len(counted), self.tokens + sum(counted)
             self.rows = sampler.rows_per_forward

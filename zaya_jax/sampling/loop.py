@@ -9,6 +9,7 @@ from flax import struct
 
 from zaya_jax.architecture import Cache, Zaya, init_cache
 from zaya_jax.sampling.core.random_streams import KeyedNoise
+from zaya_jax.sampling.strategies import propose_and_verify
 from zaya_jax.sampling.strategies.base import Method, Options, Plan, Progress, Setup, StepResult, make_setup
 from zaya_jax.sampling.strategies.block_diffusion import BLOCK_DIFFUSION
 from zaya_jax.sampling.strategies.single_pass import SINGLE_PASS
@@ -21,6 +22,11 @@ METHODS: dict[str, Method] = {
     "two_pass": TWO_PASS,
     "block_diffusion": BLOCK_DIFFUSION,
 }
+
+
+def method_of(plan: Plan) -> Method:
+    """What a plan's steps are."""
+    return propose_and_verify.method(plan) if plan.mode == "drafter" else METHODS[plan.mode]
 
 
 class State(struct.PyTreeNode):
@@ -65,23 +71,23 @@ def begin(setup: Setup, prompts: Prompts, limit: Array, sizes: Sizes) -> State:
     tokens, count, seen, cache = prompts.tokens, prompts.count, prompts.seen, prompts.cache
     if cache is None:
         cache = init_cache(setup.model.config, tokens.shape[0], capacity, setup.model.separate)
-    cache = cache.grow(capacity)
-    plan, method = setup.plan, METHODS[setup.plan.mode]
+    cache = propose_and_verify.with_drafter(setup, cache.grow(capacity), capacity)
+    plan, method = setup.plan, method_of(setup.plan)
     readout, cache = method.read(setup, tokens, count, cache)
-    readout, seen, length = jax.tree.map(lambda x: _repeat(x, samples, 0), (readout, seen, cache.length))
-    cache = jax.tree.map(lambda x: _repeat(x, samples, 1), cache.replace(length=None)).replace(length=length)
+    readout, seen = jax.tree.map(lambda x: _repeat(x, samples, 0), (readout, seen))
+    cache = cache.over_batch(lambda axis, x: _repeat(x, samples, axis))
     rows = tokens.shape[0] * samples
     zeros = jnp.zeros((rows,), jnp.int32)
     progress = Progress(zeros, seen)
-    result, carry = method.begin(setup, readout, cache, progress)
+    result, carry, cache = method.begin(setup, readout, cache, progress)
     state = State(
         carry=carry,
         cache=cache,
         progress=progress,
         tokens=jnp.zeros((rows, buffer), jnp.int32),
         log_target=jnp.zeros((rows, buffer), result.log_target.dtype),
-        # The slowest methods need two forwards a token, or a block's slots each a forward of its own.
-        accepted=jnp.zeros((rows, 2 * buffer + plan.block_size + 2), jnp.int32),
+        # The slowest methods need all forwards of a step for a token, or a block's slots each a forward of its own.
+        accepted=jnp.zeros((rows, max(2, method.forwards) * buffer + plan.block_size + 2), jnp.int32),
         forwards=zeros,
         done=zeros > 0,
         healthy=zeros == 0,
@@ -91,7 +97,7 @@ def begin(setup: Setup, prompts: Prompts, limit: Array, sizes: Sizes) -> State:
 
 def advance(setup: Setup, state: State, limit: Array) -> State:
     """One step of every row that has not ended."""
-    method = METHODS[setup.plan.mode]
+    method = method_of(setup.plan)
     active = ~state.done
     result, follow = method.step(setup, state.carry, state.cache, active, state.progress)
     state, kept = _record(state, result, method.forwards, setup.options, limit)

@@ -11,15 +11,19 @@ from zaya_jax.sampling.strategies.base import Options, Plan
 
 def plan_of(sampler: SamplerConfig) -> Plan:
     """The static part of a sampler whose mode is chosen."""
-    block_size = 1 if sampler.mode == "autoregressive" else sampler.block_size
     assert sampler.target is not None  # SamplerConfig fills it in
+    if sampler.drafter is not None:
+        length, tree = sampler.draft_length, sampler.tree_size
+        return Plan(sampler.mode, 1 + (tree or length), (), sampler.target, sampler.drafter, length, tree)
+    block_size = 1 if sampler.mode == "autoregressive" else sampler.block_size
     return Plan(sampler.mode, block_size, sampler.anchor_list, sampler.target)
 
 
 def options_of(sampler: SamplerConfig, dtype: Any = np.float32) -> Options:
     """The run-time part of a sampler, on the host."""
     s = sampler
-    draft_temperature = s.temperature if s.draft_temperature is None else s.draft_temperature
+    draft_temperature = 1.0 if s.tree_size else s.temperature
+    draft_temperature = draft_temperature if s.draft_temperature is None else s.draft_temperature
     integer: Any = np.int32
     stop: Any = np.full((max(8, -(-len(s.stop_tokens) // 8) * 8),), -1, np.int32)
     stop[: len(s.stop_tokens)] = s.stop_tokens
@@ -36,4 +40,5 @@ def options_of(sampler: SamplerConfig, dtype: Any = np.float32) -> Options:
         threshold=dtype(s.threshold),
         reveal=integer(min(s.reveal, 2**31 - 1)),
         stop=stop,
+        ngram_weight=dtype(s.ngram_weight),
     )

@@ -1,12 +1,14 @@
 """What is trained: next tokens, and for TiDAR also whole blocks of masks in the same forward pass."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Annotated, Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 
 from zaya_jax.architecture import Layout, Zaya
+from zaya_jax.architecture.drafters.config import DrafterConfig
 from zaya_jax.architecture.kept import COLLECTION
 from zaya_jax.architecture.layout import PADDING
 from zaya_jax.architecture.training_layouts import LAYOUTS
@@ -71,8 +73,18 @@ class Objective:
 
     @property
     def drafts(self) -> bool:
-        """Whether rows hold draft blocks."""
+        """Whether it trains something that drafts: mask tokens in its rows, or a drafter beside the model."""
         return kind_drafts(self.kind)
+
+    @property
+    def drafter(self) -> DrafterConfig | None:
+        """What it trains beside the model, if anything."""
+        return None
+
+    @property
+    def masks(self) -> bool:
+        """Whether rows hold draft blocks of mask tokens."""
+        return self.drafts and self.drafter is None
 
     def draw(self, key: Array, batch: int, row: int) -> dict[str, Array]:
         """The random part of a step for the whole batch, so that it does not depend on how the batch is sharded.
@@ -238,7 +250,7 @@ class Objective:
         nll = sums["draft_nll"]
         if self.distill:
             nll = (1 - self.distill) * nll + self.distill * sums["draft_soft_nll"]
-        weight = self.slot_decay ** jnp.arange(self.block_size)
+        weight = self.slot_decay ** jnp.arange(nll.shape[0])
         draft = (weight * nll).sum() / jnp.maximum((weight * counts["draft_count"]).sum(), 1e-9)
         if not self.alpha:  # 0 * ar would be differentiated all the same
             return draft
@@ -307,8 +319,9 @@ def distance_of(kind: str, p: Array, logits: Array) -> Array:
 
 
 def cross_entropy(
-    model: Zaya, variables, hidden: Array, ids: Array, has: Array, teacher: Array | None = None, distance: str = "kl"
-) -> tuple[Array, Array]:
+    model: Zaya, variables, hidden: Array, ids: Array, has: Array, teacher: Array | None = None, distance: str = "kl",
+    head: Callable[[Array], Any] | None = None,
+) -> tuple[Array, Array]:  # fmt: skip
     """Negative log-likelihood in float32 and whether the likeliest token is right, both 0 where `has` is False.
 
     Logits exist for at most LOGITS_AT_ONCE entries at a time, in the backward pass too: a row of ZAYA1-8B's vocabulary
@@ -318,13 +331,17 @@ def cross_entropy(
       hidden: [B, T, M].
       ids, has: int32 and bool [B, T].
       teacher: like hidden: in place of the first, the `distance` from the distribution that the head gives these.
+      head: of `hidden`: [..., M] -> logits [..., V]; None: the model's.
     """
 
-    def logits_of(hidden: Array) -> Array:
-        return cast(Array, model.apply(variables, hidden, method="head")).astype(jnp.float32)
+    def models(hidden: Array) -> Array:
+        return cast(Array, model.apply(variables, hidden, method="head"))
+
+    def logits_of(hidden: Array, head: Callable[[Array], Any] = models) -> Array:
+        return head(hidden).astype(jnp.float32)
 
     def chunk(hidden: Array, ids: Array, teacher: Array | None) -> tuple[Array, Array]:
-        logits = logits_of(hidden)
+        logits = logits_of(hidden, head or models)
         target = jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]
         right = target >= logits.max(-1)
         if teacher is not None:

@@ -144,7 +144,7 @@ class Attention(nn.Module):
             context, context_keys = (layout.gather(key[:, :clean]), layout.gather(value[:, :clean])), layout.clean_keys
         else:
             past = past.write(key[:, :clean], value[:, :clean]).replace(conv=pending_conv, delayed=pending_delayed)
-            context, context_keys = past.read(), cached_keys(past.capacity, past.length + clean)
+            context, context_keys = past.read(), cached_keys(past.capacity, past.length + clean, layout)
         if how.attention_backend == "dense" and past is None and kept is None:
             mixed = attend_dense(query, key, value, layout, window)
         else:

@@ -18,6 +18,7 @@ import numpy as np
 
 from zaya_jax.architecture.layout import PADDING, Keys, Layout, visible
 from zaya_jax.architecture.precision import product, wide_dtype
+from zaya_jax.architecture.visibility import NO_TREE
 
 Array = jax.Array
 FAR = 2**30 - 1  # beyond every document id, position and horizon; differences of two still fit int32
@@ -74,6 +75,8 @@ def table(seen: Visibility, size: int) -> Table:
     whole = q(one_query.all(-1)) & k(one_key.all(-1) & (keys.block == 0).all(-1))
     whole &= q(low(rows.document, one_query)) == k(low(keys.document, one_key))
     whole &= q(low(rows.horizon, one_query)) > k(high(keys.position, one_key))
+    if keys.subtree_end is not None:
+        whole &= k((keys.subtree_end == NO_TREE).all(-1))
     if seen.window is not None:
         needed &= q(low(rows.position, query)) - k(high(keys.position, key)) < seen.window
         whole &= q(high(rows.position, one_query)) - k(low(keys.position, one_key)) < seen.window

@@ -1,6 +1,6 @@
-"""Adapters (`ZayaConfig.lora_rank`) onto a model that has none, and into its weights for good."""
+"""Adapters (`ZayaConfig.lora_rank`) or a drafter onto a model that has none; adapters into its weights for good."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import jax
@@ -23,15 +23,26 @@ def is_adapter(path: Path) -> bool:
 
 def fresh_adapters(config: ZayaConfig, seed: int) -> dict[Path, Array]:
     """Adapters as training begins with them, by path: they add nothing yet. {} without a rank."""
-    if not config.lora_rank:
-        return {}
+    return _fresh(config, seed, is_adapter) if config.lora_rank else {}
 
-    def adapters(key: Array) -> dict[Path, Array]:
+
+def is_drafter(path: Path) -> bool:
+    """Whether a variable belongs to the drafter beside a model (`ZayaConfig.drafter`)."""
+    return path[0] == "params" and path[1].startswith("drafter")
+
+
+def fresh_drafter(config: ZayaConfig, seed: int) -> dict[Path, Array]:
+    """A drafter's parameters as training begins with them, by path. {} without one."""
+    return _fresh(config, seed, is_drafter) if config.drafter is not None else {}
+
+
+def _fresh(config: ZayaConfig, seed: int, wanted: Callable[[Path], bool]) -> dict[Path, Array]:
+    def some(key: Array) -> dict[Path, Array]:
         variables = Zaya(config).init(key, Layout.causal(jnp.zeros((1, 2), jnp.int32)))
         flat = cast(dict[Path, Array], traverse_util.flatten_dict(variables))
-        return {path: leaf for path, leaf in flat.items() if is_adapter(path)}
+        return {path: leaf for path, leaf in flat.items() if wanted(path)}
 
-    return jax.jit(adapters)(jax.random.key(seed))
+    return jax.jit(some)(jax.random.key(seed))
 
 
 def merge_adapters(config: ZayaConfig, variables: Mapping[str, Any]) -> tuple[ZayaConfig, dict[str, Any]]:

@@ -120,7 +120,8 @@ def family_of(config: ZayaConfig, asked: str | None = None) -> Family:
       asked: the name of the family wanted; None: the one registered last that can hold the model.
 
     Raises:
-      UserError: a model with adapters (`adapters.merge_adapters`); an unknown name, or a family that cannot hold it.
+      UserError: a model with adapters (`adapters.merge_adapters`), or a drafter beside it; an unknown name, or a family
+        that cannot hold it.
     """
     if config.lora_rank:
         command = {"all": "merge` adds the adapters to the weights"}.get(
@@ -128,6 +129,9 @@ def family_of(config: ZayaConfig, asked: str | None = None) -> Family:
         )
         may_be = f"0 in a Hugging Face folder; `experiments.{command}, --format=native keeps both"
         raise UserError(f"ZayaConfig.lora_rank: got {config.lora_rank}, may be {may_be}")
+    if config.drafter is not None:
+        may_be = "none in a Hugging Face folder; `experiments.convert --format=native` keeps it"
+        raise UserError(f"ZayaConfig.drafter: got a drafter ({config.drafter.kind}), may be {may_be}")
     fitting = [family for family in _newest_first() if family.writes(config)]
     if asked is None:
         return next(family for family in fitting if not family.asked)

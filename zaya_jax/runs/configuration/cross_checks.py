@@ -14,7 +14,7 @@ from zaya_jax.interop.formats.names import abstract_variables
 from zaya_jax.runs.configuration.mixture import MixtureSource
 from zaya_jax.runs.configuration.reader import named
 from zaya_jax.runs.configuration.stage import Stage
-from zaya_jax.runs.configuration.tree import PhaseSection, RunConfig
+from zaya_jax.runs.configuration.tree import FROZEN_TARGET, PhaseSection, RunConfig
 from zaya_jax.text.templates import ChatTemplate
 from zaya_jax.text.tokenizers import Tokenizer, ids_in_texts, may_be_mask
 from zaya_jax.training.optimizer import OptimizerConfig, frozen_parameters
@@ -100,6 +100,20 @@ def freezing(found: Found) -> None:
                 raise UserError(named(error, OptimizerConfig, f"{name}.optimizer")) from error
 
 
+def frozen_targets(found: Found) -> None:
+    """A drafter that is trained alone changes nothing of its target."""
+    for name, _, stage in found.phases:
+        objective, optimizer = stage.phase.objective, stage.phase.optimizer
+        if objective.drafter is None or objective.alpha:
+            continue
+        if optimizer.freeze != FROZEN_TARGET:
+            may_be = f"{FROZEN_TARGET} where objective.alpha is 0: the drafter alone is trained"
+            raise UserError(f"{name}.optimizer.freeze: got {optimizer.freeze}, may be {may_be}")
+        if stage.model.feed_forward == "moe" and optimizer.balancing_rate:
+            may_be = "0 where the target is frozen: its balancing biases are part of it"
+            raise UserError(f"{name}.optimizer.balancing_rate: got {optimizer.balancing_rate}, may be {may_be}")
+
+
 def continuing(found: Found) -> None:
     """An optimizer's state that comes over has the structure of its new owner's."""
     for name, section, stage in found.phases:
@@ -141,6 +155,7 @@ CHECKS: tuple[Callable[[Found], None], ...] = (
     row_length,
     accumulation,
     freezing,
+    frozen_targets,
     continuing,
     answers,
 )

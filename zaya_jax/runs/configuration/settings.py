@@ -3,13 +3,14 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.checks import Name, check, no_such, rules_of, shown
 from zaya_jax.errors import UserError
-from zaya_jax.evaluation.samplers import NamedSampler, make_samplers
+from zaya_jax.evaluation.samplers import NamedSampler, known_samplers, make_samplers
 from zaya_jax.evaluation.task_accuracy import EvaluationProtocol
 from zaya_jax.interop.formats.adapter_folder import read_about
 from zaya_jax.parallel import MeshConfig
@@ -19,6 +20,7 @@ from zaya_jax.runs.configuration.mixture import Mixtures, MixtureSource
 from zaya_jax.runs.configuration.stage import Stage
 from zaya_jax.runs.configuration.tree import SCRATCH, Evaluation, PhaseSection, RunConfig, read_tree
 from zaya_jax.sampling import SamplerConfig
+from zaya_jax.sampling.drafters import find_drafter
 from zaya_jax.tasks import BENCHMARKS, TASKS, ChatTask, Task, make_task
 from zaya_jax.text.templates import BESIDE_TOKENIZER, ChatTemplate, beside_tokenizer, load_template
 from zaya_jax.text.tokenizers import Tokenizer, for_model, load_tokenizer
@@ -81,7 +83,7 @@ def read(config: ConfigDict, trained: Tokenizer | None = None) -> Settings:
         texts=_texts(run.evaluate, mixtures.sources),
         samplers=_samplers(run.evaluate, stages[sampled], fitted),
         protocol=run.evaluate.protocol(),
-        measures_cost=run.evaluate.cost and objective.drafts,
+        measures_cost=run.evaluate.cost and objective.masks,
         anchor_budget=budget if budget < objective.block_size else 0,
     )
 
@@ -138,6 +140,8 @@ def _stage(run: RunConfig, section: PhaseSection, mixtures: Mixtures, start: Sta
     model = run.model if parent is None else parent.model
     if section.rope_theta is not None:
         model = model.replace(rope_theta=float(section.rope_theta))
+    if section.objective.drafter is not None:
+        model = model.replace(drafter=section.objective.drafter)
     return Stage(
         phase=section.phase(),
         model=model,
@@ -190,11 +194,23 @@ def _task(name: str, trained: dict[str, Task], texts: Sequence[str]) -> Task:
 
 
 def _samplers(evaluate: Evaluation, stage: Stage, tokenizer: Tokenizer) -> tuple[NamedSampler, ...]:
-    """The samplers that the sampled stage's model can be asked with."""
-    objective = stage.phase.objective
-    names = [name for name in evaluate.samplers if objective.drafts or name == "autoregressive"]
+    """The samplers that the sampled stage's model can be asked with: all that are named, but for those that draft with
+    mask tokens, which it may not have been trained with. UserError for a drafter that it has not.
+    """
+    objective, known = stage.phase.objective, known_samplers()
+    names = [name for name in evaluate.samplers if objective.masks or not _needs_masks(known[name])]
+    for name in names:
+        if (drafter := known[name].get("drafter")) is not None:
+            find_drafter(drafter).require(stage.model, {})
     block_size = check(
         f"{stage.phase.name}.objective.block_size", objective.block_size, rules_of(SamplerConfig)["block_size"]
     )
     chosen = {name: getattr(evaluate, name) for name in ("beta", "draft_temperature")}
+    chosen["draft_length"] = evaluate.draft_length or max(1, block_size - 1)
     return make_samplers(names, evaluate.temperatures, block_size=block_size, stop_tokens=tokenizer.eos_ids, **chosen)
+
+
+def _needs_masks(sampler: dict[str, Any]) -> bool:
+    """Whether a sampler, of `known_samplers`, drafts with the model's mask tokens."""
+    drafter = sampler.get("drafter")
+    return sampler["mode"] != "autoregressive" if drafter is None else find_drafter(drafter).masks

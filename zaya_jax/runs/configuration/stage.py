@@ -16,7 +16,7 @@ class Stage:
     """One phase of a run."""
 
     phase: Phase
-    model: ZayaConfig  # with this phase's rotary base
+    model: ZayaConfig  # with this phase's rotary base, and the drafter that it or an earlier phase trains
     execution: Execution
     row_length: int
     batch_size: int
@@ -31,7 +31,10 @@ class Stage:
     def placement(self, devices: list | None = None) -> Placement | None:
         """The stage laid over `devices` (jax.devices() by default); `make_placement` says what it raises."""
         objective = self.phase.objective
-        block_size = objective.block_size if objective.drafts else 1
+        block_size = objective.block_size if objective.masks else 1
+        if self.mesh.context > 1 and objective.drafter is not None:
+            got = f"got {self.mesh.context}, may be 1 where objective.kind is {objective.kind!r}"
+            raise UserError(f"{self.phase.name}: mesh.context: {got}: devices cannot share such rows")
         if self.mesh.context > 1 and objective.drafts and not LAYOUTS[objective.row_layout].splits:
             got = f"got {self.mesh.context}, may be 1 where objective.row_layout is {objective.row_layout!r}"
             raise UserError(f"{self.phase.name}: mesh.context: {got}, whose rows devices cannot share")

@@ -31,10 +31,13 @@ def stage_keys(config: ConfigDict, setup: Settings, memory: Path | None = None) 
         data.pop("chat_date", None)
     if "chat_template" in data:
         data["chat_template"] = find_template(config.data.chat_template, config.tokenizer, tokenizer).source
+    model = dataclasses.asdict(setup.model)
+    if model["drafter"] is None:  # as of before there were any
+        del model["drafter"]
     shared = {
         "seed": config.seed,
         "tokenizer": of_tokenizer(tokenizer),
-        "model": dataclasses.asdict(setup.model),
+        "model": model,
         "data": data,
     }
     keys: dict[str, str] = {}

@@ -41,11 +41,13 @@ from zaya_jax.evaluation.task_accuracy import EvaluationProtocol
 from zaya_jax.parallel import MeshConfig
 from zaya_jax.parallel.devices import CPU_DEVICES
 from zaya_jax.runs.configuration.reader import Made, has_default, names_of, read, section
-from zaya_jax.sampling.config import SHARE, TEMPERATURE
+from zaya_jax.sampling.config import LARGEST_BLOCK, SHARE, TEMPERATURE
+from zaya_jax.training import drafter_objective  # registers its kinds
 from zaya_jax.training.loop import Phase
 from zaya_jax.training.objective import Objective, objective_type
 
 SCRATCH = "scratch"
+FROZEN_TARGET = drafter_objective.FROZEN_TARGET
 ROW_LENGTH = Integer(2)  # a next token takes two
 INGREDIENTS = ("text", "task", "chat")
 
@@ -174,6 +176,9 @@ class Evaluation(EvaluationProtocol):
     temperatures: Annotated[tuple[float, ...], Items(TEMPERATURE, least=1)]
     draft_temperature: Annotated[float | None, Unset(TEMPERATURE)]  # None: the target's
     beta: Annotated[float, SHARE]
+    draft_length: Annotated[int | None, Unset(Integer(1, LARGEST_BLOCK))] = (
+        None  # of mode "drafter"; None: what the phase trains
+    )
     anchor_budget: Annotated[int, Integer(0)]  # blocks that single_pass drafts a forward; 0: all
     cost: Annotated[bool, SWITCH]  # measure what a forward costs by query tokens, too
     phase: Annotated[str | None, Unset(Text())] = None  # whose model is sampled

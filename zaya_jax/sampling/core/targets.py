@@ -22,11 +22,11 @@ from zaya_jax.registry import Registry, caller
 from zaya_jax.sampling.core.distributions import at_token, mix
 
 Array = jax.Array
-MODES = ("autoregressive", "single_pass", "two_pass", "block_diffusion", "auto")  # how a forward is spent
+MODES = ("autoregressive", "single_pass", "two_pass", "drafter", "block_diffusion", "auto")  # how a forward is spent
 ALIASES = {"lossless": "autoregressive"}
 # What of the draft a verifying target reads, and the modes that have it.
 DRAFTS = {
-    "none": ("autoregressive", "single_pass", "two_pass", "auto"),
+    "none": ("autoregressive", "single_pass", "two_pass", "drafter", "auto"),
     "tested": ("single_pass", "two_pass", "auto"),
     "next": ("single_pass",),
 }

@@ -2,17 +2,20 @@
 
 A method is four functions (`Method`): `read` runs the prompt, `begin` decides the first token from what was read,
 `step` makes one step, `drafts` shows what is proposed but not verified. The loop around them (`loop.py`) knows nothing
-else of a method.
+else of a method. One of them, `propose_and_verify`, has drafters of many kinds beneath it (`sampling.drafters`).
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from zaya_jax.architecture import Cache, Layout, Zaya
+from zaya_jax.architecture.config import DRAFTERS
 from zaya_jax.architecture.draft_vocabulary import DraftVocabulary
 from zaya_jax.sampling.core.distributions import (
     LogitsProcessing,
@@ -35,6 +38,10 @@ class Plan(NamedTuple):
     block_size: int
     anchors: tuple[int, ...]
     target: str  # of `zaya_jax.sampling.core.targets`
+    # For mode "drafter", whose block_size is the rows that a step verifies: the pending token and what is proposed.
+    drafter: str = ""  # of `zaya_jax.sampling.drafters`
+    draft_length: int = 0  # drafts after one another, at most
+    tree_size: int = 0  # drafts in all, where they form a tree; 0: they form a chain
 
 
 class Options(NamedTuple):
@@ -48,11 +55,20 @@ class Options(NamedTuple):
     threshold: Array
     reveal: Array  # int32
     stop: Array  # int32 [stops]: stop tokens, padded with -1
+    ngram_weight: Array  # of the text's own statistics in a tree's scores
 
     @property
     def edits(self) -> Array:
         """bool []: do logits depend on which tokens the row holds, or how many?"""
         return (self.repetition_penalty != 1) | (self.min_new_tokens > 0)
+
+
+@dataclasses.dataclass
+class Tally:
+    """What a step computes for each sequence, counted while it is traced: no method counts itself."""
+
+    target: list[int] = dataclasses.field(default_factory=list)  # query tokens of each of the target's forwards
+    draft: list[tuple[int, int]] = dataclasses.field(default_factory=list)  # of a drafter's passes: (rows, parameters)
 
 
 class Setup(NamedTuple):
@@ -64,15 +80,41 @@ class Setup(NamedTuple):
     options: Options
     noise: Noise
     vocabulary: DraftVocabulary | None = None  # of the drafts; None: any token is drafted
+    tally: "Tally | None" = None  # counts what is traced
 
     @property
     def target(self) -> Target:
         return find_target(self.plan.target)
 
+    @property
+    def drafter_variables(self) -> Any:
+        """What the plan's drafter learned; {} where it learns nothing."""
+        return self.variables.get(DRAFTERS, {}).get(self.plan.drafter, {})
+
+    def draft_pass(self, rows: int, read: Any) -> None:
+        """A drafter says so wherever it runs a network of its own.
+
+        Args:
+          rows: of each sequence.
+          read: a pytree of the weights that the pass reads, the head's among them.
+        """
+        if self.tally is not None:
+            self.tally.draft.append((rows, sum(int(np.prod(x.shape)) for x in jax.tree.leaves(read))))
+
     def forward(self, layout: Layout, cache: Cache) -> tuple[Array, Cache]:
         """(hidden states [B, T, M], pending cache)."""
+        if self.tally is not None:
+            self.tally.target.append(layout.tokens.shape[1])
         hidden, cache, _ = cast(tuple, self.model.apply(self.variables, layout, cache, method="backbone"))
         return hidden, cache
+
+    def forward_with_taps(self, layout: Layout, cache: Cache, taps: tuple[int, ...]) -> tuple[Array, Array, Cache]:
+        """`forward` with the streams that enter the layers `taps`: [B, T, taps, M] after the hidden states."""
+        if self.tally is not None:
+            self.tally.target.append(layout.tokens.shape[1])
+        found = self.model.apply(self.variables, layout, cache, taps, method="features")
+        features, cache, _ = cast(tuple, found)
+        return features.hidden, features.taps, cache
 
     def head(self, hidden: Array) -> Array:
         """Logits [..., V]."""
@@ -83,14 +125,16 @@ class Setup(NamedTuple):
         return self.head(hidden) if self.vocabulary is None else self.vocabulary.logits(hidden)
 
 
-def make_setup(model: Zaya, variables: Any, plan: Plan, options: Options, noise: Noise) -> Setup:
+def make_setup(
+    model: Zaya, variables: Any, plan: Plan, options: Options, noise: Noise, tally: Tally | None = None
+) -> Setup:
     """Drafts are over the model's draft vocabulary, if it has one; not where a target reads their logits or shows them
-    unverified.
+    unverified, nor where a drafter has its own.
     """
     target = find_target(plan.target)
-    whole = target.combine is not None or target.reveal is not None
+    whole = target.combine is not None or target.reveal is not None or bool(plan.drafter)
     vocabulary = None if whole else cast(Any, model.apply(variables, method="draft_vocabulary"))
-    return Setup(model, variables, plan, options, noise, vocabulary)
+    return Setup(model, variables, plan, options, noise, vocabulary, tally)
 
 
 class Progress(struct.PyTreeNode):
@@ -135,19 +179,23 @@ class Method(NamedTuple):
     """A way of decoding. `carry` is the method's own state between steps, a pytree with leading axis batch."""
 
     read: Callable[..., tuple[Any, Cache]]  # (setup, tokens, count, cache) -> (readout, cache), batch = prompts
-    begin: Callable[..., tuple[StepResult, Any]]  # (setup, readout, cache, progress) -> (result, carry), batch = rows
+    # (setup, readout, cache, progress) -> (result, carry, cache), batch = rows
+    begin: Callable[..., tuple[StepResult, Any, Cache]]
     step: Callable[..., tuple[StepResult, Follow]]  # (setup, carry, cache, active, progress)
     drafts: Callable[[Any], tuple[Array, Array]]  # carry -> unverified tokens and whether they exist [B, n]
     forwards: int = 1  # in a step
 
 
-def target_distribution(setup: Setup, logits: Array, following: Array, progress: Progress) -> Array:
-    """The target's distribution at consecutive positions.
+def target_distribution(
+    setup: Setup, logits: Array, following: Array, progress: Progress, above: Array | None = None
+) -> Array:
+    """The target's distribution at consecutive positions, or after each token of a tree.
 
     Args:
       logits: [B, n, V], of the next new token and the n - 1 after it.
       following: int32 [batch, n - 1], the tokens assumed at all of these positions but the last.
       progress: before the first of them.
+      above: bool [B, n, n], for a tree, whose nodes are `following` (`constructors.ancestors`).
 
     Returns:
       log-probabilities [B, n, V], at least float32.
@@ -157,10 +205,15 @@ def target_distribution(setup: Setup, logits: Array, following: Array, progress:
 
     def edit(logits: Array) -> Array:
         batch, n, vocab = logits.shape
-        added = jnp.cumsum(jax.nn.one_hot(following, vocab, dtype=jnp.int32), axis=1) > 0
-        added = jnp.concatenate([jnp.zeros((batch, 1, vocab), bool), added], axis=1)
+        tokens = jax.nn.one_hot(following, vocab, dtype=jnp.int32)
+        if above is None:
+            added, depth = jnp.cumsum(tokens, axis=1) > 0, jnp.arange(n)
+            added = jnp.concatenate([jnp.zeros((batch, 1, vocab), bool), added], axis=1)
+        else:
+            counts = jnp.einsum("bra,bav->brv", above[:, :, 1:].astype(jnp.float32), tokens.astype(jnp.float32))
+            added, depth = counts > 0, above.sum(-1, dtype=jnp.int32) - 1
         logits = penalise(logits, progress.seen[:, None] | added, options.repetition_penalty)
-        early = progress.count[:, None] + jnp.arange(n) < options.min_new_tokens
+        early = progress.count[:, None] + depth < options.min_new_tokens
         stops = (jnp.arange(vocab)[:, None] == options.stop).any(-1)
         return jnp.where(early[..., None] & stops, -jnp.inf, logits)
 

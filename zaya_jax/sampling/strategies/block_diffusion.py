@@ -39,13 +39,13 @@ def read(setup: Setup, tokens: Array, count: Array, cache: Cache) -> tuple[Array
     return setup.head(hidden[:, layout.clean_size :]), cache.commit(count)
 
 
-def begin(setup: Setup, logits: Array, cache: Cache, progress: Progress) -> tuple[StepResult, Canvas]:
+def begin(setup: Setup, logits: Array, cache: Cache, progress: Progress) -> tuple[StepResult, Canvas, Cache]:
     """Reveals the first slots."""
     batch, size, _ = logits.shape
     none = jnp.zeros((batch, size), jnp.int32)
     log_distribution = jnp.zeros((batch, size), jnp.promote_types(logits.dtype, jnp.float32))
     empty = Canvas(none, none[:, 0], none + MASK, log_distribution, none[:, 0])
-    return _reveal(setup, logits, empty, cache.length)
+    return *_reveal(setup, logits, empty, cache.length), cache
 
 
 def step(setup: Setup, canvas: Canvas, cache: Cache, active: Array, progress: Progress) -> tuple[StepResult, Follow]:

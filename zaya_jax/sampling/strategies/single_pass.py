@@ -65,14 +65,17 @@ def read(setup: Setup, tokens: Array, count: Array, cache: Cache) -> tuple[tuple
     return (with_next(setup, logits, slots), slots), cache.commit(count)
 
 
-def begin(setup: Setup, readout: tuple[Array, Array], cache: Cache, progress: Progress) -> tuple[StepResult, Proposal]:
+def begin(
+    setup: Setup, readout: tuple[Array, Array], cache: Cache, progress: Progress
+) -> tuple[StepResult, Proposal, Cache]:
     """Draws the first token, which is then pending, and its drafts."""
     logits, slots = readout
     batch, size = logits.shape[0], setup.plan.block_size
     result, pending_token = first_pending(setup, logits, cache, progress)
     exists = jnp.full((batch, size - 1), bool(setup.plan.anchors))
     slots = slots[:, 1:] if setup.plan.anchors else jnp.zeros((batch, size - 1, slots.shape[-1]), slots.dtype)
-    return result, Proposal(pending_token, draft(setup, setup.draft_head(slots), exists, cache.length + 1))
+    drafted = draft(setup, setup.draft_head(slots), exists, cache.length + 1)
+    return result, Proposal(pending_token, drafted), cache
 
 
 def first_pending(setup: Setup, logits: Array, cache: Cache, progress: Progress) -> tuple[StepResult, Array]:

@@ -15,9 +15,11 @@ from zaya_jax.sampling.strategies.base import Follow, Method, Progress, Setup, S
 Array = jax.Array
 
 
-def begin(setup: Setup, readout: tuple[Array, Array], cache: Cache, progress: Progress) -> tuple[StepResult, Array]:
+def begin(
+    setup: Setup, readout: tuple[Array, Array], cache: Cache, progress: Progress
+) -> tuple[StepResult, Array, Cache]:
     """Draws the first token, which is then pending."""
-    return single_pass.first_pending(setup, readout[0], cache, progress)
+    return *single_pass.first_pending(setup, readout[0], cache, progress), cache
 
 
 def step(

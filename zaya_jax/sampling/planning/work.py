@@ -1,0 +1,72 @@
+"""What a step of a sampler computes, counted in its program and not by the method itself.
+
+Two prices follow (docs/method.md): a forward-equivalent is the target's weights read once (what a step costs where
+memory bounds it), a row-equivalent one query token of the target (where arithmetic does).
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from zaya_jax.architecture import Zaya, init_cache
+from zaya_jax.sampling.config import SamplerConfig
+from zaya_jax.sampling.core.random_streams import KeyedNoise, row_keys
+from zaya_jax.sampling.loop import Prompts, Sizes, advance, begin
+from zaya_jax.sampling.options import options_of, plan_of
+from zaya_jax.sampling.strategies.base import Tally, make_setup
+
+
+@dataclasses.dataclass(frozen=True)
+class StepWork:
+    """Of one step, for each sequence; prefills are not counted."""
+
+    target: tuple[int, ...]  # query tokens of each of the target's forwards
+    draft: tuple[tuple[int, int], ...]  # (rows, parameters read) of each pass of a drafter's own network
+    parameters: int  # that a forward of the target reads, all of its experts among them: no lookup, but the head
+
+    @property
+    def target_forwards(self) -> int:
+        return len(self.target)
+
+    @property
+    def target_rows(self) -> int:
+        return sum(self.target)
+
+    @property
+    def draft_passes(self) -> int:
+        return len(self.draft)
+
+    @property
+    def forward_equivalents(self) -> float:
+        """Weights read, in forwards of the target."""
+        return self.target_forwards + sum(read for _, read in self.draft) / self.parameters
+
+    @property
+    def row_equivalents(self) -> float:
+        """Multiplications with weights, in query tokens of the target."""
+        return self.target_rows + sum(rows * read for rows, read in self.draft) / self.parameters
+
+
+def step_work(model: Zaya, variables: Any, sampler: SamplerConfig) -> StepWork:
+    """Counts a step of any sampler but "auto"; nothing is computed or compiled."""
+    plan, options, tally = plan_of(sampler), options_of(sampler), Tally()
+
+    def start(variables: Any) -> Any:
+        setup = make_setup(model, variables, plan, options, KeyedNoise(row_keys(0, 1)))
+        cache = init_cache(model.config, 1, 32 + 2 * plan.block_size, model.separate)
+        seen = jnp.zeros((1, model.config.vocab_size), bool)
+        prompts = Prompts(jnp.zeros((1, 4), jnp.int32), jnp.full((1,), 4, jnp.int32), seen, cache)
+        return begin(setup, prompts, jnp.int32(8), Sizes(8, 1, cache.capacity))
+
+    def step(variables: Any, state: Any) -> Any:
+        setup = make_setup(model, variables, plan, options, KeyedNoise(row_keys(0, 1)), tally)
+        return advance(setup, state, jnp.int32(8))
+
+    jax.eval_shape(step, variables, jax.eval_shape(start, variables))
+    params = variables["params"]
+    beside = ("embed_tokens", "drafter", "drafter_head")
+    read = jax.tree.leaves({name: x for name, x in params.items() if name not in beside})
+    head = params["embed_tokens"].size if model.config.tie_word_embeddings else 0
+    return StepWork(tuple(tally.target), tuple(tally.draft), sum(int(x.size) for x in read) + head)

@@ -1,0 +1,142 @@
+"""A drafter proposes, one causal forward of the target verifies, the drafter observes what became text.
+
+Between steps L tokens are committed in the cache, where the drafter's state lies beside the target's; one more is
+pending. A step's forward reads [pending token, drafts]: a chain, or a tree. What is committed ends where the row's text
+ends, or before its newest token, so the state of a session is always that of its text.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from zaya_jax.architecture import Cache, Layout
+from zaya_jax.sampling.drafters.base import Drafter, Proposal, Rows, find_drafter
+from zaya_jax.sampling.strategies.base import (
+    Drafted,
+    Follow,
+    Method,
+    Plan,
+    Progress,
+    Setup,
+    StepResult,
+    verify,
+)
+from zaya_jax.sampling.strategies.single_pass import first_pending
+from zaya_jax.sampling.strategies.two_pass import drafts
+from zaya_jax.sampling.strategies.walk import walk
+
+Array = jax.Array
+
+
+def read(setup: Setup, tokens: Array, count: Array, cache: Cache) -> tuple[tuple[Array, Rows], Cache]:
+    """Reads prompts; the drafter observes them but for their last token, whose successor is not drawn yet.
+
+    Returns:
+      ((the target's logits after the prompt [prompts, 1, V], the last token as a row), cache with the prompt).
+    """
+    seen, pending = _forward(setup, Layout.verify_and_draft(tokens, cache.length, None, 0, count), cache)
+    last = _along(seen, (count - 1)[:, None])
+    following = jnp.concatenate([tokens[:, 1:], tokens[:, :1]], axis=1)
+    rows = seen._replace(following=following, first=cache.length, count=count - 1)
+    last = last._replace(first=cache.length + count - 1, count=jnp.ones_like(count))
+    committed = _observe(setup, pending.commit(count), rows)
+    assert last.hidden is not None
+    return (setup.head(last.hidden), last), committed
+
+
+def begin(
+    setup: Setup, readout: tuple[Array, Rows], cache: Cache, progress: Progress
+) -> tuple[StepResult, Array, Cache]:
+    """Draws the first token, which is then pending."""
+    logits, last = readout
+    result, pending_token = first_pending(setup, logits, cache, progress)
+    return result, pending_token, _observe(setup, cache, last._replace(following=pending_token[:, None]))
+
+
+def step(
+    setup: Setup, pending_token: Array, cache: Cache, active: Array, progress: Progress
+) -> tuple[StepResult, Follow]:
+    """Proposes and verifies; `follow` commits what was kept and shows it to the drafter."""
+    assert cache.drafter is not None  # the loop's `begin` gave it
+    drafter = find_drafter(setup.plan.drafter)
+    proposal = drafter.propose(setup, cache.drafter[drafter.name], pending_token, cache)
+    _check(setup, drafter, proposal)
+    tokens = jnp.concatenate([pending_token[:, None], proposal.tokens], axis=1)
+    if proposal.parent is None:
+        layout = Layout.verify_and_draft(tokens, cache.length)
+    else:
+        layout = Layout.verify_tree(tokens, proposal.parent, cache.length)
+    seen, pending = _forward(setup, layout, cache)
+    logits, first, path = setup.head(seen.hidden), cache.length + 1, None
+    if proposal.logits is None:
+        verdict, path = walk(setup, logits, proposal, first, progress)
+    else:
+        drafted = Drafted(proposal.tokens, proposal.tokens, proposal.logits, proposal.exists)
+        verdict = verify(setup, logits, drafted, first, progress)
+
+    def follow(active: Array, kept: Array) -> tuple[Array, Cache]:
+        # Where a row ends before all that was produced, the token after its newest one is not text: nor is that one
+        # committed, then.
+        count = jnp.where(active, jnp.minimum(verdict.accepted + 1, kept), 0)
+        rows = seen if path is None else _along(seen, path)
+        rows = rows._replace(following=verdict.result.produced, first=cache.length, count=count)
+        committed = (pending if path is None else pending.along(path)).commit(count)
+        return verdict.pending_token, _observe(setup, committed, rows)
+
+    return verdict.result, follow
+
+
+def method(plan: Plan) -> Method:
+    """Of a plan whose mode is "drafter"."""
+    drafter = find_drafter(plan.drafter)
+    return Method(read, begin, step, drafts, 1 + len(drafter.target_forwards(plan.draft_length)))
+
+
+def with_drafter(setup: Setup, cache: Cache, capacity: int) -> Cache:
+    """The cache with room for the plan's drafter's state, which is that of an empty text; unless it has one."""
+    if not setup.plan.drafter or cache.drafter is not None:
+        return cache
+    drafter = find_drafter(setup.plan.drafter)
+    return cache.replace(drafter={drafter.name: drafter.init(setup, cache.length.shape[0], capacity)})
+
+
+def _forward(setup: Setup, layout: Layout, cache: Cache) -> tuple[Rows, Cache]:
+    """(the layout's rows, hidden states among them, and taps if the drafter needs any; pending cache)."""
+    needs = find_drafter(setup.plan.drafter).needs(setup.model.config)
+    taps = None
+    if needs.taps:
+        hidden, taps, pending = setup.forward_with_taps(layout, cache, needs.taps)
+    else:
+        hidden, pending = setup.forward(layout, cache)
+    return Rows(layout.tokens, layout.tokens, cache.length, cache.length, hidden, taps), pending
+
+
+def _along(rows: Rows, path: Array) -> Rows:
+    """The rows at int32 [B, n]."""
+
+    def at(x: Array | None) -> Array | None:
+        return None if x is None else jnp.take_along_axis(x, path.reshape(*path.shape, *(1,) * (x.ndim - 2)), axis=1)
+
+    return rows._replace(
+        tokens=at(rows.tokens), following=at(rows.following), hidden=at(rows.hidden), taps=at(rows.taps)
+    )
+
+
+def _observe(setup: Setup, cache: Cache, rows: Rows) -> Cache:
+    drafter = find_drafter(setup.plan.drafter)
+    assert cache.drafter is not None
+    rows = rows if drafter.needs(setup.model.config).hidden else rows._replace(hidden=None)
+    return cache.replace(drafter={drafter.name: drafter.observe(setup, cache.drafter[drafter.name], rows)})
+
+
+def _check(setup: Setup, drafter: Drafter, proposal: Proposal) -> None:
+    """A drafter's mistake, found while it is traced."""
+    wanted, tree = setup.plan.block_size - 1, proposal.parent is not None
+    if (
+        proposal.tokens.shape[1] != wanted
+        or (tree and proposal.logits is not None)
+        or tree != bool(setup.plan.tree_size)
+    ):
+        raise TypeError(
+            f"drafter {drafter.name!r} proposed {proposal.tokens.shape[1]} tokens (a tree: {tree}, with logits: "
+            f"{proposal.logits is not None}), may be {wanted} (a tree, without logits: {bool(setup.plan.tree_size)})"
+        )
