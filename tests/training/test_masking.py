@@ -147,17 +147,15 @@ def test_a_masked_tokens_value_reaches_no_prediction_of_its_block(name):
             batch, drawn = objective._paired(batch, objective.draw(jax.random.key(seed), *DOCUMENT.shape))
             layout = jax.jit(objective.layout)(batch, drawn)
             found = [jacobian(jax.tree.map(lambda x, r=r: x[r : r + 1], layout)) for r in range(len(layout.tokens))]
-            _check_reach(np.stack(found), layout, np.asarray(drawn["reveal"]))
+            _check_reach(np.stack(found), layout)
             batch = setup()[2]
 
 
-def _check_reach(found: np.ndarray, layout: Layout, reveal: np.ndarray) -> None:
+def _check_reach(found: np.ndarray, layout: Layout) -> None:
     """found [B, row, row]: which input moves which output."""
     drafts, clean = layout.draft_rows(), layout.clean_rows()
     document, block = np.asarray(drafts.document), np.asarray(drafts.block)
-    slot_row = np.asarray(drafts.position)
     for r in range(len(found)):
-        shown = np.asarray(drafts.tokens[r]) != MASK
         for q in np.flatnonzero(document[r] != -1):
             same = (np.asarray(clean.document[r]) == document[r, q]) & (
                 np.asarray(clean.position[r]) < int(drafts.horizon[r, q])
@@ -169,7 +167,6 @@ def _check_reach(found: np.ndarray, layout: Layout, reveal: np.ndarray) -> None:
             assert reached[np.flatnonzero(allowed)].any()
             # every text position at or after the block's start is reached through the block's own slots alone
             assert not reached[:ROW][np.asarray(clean.position[r]) >= int(drafts.horizon[r, q])].any()
-        assert shown.any() and (slot_row[r] >= 0).all() and reveal.any()
 
 
 def test_a_drawn_block_size_fills_the_row():
