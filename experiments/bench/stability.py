@@ -12,8 +12,9 @@ not measured again. The parts (--parts):
   weights  variance of a token's loss weight by the arm's own draws, beside the closed form
   noise    at the checkpoint, and at the end of the arm's own training: variance of loss and gradient by data, rate and
            mask (--draws of each), for the whole loss and for the draft term alone; relative noise, cosine
-  runs     every arm at every rate and seed: gradient norms, spikes, and at the end the held-out loss of its own kind
-           (fixed draws), the AR loss, the draft loss of whole blocks; seeds share data order and draws between arms
+  runs     every arm at every rate and seed, side by side in one program: gradient norms, spikes, and at the end the
+           held-out loss of its own kind (fixed draws), the AR loss, the draft loss of whole blocks; a seed is the same
+           data for every arm and rate. The first at --base_rate is kept in WORKDIR/arms
   decode   each arm's first run at --base_rate sampled losslessly and by the samplers that verify nothing: T, accuracy,
            pass@16
 """
@@ -21,12 +22,13 @@ not measured again. The parts (--parts):
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from flax import traverse_util
 from tqdm import tqdm
 
 from configs.stability import ARMS, MORE
@@ -35,11 +37,11 @@ from zaya_jax.checks import no_such
 from zaya_jax.command_line import cli
 from zaya_jax.data.pipeline import make_train_iterator
 from zaya_jax.errors import UserError
-from zaya_jax.evaluation.draw_variance import Noise, draw_noise
+from zaya_jax.evaluation.draw_variance import Noise, draw_noise, draw_weights
 from zaya_jax.evaluation.samplers import NamedSampler
-from zaya_jax.evaluation.stability import relative_variance, spikes, trajectory, weight_variance
 from zaya_jax.evaluation.task_accuracy import run_sampler, task_rows
-from zaya_jax.files import read_object
+from zaya_jax.evaluation.variance import relative_variance, weight_variance
+from zaya_jax.files import make_folder, read_object, replacing
 from zaya_jax.interop.formats.native import load_native
 from zaya_jax.paths import absolute
 from zaya_jax.runs import provenance
@@ -48,10 +50,12 @@ from zaya_jax.runs.held_out import held_out_batches, open_source
 from zaya_jax.sampling import SamplerConfig
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import rates
+from zaya_jax.training.stability import spikes, trajectory
 from zaya_jax.training.state import init_state, make_eval_step, make_train_step, summarise
 
 PARTS = ("weights", "noise", "runs", "decode")
-CLOSEST = 2**15  # rows whose draws' weights are looked at
+WINDOW = 50  # steps, of spikes and trajectories: runs are short
+WEIGHED = 2**19  # rows whose draws' weights are looked at
 _CONFIG = config_files.define_config("configs/stability.py, with its :argument.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/stability", "The run whose checkpoint everything starts from.")
 _OUTPUT = flags.DEFINE_string("output", None, "Where the numbers are as JSON, and are kept; nowhere by default.")
@@ -106,9 +110,24 @@ class Study:
     def has(self, part: str, **unit: Any) -> bool:
         return any(all(row[name] == value for name, value in unit.items()) for row in self.numbers[part])
 
-    def add(self, part: str, row: dict[str, Any]) -> None:
-        self.numbers[part].append(row)
+    def add(self, part: str, *rows: dict[str, Any]) -> None:
+        self.numbers[part] += rows
         cli.write_numbers(_OUTPUT.value, self.numbers)
+
+    def keep(self, arm: str, variables: dict) -> None:
+        """Writes an arm's trained variables into the workdir."""
+        flat = traverse_util.flatten_dict(jax.device_get(variables), sep="/")
+        folder = make_folder(self.workdir / "arms")
+        with replacing(folder / f"{arm}.npz") as partial, partial.open("wb") as file:
+            np.savez(file, **flat)
+
+    def kept(self, arm: str) -> dict:
+        """What `keep` wrote. UserError where part "runs" has not."""
+        path = self.workdir / "arms" / f"{arm}.npz"
+        if not path.exists():
+            raise UserError(f"{path}: no such file, is made by --parts=runs with --rates that have --base_rate")
+        with np.load(path) as arrays:
+            return jax.device_put(traverse_util.unflatten_dict(dict(arrays), sep="/"))
 
     def batches(self, seed: int, count: int) -> list[dict[str, np.ndarray]]:
         """The data of one seed: the same for every arm and rate."""
@@ -157,11 +176,9 @@ def weights(study: Study, name: str, objective: Objective) -> None:
     """Var(w) / E(w)^2 of a token's loss weight: measured, and in closed form."""
     if not objective.drafts or study.has("weights", arm=name):
         return
-    row = study.stage.row_length
-    drawn = objective.draw(jax.random.key(0), CLOSEST, row)
-    found, error = relative_variance(np.asarray(objective.weights(drawn, CLOSEST, row)))
+    found, error = relative_variance(*draw_weights(objective, WEIGHED, study.stage.row_length))
     study.add("weights", {
-        "arm": name, "rows": CLOSEST, "measured": found, "error": error, "closed_form": weight_variance(objective)
+        "arm": name, "rows": WEIGHED, "measured": found, "error": error, "closed_form": weight_variance(objective)
     })  # fmt: skip
 
 
@@ -175,7 +192,7 @@ def noise(study: Study, name: str, objective: Objective, draws: list[int]) -> No
         for term, each in terms.items():
             if study.has("noise", arm=name, at=at, term=term):
                 continue
-            variables = study.start if at == "checkpoint" else train(study, objective, _BASE.value, 0).variables
+            variables = study.start if at == "checkpoint" else study.kept(name)
             found = draw_noise(study.model, variables, each, batches, *draws[1:])
             study.add("noise", {"arm": name, "at": at, "term": term, "draws": draws} | plain(found))
 
@@ -191,58 +208,73 @@ def plain(found: Noise) -> dict[str, Any]:
     }
 
 
-@dataclasses.dataclass(frozen=True)
-class Trained:
-    """What one training left behind; losses and norms float [steps]."""
+class Trained(NamedTuple):
+    """What trainings of one arm left behind, one member each; leading axis: members."""
 
     variables: dict
-    losses: np.ndarray
+    losses: np.ndarray  # float [member, step]
     norms: np.ndarray
-    load: float  # the busiest expert's share of the mask tokens (context tokens, of AR), last steps
+    load: np.ndarray  # the busiest expert's share of the mask tokens (context tokens, of AR), mean of the last steps
 
 
-def train(study: Study, objective: Objective, rate: float, seed: int) -> Trained:
-    """One run of an arm from the checkpoint."""
+def train(study: Study, objective: Objective, members: list[tuple[float, int]]) -> Trained:
+    """Runs of an arm from the checkpoint, side by side in one program; members are (rate, seed)."""
     phase = study.stage.phase
     optimizer = dataclasses.replace(phase.optimizer, learning_rate=1.0)  # times the share that a step is told
     step = make_train_step(study.model, objective, optimizer)
-    state = jax.tree.map(jnp.copy, jax.device_put(init_state(study.start, optimizer, seed), jax.devices()[0]))
-    share, told = rates(phase.optimizer, phase.steps), []
-    for number, batch in enumerate(study.batches(seed, phase.steps)):
-        state, metrics = step(state, batch, float(rate * share[number]))
-        kind = "expert_load_draft" if objective.drafts else "expert_load_clean"
-        told.append((metrics["loss"], metrics["grad_norm"], metrics[kind]))
-    losses, norms, load = np.array(jax.device_get(told), float).T
-    return Trained(state.variables, losses, norms, float(load[-20:].mean()))
+    kind = "expert_load_draft" if objective.drafts else "expert_load_clean"
+    data = {seed: study.batches(seed, phase.steps) for _, seed in members}
+    batches = {
+        name: np.stack([[data[seed][number][name] for _, seed in members] for number in range(phase.steps)])
+        for name in ("tokens", "document", "answer")
+    }
+    share = np.outer(rates(phase.optimizer, phase.steps)[:-1], [rate for rate, _ in members]).astype(np.float32)
+
+    @jax.jit
+    def run(states, batches, share):
+        def body(states, now):
+            states, metrics = jax.vmap(lambda state, batch, rate: step(state, batch, rate))(states, *now)
+            return states, (metrics["loss"], metrics["grad_norm"], metrics[kind])
+
+        return jax.lax.scan(body, states, (batches, share))
+
+    states = [init_state(study.start, optimizer, seed) for _, seed in members]
+    states, told = run(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states), batches, share)
+    losses, norms, load = (np.array(x, float).T for x in told)
+    return Trained(states.variables, losses, norms, load[:, -20:].mean(1))
 
 
 def runs(study: Study, name: str, objective: Objective, learning_rates: list[float]) -> None:
-    """Every rate and seed of an arm, with what each came to."""
-    phase = study.stage.phase
-    own = make_eval_step(study.model, objective)
-    common = make_eval_step(study.model, ARMS["tidar"])
-    for rate, seed in tqdm([(r, s) for s in range(_SEEDS.value) for r in learning_rates], desc=name, leave=False):
-        if study.has("runs", arm=name, rate=rate, seed=seed):
-            continue
-        done = train(study, objective, rate, seed)
-        totals = [total(step, done.variables, study.held_out) for step in (own, common)]
-        means = summarise(totals[1])
+    """Every rate and seed of an arm, with what each came to; the first at the base rate is kept in the workdir."""
+    members = [(rate, seed) for rate in learning_rates for seed in range(_SEEDS.value)]
+    members = [each for each in members if not study.has("runs", arm=name, rate=each[0], seed=each[1])]
+    if not members:
+        return
+    done = train(study, objective, members)
+    own, common = (held_out(study, each, done.variables) for each in (objective, ARMS["tidar"]))
+    clip, rows = study.stage.phase.optimizer.clip_norm, []
+    for i, (rate, seed) in enumerate(members):
+        mine, means = jax.tree.map(lambda x, i=i: x[i], own), summarise(jax.tree.map(lambda x, i=i: x[i], common))
         row = {
-            "arm": name, "rate": rate, "seed": seed, "loss": finite(objective.loss(totals[0], totals[0])),
+            "arm": name, "rate": rate, "seed": seed, "loss": finite(objective.loss(mine, mine)),
             "ar_loss": finite(means["ar_loss"]), "draft_loss": finite(means["draft_loss"]),
             "draft_loss_by_slot": [finite(x) for x in means["draft_loss_by_slot"]],
-            "spikes": int(spikes(done.losses).sum()), "load": finite(done.load),
+            "spikes": int(spikes(done.losses[i], WINDOW).sum()), "load": finite(done.load[i]),
         }  # fmt: skip
-        if np.isfinite(done.norms).all() and len(done.norms) >= 20:
-            window = min(100, len(done.norms))
-            row |= trajectory(done.norms, phase.optimizer.clip_norm, window)._asdict()
+        if np.isfinite(done.norms[i]).all() and len(done.norms[i]) >= WINDOW:
+            row |= trajectory(done.norms[i], clip, WINDOW)._asdict()
         if rate == _BASE.value:
-            row["norms"] = [finite(x, 4) for x in done.norms]
-        study.add("runs", row)
+            row["norms"] = [finite(x, 4) for x in done.norms[i]]
+        if (rate, seed) == (_BASE.value, 0):
+            study.keep(name, jax.tree.map(lambda x, i=i: x[i], done.variables))
+        rows.append(row)
+    study.add("runs", *rows)
 
 
-def total(step: Callable[..., dict], variables: dict, batches: list[dict]) -> dict[str, Any]:
-    found = [step(variables, batch, jnp.int32(index)) for index, batch in enumerate(batches)]
+def held_out(study: Study, objective: Objective, variables: dict) -> dict[str, Any]:
+    """Sums over the held-out batches of models side by side, with fixed draws."""
+    step = jax.jit(jax.vmap(make_eval_step(study.model, objective), in_axes=(0, None, None)))
+    found = [step(variables, batch, jnp.int32(index)) for index, batch in enumerate(study.held_out)]
     return jax.device_get(jax.tree.map(lambda *x: sum(x[1:], x[0]), *found))
 
 
@@ -279,7 +311,7 @@ def decode(study: Study, name: str, objective: Objective) -> None:
     ]
     if all(study.has("decode", arm=name, sampler=s.name, temperature=s.config.temperature) for s in chosen):
         return
-    variables, protocol = train(study, objective, _BASE.value, 0).variables, study.setup.protocol
+    variables, protocol = study.kept(name), study.setup.protocol
     problems = protocol.problems(task)
     results = [
         run_sampler(study.model, variables, study.setup.tokenizer, task, problems, sampler, protocol)

@@ -10,13 +10,14 @@ import numpy as np
 
 from zaya_jax.architecture import Zaya
 from zaya_jax.architecture.moe.router import BALANCING
-from zaya_jax.evaluation.stability import Split, Squares, split_variance, squares_of
+from zaya_jax.evaluation.variance import Split, Squares, split_variance, squares_of
 from zaya_jax.training.objective import Objective
 
 Array = jax.Array
 GROUPS = {"embedding": ("embed",), "router": ("router",), "experts": ("expert",), "attention": ("attn", "attention")}
 OTHER = "other"  # norms, residual scales, a head of its own
 WHOLE = "all"
+AT_ONCE = 4096  # rows whose weights are drawn
 
 
 class Estimate(NamedTuple):
@@ -108,6 +109,23 @@ def _with_errors(split: Callable[..., Split], whole: np.ndarray, data: int, coun
         name: Estimate(x, float(np.sqrt((data - 1) * np.var([each[name] for each in without]))))
         for name, x in value.items()
     }
+
+
+def draw_weights(objective: Objective, rows: int, row: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """What tokens' draft losses weigh by the objective's own draws: each row's mean and mean of squares, float [rows].
+
+    Args:
+      rows: a multiple of 4096, or fewer.
+    """
+
+    @jax.jit
+    def some(key: Array) -> tuple[Array, Array]:
+        weights = objective.weights(objective.draw(key, min(rows, AT_ONCE), row), min(rows, AT_ONCE), row)
+        return weights.mean(1), (weights**2).mean(1)
+
+    keys = jax.random.split(jax.random.key(seed), max(1, rows // AT_ONCE))
+    first, second = zip(*(jax.device_get(some(key)) for key in keys), strict=True)
+    return np.concatenate(first), np.concatenate(second)
 
 
 @functools.lru_cache(maxsize=32)
