@@ -113,7 +113,8 @@ def norms(study: dict[str, Any]) -> Drawn:
         axis.set_visible(False)
     return Drawn(figure, (
         "Gradient norm at each step, a line a seed; dotted: where it is clipped. p99/median is taken in windows of 50 "
-        f"steps, the mean over windows and seeds. A loss's scale is its own: compare shapes, not heights. {NO_PUBLISHED}"
+        "steps, the mean over windows and seeds. A loss's scale is its own: compare shapes, not heights. "
+        f"{NO_PUBLISHED}"
     ))  # fmt: skip
 
 
@@ -152,8 +153,8 @@ def margin(study: dict[str, Any]) -> Drawn:
     seeds = len({row["seed"] for row in rows})
     return Drawn(figure, (
         f"Left: the held-out loss of each arm's own kind (fixed draws) after {study['steps']} steps, over the arm's "
-        "best median; values above the panel are cut off. Right: the largest learning rate at which 4 of 5 seeds end finite "
-        f"and at most 5% (dotted) above that best; lines are bootstraps over the {seeds} seeds, on the grid of rates. "
+        "best median; values above the panel are cut off. Right: the largest learning rate at which 4 of 5 seeds end "
+        f"finite and at most 5% (dotted) above that best; lines are bootstraps over the {seeds} seeds. "
         f"{NO_PUBLISHED}"
     ))  # fmt: skip
 
@@ -219,9 +220,9 @@ def quality(study: dict[str, Any]) -> Drawn:
     style.legend_below(figure, handles, ncols=3)
     return Drawn(figure, (
         "Each arm's model (first seed) under every decoder: squares AR, diamonds lossless drafting, hollow circles "
-        "what reveals a block without verifying (one or two slots a forward, confidence 0.9 and 0.7, entropy 0.1 and 0.35), "
-        "which is not lossless: its distribution is no language model's. A forward of single_pass computes more query "
-        f"tokens than one of the others; see the table. {NO_PUBLISHED}"
+        "what reveals a block without verifying (one or two slots a forward, confidence 0.9 and 0.7, entropy 0.1 and "
+        "0.35), which is not lossless: its distribution is no language model's. Lossless drafting computes "
+        f"more query tokens a forward; see the table. {NO_PUBLISHED}"
     ))  # fmt: skip
 
 
