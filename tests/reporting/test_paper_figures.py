@@ -11,11 +11,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from tests.reporting import made_up_study
 from tests.reporting import made_up_sweeps as made_up
 from tests.reporting.test_figures import texts
 from zaya_jax.architecture import preset
 from zaya_jax.costs.flops import parameter_count
-from zaya_jax.reporting.paper import published
+from zaya_jax.reporting.paper import published, stability
 from zaya_jax.reporting.paper.ablations import block_size, masking, negative_control
 from zaya_jax.reporting.paper.benchmarks import anchors, flat_tokens, free_slots, strategies
 from zaya_jax.reporting.paper.figures import FIGURES, draw, write
@@ -24,6 +25,7 @@ from zaya_jax.reporting.paper.samplers import beta, pass_at_16, speedup
 from zaya_jax.reporting.paper.sweep_rows import MissingData, conditions, matched, with_block_size, with_same_anchors
 from zaya_jax.reporting.plots import style
 from zaya_jax.reporting.results import write_sweep
+from zaya_jax.reporting.tables import stability as stability_tables
 
 ROOT = Path(__file__).parents[2]
 BENCH = {
@@ -41,6 +43,10 @@ DRAWN = {
     "roofline": roofline,
     "anchors": lambda: anchors(BENCH["samplers"]),
     "negative_control": lambda: negative_control(made_up.architecture()),
+    **{
+        f"stability_{name}": functools.partial(getattr(stability, name), made_up_study.study())
+        for name in ("noise", "norms", "margin", "exchange", "quality")
+    },
 }
 DRAWN = {name: functools.cache(drawn) for name, drawn in DRAWN.items()}  # looked at by several tests, changed by none
 
@@ -79,6 +85,21 @@ def test_footers_of_sweeps_say_what_was_run(name):
         assert word in shown, word
     if name not in ("masking", "beta"):  # whose made-up rows change no seed
         assert "training seeds 0" in shown
+
+
+def test_the_margin_of_made_up_runs():
+    """An arm that diverges at the larger rate keeps the smaller one; the others stand both."""
+    drawn = stability.margin(made_up_study.study())
+    left, right = drawn.figure.axes
+    largest = {int(line.get_ydata()[0]): line.get_xdata()[0] for line in right.lines if len(line.get_xdata()) == 1}
+    assert list(largest.values()) == [0.008, 0.008, 0.004]
+    assert [label.get_text() for label in right.get_yticklabels()] == ["AR only", "TiDAR: full mask",
+                                                                       "LLaDA-like, no AR loss"]  # fmt: skip
+    assert "at most 5%" in drawn.caption and len(left.lines) == 4
+    with pytest.raises(MissingData, match="section 'runs'"):
+        stability.margin(made_up_study.study() | {"runs": []})
+    assert "not finite" in stability_tables.runs_table(made_up_study.study())
+    assert "2 of 6" in stability_tables.runs_table(made_up_study.study())
 
 
 def test_published_numbers_agree_with_their_own_averages():

@@ -133,6 +133,13 @@ class Reference:
                 sure = {i: float(jax.nn.softmax(logits[i])[drafts[i]]) for i in hidden}
                 if sampler.target == "left_to_right":
                     chosen = hidden[: sampler.reveal]
+                elif sampler.target == "entropy_bounded":
+                    chosen, spent = [], 0.0
+                    entropy = {i: -float((p := jax.nn.softmax(logits[i])) @ jnp.log(p)) for i in hidden}
+                    for i in sorted(hidden, key=entropy.__getitem__):
+                        if spent <= sampler.threshold or len(chosen) < sampler.reveal:
+                            chosen.append(i)
+                        spent += entropy[i]
                 else:
                     chosen = sorted(hidden, key=lambda i: -sure[i])[: sampler.reveal]
                     chosen += [i for i in hidden if sure[i] >= sampler.threshold]

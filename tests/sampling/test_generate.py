@@ -64,6 +64,7 @@ def slow(sampler: SamplerConfig):
         SamplerConfig("block_diffusion", 4, temperature=0.9, threshold=0.5),
         SamplerConfig("block_diffusion", 4, temperature=0.0, threshold=1.0, reveal=2, stop_tokens=(3,)),
         SamplerConfig("block_diffusion", 3, target="left_to_right", temperature=0.7, reveal=2),
+        SamplerConfig("block_diffusion", 4, target="entropy_bounded", temperature=0.8, threshold=0.9),
     ],
     ids=str,
 )

@@ -79,7 +79,9 @@ def test_flags_and_configs_know_every_target(mix_linear):
             assert SamplerConfig(mode, 4, target=target.name).target == target.name
         names = known_samplers()
         assert target.lossless or names[target.name] == {"mode": target.modes[0], "target": target.name}
-    with pytest.raises(ValueError, match=r"target: got 'mix_linear', may be one of left_to_right, threshold when mode"):
+    with pytest.raises(
+        ValueError, match=r"target: got 'mix_linear', may be one of entropy_bounded, left_to_right, threshold when mode"
+    ):
         SamplerConfig("block_diffusion", target="mix_linear")
     values = flags.FlagValues()
     sampling_flags.define(values)

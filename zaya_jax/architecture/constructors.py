@@ -88,6 +88,7 @@ def blocks_at(
     valid: Array | None = None,
     document: Array | None = None,
     reveal: Array | None = None,
+    size: Array | None = None,
 ) -> "Layout":
     """Training rows with draft blocks anywhere: [row clean tokens ‖ one block from each of `first` on].
 
@@ -97,6 +98,9 @@ def blocks_at(
       first: int [B, N], the row index of each block's first slot. From the row's length on: no block, its
         slots are padding.
       tokens, block_size, valid, document, reveal: as in `tidar`.
+      size: int [B] in 1 .. block_size, a run-time value: how many slots a block has. block_size is then the slots
+        that are there (static): those from each of `first` on hold block_size // size blocks, one after the other,
+        each of the document at its own first slot; what is left of them is padding. None: a block each.
 
     Raises:
       UserError: block_size < 1, or shapes that differ from tokens'.
@@ -104,6 +108,12 @@ def blocks_at(
     _check_block_size(block_size)
     clean, first = cls.causal(tokens, valid, document), jnp.asarray(first, jnp.int32)
     row = clean.tokens.shape[1]
+    if size is not None:
+        slot_row, within = slots(first, block_size), jnp.arange(first.shape[1] * block_size) % block_size
+        size = jnp.asarray(size, jnp.int32)[:, None]
+        start = slot_row - within % size
+        drafts = _placed(cls, clean, slot_row, start, within < block_size // size * size, block_size)
+        return _joined(clean, drafts if reveal is None else _revealed(clean, drafts, slot_row, reveal))
     inside = first < row
 
     def at_first(x: Array) -> Array:
@@ -118,14 +128,33 @@ def blocks_at(
         block_size=block_size,
     )
     if reveal is not None:
-        if reveal.shape != clean.tokens.shape:
-            raise UserError(f"reveal: got shape {reveal.shape}, may be tokens' shape {clean.tokens.shape}")
-        slot_row = slots(first, block_size)
-        source = jnp.minimum(slot_row, row - 1)
-        shown = jnp.take_along_axis(reveal, source, axis=1) & (slot_row < row)
-        shown &= jnp.take_along_axis(clean.document, source, axis=1) == drafts.document
-        drafts = drafts.replace(tokens=jnp.where(shown, jnp.take_along_axis(clean.tokens, source, axis=1), MASK))
+        drafts = _revealed(clean, drafts, slots(first, block_size), reveal)
     return _joined(clean, drafts)
+
+
+def whole(
+    cls: type["Layout"],
+    tokens: Array,
+    valid: Array | None = None,
+    document: Array | None = None,
+    reveal: Array | None = None,
+) -> "Layout":
+    """Training rows whose every document is drafted at once: [row clean tokens ‖ row mask tokens].
+
+    A document's mask tokens are one block, which sees all of itself and nothing else: unconstrained masked diffusion
+    (LLaDA, arXiv 2502.09992). The layout's block_size is the row's length; `draft_targets` takes first = 0.
+
+    Args:
+      tokens, valid, document, reveal: as in `tidar`.
+
+    Raises:
+      UserError: shapes that differ from tokens'.
+    """
+    clean = cls.causal(tokens, valid, document)
+    row = clean.tokens.shape[1]
+    slot_row = jnp.broadcast_to(jnp.arange(row, dtype=jnp.int32), clean.tokens.shape)
+    drafts = _placed(cls, clean, slot_row, slot_row - clean.position, slot_row >= 0, row)
+    return _joined(clean, drafts if reveal is None else _revealed(clean, drafts, slot_row, reveal))
 
 
 def verify_and_draft(
@@ -236,6 +265,47 @@ def ancestors(parent: Array) -> Array:
         steps = above.astype(jnp.float32)
         above = jnp.matmul(steps, steps) > 0
     return above
+
+
+def _revealed(clean: "Layout", drafts: "Layout", slot_row: Array, reveal: Array) -> "Layout":
+    """The mask tokens, those that `reveal` (bool [B, T]) names showing their token; slot_row int32 [B, slots]."""
+    row = clean.tokens.shape[1]
+    if reveal.shape != clean.tokens.shape:
+        raise UserError(f"reveal: got shape {reveal.shape}, may be tokens' shape {clean.tokens.shape}")
+    source = jnp.minimum(slot_row, row - 1)
+    shown = jnp.take_along_axis(reveal, source, axis=1) & (slot_row < row)
+    shown &= jnp.take_along_axis(clean.document, source, axis=1) == drafts.document
+    return drafts.replace(tokens=jnp.where(shown, jnp.take_along_axis(clean.tokens, source, axis=1), MASK))
+
+
+def _placed(
+    cls: type["Layout"], clean: "Layout", slot_row: Array, start: Array, exists: Array, block_size: int
+) -> "Layout":
+    """Mask tokens of blocks of any size, in static groups of `block_size` slots that no block leaves.
+
+    Args:
+      slot_row: int32 [B, slots], the row index that each slot stands for; counts up within a block.
+      start: int32 [B, slots], that of its block's first slot; no two blocks have the same.
+      exists: bool [B, slots]; the others are padding.
+    """
+    row = clean.tokens.shape[1]
+    source = jnp.minimum(start, row - 1)
+
+    def at_start(x: Array) -> Array:
+        return jnp.take_along_axis(x, source, axis=1)
+
+    slot = jnp.arange(slot_row.shape[1], dtype=jnp.int32)
+    horizon = at_start(clean.position)
+    return cls(
+        tokens=jnp.full_like(slot_row, MASK),
+        position=horizon + slot_row - start,
+        document=jnp.where(exists & (start < row), at_start(clean.document), PADDING),
+        horizon=horizon,
+        block=start + 1,
+        predecessor=jnp.where(slot_row == start, at_start(clean.predecessor), row + slot - 1),
+        clean_size=0,
+        block_size=block_size,
+    )
 
 
 def _joined(clean: "Layout", drafts: "Layout") -> "Layout":

@@ -65,12 +65,14 @@ class Layout(struct.PyTreeNode):
     causal = classmethod(constructors.causal)
     tidar = classmethod(constructors.tidar)
     blocks_at = classmethod(constructors.blocks_at)
+    whole = classmethod(constructors.whole)
     verify_and_draft = classmethod(constructors.verify_and_draft)
     verify_tree = classmethod(constructors.verify_tree)
 
     clean_targets = targets.clean_targets
     draft_targets = targets.draft_targets
     draft_teachers = targets.draft_teachers
+    draft_sources = targets.draft_sources
 
     part = parts.part
 

@@ -67,6 +67,15 @@ def draft_teachers(layout: "Layout", offset: Array | int = 0, first: Array | Non
     return source, same & (slot_row > 0)
 
 
+def draft_sources(layout: "Layout", offset: Array | int = 0, first: Array | None = None) -> Array:
+    """The clean row slot that each mask token stands for, int32 [B, N * block_size]; beyond the row's end its last.
+
+    Args:
+      offset, first: what `tidar` or `blocks_at` was given.
+    """
+    return jnp.minimum(_slot_row(layout, offset, first), layout.clean_size - 1)
+
+
 def _slot_row(layout: "Layout", offset: Array | int, first: Array | None) -> Array:
     """The clean row index that each mask token stands for."""
     if first is not None:

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 import jax
+import jax.numpy as jnp
 
 from zaya_jax.architecture.layout import Layout
 from zaya_jax.errors import UserError
@@ -29,7 +30,9 @@ class TrainingLayout:
         The number of blocks is static. Traced.
       build: (tokens int32 [B, T], block_size=, document=int32 [B, T], and what was drawn) -> a Layout whose
         clean rows are the tokens and whose blocks stand where `draw` said, in that order. Traced.
-      random_masking: whether `build` also takes reveal=bool [B, T], and `draw` an offset.
+      random_masking: whether `build` also takes reveal=bool [B, T], and `draw` an offset (or blocks are documents).
+      documents: whether blocks are whole documents, whatever the block size. Tokens without a loss then show
+        themselves, as a prompt does at inference, and one mask rate is drawn for a row.
       splits: whether the blocks that start in each part of a row follow each other and are as many in every part: then
         devices can share rows (a mesh's `context`).
 
@@ -42,6 +45,7 @@ class TrainingLayout:
     draw: Callable[[Array, int, int, int], Drawn]
     build: Callable[..., Layout] = Layout.blocks_at
     random_masking: bool = False
+    documents: bool = False
     splits: bool = False
 
     def __post_init__(self) -> None:
@@ -85,6 +89,21 @@ def register_layout(layout: TrainingLayout) -> TrainingLayout:
     return layout
 
 
+def blocks_of_drawn_size(key: Array, batch: int, row: int, smallest: int, block_size: int) -> Drawn:
+    """A grid of blocks of one size for the whole batch, drawn in smallest .. block_size; its offset is a row's own.
+
+    Returns:
+      {"first": int32 [B, N], "size": int32 [B]} as `Layout.blocks_at` takes them. N is static: as many groups of
+      block_size slots as the size needs that fills them worst.
+    """
+    size_key, offset_key = jax.random.split(key)
+    size = jax.random.randint(size_key, (), smallest, block_size + 1)
+    offset = (jax.random.uniform(offset_key, (batch, 1)) * size).astype(jnp.int32)
+    worst = min(block_size // each * each for each in range(smallest, block_size + 1))
+    group = jnp.arange(-(-row // worst), dtype=jnp.int32)
+    return {"first": offset + group * (block_size // size * size), "size": jnp.broadcast_to(size, (batch,))}
+
+
 def _anywhere(key: Array, batch: int, row: int, block_size: int) -> Drawn:
     return {"offset": jax.random.randint(key, (batch,), 0, block_size)}
 
@@ -97,5 +116,25 @@ register_layout(
         Layout.tidar,
         random_masking=True,
         splits=True,
+    )
+)
+
+
+def _from_the_start(key: Array, batch: int, row: int, block_size: int) -> Drawn:
+    return {"first": jnp.zeros((batch, 1), jnp.int32)}
+
+
+def _whole(tokens: Array, block_size: int, document: Array, first: Array, reveal: Array | None = None) -> Layout:
+    return Layout.whole(tokens, document=document, reveal=reveal)
+
+
+register_layout(
+    TrainingLayout(
+        "whole",
+        "Every document is one block, which sees all of itself and no context: unconstrained masked diffusion.",
+        _from_the_start,
+        _whole,
+        random_masking=True,
+        documents=True,
     )
 )

@@ -11,7 +11,7 @@ from zaya_jax.files import read_text, write_text
 from zaya_jax.reporting.api_page import api_tables
 from zaya_jax.reporting.result_files import made_of, read_record
 from zaya_jax.reporting.results import read_results, read_sweep
-from zaya_jax.reporting.tables import benchmarks, drafting, runs
+from zaya_jax.reporting.tables import benchmarks, drafting, runs, stability
 from zaya_jax.reporting.tables.decode import decode_table
 from zaya_jax.reporting.tables.wall_clock import learned_table, wall_clock_table
 from zaya_jax.training.logging.metrics import read_metrics
@@ -73,6 +73,10 @@ def _clock(name: str) -> Maker:
     return _maker([f"smollm2/{name}.json"], read_record, wall_clock_table)
 
 
+def _stability(table: Callable[[dict[str, Any]], str]) -> Maker:
+    return _maker(["stability/tiny.json"], read_record, table)
+
+
 TABLES: dict[str, Maker] = {
     "quickstart": _csv("quickstart", table=runs.sampling_table),
     "likelihood": _csv("quickstart", table=runs.likelihood_table),
@@ -117,6 +121,10 @@ TABLES: dict[str, Maker] = {
     "drafts": _clock("drafts/wall_clock"),
     "word_problems_learned": _learned(*(f"smollm2/word_problems{run}" for run in ("/first", "/second", ""))),
     "drafts_learned": _learned("smollm2/drafts/first", "smollm2/drafts"),
+    "stability_weights": _stability(stability.weights_table),
+    "stability_noise": _stability(stability.noise_table),
+    "stability_runs": _stability(stability.runs_table),
+    "stability_decode": _stability(stability.decode_table),
     "api": lambda _: api_tables(),
 }  # fmt: skip
 

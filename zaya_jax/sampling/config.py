@@ -52,8 +52,10 @@ class SamplerConfig:
           fall.
         "mix_fresh": (1 - beta) * AR logits + beta * the logits of the block that starts at that very position (TiDAR's
           "trust diffusion"); single_pass with anchors="all" only.
-        "threshold", "left_to_right": for block_diffusion: reveal the slots whose token has at least probability
-          `threshold`, and at least the `reveal` most confident ones; or the `reveal` leftmost ones.
+        "threshold", "left_to_right", "entropy_bounded": for block_diffusion, none of them lossless: reveal the slots
+          whose token has at least probability `threshold`, and at least the `reveal` most confident ones (dynamic
+          confidence; with threshold 1 static: SDAR, LLaDA); the `reveal` leftmost ones; or the slots of least entropy,
+          as many as whose entropies without the last one's sum to at most `threshold` nats (set block decoding).
       acceptance: for a budget of anchors, what was measured with anchors="all": `Generation.accepted`, or a curve of
         acceptance rates (`acceptance_curve`), which knows less.
       beta: weight of the draft in the mixing targets, in [0, 1].
@@ -200,6 +202,11 @@ class SamplerConfig:
         """Does the target read the block that starts at each position? Then every one must be there."""
         assert self.target is not None  # filled in at construction
         return find_target(self.target).draft == "next"
+
+    @property
+    def lossless(self) -> bool:
+        """Does it sample exactly the AR distribution?"""
+        return find_target(str(self.target)).lossless
 
     @property
     def drafts(self) -> bool:

@@ -11,7 +11,7 @@ from zaya_jax.architecture import Layout, Zaya
 from zaya_jax.architecture.drafters.config import DrafterConfig
 from zaya_jax.architecture.kept import COLLECTION
 from zaya_jax.architecture.layout import PADDING
-from zaya_jax.architecture.training_layouts import LAYOUTS
+from zaya_jax.architecture.training_layouts import LAYOUTS, blocks_of_drawn_size
 from zaya_jax.checks import Choice, Integer, Number, check_fields, no_such
 from zaya_jax.errors import UserError
 from zaya_jax.registry import Registry, caller, kind_drafts
@@ -29,8 +29,16 @@ class Objective:
         or what `register_objective` adds.
       block_size: slots a draft block (tidar).
       alpha: weight of the autoregressive loss (tidar); 0: drafts alone are trained, that loss is a mere metric.
-      masking: "full" (every mask token is MASK, as at inference) or "random" (each block reveals a uniformly drawn
-        share of its slots, which then have no loss: the ablation of TiDAR's table 4).
+      masking: "full" (every mask token is MASK, as at inference), "random" (each slot shows its token with a drawn
+        probability, and then has no loss), or "complementary": random, and every row is run twice, the second time
+        with exactly the other slots masked, so that each has a loss once (Fast-dLLM v2).
+      rate_of: what shares a mask rate, drawn uniformly: each "block" (the ablation of TiDAR's table 4; BD3-LM) or a
+        "row" (SBD, SDAR, LLaDA).
+      least_rate, most_rate: between which it is drawn; BD3-LM clips it to .45 and .95.
+      weight: of a masked token's loss. "none": 1; "inverse": 1 / its mask rate, a likelihood bound's (BD3-LM, LLaDA).
+      average: what the draft loss is divided by: the "masked" tokens, or all "tokens" that could have been.
+      smallest_block: above 0, every step draws its block size in smallest_block .. block_size (SBD). Rows then hold up
+        to twice as many mask tokens, of which those that are left over are padding.
       loss_on: "all" tokens, or "answers": only those that a task asks for (text without a prompt is all answer).
       distill: share of the draft loss whose target is not the token but the model's own AR distribution of its
         position, held constant. Its gradient has the same mean where that distribution is the data's, and less noise
@@ -40,7 +48,8 @@ class Objective:
         temperature 1. "lk": lambda KL + (1 - lambda) TV with lambda = exp(-3 a), a the share that it accepts, held
         constant (arXiv 2602.23881): TV alone learns nothing where p and q do not overlap.
       slot_decay: the draft loss of slot s + 1 weighs this much of slot s's: a refused draft ends the run (tidar).
-      row_layout: where a row's draft blocks stand: "tidar" (a grid), or what `register_layout` adds (tidar).
+      row_layout: where a row's draft blocks stand: "tidar" (a grid), "whole" (every document is one block), or what
+        `register_layout` adds (tidar).
       blocks_per_row: so many draft blocks a row in place of a layout's, drawn so that each starts at a token that has
         a loss, about as many tokens apart; 0: the layout's (tidar).
     """
@@ -48,7 +57,13 @@ class Objective:
     kind: str = "tidar"
     block_size: Annotated[int, Integer(1, 65_536)] = 8
     alpha: Annotated[float, Number(0, 1e6)] = 1.0
-    masking: Annotated[str, Choice(("full", "random"))] = "full"
+    masking: Annotated[str, Choice(("full", "random", "complementary"))] = "full"
+    rate_of: Annotated[str, Choice(("block", "row"))] = "block"
+    least_rate: Annotated[float, Number(0, 1)] = 0.0
+    most_rate: Annotated[float, Number(0, 1)] = 1.0
+    weight: Annotated[str, Choice(("none", "inverse"))] = "none"
+    average: Annotated[str, Choice(("masked", "tokens"))] = "masked"
+    smallest_block: Annotated[int, Integer(0, 65_536)] = 0
     loss_on: Annotated[str, Choice(("all", "answers"))] = "all"
     distill: Annotated[float, Number(0, 1)] = 0.0
     distance: Annotated[str, Choice(("kl", "tv", "lk"))] = "kl"
@@ -65,11 +80,31 @@ class Objective:
         check_fields("Objective", self)
         if self.row_layout not in LAYOUTS:
             raise no_such("Objective.row_layout", self.row_layout, LAYOUTS)
-        if self.masking == "random" and not LAYOUTS[self.row_layout].random_masking:
-            raise UserError(f"Objective.masking: got 'random', may be 'full' where row_layout is {self.row_layout!r}")
-        if self.blocks_per_row and (self.row_layout != "tidar" or self.masking != "full"):
-            may_be = "0 where row_layout is not 'tidar' or masking not 'full'"
-            raise UserError(f"Objective.blocks_per_row: got {self.blocks_per_row}, may be {may_be}")
+        self._check_masking()
+
+    def _check_masking(self) -> None:
+        """UserError for a field that would change nothing, or that the layout has no place for."""
+        layout, full = LAYOUTS[self.row_layout], self.masking == "full"
+
+        def require(right: bool, field: str, may_be: str) -> None:
+            if not right:
+                raise UserError(f"Objective.{field}: got {getattr(self, field)!r}, may be {may_be}")
+
+        where = f"where row_layout is {self.row_layout!r}"
+        require(full or layout.random_masking, "masking", f"'full' {where}")
+        for field in ("rate_of", "least_rate", "most_rate", "weight"):
+            default = getattr(type(self), field)
+            require(not full or getattr(self, field) == default, field, f"{default!r} where masking is 'full'")
+        require(full or self.rate_of == "row" or not layout.documents, "rate_of", f"'row' {where}")
+        require(self.least_rate <= self.most_rate, "least_rate", f"at most most_rate ({self.most_rate})")
+        require(
+            self.weight == "none" or self.least_rate > 0, "least_rate", "above 0 where weight is 'inverse' (1 / rate)"
+        )
+        grid = self.row_layout == "tidar"
+        may_be = f"0, or 1 .. block_size ({self.block_size}) where row_layout is 'tidar'"
+        require(self.smallest_block <= self.block_size * grid, "smallest_block", may_be)
+        may_be = "0 where row_layout is not 'tidar', masking not 'full' or smallest_block above 0"
+        require(not self.blocks_per_row or (grid and full and not self.smallest_block), "blocks_per_row", may_be)
 
     @property
     def drafts(self) -> bool:
@@ -86,13 +121,26 @@ class Objective:
         """Whether rows hold draft blocks of mask tokens."""
         return self.drafts and self.drafter is None
 
-    def draw(self, key: Array, batch: int, row: int) -> dict[str, Array]:
+    @property
+    def unshared(self) -> str | None:
+        """The field because of which devices cannot share rows; None: they can."""
+        for field in ("blocks_per_row", "smallest_block"):
+            if getattr(self, field):
+                return field
+        return None if LAYOUTS[self.row_layout].splits else "row_layout"
+
+    def draw(self, key: Array, batch: int, row: int, mask_key: Array | None = None) -> dict[str, Array]:
         """The random part of a step for the whole batch, so that it does not depend on how the batch is sharded.
+
+        Args:
+          mask_key: decides which tokens are masked, in place of `key`, which still decides the rest: where blocks
+            stand, and at which rates their tokens are masked.
 
         Returns:
           {} or {"offset": int32 [B], "reveal": bool [B, T]}: see `Layout.tidar`; other layouts may draw
-          {"first": int32 [B, N]} (`TrainingLayout.draw`); {"share": float32 [B, blocks_per_row]}, sorted, which share
-          of a row's tokens with a loss stands before each block.
+          {"first": int32 [B, N]} (`TrainingLayout.draw`); with it {"size": int32 [B]} (`Layout.blocks_at`); {"share":
+          float32 [B, blocks_per_row]}, sorted, which share of a row's tokens with a loss stands before each block;
+          {"rate": float32 [B, T]}, the mask rate of each token, where losses are weighted by it.
         """
         if not self.drafts:
             return {}
@@ -100,28 +148,63 @@ class Objective:
         if self.blocks_per_row:
             within = jax.random.uniform(where_key, (batch, self.blocks_per_row))
             return {"share": (jnp.arange(self.blocks_per_row) + within) / self.blocks_per_row}
-        drawn = LAYOUTS[self.row_layout].drawn(where_key, batch, row, self.block_size)
-        if self.masking == "random":
-            blocks = row // self.block_size + 2
-            rate = jax.random.uniform(rate_key, (batch, blocks))
-            grid = (jnp.arange(row) - drawn["offset"][:, None]) // self.block_size + 1
-            rate = jnp.take_along_axis(rate, grid, axis=1)
-            drawn["reveal"] = jax.random.uniform(reveal_key, (batch, row)) < rate
+        if self.smallest_block:
+            drawn = blocks_of_drawn_size(where_key, batch, row, self.smallest_block, self.block_size)
+        else:
+            drawn = LAYOUTS[self.row_layout].drawn(where_key, batch, row, self.block_size)
+        if self.masking == "full":
+            return drawn
+        blocks = row // (self.smallest_block or self.block_size) + 2 if self.rate_of == "block" else 1
+        uniform = jax.random.uniform(rate_key, (batch, blocks))
+        shown = (1 - self.most_rate) + (self.most_rate - self.least_rate) * uniform
+        if self.rate_of == "block":
+            start = drawn["first"][:, :1] if "first" in drawn else drawn["offset"][:, None]
+            size = drawn["size"][:, None] if "size" in drawn else self.block_size
+            shown = jnp.take_along_axis(shown, (jnp.arange(row) - start) // size + 1, axis=1)
+        reveal_key = reveal_key if mask_key is None else mask_key
+        drawn["reveal"] = jax.random.uniform(reveal_key, (batch, row)) < shown
+        if self.weight == "inverse":
+            drawn["rate"] = jnp.broadcast_to(1 - shown, (batch, row))
         return drawn
+
+    def weights(self, drawn: dict[str, Array], batch: int, row: int) -> Array:
+        """float32 [B, T]: what each token's draft loss weighs under these draws, 0 where it is shown.
+
+        Of a complementary pair both rows together.
+        """
+        weight = jnp.ones((batch, row), jnp.float32)
+        if "reveal" in drawn and self.masking != "complementary":
+            weight = jnp.where(drawn["reveal"], 0, weight / drawn.get("rate", 1.0))
+        elif "rate" in drawn:
+            weight = 1 / jnp.where(drawn["reveal"], 1 - drawn["rate"], drawn["rate"])
+        return weight
+
+    def _paired(self, batch: dict[str, Array], drawn: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
+        """The rows that are run: of "complementary" each twice, the second time with the other slots masked."""
+        if not self.drafts or self.masking != "complementary":
+            return batch, drawn
+        other = drawn | {"reveal": ~drawn["reveal"]}
+        if "rate" in drawn:
+            other["rate"] = 1 - drawn["rate"]
+        first, second = (batch, drawn), (batch, other)
+        return jax.tree.map(lambda *rows: jnp.concatenate(rows), first, second)
 
     def layout(self, batch: dict[str, Array], drawn: dict[str, Array]) -> Layout:
         """The rows to run; batch as `zaya_jax.data.pipeline` makes it, int32 [B, T]."""
         if not self.drafts:
             return Layout.causal(batch["tokens"], document=batch["document"])
-        where = self._where(batch, drawn)
-        build = Layout.blocks_at if self.blocks_per_row else LAYOUTS[self.row_layout].build
-        reveal = {name: value for name, value in drawn.items() if name == "reveal"}
-        return build(batch["tokens"], block_size=self.block_size, document=batch["document"], **where, **reveal)
+        where, layout = self._where(batch, drawn), LAYOUTS[self.row_layout]
+        build = Layout.blocks_at if self.blocks_per_row or self.smallest_block else layout.build
+        more = {name: drawn[name] for name in ("reveal", "size") if name in drawn}
+        scored = self._scored(batch)
+        if layout.documents and scored is not None:
+            more["reveal"] = more.get("reveal", False) | ~scored
+        return build(batch["tokens"], block_size=self.block_size, document=batch["document"], **where, **more)
 
     def _where(self, batch: dict[str, Array], drawn: dict[str, Array]) -> dict[str, Array]:
         """Where the blocks stand: what `TrainingLayout.draw` gives, {"offset"} or {"first"}."""
         if "share" not in drawn:
-            return {name: value for name, value in drawn.items() if name != "reveal"}
+            return {name: drawn[name] for name in ("offset", "first") if name in drawn}
         has_loss = batch["document"] != PADDING
         if (scored := self._scored(batch)) is not None:
             has_loss &= scored
@@ -164,9 +247,11 @@ class Objective:
 
         Returns:
           ar_nll, ar_count (float32 []); load (int32 [L, 2, E + 1]); for tidar also draft_nll, draft_correct,
-          draft_count and, if it distills, draft_soft_nll, each float32 [block_size], by slot.
+          draft_count and, if it distills, draft_soft_nll, each float32 [block_size], by slot; draft_weighted_nll and
+          draft_asked where `weight` and `average` need them. Complementary rows count twice.
         """
         self._check_shared(axis)
+        batch, drawn = self._paired(batch, drawn)
         whole = self.layout(batch, drawn)
         index, count = (jax.lax.axis_index(axis), jax.lax.axis_size(axis)) if axis else (0, 1)
         layout = whole.part(index, count, axis) if axis else whole
@@ -188,15 +273,35 @@ class Objective:
         ids, has = map(mine, whole.draft_targets(scored=scored, **where))
         source, has_teacher = map(mine, whole.draft_teachers(**where))
         rows, teachers = layout.gather(jax.lax.stop_gradient(clean)), (source, has_teacher)
-        return out | self._draft_sums(model, variables, drafts, (ids, has), rows, teachers, constant_context)
+        by_slot, more = self._draft_sums(model, variables, drafts, (ids, has), rows, teachers, constant_context)
+        if self.weight == "inverse":
+            rate = jnp.take_along_axis(drawn["rate"], whole.draft_sources(**where), axis=1)
+            loss = by_slot["draft_nll"]
+            if self.distill:
+                loss = (1 - self.distill) * loss + self.distill * by_slot["draft_soft_nll"]
+            by_slot["draft_weighted_nll"] = jnp.where(has, loss / mine(rate), 0)
+        if self.average == "tokens":
+            by_slot["draft_asked"] = mine(self._asked(batch, drawn))
+        return out | more | {name: self._by_slot(value, layout) for name, value in by_slot.items()}
+
+    def _asked(self, batch: dict[str, Array], drawn: dict[str, Array]) -> Array:
+        """bool [B, N * block_size]: mask tokens that have a loss, or would have one if they did not show theirs."""
+        hidden = {name: value for name, value in drawn.items() if name != "reveal"}
+        layout = self.layout(batch, hidden)
+        return layout.draft_targets(scored=self._scored(batch), **self._where(batch, drawn))[1]
+
+    def _by_slot(self, value: Array, layout: Layout) -> Array:
+        """Sums over a row's mask tokens [B, N * block_size] by their place in their block: float32 [block_size]."""
+        if not self.smallest_block and layout.block_size == self.block_size:
+            return value.reshape(-1, self.block_size).sum(0).astype(jnp.float32)
+        rows = layout.draft_rows()
+        slot = (rows.position - rows.horizon) % self.block_size  # of a document's block, as a sampler will cut it
+        return jax.ops.segment_sum(value.astype(jnp.float32).reshape(-1), slot.reshape(-1), self.block_size)
 
     def _check_shared(self, axis: tuple[str, ...]) -> None:
         """Raises UserError for rows that devices along `axis` cannot share."""
-        if axis and self.drafts and (self.blocks_per_row or not LAYOUTS[self.row_layout].splits):
-            field, value = (
-                ("blocks_per_row", self.blocks_per_row) if self.blocks_per_row else ("row_layout", self.row_layout)
-            )
-            raise UserError(f"Objective.{field}: got {value!r}, whose rows devices cannot share")
+        if axis and self.drafts and (field := self.unshared):
+            raise UserError(f"Objective.{field}: got {getattr(self, field)!r}, whose rows devices cannot share")
 
     def _draft_sums(
         self,
@@ -207,8 +312,8 @@ class Objective:
         rows: Array,
         teachers: tuple[Array, Array],
         constant_context: bool,
-    ) -> dict[str, Array]:
-        """The part of `sums` that mask tokens have, by slot; with constant context the AR loss of their tokens too.
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """What mask tokens add to `sums`, each [B, N]; and with constant context the AR loss of their tokens.
 
         Args:
           drafts: hidden states [B, N, M] of the mask tokens.
@@ -229,17 +334,18 @@ class Objective:
             # a document's first token has no AR distribution
             soft, _ = cross_entropy(model, variables, drafts, ids, has & has_teacher, teacher, self.distance)
             by_slot["draft_soft_nll"] = jnp.where(has_teacher, soft, nll)
-        for name, value in by_slot.items():
-            out[name] = value.reshape(-1, self.block_size).sum(0).astype(jnp.float32)
-        return out
+        return by_slot, out
 
     def counts(self, batch: dict[str, Array], drawn: dict[str, Array]) -> dict[str, Array]:
         """The entries of `sums` that the loss divides by; they need no model."""
+        batch, drawn = self._paired(batch, drawn)
         layout, scored = self.layout(batch, drawn), self._scored(batch)
         out = {"ar_count": layout.clean_targets(scored)[1].sum().astype(jnp.float32)}
         if self.drafts:
             has = layout.draft_targets(scored=scored, **self._where(batch, drawn))[1]
-            out["draft_count"] = has.reshape(-1, self.block_size).sum(0).astype(jnp.float32)
+            out["draft_count"] = self._by_slot(has, layout)
+            if self.average == "tokens":
+                out["draft_asked"] = self._by_slot(self._asked(batch, drawn), layout)
         return out
 
     def loss(self, sums: dict[str, Array], counts: dict[str, Array]) -> Array:
@@ -248,10 +354,13 @@ class Objective:
         if not self.drafts:
             return ar
         nll = sums["draft_nll"]
-        if self.distill:
+        if self.weight == "inverse":
+            nll = sums["draft_weighted_nll"]
+        elif self.distill:
             nll = (1 - self.distill) * nll + self.distill * sums["draft_soft_nll"]
         weight = self.slot_decay ** jnp.arange(nll.shape[0])
-        draft = (weight * nll).sum() / jnp.maximum((weight * counts["draft_count"]).sum(), 1e-9)
+        count = counts["draft_asked" if self.average == "tokens" else "draft_count"]
+        draft = (weight * nll).sum() / jnp.maximum((weight * count).sum(), 1e-9)
         if not self.alpha:  # 0 * ar would be differentiated all the same
             return draft
         return (self.alpha * ar + draft) / (1 + self.alpha)

@@ -11,6 +11,7 @@ from typing import Any
 from zaya_jax.errors import UserError
 from zaya_jax.files import make_folder, read_object, remedy, replacing, write_text
 from zaya_jax.reporting import results
+from zaya_jax.reporting.paper import stability
 from zaya_jax.reporting.paper.ablations import block_size, masking, negative_control
 from zaya_jax.reporting.paper.benchmarks import anchors, free_slots, strategies
 from zaya_jax.reporting.paper.marks import Drawn
@@ -115,6 +116,13 @@ INTRODUCTION = (
     "hatched or purple; ours are toys. This page is written by `python -m experiments.figures`; captions also stand "
     "beside the pictures (NAME.txt)."
 )
+_STABILITY = (
+    Input(
+        "stability/tiny.json",
+        "python -m experiments.bench.stability --config=configs/stability.py --workdir=runs/stability "
+        "--output=results/stability/tiny.json",
+    ),
+)
 _TASKS = (_sweep("study"), _sweep("gsm_symbolic", optional=True))
 _SAMPLERS = _bench("samplers", "--threads=1 --only=anchors,strategies,auto,predicted")
 FIGURES: Mapping[str, PaperFigure] = {
@@ -140,6 +148,11 @@ FIGURES: Mapping[str, PaperFigure] = {
     "negative_control": PaperFigure(
         "layout-unaware CCA against CCA along the text: AR loss and T", (_sweep("architecture"),), negative_control
     ),
+    "stability_noise": PaperFigure("gradient variance of nine objectives by source", _STABILITY, stability.noise),
+    "stability_norms": PaperFigure("gradient norms of nine objectives over training", _STABILITY, stability.norms),
+    "stability_margin": PaperFigure("the largest learning rate each objective stands", _STABILITY, stability.margin),
+    "stability_exchange": PaperFigure("final AR loss against T, by objective", _STABILITY, stability.exchange),
+    "stability_quality": PaperFigure("quality against T of every decoder", _STABILITY, stability.quality),
 }
 
 

@@ -4,7 +4,6 @@ import dataclasses
 from pathlib import Path
 
 from zaya_jax.architecture import Execution, ZayaConfig
-from zaya_jax.architecture.training_layouts import LAYOUTS
 from zaya_jax.errors import UserError
 from zaya_jax.parallel import MeshConfig, Placement, make_placement
 from zaya_jax.runs.configuration.mixture import MixtureSource
@@ -35,12 +34,9 @@ class Stage:
         if self.mesh.context > 1 and objective.drafter is not None:
             got = f"got {self.mesh.context}, may be 1 where objective.kind is {objective.kind!r}"
             raise UserError(f"{self.phase.name}: mesh.context: {got}: devices cannot share such rows")
-        if self.mesh.context > 1 and objective.drafts and not LAYOUTS[objective.row_layout].splits:
-            got = f"got {self.mesh.context}, may be 1 where objective.row_layout is {objective.row_layout!r}"
+        if self.mesh.context > 1 and objective.masks and (field := objective.unshared):
+            got = f"got {self.mesh.context}, may be 1 where objective.{field} is {getattr(objective, field)!r}"
             raise UserError(f"{self.phase.name}: mesh.context: {got}, whose rows devices cannot share")
-        if self.mesh.context > 1 and objective.drafts and objective.blocks_per_row:
-            got = f"got {self.mesh.context}, may be 1 where objective.blocks_per_row is above 0"
-            raise UserError(f"{self.phase.name}: mesh.context: {got}: devices cannot share such rows")
         rows = self.batch_size // self.phase.optimizer.accumulate
         try:
             return make_placement(self.mesh, self.model, rows, self.row_length, block_size, devices, self.execution)

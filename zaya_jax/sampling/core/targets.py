@@ -46,8 +46,9 @@ class Target:
         "next": those of the block that starts at that very position (single_pass with anchors="all" only).
         "none": there is no `combine`.
       reveal: for block_diffusion, which verifies nothing: (logits [B, block_size, V], drawn tokens int32
-        [B, block_size], threshold) -> (order, sure), float and bool [B, block_size]: of the hidden slots, the
-        `SamplerConfig.reveal` ones of the highest order show their token, and those that are sure do. Traced too.
+        [B, block_size], hidden bool [B, block_size], threshold) -> (order, sure), float and bool [B, block_size]: of
+        the hidden slots, the `SamplerConfig.reveal` ones of the highest order show their token, and those that are sure
+        do. Traced too.
       beta: whether the target depends on `SamplerConfig.beta`.
       lossless: whether it is the AR distribution.
 
@@ -59,7 +60,7 @@ class Target:
     words: str
     combine: Callable[[Array, Array, Array], Array] | None = None
     draft: str = "tested"
-    reveal: Callable[[Array, Array, Array], tuple[Array, Array]] | None = None
+    reveal: Callable[[Array, Array, Array, Array], tuple[Array, Array]] | None = None
     beta: bool = False
     lossless: bool = False
 
@@ -116,16 +117,31 @@ def targets_of(mode: str) -> tuple[str, ...]:
     return tuple(target.name for target in _REGISTERED.values() if mode in target.modes)
 
 
-def _most_confident(logits: Array, drawn: Array, threshold: Array) -> tuple[Array, Array]:
+def _most_confident(logits: Array, drawn: Array, hidden: Array, threshold: Array) -> tuple[Array, Array]:
     """By the model's own confidence, whatever the temperature (Fast-dLLM, TiDAR)."""
     wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     order = at_token(jax.nn.log_softmax(wide, axis=-1), drawn)
     return order, jnp.exp(order) >= threshold
 
 
-def _leftmost(logits: Array, drawn: Array, threshold: Array) -> tuple[Array, Array]:
+def _leftmost(logits: Array, drawn: Array, hidden: Array, threshold: Array) -> tuple[Array, Array]:
     order = jnp.broadcast_to(-jnp.arange(drawn.shape[1], dtype=jnp.float32), drawn.shape)
     return order, jnp.zeros(drawn.shape, bool)
+
+
+def _least_entropy(logits: Array, drawn: Array, hidden: Array, threshold: Array) -> tuple[Array, Array]:
+    """In the order of entropy, as many as whose entropies, the last one's aside, sum to at most threshold nats.
+
+    Entropies are the model's own, whatever the temperature (arXiv 2509.04185, section 3; 2505.24857).
+    """
+    wide = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), axis=-1)
+    entropy = -(jnp.exp(wide) * jnp.where(wide > -jnp.inf, wide, 0)).sum(-1)
+    kept = jnp.where(hidden, entropy, 0)
+    slot = jnp.arange(entropy.shape[1])
+    before = (entropy[:, None] < entropy[..., None]) | (
+        (entropy[:, None] == entropy[..., None]) & (slot < slot[:, None])
+    )
+    return -entropy, (before * kept[:, None]).sum(-1) <= threshold
 
 
 register_target(
@@ -159,14 +175,24 @@ register_target(
 register_target(
     Target(
         "threshold",
-        "A block is unmasked over several forwards, the most confident slots first; nothing is verified.",
+        "A block is unmasked over several forwards, the most confident slots first; nothing is verified, so it is not "
+        "lossless.",
         reveal=_most_confident,
     )
 )
 register_target(
     Target(
         "left_to_right",
-        "A block is unmasked over several forwards, the leftmost slots first; nothing is verified.",
+        "A block is unmasked over several forwards, the leftmost slots first; nothing is verified, so it is not "
+        "lossless.",
         reveal=_leftmost,
+    )
+)
+register_target(
+    Target(
+        "entropy_bounded",
+        "A block is unmasked over several forwards, as many slots in each as an entropy budget allows (set block "
+        "decoding); nothing is verified, so it is not lossless.",
+        reveal=_least_entropy,
     )
 )

@@ -84,7 +84,7 @@ def _chosen(setup: Setup, logits: Array, drawn: Array, hidden: Array) -> Array:
     """Which hidden slots show their token now, bool [B, block_size]; at least one if any is hidden."""
     reveal = setup.target.reveal
     assert reveal is not None  # a target of this mode
-    order, sure = reveal(logits, drawn, setup.options.threshold)
+    order, sure = reveal(logits, drawn, hidden, setup.options.threshold)
     order = jnp.where(hidden, order, -jnp.inf)
     rank = jnp.argsort(jnp.argsort(-order, axis=1), axis=1)
     return hidden & (sure | (rank < setup.options.reveal))
