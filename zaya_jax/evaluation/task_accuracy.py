@@ -210,7 +210,7 @@ def run_sampler(
     protocol: EvaluationProtocol,
     path: Path | None = None,
 ) -> TaskResult:
-    """Completes every problem, `protocol.batch` sequences side by side, the next ones in the places of those that ended.
+    """Completes every problem, `protocol.batch` sequences side by side, the next in the place of one that ended.
 
     Before that a prompt of each padded length runs untimed, to compile.
 

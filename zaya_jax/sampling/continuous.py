@@ -107,7 +107,7 @@ def in_order(sequences: Iterable[tuple[Finished, Work]]) -> Iterator[Finished]:
 
 
 def widths(lengths: Iterable[int]) -> list[int]:
-    """One length of each size that prompts of these lengths are padded to: reading each size is a program of its own."""
+    """One length of each size that prompts of these lengths are padded to: each is read by a program of its own."""
     return list({bucket(n): n for n in lengths}.values())
 
 
@@ -198,7 +198,7 @@ class _Queue:
         return out
 
     def _share_out(self, host: Books, seconds: float) -> int:
-        """Gives each running row its share of the time, by the forwards it has made since; how many tokens it yielded."""
+        """Gives running rows their shares of the time, by the forwards that each made; the tokens that they yielded."""
         running = np.array([index is not None for index in self.index])
         forwards, tokens = np.where(running, np.stack([host.forwards, host.count]) - self.made, 0)
         self.seconds += seconds * forwards / max(1, forwards.sum())

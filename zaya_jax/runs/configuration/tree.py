@@ -40,6 +40,7 @@ from zaya_jax.errors import UserError
 from zaya_jax.evaluation.task_accuracy import EvaluationProtocol
 from zaya_jax.parallel import MeshConfig
 from zaya_jax.parallel.devices import CPU_DEVICES
+from zaya_jax.rollouts.config import Rollouts
 from zaya_jax.runs.configuration.reader import Made, has_default, names_of, read, section
 from zaya_jax.sampling.config import SHARE, TEMPERATURE
 from zaya_jax.training.loop import Phase
@@ -98,6 +99,10 @@ def _objective(given: Any, where: str) -> Objective:
     if isinstance(given, ConfigDict):  # else `read` says what it may be
         kind = objective_type(f"{where}.kind", given.get("kind", Objective.kind))
     return read(kind, given, where)
+
+
+def _rollouts(given: Any, where: str) -> Rollouts:
+    return read(Rollouts, given, where)
 
 
 def _model(given: Any, where: str) -> ZayaConfig:
@@ -159,6 +164,7 @@ class PhaseSection(Phase):
     mixture: Annotated[tuple[Ingredient, ...] | None, Made(_ingredients, unset=True)] = None
     packing: Annotated[str | None, Unset(Name(PACKINGS))] = None
     mesh: Annotated[MeshConfig | None, Made(_mesh, unset=True)] = None
+    rollouts: Annotated[Rollouts | None, Made(_rollouts, unset=True)] = None  # of a policy: its objective's kind
 
     def phase(self) -> Phase:
         """What the training loop is told of it."""
