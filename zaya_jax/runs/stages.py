@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -174,12 +175,21 @@ def run_phase(
             found = validate(setup, own, eval_step, variables)
             return found if stage.rollouts is None else found | rollouts.held_out_of(setup, stage, model, variables)
 
+        if stage.rollouts is not None:
+            look_before(writer, name, lambda: look(variables))
         with provenance.timed(workdir, name):
             train(
                 model, variables, stage.phase, batches, checkpoints, writer, evaluate=look, carry=carry,
                 placement=placement, flops_per_step=step_flops(stage), peak_flops=peak_of(placement),
                 profile=profile and profile / name,
             )  # fmt: skip
+
+
+def look_before(writer: MetricWriter, name: str, look: Callable[[], dict[str, Any]]) -> None:
+    """Puts what a stage starts from in metrics.jsonl once, as its validation at step 0."""
+    path, where = writer.path, f"{name}/validation"
+    if not (path.exists() and any(line["stage"] == where for line in read_metrics(path))):
+        writer.write(where, 0, look())
 
 
 def peak_of(placement: Placement | None) -> float | None:

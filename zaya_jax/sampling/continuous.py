@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from zaya_jax.architecture import Zaya
 from zaya_jax.errors import UserError
+from zaya_jax.parallel import Placement
 from zaya_jax.sampling.config import SamplerConfig
 from zaya_jax.sampling.core.random_streams import row_keys
 from zaya_jax.sampling.decoding import Books, Finished, books, bucket, check, prompts_of, require_cache
@@ -59,6 +61,7 @@ def generate_queue(
     longest: int,
     batch: int = 64,
     tokenizer: Decoder | None = None,
+    placement: Placement | None = None,
 ) -> Iterator[tuple[Finished, Work]]:
     """Continues prompts, however many there are, and yields each when it has ended: the same as `generate` yields.
 
@@ -69,6 +72,8 @@ def generate_queue(
       sampler: any mode but "auto".
       batch: sequences side by side.
       tokenizer: for stop strings.
+      placement: lays the batch's sequences over devices, as a training batch's rows; `variables` are where it puts them
+        (`Placement.put`), and `batch` is a multiple of the devices that share it. Tokens are those of one device.
 
     Yields:
       (sequence, what all rows have done so far), in the order in which sequences end; `index` counts the prompts, and
@@ -79,7 +84,10 @@ def generate_queue(
     """
     if sampler.mode == "auto":
         raise UserError("SamplerConfig.mode: got 'auto', may be what `choose_sampler` chose")
-    queue = _Queue(model, variables, sampler, max_new_tokens, longest, min(batch, 2**20), tokenizer)
+    if placement is not None and batch % placement.split("batch"):
+        may_be = f"a multiple of {placement.split('batch')}, the devices that share it"
+        raise UserError(f"batch: got {batch}, may be {may_be}")
+    queue = _Queue(model, variables, sampler, max_new_tokens, longest, min(batch, 2**20), tokenizer, placement)
     waiting = enumerate(prompts)
     ahead = list(itertools.islice(waiting, 1))  # the next in line, drawn to know whether there is one
     while True:
@@ -116,8 +124,9 @@ class _Queue:
 
     def __init__(
         self, model: Zaya, variables: Any, sampler: SamplerConfig, new: int, longest: int, rows: int,
-        tokenizer: Decoder | None,
+        tokenizer: Decoder | None, placement: Placement | None,
     ) -> None:  # fmt: skip
+        self.placement = placement
         self.model, self.variables, self.sampler, self.new, self.tokenizer = model, variables, sampler, new, tokenizer
         self.plan, self.options, self.limit = plan_of(sampler), options_of(sampler), np.int32(new)
         self.longest, self.admitted, self.work = longest, max(1, int(ADMITTED * rows)), Work()
@@ -165,8 +174,18 @@ class _Queue:
         if self.state is None or self.keys is None:
             self.state, self.keys = _empty(fresh, keys, rows=len(self.index))
         places = np.array([*rows, *[len(self.index)] * missing], np.int32)
-        self.state, self.keys = _put(self.state, self.keys, fresh, keys, places)
+        self.state, self.keys = self._laid_out(*_put(self.state, self.keys, fresh, keys, places))
         self.reading += time.perf_counter() - began
+
+    def _laid_out(self, state: State, keys: Array) -> tuple[State, Array]:
+        """The batch over the devices that share it; nothing moves that is there already."""
+        if self.placement is None:
+            return state, keys
+        rows = self.placement.rows()
+        second = NamedSharding(self.placement.mesh, PartitionSpec(None, *rows.spec))  # of the cache's [layer, row, ...]
+        cache = jax.device_put(state.cache.replace(length=None), second)
+        cache = cache.replace(length=jax.device_put(state.cache.length, rows))
+        return jax.device_put(state.replace(cache=None), rows).replace(cache=cache), jax.device_put(keys, rows)
 
     def advance(self, more: bool) -> list[Finished]:
         """Steps until as many rows have ended as are refilled together, or all where nothing waits: their sequences."""
