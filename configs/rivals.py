@@ -45,7 +45,7 @@ class Method:
     samplers: tuple[str, ...] = ()
     optimizer: dict[str, Any] = dataclasses.field(default_factory=dict)
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
-    trained: Trained = Trained()  # of the model itself
+    trained: Trained = dataclasses.field(default_factory=Trained)  # of the model itself
 
 
 def methods(block_size: int) -> dict[str, Method]:

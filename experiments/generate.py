@@ -30,7 +30,7 @@ import functools
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +46,15 @@ from zaya_jax.command_line.models import decoding_form, load
 from zaya_jax.errors import UserError
 from zaya_jax.paths import absolute
 from zaya_jax.runs.tokens import checkpoint_of, choose_template, choose_tokenizer, never_drafted
-from zaya_jax.sampling import (
-    Generation,
-    SamplerConfig,
-)
+from zaya_jax.sampling import SamplerConfig
+from zaya_jax.sampling.continuous import Prompt
+from zaya_jax.sampling.decoding import Finished
 from zaya_jax.sampling.streaming import QUIET, RESET, TerminalStreamer, escape, render
 from zaya_jax.text.detokenizer import Detokenizer
 from zaya_jax.text.templates import question
 from zaya_jax.text.tokenizers import Tokenizer
 
-BATCH = 16  # prompts of a file side by side
+BATCH = 16  # prompts of a file side by side, with all their samples
 PATIENCE = 30.0  # seconds: what took longer is not done again to have its time without compilation
 
 
@@ -132,7 +131,7 @@ def main(values: flags.FlagValues) -> None:
         raise UserError(sampling_flags.in_flags(str(error))) from error
     except KeyboardInterrupt:
         print(flush=True)
-        cli.fail("interrupted" + ("; the same command resumes from the last whole batch" if values.output else ""), 130)
+        cli.fail("interrupted" + ("; the same command resumes after the last whole row" if values.output else ""), 130)
 
 
 def check_flags(values: flags.FlagValues) -> None:
@@ -206,100 +205,99 @@ def screen_of(values: flags.FlagValues) -> Screen:
 
 
 def complete(values: flags.FlagValues, engine: Engine, texts: list[str], settings: dict[str, Any]) -> None:
-    """Continues every prompt, batch by batch."""
+    """Continues every prompt: side by side, the next in the place of one that has ended."""
     tokenizer, samples = engine.tokenizer, values.samples
     prompts = [question(text, tokenizer) for text in texts]
     engine.check(prompts)
     output = None if values.output is None else Completions(absolute(values.output), texts, samples, settings)
+    every = range(len(prompts))
+    rows = every_row(every, samples) if output is None else output.missing(every)
+    if not rows:
+        assert output is not None  # there is a prompt
+        print(f"nothing to do: {values.output} holds all {len(output.done)} rows", file=sys.stderr)
+        return
     size = values.batch or BATCH
-    batches = [range(at, min(at + size, len(prompts))) for at in range(0, len(prompts), size)]
-    if output is not None:
-        batches = [part for part in batches if output.missing(part)]
-        if not batches:
-            print(f"nothing to do: {values.output} holds all {len(output.done)} rows", file=sys.stderr)
-            return
+    first = list(dict.fromkeys(index for index, _ in rows))[:size]
 
-    def inputs(part: range) -> tuple[list[list[int]], list[int]]:
-        rows = range(part.start * samples, part.stop * samples)
-        return [prompts[i] for i in part], [values.seed + row for row in rows]
+    def seed_of(row: tuple[int, int]) -> int:
+        return values.seed + row[0] * samples + row[1]
 
     if output is not None and output.ran is not None:
         engine.sampler = SamplerConfig(**engine.asked | output.ran)
     else:
-        engine.choose(prompts, *inputs(batches[0]))
+        engine.choose(prompts, [prompts[i] for i in first], [seed_of(row) for row in every_row(first, samples)])
     screen = screen_of(values)
-    alone = len(texts) == samples == 1 and output is None
-    if alone and (values.stream or (values.stream is None and screen.columns is not None)):
-        streamer = screen.streamer(engine.tokenizer)
+    queue = [Prompt(prompts[row[0]], seed_of(row)) for row in rows]
+    width = min(size, len(prompts)) * samples  # whatever is left: the same programs, hence the same numbers
+    if output is None and len(rows) == 1 and (values.stream or (values.stream is None and screen.columns is not None)):
+        streamer = screen.streamer(tokenizer)
         streamer.prompt(texts[0])
-        made = [engine.run(*inputs(batches[0]), streamer=streamer)]
+        made = [engine.run([prompts[0]], [values.seed], streamer=streamer).tokens[0]]
         screen.write("\n")
     else:
-        bar, made = tqdm(batches, desc="generate", unit="batch", dynamic_ncols=True, disable=output is None), []
-        for part in bar:
-            generation = engine.run(*inputs(part))
-            made.append(generation)
+        bar = tqdm(total=len(rows), desc="generate", unit="row", dynamic_ncols=True, disable=output is None)
+        made = []  # for --compare alone: there may be any number
+        for row, sequence in zip(rows, engine.queue(queue, width), strict=True):
+            if values.compare:
+                made.append(sequence.tokens)
             bar.set_postfix_str(f"T {engine.meter.tokens_per_forward:.2f}, {engine.meter.speed}", refresh=False)
+            bar.update()
             if output is None:
-                show(engine, texts, part, generation, screen)
+                show(engine, texts, row, sequence, screen)
             else:
-                keep(engine, texts, part, generation, output, values.seed)
+                keep(engine, texts, row, sequence, output, seed_of(row))
+        bar.close()
         if not engine.meter.timed_tokens and engine.meter.seconds < PATIENCE:
-            engine.run(*inputs(batches[-1]), again=True)
-    width = f"batch {min(size, len(texts))}" + (f" x {samples} samples" if samples > 1 else "")
-    engine.close(width)
+            list(engine.queue(queue[-width:], width, again=True))
+    words = f"batch {min(size, len(texts))}" + (f" x {samples} samples" if samples > 1 else "")
+    engine.close(words)
     if values.compare:
-        compare(engine, [inputs(part) for part in batches], made)
+        compare(engine, queue, width, made)
 
 
-def compare(engine: Engine, batches: list[tuple[list[list[int]], list[int]]], drafted: list[Generation]) -> None:
-    """Samples the same batches one token a forward, and says on stderr how much faster drafting was."""
+def every_row(prompts: Iterable[int], samples: int) -> list[tuple[int, int]]:
+    """(prompt, sample) pairs, a prompt's side by side."""
+    return [(index, sample) for index in prompts for sample in range(samples)]
+
+
+def compare(engine: Engine, queue: list[Prompt], width: int, drafted: list[list[int]]) -> None:
+    """Samples the same rows one token a forward, and says on stderr how much faster drafting was."""
     assert engine.sampler is not None  # `Engine.choose`
     plain = dataclasses.replace(
         engine.sampler, mode="autoregressive", anchors="all", acceptance=None, target=None
     )  # fmt: skip
     with Meter() as meter:
         alone = dataclasses.replace(engine, sampler=plain, meter=meter)
-        made = [alone.run(*batch) for batch in batches]
+        made = [sequence.tokens for sequence in alone.queue(queue, width)]
         if not meter.timed_tokens:
-            alone.run(*batches[-1], again=True)
-    rows = [
-        pair for both in zip(made, drafted, strict=True) for pair in zip(*(each.tokens for each in both), strict=True)
-    ]
-    same = sum(one == other for one, other in rows)
+            list(alone.queue(queue[-width:], width, again=True))
+    same = sum(one == other for one, other in zip(made, drafted, strict=True))
     print(
         f"autoregressive: {meter.speed}; drafting gives {engine.meter.rate / meter.rate:.2f} times as many tokens a "
-        f"second; {same} of {len(rows)} texts are the same",
+        f"second; {same} of {len(made)} texts are the same",
         file=sys.stderr,
     )
 
 
-def show(engine: Engine, texts: list[str], part: range, generation: Generation, screen: Screen) -> None:
-    """A batch's rows on the terminal."""
-    rows = [(index, sample) for index in part for sample in range(engine.samples)]
-    for (index, sample), tokens, accepted in zip(rows, generation.tokens, generation.accepted, strict=True):
-        title = f"# prompt {index + 1}" + (f", sample {sample + 1}" if engine.samples > 1 else "") + "\n"
-        text = render(engine.tokenizer, tokens, accepted, screen.colour)
-        screen.row(title if len(texts) * engine.samples > 1 else "", texts[index], text)
+def show(engine: Engine, texts: list[str], row: tuple[int, int], sequence: Finished, screen: Screen) -> None:
+    """A row on the terminal."""
+    index, sample = row
+    title = f"# prompt {index + 1}" + (f", sample {sample + 1}" if engine.samples > 1 else "") + "\n"
+    text = render(engine.tokenizer, sequence.tokens, sequence.accepted, screen.colour)
+    screen.row(title if len(texts) * engine.samples > 1 else "", texts[index], text)
 
 
 def keep(
-    engine: Engine, texts: list[str], part: range, generation: Generation, output: Completions, seed: int
+    engine: Engine, texts: list[str], row: tuple[int, int], sequence: Finished, output: Completions, seed: int
 ) -> None:  # fmt: skip
-    """A batch's rows in the file, but for those that it holds already."""
-    lines, text = [], Detokenizer(engine.tokenizer, start=False)
-    for index, sample in output.missing(part):
-        row = (index - part.start) * engine.samples + sample
-        tokens = generation.tokens[row]
-        lines.append(
-            {
-                "prompt": texts[index], "index": index, "sample": sample,
-                "seed": seed + index * engine.samples + sample, "text": text.whole(tokens),
-                "tokens": tokens, "accepted": generation.accepted[row],
-                "log_probabilities": generation.log_probabilities[row], "finish": generation.finish[row],
-            }
-        )  # fmt: skip
-    output.add(lines, {name: getattr(generation.sampler, name) for name in MEASURED})
+    """A row in the file."""
+    (index, sample), text = row, Detokenizer(engine.tokenizer, start=False)
+    line = {
+        "prompt": texts[index], "index": index, "sample": sample, "seed": seed, "text": text.whole(sequence.tokens),
+        "tokens": sequence.tokens, "accepted": sequence.accepted,
+        "log_probabilities": sequence.log_probabilities, "finish": sequence.finish,
+    }  # fmt: skip
+    output.add([line], {name: getattr(engine.sampler, name) for name in MEASURED})
 
 
 def chat(engine: Engine, talk: Conversation, screen: Screen, seed: int, stream: bool) -> None:

@@ -4,6 +4,7 @@ The packages, from the top; each imports only from those below it, and from the 
 
 * command_line: what commands share: flags, one-line errors, files of prompts
 * runs: one run: its configuration, its folder, what it was made with, its stages
+* rollouts: reinforcement learning on a model's own rollouts
 * evaluation: likelihood, tasks under each sampler, the lm-eval adapter, where a forward's time goes
 * reporting: result files, tables, pages, plots, figures, report
 * aot: compiling for GPUs that are not here

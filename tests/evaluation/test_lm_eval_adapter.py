@@ -322,7 +322,7 @@ def test_texts_are_read_as_hflm_reads_them(lm_eval, around, add_bos_token, tmp_p
     tokenizer = load_tokenizer(folder)
     config = small_config(vocab_size=tokenizer.vocab_size)
     if around.endswith("</s>") and add_bos_token is not False:  # HFLM scores what follows an end of text
-        with pytest.raises(ValueError, match="tokenizer: got one that ends every text with .*, may be one that does"):
+        with pytest.raises(ValueError, match=r"tokenizer: got one that ends every text with .*, may be one that does"):
             Adapter(Zaya(config), {}, tokenizer, SamplerConfig(), add_bos_token=add_bos_token)
         return
     ours = Adapter(Zaya(config), {}, tokenizer, SamplerConfig(), add_bos_token=add_bos_token)

@@ -5,6 +5,8 @@ import pytest
 
 from tests.sampling.test_generate import model_of, prompts_of
 from tests.sampling.test_turns import Letters
+from zaya_jax.errors import UserError
+from zaya_jax.parallel import MeshConfig, make_placement
 from zaya_jax.sampling import SamplerConfig, continuous, generate
 from zaya_jax.sampling.continuous import Prompt, generate_queue
 
@@ -118,3 +120,20 @@ def test_a_queue_of_any_length_holds_one_prompt_ahead(monkeypatch):
     prompts = (Prompt([1], 0) for _ in range(100_000))
     found = [number for number, _ in generate_queue(None, None, prompts, SamplerConfig("autoregressive"), 1, longest=1)]
     assert found == list(range(100_000))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [{"data": 2}, {"fsdp": 2}, {"expert": 2}])
+def test_devices_that_share_a_batch_give_the_tokens_of_one(mesh):
+    model, variables = model_of()
+    placement = make_placement(MeshConfig(**mesh), model.config, 4, 8)
+    assert placement is not None
+    prompts, (_, sampler, _) = many(model, 9), SAMPLERS
+    alone = generate(model, variables, [p.tokens for p in prompts], sampler, NEW, [p.seed for p in prompts])
+    laid = placement.put(variables)
+    queue = generate_queue(model, laid, prompts, sampler, NEW, longest=10, batch=4, placement=placement)
+    found = {sequence.index: sequence for sequence, _ in queue}
+    assert [found[i].tokens for i in range(9)] == alone.tokens
+    assert [found[i].accepted for i in range(9)] == alone.accepted
+    with pytest.raises(UserError, match="batch: got 3, may be a multiple of 2"):
+        next(generate_queue(model, laid, prompts, sampler, NEW, longest=10, batch=3, placement=placement))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from zaya_jax.architecture import Zaya
@@ -21,7 +21,8 @@ from zaya_jax.sampling import (
     evidence,
     generate,
 )
-from zaya_jax.sampling.decoding import check
+from zaya_jax.sampling.continuous import Prompt, generate_queue, in_order
+from zaya_jax.sampling.decoding import Finished, check
 from zaya_jax.sampling.drafting import Yield
 from zaya_jax.text.tokenizers import Tokenizer
 
@@ -104,6 +105,19 @@ class Engine:
         if not again:
             self.drafted.add(generation.sampler, generation.accepted)
         return generation
+
+    def queue(self, prompts: Sequence[Prompt], batch: int, again: bool = False) -> Iterator[Finished]:
+        """Sequences of any number of prompts, in their order, `batch` side by side; metered."""
+        assert self.sampler is not None  # `choose`
+        sampler, longest = self.sampler, max(len(prompt.tokens) for prompt in prompts)
+        sequences = generate_queue(
+            self.model, self.variables, prompts, sampler, self.max_new_tokens, longest=longest, batch=batch,
+            tokenizer=self.tokenizer,
+        )  # fmt: skip
+        for sequence in in_order(self.meter.follow(sequences, again)):
+            if not again:
+                self.drafted.add(sampler, [sequence.accepted])
+            yield sequence
 
     def close(self, rows: str) -> None:
         """The closing lines, on stderr; `rows`: the batch, in words."""

@@ -1,12 +1,14 @@
 """What generating cost: tokens, forwards and seconds, with compilation kept out of it."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 
 import jax
 
 from zaya_jax.sampling import Generation, SamplerConfig, Streamer, find_target
+from zaya_jax.sampling.continuous import Work
+from zaya_jax.sampling.decoding import Finished
 
 COMPILED = "/jax/core/compile/backend_compile_duration"  # the event JAX reports after every XLA compilation
 
@@ -56,6 +58,32 @@ class Meter:
             self.timed_tokens += tokens
             self.timed_seconds += seconds
         return generation
+
+    def follow(
+        self, sequences: Iterable[tuple[Finished, Work]], again: bool = False
+    ) -> Iterator[tuple[Finished, Work]]:
+        """Passes a queue's sequences on, counted.
+
+        Args:
+          again: see `count`.
+        """
+        source, tokens = iter(sequences), 0
+        while True:
+            compiled, began = self.compilations, time.perf_counter()
+            following = next(source, None)
+            seconds = time.perf_counter() - began
+            if following is None:
+                return
+            sequence, work = following
+            if not again:
+                self.tokens += len(sequence.tokens)
+                self.forwards += len(sequence.accepted)
+                self.seconds += seconds
+            if compiled == self.compilations:
+                self.timed_tokens += work.tokens - tokens
+                self.timed_seconds += seconds
+            tokens = work.tokens
+            yield sequence, work
 
     @property
     def tokens_per_forward(self) -> float:

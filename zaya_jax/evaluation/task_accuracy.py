@@ -1,9 +1,9 @@
 """pass@k, tokens per forward and wall-clock of one sampler over a task's test problems."""
 
 import dataclasses
+import itertools
 import math
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +18,9 @@ from zaya_jax.evaluation.pass_at_k import mean_interval, paired_difference, pass
 from zaya_jax.evaluation.samplers import NamedSampler
 from zaya_jax.files import make_folder
 from zaya_jax.reporting.results import wilson
-from zaya_jax.sampling import SamplerConfig, best_anchors, evidence, find_target, generate
+from zaya_jax.sampling import SamplerConfig, best_anchors, evidence, find_target
+from zaya_jax.sampling.continuous import Prompt, Work, generate_queue, in_order, widths
+from zaya_jax.sampling.decoding import Finished
 from zaya_jax.sampling.drafting import Yield
 from zaya_jax.sampling.planning.work import StepWork, step_work
 from zaya_jax.sampling.values import plain
@@ -65,7 +67,7 @@ class TaskResult:
     correct: list[bool | None]  # None where a task has no right answer
     seconds: float  # of generation, compilation excluded
     rows_per_forward: float
-    times: Sequence[tuple[int, float]] = ()  # tokens and seconds of each batch
+    times: Sequence[tuple[int, float]] = ()  # tokens and seconds of each batch of problems, in their order
     work: StepWork | None = None  # of one step
 
     @property
@@ -236,11 +238,14 @@ def run_sampler(
     protocol: EvaluationProtocol,
     path: Path | None = None,
 ) -> TaskResult:
-    """Completes every problem, about `protocol.batch` sequences at a time; a first batch also runs untimed, to compile.
+    """Completes every problem, `protocol.batch` sequences side by side, the next in the place of one that ended.
+
+    Before that a prompt of each padded length runs untimed, to compile.
 
     Args:
       problems: `protocol.problems(task)`, mostly.
-      path: of a file that gets a line a problem as batches end, and that a killed evaluation resumes from.
+      path: of a file that gets a line a problem, in order, as soon as all before it are answered too, and that a killed
+        evaluation resumes from.
 
     Raises:
       UserError: `path` holds another evaluation's answers.
@@ -250,35 +255,41 @@ def run_sampler(
     prompts = [task.encode(problem, tokenizer) for problem in problems]
     answers_text = Detokenizer(tokenizer, start=False)
     answers = Answers(path, _made_by(variables, task, problems, sampler, protocol))
-    at_once, done, warm = max(1, protocol.batch // samples), len(answers.lines), set()
+    done = len(answers.lines)
+    batch, longest = min(protocol.batch, len(prompts) * samples), max(map(len, prompts))
+
+    def completions(questions: Iterable[Prompt]) -> Iterator[tuple[Finished, Work]]:
+        return generate_queue(
+            model, variables, questions, sampler.config, protocol.max_new_tokens, longest=longest, batch=batch
+        )
+
+    for size in widths(map(len, prompts[done:])):
+        like = next(prompt for prompt in prompts[done:] if len(prompt) == size)
+        list(completions([Prompt(like, protocol.seed)]))
+    left = range(done * samples, len(prompts) * samples)
+    sequences = in_order(completions(Prompt(prompts[row // samples], protocol.seed + row) for row in left))
     label = f"{task.name} {sampler.name} T={sampler.config.temperature:g}"
     bar = tqdm(total=len(problems), initial=done, desc=label, unit="problem", dynamic_ncols=True)
-    for start in range(done, len(prompts), at_once):
-        part = range(start, min(start + at_once, len(prompts)))
-        seeds = [protocol.seed + i * samples + s for i in part for s in range(samples)]
-        args = (model, variables, [prompts[i] for i in part], sampler.config, protocol.max_new_tokens, seeds)
-        if len(part) not in warm:
-            generate(*args, samples=samples)
-            warm.add(len(part))
-        began = time.perf_counter()
-        out = generate(*args, samples=samples)
-        seconds = (time.perf_counter() - began) / len(part)
-        lines = []
-        for i in part:
-            mine = slice((i - start) * samples, (i - start + 1) * samples)
-            correct = [task.check(problems[i], answers_text.whole(tokens)) for tokens in out.tokens[mine]]
-            line = {"problem": i, "correct": correct, "tokens": out.tokens[mine], "accepted": out.accepted[mine]}
-            lines.append(line | {"seconds": seconds})
-        answers.add(lines)
-        bar.update(len(part))
+    for i in range(done, len(prompts)):
+        mine = list(itertools.islice(sequences, samples))
+        line = {
+            "problem": i,
+            "correct": [task.check(problems[i], answers_text.whole(each.tokens)) for each in mine],
+            "tokens": [each.tokens for each in mine],
+            "accepted": [each.accepted for each in mine],
+            "seconds": sum(each.seconds for each in mine),
+        }
+        answers.add([line])
+        bar.update()
     bar.close()
     lines = answers.lines[: len(problems)]  # the file may be of a longer evaluation
     together = {key: [x for line in lines for x in line[key]] for key in ("tokens", "accepted", "correct")}
     seconds = sum(line["seconds"] for line in lines)
+    at_once = max(1, protocol.batch // samples)
     times = [
-        (sum(len(tokens) for line in batch for tokens in line["tokens"]), sum(line["seconds"] for line in batch))
+        (sum(len(tokens) for line in part for tokens in line["tokens"]), sum(line["seconds"] for line in part))
         for start in range(0, len(lines), at_once)
-        for batch in [lines[start : start + at_once]]
+        for part in [lines[start : start + at_once]]
     ]
     return TaskResult(
         sampler, samples, **together, seconds=seconds, rows_per_forward=sampler.config.rows_per_forward, times=times,

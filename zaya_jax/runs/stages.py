@@ -1,9 +1,10 @@
 """The training stages of a run: data, then each phase that is not finished yet, from its checkpoint on."""
 
 import contextlib
-import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -18,7 +19,7 @@ from zaya_jax.errors import UserError
 from zaya_jax.interop.formats.native import CheckpointError, newest_step, write_model_file
 from zaya_jax.parallel import Placement, is_first, wait_for_all
 from zaya_jax.paths import absolute
-from zaya_jax.runs import provenance, run_folder, sizes
+from zaya_jax.runs import provenance, rollouts, run_folder, sizes
 from zaya_jax.runs.carried import write_tokenizer
 from zaya_jax.runs.configuration import settings
 from zaya_jax.runs.configuration.stage import Stage
@@ -161,19 +162,35 @@ def run_phase(
         else:
             variables = load_start(stage.model, start, f"{name}.start", placement, setup.seed, stage.adapters)
         carry = stack.enter_context(Checkpoints(folders[str(stage.start)])) if stage.continues else None
-        mixture = [(train_data[source.name], source.weight) for source in stage.mixture]
-        batches = make_train_iterator(
-            mixture, setup.tokenizer, stage.row_length, stage.batch_size, stage.data_seed, packing=stage.packing
-        )
+        if stage.rollouts is None:
+            mixture = [(train_data[source.name], source.weight) for source in stage.mixture]
+            batches = make_train_iterator(
+                mixture, setup.tokenizer, stage.row_length, stage.batch_size, stage.data_seed, packing=stage.packing
+            )
+        else:
+            batches = rollouts.batches(setup, stage, model, variables)
         eval_step = shared_eval_step(model, stage.phase.objective, placement)  # pyrefly: ignore[bad-argument-type]
         own = {source.name: held_out_batches(setup, stage, held_out[source.name]) for source in stage.mixture}
+
+        def look(variables: dict) -> dict[str, Any]:
+            found = validate(setup, own, eval_step, variables)
+            return found if stage.rollouts is None else found | rollouts.held_out_of(setup, stage, model, variables)
+
+        if stage.rollouts is not None:
+            look_before(writer, name, lambda: look(variables))
         with provenance.timed(workdir, name):
             train(
-                model, variables, stage.phase, batches, checkpoints, writer,
-                evaluate=functools.partial(validate, setup, own, eval_step), carry=carry,
+                model, variables, stage.phase, batches, checkpoints, writer, evaluate=look, carry=carry,
                 placement=placement, flops_per_step=step_flops(stage), peak_flops=peak_of(placement),
                 profile=profile and profile / name,
             )  # fmt: skip
+
+
+def look_before(writer: MetricWriter, name: str, look: Callable[[], dict[str, Any]]) -> None:
+    """Puts what a stage starts from in metrics.jsonl once, as its validation at step 0."""
+    path, where = writer.path, f"{name}/validation"
+    if not (path.exists() and any(line["stage"] == where for line in read_metrics(path))):
+        writer.write(where, 0, look())
 
 
 def peak_of(placement: Placement | None) -> float | None:

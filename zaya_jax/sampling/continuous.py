@@ -6,18 +6,21 @@ its own, so its tokens depend neither on the batch nor on the order.
 """
 
 import itertools
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from zaya_jax.architecture import Zaya
 from zaya_jax.errors import UserError
+from zaya_jax.parallel import Placement
 from zaya_jax.sampling.config import SamplerConfig
 from zaya_jax.sampling.core.random_streams import row_keys
-from zaya_jax.sampling.decoding import Finished, books, bucket, check, prompts_of, require_cache
+from zaya_jax.sampling.decoding import Books, Finished, books, bucket, check, prompts_of, require_cache
 from zaya_jax.sampling.drafting import require_drafter
 from zaya_jax.sampling.loop import Sizes, State, method_of, run, start
 from zaya_jax.sampling.options import options_of, plan_of
@@ -40,7 +43,8 @@ class Work(NamedTuple):
     """What rows were doing in the loop's steps; prefills are not counted."""
 
     row_steps: int = 0  # steps x rows of the batch
-    busy: int = 0  # of them, on a sequence that had not ended
+    busy: int = 0  # of them, on a sequence that had not ended; counted when it has
+    tokens: int = 0  # new tokens so far, of sequences that have not ended, too
 
     @property
     def idle(self) -> float:
@@ -58,6 +62,7 @@ def generate_queue(
     longest: int,
     batch: int = 64,
     tokenizer: Decoder | None = None,
+    placement: Placement | None = None,
 ) -> Iterator[tuple[Finished, Work]]:
     """Continues prompts, however many there are, and yields each when it has ended: the same as `generate` yields.
 
@@ -68,16 +73,22 @@ def generate_queue(
       sampler: any mode but "auto".
       batch: sequences side by side.
       tokenizer: for stop strings.
+      placement: lays the batch's sequences over devices, as a training batch's rows; `variables` are where it puts them
+        (`Placement.put`), and `batch` is a multiple of the devices that share it. Tokens are those of one device.
 
     Yields:
-      (sequence, what all rows have done so far), in the order in which sequences end; `index` counts the prompts.
+      (sequence, what all rows have done so far), in the order in which sequences end; `index` counts the prompts, and
+      `seconds` is the sequence's share of the time that was spent here, compilation included.
 
     Raises:
       UserError, Diverged: as `generate`; what a prompt is refused for is said when its turn comes.
     """
     if sampler.mode == "auto":
         raise UserError("SamplerConfig.mode: got 'auto', may be what `choose_sampler` chose")
-    queue = _Queue(model, variables, sampler, max_new_tokens, longest, min(batch, 2**20), tokenizer)
+    if placement is not None and batch % placement.split("batch"):
+        may_be = f"a multiple of {placement.split('batch')}, the devices that share it"
+        raise UserError(f"batch: got {batch}, may be {may_be}")
+    queue = _Queue(model, variables, sampler, max_new_tokens, longest, min(batch, 2**20), tokenizer, placement)
     waiting = enumerate(prompts)
     ahead = list(itertools.islice(waiting, 1))  # the next in line, drawn to know whether there is one
     while True:
@@ -90,13 +101,33 @@ def generate_queue(
             yield finished, queue.work
 
 
+def in_order(sequences: Iterable[tuple[Finished, Work]]) -> Iterator[Finished]:
+    """A queue's sequences by their `index`: those that end before an earlier one are held back until it has.
+
+    A sequence takes at most max_new_tokens steps, so at most that many times the batch are held.
+    """
+    held: dict[int, Finished] = {}
+    following = 0
+    for sequence, _ in sequences:
+        held[sequence.index] = sequence
+        while following in held:
+            yield held.pop(following)
+            following += 1
+
+
+def widths(lengths: Iterable[int]) -> list[int]:
+    """One length of each size that prompts of these lengths are padded to: each is read by a program of its own."""
+    return list({bucket(n): n for n in lengths}.values())
+
+
 class _Queue:
     """The batch between two calls of the compiled loop."""
 
     def __init__(
         self, model: Zaya, variables: Any, sampler: SamplerConfig, new: int, longest: int, rows: int,
-        tokenizer: Decoder | None,
+        tokenizer: Decoder | None, placement: Placement | None,
     ) -> None:  # fmt: skip
+        self.placement = placement
         self.model, self.variables, self.sampler, self.new, self.tokenizer = model, variables, sampler, new, tokenizer
         self.plan, self.options, self.limit = plan_of(sampler), options_of(sampler), np.int32(new)
         self.longest, self.admitted, self.work = longest, max(1, int(ADMITTED * rows)), Work()
@@ -107,6 +138,9 @@ class _Queue:
         self.index: list[int | None] = [None] * rows  # of each row's prompt; None: the row is free
         self.searches: dict[int, StopStrings] = {}  # by row
         self.searched: dict[int, int] = {}  # tokens that it has read
+        self.seconds = np.zeros(rows)  # of each row's sequence: its share of the time
+        self.made = np.zeros((2, rows), int)  # of each row: forwards, tokens when it was last looked at
+        self.reading = 0.0  # seconds, not shared out yet
         self.state: State | None = None
         self.keys: Array | None = None
 
@@ -120,6 +154,7 @@ class _Queue:
 
     def admit(self, prompts: list[tuple[int, Prompt]]) -> None:
         """Reads prompts into free rows: one or more, at most `admitted` and as many as are free."""
+        began = time.perf_counter()
         texts = [list(prompt.tokens) for _, prompt in prompts]
         for (number, _), text in zip(prompts, texts, strict=True):
             check(self.model.config, Request([text], self.new, tokenizer=self.tokenizer), self.sampler, first=number)
@@ -127,7 +162,7 @@ class _Queue:
                 raise UserError(f"prompts[{number}]: got {len(text)} tokens, may be at most longest ({self.longest})")
         rows = [row for row, index in enumerate(self.index) if index is None][: len(prompts)]
         for row, (number, _), text in zip(rows, prompts, texts, strict=True):
-            self.index[row] = number
+            self.index[row], self.seconds[row], self.made[:, row] = number, 0, 0
             if self.sampler.stop_strings:
                 self.searches[row], self.searched[row] = stop_search(self.sampler, self.tokenizer, text[-1]), 0
         # The program is for `admitted` prompts: what is missing is the first one again, put nowhere.
@@ -141,10 +176,22 @@ class _Queue:
         if self.state is None or self.keys is None:
             self.state, self.keys = _empty(fresh, keys, rows=len(self.index))
         places = np.array([*rows, *[len(self.index)] * missing], np.int32)
-        self.state, self.keys = _put(self.state, self.keys, fresh, keys, places)
+        self.state, self.keys = self._laid_out(*_put(self.state, self.keys, fresh, keys, places))
+        self.reading += time.perf_counter() - began
+
+    def _laid_out(self, state: State, keys: Array) -> tuple[State, Array]:
+        """The batch over the devices that share it; nothing moves that is there already."""
+        if self.placement is None:
+            return state, keys
+        rows = self.placement.rows()
+        second = NamedSharding(self.placement.mesh, PartitionSpec(None, *rows.spec))  # of the cache's [layer, row, ...]
+        cache = jax.device_put(state.cache.replace(length=None), second)
+        cache = cache.replace(length=jax.device_put(state.cache.length, rows))
+        return jax.device_put(state.replace(cache=None), rows).replace(cache=cache), jax.device_put(keys, rows)
 
     def advance(self, more: bool) -> list[Finished]:
         """Steps until as many rows have ended as are refilled together, or all where nothing waits: their sequences."""
+        began = time.perf_counter()
         ended = self.free + (min(self.admitted, self.running) if more else self.running)
         steps = WATCHED_STEPS if self.searches else 2**30
         self.state, made = run(
@@ -152,6 +199,7 @@ class _Queue:
             self.options, plan=self.plan,
         )  # fmt: skip
         host, out, cuts = books(self.state), [], {}
+        tokens = self._share_out(host, self.reading + time.perf_counter() - began)
         for row, search in self.searches.items():
             if (cut := search.read(host.tokens[row, self.searched[row] : host.count[row]].tolist())) is not None:
                 cuts[row] = cut
@@ -159,14 +207,24 @@ class _Queue:
         busy = 0
         for row, index in enumerate(self.index):
             if index is not None and (host.done[row] or row in cuts):
-                out.append(host.row(row, index, cuts.get(row), self.sampler))
+                ended_row = host.row(row, index, cuts.get(row), self.sampler)
+                out.append(ended_row._replace(seconds=float(self.seconds[row])))
                 busy += (int(host.forwards[row]) - 1) // method_of(self.plan).forwards
                 self.index[row] = None
                 self.searches.pop(row, None)
         if cuts:
             self.state = self.state.replace(done=self.state.done.at[jnp.array(list(cuts))].set(True))
-        self.work = Work(self.work.row_steps + int(made) * len(self.index), self.work.busy + busy)
+        before = self.work
+        self.work = Work(before.row_steps + int(made) * len(self.index), before.busy + busy, before.tokens + tokens)
         return out
+
+    def _share_out(self, host: Books, seconds: float) -> int:
+        """Gives running rows their shares of the time, by the forwards that each made; the tokens that they yielded."""
+        running = np.array([index is not None for index in self.index])
+        forwards, tokens = np.where(running, np.stack([host.forwards, host.count]) - self.made, 0)
+        self.seconds += seconds * forwards / max(1, forwards.sum())
+        self.made, self.reading = np.stack([host.forwards, host.count]), 0.0
+        return int(tokens.sum())
 
 
 def _empty(fresh: State, keys: Array, rows: int) -> tuple[State, Array]:

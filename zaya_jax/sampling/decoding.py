@@ -92,6 +92,7 @@ class Finished(NamedTuple):
     accepted: list[int]
     log_probabilities: list[float]
     finish: str
+    seconds: float = 0.0  # its share of the time, where a queue made it
 
 
 class Books(NamedTuple):

@@ -65,6 +65,10 @@ class Task(ABC):
         """Whether `completion`, up to its first newline or its end (EOS), answers `problem`."""
         return self.check_line(problem, completion.split("\n", 1)[0])
 
+    def reward(self, problem: Problem, completion: str) -> float:
+        """What reinforcement learning pays for a completion, 0 .. 1: 1 if it is right; a task may pay for less."""
+        return float(bool(self.check(problem, completion)))
+
     @abstractmethod
     def sample(self, rng: random.Random) -> Problem:
         """One problem of any split, using no randomness but `rng`."""

@@ -35,6 +35,9 @@ class ChatTask(Task):
     def check(self, problem: Problem, completion: str) -> bool:
         return self.task.check(problem, completion)
 
+    def reward(self, problem: Problem, completion: str) -> float:
+        return self.task.reward(problem, completion)
+
     def check_line(self, problem: Problem, line: str) -> bool:
         return self.task.check_line(problem, line)
 

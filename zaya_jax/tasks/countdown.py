@@ -13,6 +13,7 @@ from zaya_jax.checks import Integer, check
 from zaya_jax.tasks.base import Problem, Task
 from zaya_jax.tasks.expressions import Refused, evaluate_arithmetic
 
+PARSES = 0.1  # the reward of an expression of the given numbers that misses the target
 Term = tuple[int, str, bool]  # Value, text, and whether it is a bare sum or difference.
 
 
@@ -58,6 +59,17 @@ class Countdown(Task):
         except Refused:
             return False
         return value == target and not Counter(used) - Counter(numbers)
+
+    def reward(self, problem: Problem, completion: str) -> float:
+        """1 if right; PARSES for another expression of the given numbers, which shows that the form is known."""
+        line = completion.split("\n", 1)[0]
+        try:
+            _, used = evaluate_arithmetic(line)
+        except Refused:
+            return 0.0
+        if self.check_line(problem, line):
+            return 1.0
+        return 0.0 if Counter(used) - Counter(problem.answer[0]) else PARSES
 
 
 def _random_expression(rng: random.Random, numbers: list[int]) -> Term:

@@ -5,6 +5,7 @@ Any expression of the whitelisted language that agrees with the reference on the
 hidden inputs is right.
 """
 
+import ast
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from zaya_jax.tasks.expressions import Refused, parse_list_program, run_list_pro
 
 HIDDEN_INPUTS = 5
 LARGEST = 9
+PARTLY = 0.1  # the reward of a program that is right for all lists but one, nearly
 
 # Expression over x (x stands in it once) and the same thing as a function, which is faster than
 # the evaluator; a test holds the two together.
@@ -78,6 +80,22 @@ class ListPrograms(Task):
         try:
             program = parse_list_program(line)
             return all(run_list_program(program, x) == y for x, y in problem.answer)
+        except Refused:
+            return False
+
+    def reward(self, problem: Problem, completion: str) -> float:
+        """1 if right; else PARTLY times the share of lists that the program turns into what they should become."""
+        try:
+            program = parse_list_program(completion.split("\n", 1)[0])
+        except Refused:
+            return 0.0
+        right = sum(self._agrees(program, x, y) for x, y in problem.answer)
+        return 1.0 if right == len(problem.answer) else PARTLY * right / len(problem.answer)
+
+    @staticmethod
+    def _agrees(program: ast.expr, x: list[int], y: list[int]) -> bool:
+        try:
+            return run_list_program(program, x) == y
         except Refused:
             return False
 

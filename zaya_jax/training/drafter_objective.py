@@ -80,8 +80,8 @@ class DrafterObjective(Objective):
         """Groups of slots in a row of so many tokens: blocks, or tokens."""
         return (self.blocks_per_row or max(1, row // 4)) if self._anchored else row
 
-    def draw(self, key: Array, batch: int, row: int) -> dict[str, Array]:
-        """{} or {"share": float32 [B, blocks]}; see `Objective.draw`."""
+    def draw(self, key: Array, batch: int, row: int, *, mask_key: Array | None = None) -> dict[str, Array]:
+        """{} or {"share": float32 [B, blocks]}; see `Objective.draw`. Nothing is masked at random."""
         if not self._anchored:
             return {}
         blocks = self.blocks(row)

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,18 @@ class DataIterator(Iterator[dict[str, np.ndarray]], Protocol):
 
     def get_state(self) -> dict[str, Any]: ...
     def set_state(self, state: dict[str, Any]) -> None: ...
+
+
+@runtime_checkable
+class FollowsPolicy(Protocol):
+    """Batches that depend on the model as it is: of a `DataIterator` that makes them by sampling from it."""
+
+    def follow(self, variables: dict) -> None:
+        """What the next batch is made with; the step after it gives these buffers away."""
+
+    def metrics(self) -> dict[str, float]:
+        """What a step's metrics say of its batch."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +105,8 @@ def train(
 
     Args:
       variables: where the phase starts; not read when it resumes.
-      batches: at its start; set to the saved position when the phase resumes.
+      batches: at its start; set to the saved position when the phase resumes. Those that follow the policy
+        (`FollowsPolicy`) are told the variables before each.
       evaluate: (variables) -> metrics, called every `evaluate_every` steps.
       placement: see `make_train_step`.
       carry: of the phase that `variables` are from: training resumes with its optimizer's state, not a fresh one. Its
@@ -126,6 +139,8 @@ def train(
         for step in range(done + 1, phase.steps + 1):
             trace.before(step)
             position = batches.get_state()
+            if isinstance(batches, FollowsPolicy):
+                batches.follow(state.variables)
             rows = next(batches)
             batch = jax.device_put(rows) if placement is None else placement.put_batch(rows)
             state, metrics = train_step(state, batch, float(share[step - 1]), phase.spike_factor or math.inf)
@@ -135,7 +150,8 @@ def train(
             last = step == phase.steps
             if step % phase.log_every == 0 or last:
                 bad_steps.look()
-                metrics = jax.device_get(metrics) | speed.since_last(step, batch["tokens"].size)
+                made = batches.metrics() if isinstance(batches, FollowsPolicy) else {}
+                metrics = jax.device_get(metrics) | made | speed.since_last(step, batch["tokens"].size)
                 writer.write(phase.name, step, _finite(metrics) if skip else metrics)
                 bar.set_postfix_str(_postfix(metrics))
             if evaluate is not None and (step % phase.evaluate_every == 0 or last):

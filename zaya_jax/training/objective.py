@@ -129,7 +129,7 @@ class Objective:
                 return field
         return None if LAYOUTS[self.row_layout].splits else "row_layout"
 
-    def draw(self, key: Array, batch: int, row: int, mask_key: Array | None = None) -> dict[str, Array]:
+    def draw(self, key: Array, batch: int, row: int, *, mask_key: Array | None = None) -> dict[str, Array]:
         """The random part of a step for the whole batch, so that it does not depend on how the batch is sharded.
 
         Args:
@@ -261,7 +261,7 @@ class Objective:
             size = x.shape[1] // count
             return jax.lax.dynamic_slice_in_dim(x, index * size, size, axis=1) if axis else x
 
-        clean, drafts, load = _run(model, variables, layout, constant_context)
+        clean, drafts, load = run_layout(model, variables, layout, constant_context)
         scored, where = self._scored(batch), self._where(batch, drawn)
         out = {"load": load}
         if not constant_context:
@@ -353,6 +353,13 @@ class Objective:
         ar = sums["ar_nll"] / jnp.maximum(counts["ar_count"], 1)
         if not self.drafts:
             return ar
+        draft = self._draft_loss(sums, counts)
+        if not self.alpha:  # 0 * ar would be differentiated all the same
+            return draft
+        return (self.alpha * ar + draft) / (1 + self.alpha)
+
+    def _draft_loss(self, sums: dict[str, Array], counts: dict[str, Array]) -> Array:
+        """The mask tokens' part of `loss`."""
         nll = sums["draft_nll"]
         if self.weight == "inverse":
             nll = sums["draft_weighted_nll"]
@@ -360,10 +367,11 @@ class Objective:
             nll = (1 - self.distill) * nll + self.distill * sums["draft_soft_nll"]
         weight = self.slot_decay ** jnp.arange(nll.shape[0])
         count = counts["draft_asked" if self.average == "tokens" else "draft_count"]
-        draft = (weight * nll).sum() / jnp.maximum((weight * count).sum(), 1e-9)
-        if not self.alpha:  # 0 * ar would be differentiated all the same
-            return draft
-        return (self.alpha * ar + draft) / (1 + self.alpha)
+        return (weight * nll).sum() / jnp.maximum((weight * count).sum(), 1e-9)
+
+    def metrics(self, sums: dict[str, Array]) -> dict[str, Array]:
+        """What a step's metrics say besides `training.state.summarise`."""
+        return {}
 
 
 OBJECTIVES: Registry[type[Objective]] = Registry("objective")
@@ -402,7 +410,7 @@ for _kind in ("autoregressive", "tidar"):
     OBJECTIVES.add(_kind, Objective, __file__)
 
 
-def _run(model: Zaya, variables, layout: Layout, constant_context: bool) -> tuple[Array, Array, Array]:
+def run_layout(model: Zaya, variables, layout: Layout, constant_context: bool) -> tuple[Array, Array, Array]:
     """(hidden states of the context tokens, of the mask tokens, load); see `Objective.sums`."""
     if not constant_context:
         hidden, _, load = cast(tuple[Array, None, Array], model.apply(variables, layout, method="backbone"))
@@ -459,14 +467,25 @@ def cross_entropy(
             ), right
         return jax.nn.logsumexp(logits, axis=-1) - target, right
 
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (hidden, ids, teacher))
-    size, rows = ids.size, max(1, LOGITS_AT_ONCE // model.config.vocab_size)
-    if size <= rows:
-        nll, right = chunk(*flat)
-    else:
-        pieces = jax.tree.map(
-            lambda x: jnp.pad(x, ((0, -size % rows), *[(0, 0)] * (x.ndim - 1))).reshape(-1, rows, *x.shape[1:]), flat
-        )
-        nll, right = jax.lax.map(jax.checkpoint(lambda piece: chunk(*piece)), pieces)
-        nll, right = (x.reshape(-1)[:size] for x in (nll, right))
+    nll, right = in_pieces(chunk, (hidden, ids, teacher), ids.size, model.config.vocab_size)
     return jnp.where(has, nll.reshape(ids.shape), 0), right.reshape(ids.shape) & has
+
+
+def in_pieces(f: Callable[..., tuple[Array, ...]], arrays: tuple, size: int, vocab_size: int) -> tuple[Array, ...]:
+    """f over tokens, at most LOGITS_AT_ONCE / vocab_size of them at a time, in the backward pass too.
+
+    Args:
+      f: arrays of leading axis "tokens" -> arrays [tokens].
+      arrays: each [B, T, ...], or None; B * T is `size`.
+
+    Returns:
+      What f gives for all of them, [size] each.
+    """
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), arrays)
+    rows = max(1, LOGITS_AT_ONCE // vocab_size)
+    if size <= rows:
+        return f(*flat)
+    pieces = jax.tree.map(
+        lambda x: jnp.pad(x, ((0, -size % rows), *[(0, 0)] * (x.ndim - 1))).reshape(-1, rows, *x.shape[1:]), flat
+    )
+    return tuple(x.reshape(-1)[:size] for x in jax.lax.map(jax.checkpoint(lambda piece: f(*piece)), pieces))

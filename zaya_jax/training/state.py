@@ -137,7 +137,14 @@ def _train_step(
         new = new.replace(
             step=state.step + 1, recent_loss=_recent(recent, loss, limit), skipped=state.skipped + (bad & skip_bad)
         )
-        metrics = {"loss": loss, "grad_norm": norm, **summarise(sums), "bad": bad, "recent_loss": recent}
+        metrics = {
+            "loss": loss,
+            "grad_norm": norm,
+            **summarise(sums),
+            **objective.metrics(sums),
+            "bad": bad,
+            "recent_loss": recent,
+        }
         if skip_bad:
             metrics["skipped_steps"] = new.skipped
         if placement is not None:

@@ -11,6 +11,7 @@ from zaya_jax.checks import shown
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.samplers import check_samplers
 from zaya_jax.interop.formats.names import abstract_variables
+from zaya_jax.rollouts.objective import KIND, PolicyObjective
 from zaya_jax.runs.configuration.mixture import MixtureSource
 from zaya_jax.runs.configuration.reader import named
 from zaya_jax.runs.configuration.stage import Stage
@@ -133,6 +134,38 @@ def continuing(found: Found) -> None:
             raise UserError(f"{field}: got 'continue', may be {may_be}")
 
 
+def policies(found: Found) -> None:
+    """A policy makes rollouts of tasks, in groups, on one device; nothing else does."""
+    for name, section, stage in found.phases:
+        objective, rollouts = stage.phase.objective, stage.rollouts
+        if not isinstance(objective, PolicyObjective):
+            if rollouts is not None:
+                raise UserError(f"{name}.rollouts: may be None where objective.kind is not {KIND!r}")
+            continue
+        if rollouts is None:
+            raise UserError(f"{name}.rollouts: missing, may be a section where objective.kind is {KIND!r}")
+        if stage.batch_size % rollouts.group:
+            may_be = f"a divisor of batch_size ({stage.batch_size}: problems x group)"
+            raise UserError(f"{name}.rollouts.group: got {rollouts.group}, may be {may_be}")
+        where, length = found.run.of_phase(section, "row_length")
+        if rollouts.max_new_tokens >= length:
+            got = f"got {rollouts.max_new_tokens}, may be below {where} ({length}): a prompt has to fit, too"
+            raise UserError(f"{name}.rollouts.max_new_tokens: {got}")
+        if texts := [source.name for source in stage.mixture if source.task is None]:
+            where = found.run.of_phase(section, "mixture")[0]
+            raise UserError(f"{where}: got {texts[0]!r}, may be tasks alone: a policy's answers must be judged")
+        if stage.phase.spike_factor:
+            may_be = "0: a policy's loss is about 0, whatever it learns"
+            raise UserError(f"{name}.spike_factor: got {stage.phase.spike_factor}, may be {may_be}")
+        for axis in ("data", "fsdp", "expert", "context"):
+            if (size := getattr(stage.mesh, axis)) > 1:
+                raise UserError(f"{name}.mesh.{axis}: got {size}, may be 1: a policy is trained on one device")
+        try:
+            rollouts.check_policy(objective)
+        except UserError as error:
+            raise UserError(f"{name}.{error}") from error
+
+
 def answers(found: Found) -> None:
     """What is sampled fits the model, and has what it is compared with."""
     evaluate, most = found.run.evaluate, found.run.model.max_position_embeddings
@@ -157,6 +190,7 @@ CHECKS: tuple[Callable[[Found], None], ...] = (
     freezing,
     frozen_targets,
     continuing,
+    policies,
     answers,
 )
 

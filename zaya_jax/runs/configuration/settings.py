@@ -153,6 +153,7 @@ def _stage(run: RunConfig, section: PhaseSection, mixtures: Mixtures, start: Sta
         start=start,
         adapters=_adapters(section, start),
         mesh=section.mesh or run.mesh or MeshConfig(),
+        rollouts=section.rollouts,
         continues=section.optimizer_state == "continue",
         data_seed=run.seed if parent is None else parent.data_seed + 1,
     )

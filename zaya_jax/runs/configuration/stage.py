@@ -6,6 +6,7 @@ from pathlib import Path
 from zaya_jax.architecture import Execution, ZayaConfig
 from zaya_jax.errors import UserError
 from zaya_jax.parallel import MeshConfig, Placement, make_placement
+from zaya_jax.rollouts.config import Rollouts
 from zaya_jax.runs.configuration.mixture import MixtureSource
 from zaya_jax.training.loop import Phase
 
@@ -25,10 +26,13 @@ class Stage:
     adapters: Path | None  # a folder of adapters for that checkpoint, where fresh ones are not to be trained
     continues: bool  # the optimizer's state comes over from `start`, too
     mesh: MeshConfig
+    rollouts: Rollouts | None  # how a policy makes its batches
     data_seed: int  # stages as far from their beginning read the same data; those before them read it in other orders
 
     def placement(self, devices: list | None = None) -> Placement | None:
         """The stage laid over `devices` (jax.devices() by default); `make_placement` says what it raises."""
+        if self.rollouts is not None:
+            return None  # `cross_checks.policies`: one device makes rollouts and trains on them
         objective = self.phase.objective
         block_size = objective.block_size if objective.masks else 1
         if self.mesh.context > 1 and objective.drafter is not None:

@@ -40,6 +40,7 @@ from zaya_jax.errors import UserError
 from zaya_jax.evaluation.task_accuracy import EvaluationProtocol
 from zaya_jax.parallel import MeshConfig
 from zaya_jax.parallel.devices import CPU_DEVICES
+from zaya_jax.rollouts.config import Rollouts
 from zaya_jax.runs.configuration.reader import Made, has_default, names_of, read, section
 from zaya_jax.sampling.config import LARGEST_BLOCK, SHARE, TEMPERATURE
 from zaya_jax.training import drafter_objective  # registers its kinds
@@ -102,6 +103,10 @@ def _objective(given: Any, where: str) -> Objective:
     return read(kind, given, where)
 
 
+def _rollouts(given: Any, where: str) -> Rollouts:
+    return read(Rollouts, given, where)
+
+
 def _model(given: Any, where: str) -> ZayaConfig:
     if moved := [name for name in FIELDS if isinstance(given, ConfigDict) and name in given]:
         raise UserError(f"{where}.{moved[0]}: how a model is computed stands in execution.{moved[0]}")
@@ -161,6 +166,7 @@ class PhaseSection(Phase):
     mixture: Annotated[tuple[Ingredient, ...] | None, Made(_ingredients, unset=True)] = None
     packing: Annotated[str | None, Unset(Name(PACKINGS))] = None
     mesh: Annotated[MeshConfig | None, Made(_mesh, unset=True)] = None
+    rollouts: Annotated[Rollouts | None, Made(_rollouts, unset=True)] = None  # of a policy: its objective's kind
 
     def phase(self) -> Phase:
         """What the training loop is told of it."""
