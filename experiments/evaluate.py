@@ -1,4 +1,5 @@
 """Evaluates a checkpoint on tasks: pass@1/4/16, tokens per forward, cost, speed-up; samplers meet the same problems.
+With --texts also how well it predicts text, in bits per byte.
 
     python -m experiments.evaluate --checkpoint=results/quickstart/model --tasks=addition --output=runs/eval
     python -m experiments.evaluate --checkpoint=results/list_programs/model --tasks=list_programs --block_size=16 \\
@@ -7,33 +8,45 @@
 --output then holds answers/ (JSON lines, a file a task and sampler, written as batches end) and results.csv, where
 every sampler but the first has its paired difference from autoregression and a permutation test's p-value. Interrupt
 it at any moment: the same command resumes after the last answered problem. Generated code (human_eval) runs in a
-sandbox only.
+sandbox only. Of --texts (files, folders, or stdlib) the first rows of the test split are read, the same for every
+checkpoint of a tokenizer.
 """
 
+import itertools
 import sys
+from pathlib import Path
 from typing import Any
 
 from absl import flags
 
+from zaya_jax.architecture import Zaya
 from zaya_jax.checks import FLOAT32, no_such
 from zaya_jax.command_line import cli, sampling_flags
 from zaya_jax.command_line.closing import aligned, closing, generate_with
 from zaya_jax.command_line.models import decoding_form, load
+from zaya_jax.data.builders import check_text, prepare_text
+from zaya_jax.data.pipeline import eval_batches
 from zaya_jax.errors import UserError
+from zaya_jax.evaluation.likelihood import likelihood
 from zaya_jax.evaluation.samplers import check_samplers, known_samplers, make_samplers
 from zaya_jax.evaluation.task_accuracy import EvaluationProtocol, NamedSampler, run_task, task_rows
 from zaya_jax.files import make_folder
 from zaya_jax.paths import absolute
 from zaya_jax.reporting.results import write_results
+from zaya_jax.reporting.tables.cells import markdown
 from zaya_jax.reporting.tables.runs import sampling_table
 from zaya_jax.runs import provenance
 from zaya_jax.runs.tokens import checkpoint_of, choose_tokenizer, never_drafted, require_template
 from zaya_jax.tasks import BENCHMARKS, TASKS, ChatTask, Task, make_task
+from zaya_jax.text.tokenizers import Tokenizer
+from zaya_jax.training.objective import Objective
+from zaya_jax.training.state import make_eval_step
 
+TEXT_LENGTH, TEXT_BATCH, TEXT_BATCHES = 256, 4, 32  # tokens of a row, rows at once, and how often
 INSTEAD = "--samplers=autoregressive"  # for a model that cannot draft
 MISSING = {  # what a flag that is needed may be
     "checkpoint": "a folder of a model",
-    "tasks": f"any of {', '.join([*TASKS, *BENCHMARKS])}, with commas",
+    "tasks": f"any of {', '.join([*TASKS, *BENCHMARKS])}, with commas, and may be left out beside --texts",
     "output": "a folder for answers/ and results.csv",
 }
 
@@ -45,6 +58,7 @@ _TOKENIZER = flags.DEFINE_string("tokenizer", None, "As of experiments.generate.
 _CHAT = flags.DEFINE_boolean("chat", False, "Ask the problems in chats.")
 _TEMPLATE = flags.DEFINE_string("chat_template", None, "With --chat, as of experiments.generate.")
 _TASKS = flags.DEFINE_list("tasks", None, f"Of {', '.join([*TASKS, *BENCHMARKS])}; options are their defaults.")
+_TEXTS = flags.DEFINE_list("texts", [], "Files or folders of text, or stdlib: bits per byte of each.")
 _SAMPLERS = flags.DEFINE_list(
     "samplers", ["autoregressive", "lossless", "mix_stale"], f"Of {', '.join(known_samplers())}."
 )
@@ -73,11 +87,14 @@ _OUTPUT = flags.DEFINE_string("output", None, "Folder of answers/ and results.cs
 
 def main() -> None:
     given, names, output = _CHECKPOINT.value, _TASKS.value, _OUTPUT.value
-    for name, value in (("checkpoint", given), ("tasks", names), ("output", output)):
+    for name, value in (("checkpoint", given), ("tasks", names or _TEXTS.value), ("output", output)):
         if not value:
             raise UserError(f"--{name}: missing, may be {MISSING[name]}")
-    assert given and names and output
+    assert given and output
     checkpoint = checkpoint_of(given)
+    for text in _TEXTS.value:
+        check_text(text_source(text))
+    names = names or []
     for name in names:
         if name not in TASKS | BENCHMARKS:
             raise no_such("--tasks", name, TASKS | BENCHMARKS)
@@ -98,15 +115,21 @@ def main() -> None:
     for task in tasks:
         task.problems("test", 1, _SEED.value)  # a missing package is said before anything is compiled
     folder = make_folder(absolute(output), "--output")
-    rows: list[dict[str, Any]] = []
+    common = {"model": _ADAPTERS.value or given, "hardware": provenance.hardware()}
+    rows: list[dict[str, Any]] = [
+        {"kind": "likelihood", **common, **bits_per_byte(Zaya(config), variables, tokenizer, text, folder / "data")}
+        for text in _TEXTS.value
+    ]
+    if rows:
+        write_results(folder / "results.csv", rows)
+        cells = [[row["source"], f"{row['ar_loss']:.4f}", f"{row['bits_per_byte']:.4f}"] for row in rows]
+        print(aligned(markdown(("text", "nats a token", "bits per byte"), cells)), flush=True)
+    if not tasks:
+        return print(closing({"table": folder / "results.csv"}, []))
     model, variables = decoding_form(config, variables)
     for task in tasks:
         results = run_task(model, variables, tokenizer, task, samplers, protocol, folder / "answers", _BUDGET.value)
-        common = {
-            "kind": "sampling", "model": _ADAPTERS.value or given, "source": task.name,
-            "hardware": provenance.hardware(),
-        }  # fmt: skip
-        mine = [common | row for row in task_rows(results, protocol)]
+        mine = [{"kind": "sampling", **common, "source": task.name, **row} for row in task_rows(results, protocol)]
         rows += mine
         write_results(folder / "results.csv", rows)
         print(f"{task.name}\n{aligned(sampling_table(mine))}", flush=True)
@@ -116,6 +139,19 @@ def main() -> None:
     prompt = tasks[0].problems("test", 1, protocol.seed)[0].prompt
     files = {"table": folder / "results.csv", "answers": folder / "answers"}
     print(closing(files, [generate_with(checkpoint, samplers[-1].name != "autoregressive", prompt)]))
+
+
+def text_source(text: str) -> str | list[str]:
+    """What `prepare_text` is given."""
+    return text if text == "stdlib" else [text]
+
+
+def bits_per_byte(model: Zaya, variables: Any, tokenizer: Tokenizer, text: str, folder: Path) -> dict[str, Any]:
+    """source, ar_loss (nats a token) and bits_per_byte of a text's first held-out rows; `folder` keeps it prepared."""
+    documents = prepare_text(text_source(text), folder, "test")
+    batches = itertools.islice(eval_batches(documents, tokenizer, TEXT_LENGTH, TEXT_BATCH), TEXT_BATCHES)
+    measured = likelihood(make_eval_step(model, Objective("autoregressive")), variables, batches, tokenizer)
+    return {"source": Path(text).name, **{name: float(measured[name]) for name in ("ar_loss", "bits_per_byte")}}
 
 
 def read_samplers(stop_tokens: tuple[int, ...], block_size: int) -> tuple[NamedSampler, ...]:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests import commands
@@ -46,6 +47,15 @@ def test_a_checkpoint_is_evaluated_on_several_tasks_and_resumes(tmp_path):
     assert [{k: r[k] for k in kept} for r in again] == [{k: r[k] for k in kept} for r in rows]
 
 
+def test_a_text_is_read_without_a_task(tmp_path):
+    (tmp_path / "sums.txt").write_text("".join(f"{i}+{i}={2 * i}\n\n" for i in range(400)))
+    status, output = run(MODEL, f"--texts={tmp_path / 'sums.txt'}", f"--output={tmp_path / 'out'}")
+    assert status == 0, output
+    (row,) = read_results(tmp_path / "out" / "results.csv")
+    assert (row["kind"], row["source"]) == ("likelihood", "sums.txt")
+    assert row["bits_per_byte"] == pytest.approx(row["ar_loss"] / np.log(2), rel=0.05)  # of bytes; ends count as text
+
+
 @pytest.mark.parametrize(
     ("name", "args", "flag"),
     [("evaluate", ["--tasks=addition", "--output=x"], "--samplers"), ("generate", ["--prompt=a"], "--mode")],
@@ -64,7 +74,10 @@ def test_a_model_without_a_mask_token_names_the_commands_own_flag(name, args, fl
         ([], "error: --checkpoint: missing"),
         ([MODEL, "--tasks=addition"], "error: --output: missing"),
         ([MODEL, "--tasks=poetry", "--output=x"], "error: --tasks: got 'poetry', may be one of addition"),
-        ([MODEL, "--tasks=addition", "--output=x", "--samplers=fast"], "error: --samplers: got 'fast', may be one of"),
+        (
+            [MODEL, "--tasks=addition", "--output=x", "--samplers=quick"],
+            "error: --samplers: got 'quick', may be one of",
+        ),
         ([MODEL, "--tasks=addition", "--output=x", "--temperatures=warm"], "error: --temperatures: got warm, may be"),
         ([MODEL, "--tasks=addition", "--output=x", "--temperatures=-1"], "error: --temperatures: got -1"),
         (
@@ -72,6 +85,8 @@ def test_a_model_without_a_mask_token_names_the_commands_own_flag(name, args, fl
             f"error: --chat: {ROOT}/results/quickstart/model has no chat",
         ),
         ([MODEL, "--tasks=addition", "--output=x", "--anchor_budget=9"], "error: --anchor_budget: got 9, may be"),
+        ([MODEL, "--texts=nothing.txt", "--output=x"], "error: paths: nothing.txt"),
+        ([MODEL, "--output=x"], "error: --tasks: missing, may be any of"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(args, line):
