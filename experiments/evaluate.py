@@ -93,7 +93,10 @@ def main() -> None:
     assert given and output
     checkpoint = checkpoint_of(given)
     for text in _TEXTS.value:
-        check_text(text_source(text))
+        try:
+            check_text(text_source(text))
+        except (UserError, FileNotFoundError) as error:
+            raise UserError(f"--texts: {str(error).removeprefix('paths: ')}") from None
     names = names or []
     for name in names:
         if name not in TASKS | BENCHMARKS:

@@ -85,7 +85,7 @@ def test_a_model_without_a_mask_token_names_the_commands_own_flag(name, args, fl
             f"error: --chat: {ROOT}/results/quickstart/model has no chat",
         ),
         ([MODEL, "--tasks=addition", "--output=x", "--anchor_budget=9"], "error: --anchor_budget: got 9, may be"),
-        ([MODEL, "--texts=nothing.txt", "--output=x"], "error: paths: nothing.txt"),
+        ([MODEL, "--texts=nothing.txt", "--output=x"], f"error: --texts: {ROOT}/nothing.txt is no file"),
         ([MODEL, "--output=x"], "error: --tasks: missing, may be any of"),
     ],
 )
