@@ -68,6 +68,13 @@ def _learned(*names: str) -> Maker:
     return make
 
 
+def _quality(**folders: str) -> Maker:
+    """Accuracy and bits per byte of models, each evaluated into a folder."""
+    names = [name.replace("_", " ") for name in folders]
+    files = [f"{folder}/results.csv" for folder in folders.values()]
+    return _maker(files, read_results, lambda *rows: runs.quality_table(dict(zip(names, rows, strict=True))))
+
+
 def _clock(name: str) -> Maker:
     """Wall-clock of SmolLM2's drafts, of a file of `experiments.bench.drafting`."""
     return _maker([f"smollm2/{name}.json"], read_record, wall_clock_table)
@@ -118,6 +125,9 @@ TABLES: dict[str, Maker] = {
     "word_problems": _clock("word_problems/wall_clock"),
     "word_problems_batch_4": _clock("word_problems/wall_clock_batch_4"),
     "word_problems_free_chat": _clock("word_problems/wall_clock_free_chat"),
+    "word_problems_quality": _quality(
+        published="smollm2/quality/published", joint="smollm2/quality/joint", AR_only="smollm2/quality/control"
+    ),
     "drafts": _clock("drafts/wall_clock"),
     "word_problems_learned": _learned(*(f"smollm2/word_problems{run}" for run in ("/first", "/second", ""))),
     "drafts_learned": _learned("smollm2/drafts/first", "smollm2/drafts"),

@@ -118,6 +118,30 @@ def evaluated_table(rows: list[Row]) -> str:
     )  # fmt: skip
 
 
+def quality_table(models: dict[str, list[Row]]) -> str:
+    """What models are worth, a line each: tasks' accuracy, texts' bits per byte.
+
+    Args:
+      models: rows of `experiments.evaluate --texts` with autoregressive sampling, by what the model is called.
+    """
+    first = next(iter(models.values()))
+    of = {"sampling": [], "likelihood": []}
+    for row in first:
+        of[row["kind"]].append(row["source"])
+    lines = []
+    for name, rows in models.items():
+        found = {(row["kind"], row["source"]): row for row in rows}
+        cells = [name]
+        for source in of["sampling"]:
+            row = found["sampling", source]
+            low, high = row["accuracy_low"], row["accuracy_high"]
+            cells.append(f"{row['accuracy']:.3f} ({low:.3f}-{high:.3f})")
+        cells += [f"{found['likelihood', source]['bits_per_byte']:.3f}" for source in of["likelihood"]]
+        lines.append(cells)
+    tasks = [f"{source} right (95%)" for source in of["sampling"]]
+    return markdown(("model", *tasks, *(f"bits per byte of {source}" for source in of["likelihood"])), lines)
+
+
 def ablation_table(rows: list[Row]) -> str:
     """A line a job of a sweep: what it changed, its losses on held-out problems, T and pass@1 of lossless sampling."""
     lines = []
