@@ -121,7 +121,7 @@ class Drafter:
         raise NotImplementedError
 
 
-_REGISTERED: Registry[Drafter] = Registry("SamplerConfig.drafter")
+_REGISTERED: Registry[Drafter] = Registry("drafter")
 
 
 def register_drafter(drafter: Drafter) -> Drafter:
