@@ -8,8 +8,9 @@
 For each set of prompts (a task's test problems, or the lines of --prompts_file) and each temperature, block size and
 branch points are planned as mode "auto" plans them: acceptance is measured on --probes other prompts (a task's
 validation problems; of a file, its first lines, which are then not timed), a forward's cost by query tokens on this
-machine at --batch, and what is predicted to be fastest is raced against autoregression. With --drafter it is that
-drafter's length that is planned, and the model needs no mask token. Then each prompt (--batch of them) is continued both ways, in turn, after one untimed turn each. `rows` has for each set and temperature: what was
+machine at --batch, and what is predicted to be fastest is raced against autoregression. With --drafter that drafter's
+length is planned instead, and the model needs no mask token. Then each prompt (--batch of them) is continued both ways,
+in turn, after one untimed turn each. `rows` has for each set and temperature: what was
 planned, what auto chose, tokens per forward, query tokens a forward, tokens per second of both, their ratio with a 95%
 interval (bootstrap over prompts), that of auto's choice (1 where it is autoregression), and how many texts are the
 same. A set that an earlier command of the same flags has written to --output is not measured again.
@@ -185,7 +186,8 @@ def measure(model: Zaya, variables: Any, prompts: Prompts, sampler: SamplerConfi
     return {
         "prompts": prompts.name, "count": len(prompts.timed), "temperature": sampler.temperature,
         "draft_temperature": sampler.draft_temperature, "drafter": drafting.drafter,
-        "block_size": plan_of(drafting).block_size, "anchors": list(drafting.anchor_list), "query_tokens": drafting.rows_per_forward,
+        "block_size": plan_of(drafting).block_size, "anchors": list(drafting.anchor_list),
+        "query_tokens": drafting.rows_per_forward,
         "tokens_per_forward": sum(tokens["drafting"]) / forwards, "tokens": tokens, "seconds": seconds,
         "tokens_per_second": rates, "ratio": rates["drafting"] / rates["plain"], "interval": interval, "same": same,
         "acceptance": list(choice.acceptance), "cost": choice.cost, "auto": chosen, "why": choice.reason,
