@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import struct
 
 from tests.helpers import random_tokens, random_variables, small_config
 from tests.sampling.enumeration import NEW, PROMPTS, SIZE, tiny_model
@@ -53,11 +54,33 @@ class OneBranch(NGram):
         return chain.replace(parent=jnp.broadcast_to(jnp.arange(chain.tokens.shape[1]), chain.tokens.shape))
 
 
+class OwnLength(NGram):
+    """Prompt lookup that trusts no position but its own count of what it observed."""
+
+    def init(self, setup, batch, capacity):
+        return Counted(super().init(setup, batch, capacity), jnp.zeros((batch,), jnp.int32))
+
+    def observe(self, setup, state, rows):
+        return Counted(super().observe(setup, state.text, rows._replace(first=state.count)), state.count + rows.count)
+
+    def propose(self, setup, state, pending_token, cache):
+        return super().propose(setup, state.text, pending_token, cache.replace(length=state.count))
+
+
+class Counted(struct.PyTreeNode):
+    text: Text
+    count: jax.Array
+
+    def grow(self, capacity):
+        return self.replace(text=self.text.grow(capacity))
+
+
 @pytest.fixture(autouse=True, scope="module")
 def registered():
     before = dict(_REGISTERED.entries)
     register_drafter(Copy("copy", "The target itself."))
     register_drafter(OneBranch("one_branch", "Prompt lookup as a tree."))
+    register_drafter(OwnLength("own_length", "Prompt lookup that counts for itself."))
     yield
     _REGISTERED.entries.clear()
     _REGISTERED.entries.update(before)
@@ -282,6 +305,27 @@ def test_sessions_remember_for_the_drafter_or_read_again(before):
 @functools.partial(jax.jit, static_argnums=3)
 def look_up(text, last, history, longest):
     return NGram("x", "y", longest=longest)._look_up(text, last, history, 4)
+
+
+def test_a_row_that_a_stop_string_cut_is_observed_anew():
+    """It is read again from its beginning, beside a row that resumes; what it was thought to say is forgotten."""
+
+    class Letters:
+        def decode(self, ids):
+            return "".join(chr(ord("a") + i) for i in ids)
+
+    model, variables = small_model()
+    sampler = SamplerConfig("drafter", drafter="own_length", temperature=0.0)
+    free = generate(model, variables, TEXTS, sampler, 24).tokens
+    string = Letters().decode(free[0][2:4])
+    stopping = dataclasses.replace(sampler, stop_strings=(string,))
+    first = generate(model, variables, TEXTS, stopping, 24, tokenizer=Letters())
+    assert "stop_string" in first.finish and 0 in first.session.cache.length
+    new = [[3, 1], [2], [4, 4]]
+    got = generate(model, variables, new, sampler, 12, session=first.session)
+    texts = [a + b for a, b in zip(first.session.texts, new, strict=True)]
+    whole = generate(model, variables, texts, sampler, 12)
+    assert got.tokens == whole.tokens and got.accepted == whole.accepted
 
 
 def propose(text, history=(), longest=3):

@@ -96,7 +96,7 @@ def step_program(
     @jax.jit
     def loop(variables, proposal, cache, keys, options):
         setup = make_setup(model, variables, plan, options, KeyedNoise(keys))
-        cache = with_drafter(setup, cache, cache.capacity)
+        cache = with_drafter(setup, cache)
 
         def body(i, carry):
             proposal, cache = carry
