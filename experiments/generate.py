@@ -104,7 +104,8 @@ def main(values: flags.FlagValues) -> None:
         check_flags(values)
         asked = sampling_flags.read(values)
         texts = read_texts(values)
-        folder, drafts = checkpoint_of(values.checkpoint), asked["mode"] != "autoregressive"
+        provisional = sampling_flags.provisional(asked | {"stop_tokens": asked["stop_tokens"] or []})
+        folder, drafts = checkpoint_of(values.checkpoint), provisional.drafts
         config, variables, trained = load(folder, values.adapters)
         if not values["block_size"].present:
             branches = asked["mode"] == "single_pass" and asked["target"] is None and not values["anchors"].present
@@ -264,7 +265,7 @@ def compare(engine: Engine, queue: list[Prompt], width: int, drafted: list[list[
     """Samples the same rows one token a forward, and says on stderr how much faster drafting was."""
     assert engine.sampler is not None  # `Engine.choose`
     plain = dataclasses.replace(
-        engine.sampler, mode="autoregressive", anchors="all", acceptance=None, target=None
+        engine.sampler, mode="autoregressive", anchors="all", acceptance=None, target=None, drafter=None
     )  # fmt: skip
     with Meter() as meter:
         alone = dataclasses.replace(engine, sampler=plain, meter=meter)
