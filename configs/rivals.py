@@ -27,7 +27,7 @@ from configs.common import data, evaluation, execution, mesh, model, parse_arg, 
 from zaya_jax.architecture import ZayaConfig, preset
 from zaya_jax.checks import Choice, check
 from zaya_jax.costs.drafters import objective_flops
-from zaya_jax.costs.flops import Trained
+from zaya_jax.costs.flops import ALL, Trained
 from zaya_jax.training.drafter_objective import FROZEN_TARGET, DrafterObjective
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
@@ -45,7 +45,7 @@ class Method:
     samplers: tuple[str, ...] = ()
     optimizer: dict[str, Any] = dataclasses.field(default_factory=dict)
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
-    trained: Trained = dataclasses.field(default_factory=Trained)  # of the model itself
+    trained: Trained = ALL  # of the model itself
 
 
 def methods(block_size: int) -> dict[str, Method]:

@@ -86,7 +86,7 @@ def _seen(layout: Layout, cached: int) -> tuple[jax.Array, jax.Array]:
         return layout.visibility(), layout.block
     front = jnp.broadcast_to(jnp.arange(cached, dtype=jnp.int32), (layout.tokens.shape[0], cached))
     context = Keys(position=front, document=jnp.zeros_like(front), block=jnp.zeros_like(front))
-    keys = Keys(*(jnp.concatenate(pair, axis=1) for pair in zip(context, layout.keys, strict=True)))
+    keys = jax.tree.map(lambda *pair: jnp.concatenate(pair, axis=1), context, layout.keys)
     return visible(layout, keys), keys.block
 
 
