@@ -1,8 +1,8 @@
 """Is order-constrained drafting more stable to train? Nine objectives from one AR checkpoint. A toy.
 
-Command:   python -m experiments.run --config=configs/stability.py --workdir=runs/stability --train_only \
+Command:   python -m experiments.run --config=configs/stability.py --workdir=runs/stability --train_only \\
                --config.phases="('pretrain',)"
-           python -m experiments.bench.stability --config=configs/stability.py --workdir=runs/stability \
+           python -m experiments.bench.stability --config=configs/stability.py --workdir=runs/stability \\
                --output=results/stability/tiny.json
 Arguments: :fast (seconds), :arm=sbd (one of ARMS), :preset=zaya1_300k
 Hardware:  2 CPU cores, under 3 GiB
