@@ -1,7 +1,8 @@
 """Is order-constrained drafting more stable to train? Nine objectives from one AR checkpoint. A toy.
 
-Command:   python -m experiments.run --config=configs/stability.py --workdir=runs/stability --train_only
-           python -m experiments.bench.stability --config=configs/stability.py --workdir=runs/stability \
+Command:   python -m experiments.run --config=configs/stability.py --workdir=runs/stability --train_only \\
+               --config.phases="('pretrain',)"
+           python -m experiments.bench.stability --config=configs/stability.py --workdir=runs/stability \\
                --output=results/stability/tiny.json
 Arguments: :fast (seconds), :arm=sbd (one of ARMS), :preset=zaya1_300k
 Hardware:  2 CPU cores, under 3 GiB
@@ -55,11 +56,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.seed = 0
     c.cpu_devices = 1
     c.mesh = mesh()
-    c.execution = execution(expert_backend="dense")  # which runs of an arm can be computed side by side with
+    c.execution = execution(expert_backend="dense")  # compiles fast; the experts are tiny
     c.tokenizer = "bytes"
     c.model = model(chosen.preset)
 
-    c.data = data(64, {"task": "addition", "options": {"digits": 2}, "weight": 1.0})
+    c.data = data(64, {"task": "addition", "options": {"digits": 2}, "weight": 1.0}, validation_batches=32)
 
     c.phases = ("pretrain", "convert")
     steps = (20, 20) if chosen.fast else (1500, 150)

@@ -1,6 +1,7 @@
 """How stable each arm of configs/stability.py is to train, and what its model is worth: everything from one checkpoint.
 
-    python -m experiments.run --config=configs/stability.py --workdir=runs/stability --train_only
+    python -m experiments.run --config=configs/stability.py --workdir=runs/stability --train_only \\
+        --config.phases="('pretrain',)"
     python -m experiments.bench.stability --config=configs/stability.py --workdir=runs/stability \\
         --output=results/stability/tiny.json
     python -m experiments.bench.stability --config=configs/stability.py:fast --workdir=runs/fast --rates=0.004 --seeds=2
@@ -12,7 +13,7 @@ not measured again. The parts (--parts):
   weights  variance of a token's loss weight by the arm's own draws, beside the closed form
   noise    at the checkpoint, and at the end of the arm's own training: variance of loss and gradient by data, rate and
            mask (--draws of each), for the whole loss and for the draft term alone; relative noise, cosine
-  runs     every arm at every rate and seed, side by side in one program: gradient norms, spikes, and at the end the
+  runs     every arm at every rate and seed, in one program: gradient norms, spikes, and at the end the
            held-out loss of its own kind (fixed draws), the AR loss, the draft loss of whole blocks; a seed is the same
            data for every arm and rate. The first at --base_rate is kept in WORKDIR/arms
   decode   each arm's first run at --base_rate sampled losslessly and by the samplers that verify nothing: T, accuracy,
@@ -20,6 +21,7 @@ not measured again. The parts (--parts):
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -81,13 +83,13 @@ class Study:
         self.model = Zaya(model, self.stage.execution)
         (source,) = self.setup.sources.values()
         self.train_data = open_source(self.setup, self.workdir, source, "train")
-        self.held_out = held_out_batches(
-            self.setup, self.stage, open_source(self.setup, self.workdir, source, "validation")
-        )
-        own = {name: leaf.size for name, leaf in enumerate(jax.tree.leaves(self.start["params"]))}
+        held_out = held_out_batches(self.setup, self.stage, open_source(self.setup, self.workdir, source, "validation"))
+        # batches stacked, and the numbers that their draws belong to
+        self.numbered = jax.tree.map(lambda *x: np.stack(x), *held_out), np.arange(len(held_out), dtype=np.int32)
         self.numbers: dict[str, Any] = {
             "hardware": provenance.hardware(), "environment": provenance.describe(), "name": self.setup.name,
-            "parameters": sum(own.values()), "steps": self.stage.phase.steps, "batch": self.stage.batch_size,
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(self.start["params"])),
+            "steps": self.stage.phase.steps, "batch": self.stage.batch_size,
             "row_length": self.stage.row_length, "clip_norm": self.stage.phase.optimizer.clip_norm,
             "pretrain_steps": self.setup.stages["pretrain"].phase.steps, "base_rate": _BASE.value,
             "weights": [], "noise": [], "runs": [], "decode": [],
@@ -218,29 +220,29 @@ class Trained(NamedTuple):
 
 
 def train(study: Study, objective: Objective, members: list[tuple[float, int]]) -> Trained:
-    """Runs of an arm from the checkpoint, side by side in one program; members are (rate, seed)."""
+    """Runs of an arm from the checkpoint, one after the other in one program; members are (rate, seed)."""
     phase = study.stage.phase
     optimizer = dataclasses.replace(phase.optimizer, learning_rate=1.0)  # times the share that a step is told
     step = make_train_step(study.model, objective, optimizer)
     kind = "expert_load_draft" if objective.drafts else "expert_load_clean"
     data = {seed: study.batches(seed, phase.steps) for _, seed in members}
     batches = {
-        name: np.stack([[data[seed][number][name] for _, seed in members] for number in range(phase.steps)])
+        name: np.stack([[batch[name] for batch in data[seed]] for _, seed in members])
         for name in ("tokens", "document", "answer")
     }
-    share = np.outer(rates(phase.optimizer, phase.steps)[:-1], [rate for rate, _ in members]).astype(np.float32)
+    share = np.outer([rate for rate, _ in members], rates(phase.optimizer, phase.steps)[:-1]).astype(np.float32)
 
     @jax.jit
     def run(states, batches, share):
-        def body(states, now):
-            states, metrics = jax.vmap(lambda state, batch, rate: step(state, batch, rate))(states, *now)
-            return states, (metrics["loss"], metrics["grad_norm"], metrics[kind])
+        def body(state, now):
+            state, metrics = step(state, *now)
+            return state, (metrics["loss"], metrics["grad_norm"], metrics[kind])
 
-        return jax.lax.scan(body, states, (batches, share))
+        return jax.lax.map(lambda member: jax.lax.scan(body, member[0], member[1:]), (states, batches, share))
 
     states = [init_state(study.start, optimizer, seed) for _, seed in members]
     states, told = run(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states), batches, share)
-    losses, norms, load = (np.array(x, float).T for x in told)
+    losses, norms, load = (np.array(x, float) for x in told)
     return Trained(states.variables, losses, norms, load[:, -20:].mean(1))
 
 
@@ -272,10 +274,25 @@ def runs(study: Study, name: str, objective: Objective, learning_rates: list[flo
 
 
 def held_out(study: Study, objective: Objective, variables: dict) -> dict[str, Any]:
-    """Sums over the held-out batches of models side by side, with fixed draws."""
-    step = jax.jit(jax.vmap(make_eval_step(study.model, objective), in_axes=(0, None, None)))
-    found = [step(variables, batch, jnp.int32(index)) for index, batch in enumerate(study.held_out)]
-    return jax.device_get(jax.tree.map(lambda *x: sum(x[1:], x[0]), *found))
+    """Sums over the held-out batches of several models, with fixed draws."""
+    step, (batches, index) = _eval_step(study.model, objective), study.numbered  # pyrefly: ignore[bad-argument-type]
+    return jax.device_get(step(variables, batches, index))
+
+
+@functools.lru_cache(maxsize=2)
+def _eval_step(model: Zaya, objective: Objective):
+    """(variables of models, batches, their numbers; each stacked) -> each model's sums, compiled."""
+    step = make_eval_step(model, objective)
+
+    @jax.jit
+    def run(variables, batches, index):
+        def of_model(variables):
+            sums = jax.lax.map(lambda each: step(variables, *each), (batches, index))
+            return jax.tree.map(lambda x: x.sum(0), sums)
+
+        return jax.lax.map(of_model, variables)
+
+    return run
 
 
 def finite(value: Any, digits: int = 6) -> float | None:
