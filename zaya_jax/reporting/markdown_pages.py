@@ -11,8 +11,9 @@ from zaya_jax.files import read_text, write_text
 from zaya_jax.reporting.api_page import api_tables
 from zaya_jax.reporting.result_files import made_of, read_record
 from zaya_jax.reporting.results import read_results, read_sweep
-from zaya_jax.reporting.tables import benchmarks, drafting, runs
+from zaya_jax.reporting.tables import benchmarks, drafting, rollouts, runs
 from zaya_jax.reporting.tables.decode import decode_table
+from zaya_jax.reporting.tables.rollouts import Run, run_of
 from zaya_jax.reporting.tables.wall_clock import learned_table, wall_clock_table
 from zaya_jax.training.logging.metrics import read_metrics
 
@@ -68,6 +69,18 @@ def _learned(*names: str) -> Maker:
     return make
 
 
+def _policies(task: str, table: Callable[[list[Run]], str]) -> Maker:
+    """Of every run of reinforcement learning on a task: the folders of results/rollouts/TASK."""
+
+    def make(results: Path) -> str:
+        folder = results / "rollouts" / task
+        with made_of(str(folder)):
+            found = sorted(path.parent for path in folder.glob("*/metrics.jsonl"))
+            return table([run_of(read_record(f / "config.json"), read_metrics(f / "metrics.jsonl")) for f in found])
+
+    return make
+
+
 def _clock(name: str) -> Maker:
     """Wall-clock of SmolLM2's drafts, of a file of `experiments.bench.drafting`."""
     return _maker([f"smollm2/{name}.json"], read_record, wall_clock_table)
@@ -117,6 +130,9 @@ TABLES: dict[str, Maker] = {
     "drafts": _clock("drafts/wall_clock"),
     "word_problems_learned": _learned(*(f"smollm2/word_problems{run}" for run in ("/first", "/second", ""))),
     "drafts_learned": _learned("smollm2/drafts/first", "smollm2/drafts"),
+    "queue": _section("queue", "rows", benchmarks.queue_table),
+    "policies_list_programs": _policies("list_programs", rollouts.rewards_table),
+    "policies_list_programs_cost": _policies("list_programs", rollouts.costs_table),
     "api": lambda _: api_tables(),
 }  # fmt: skip
 

@@ -198,8 +198,13 @@ def peak_of(placement: Placement | None) -> float | None:
     return None if peak is None else peak * (1 if placement is None else placement.mesh.size)
 
 
-def step_flops(stage: Stage) -> float:
-    """FLOPs of a step of a stage. What a policy computes again is no use, so it is not counted."""
+def step_flops(stage: Stage) -> float | None:
+    """FLOPs of a step of a stage; what `remat` computes again is no use, so it is not counted.
+
+    None where a step makes rollouts, too: its time is theirs as well.
+    """
+    if stage.rollouts is not None:
+        return None
     objective = stage.phase.objective
     return training_flops(
         stage.model, stage.batch_size, stage.row_length, objective.drafts, objective.block_size,
