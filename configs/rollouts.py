@@ -52,7 +52,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         block_size=size, draft_on=chosen.draft_on, distill=chosen.distill, blocks_per_row=blocks,
         **ALGORITHMS[chosen.algorithm],
     )  # fmt: skip
-    slow = OptimizerConfig(learning_rate=3e-4, schedule="constant", warmup_steps=10, weight_decay=0.0)
+    slow = OptimizerConfig(learning_rate=6e-4, schedule="constant", warmup_steps=10, weight_decay=0.0)
     c.policy = phase(2 if chosen.smoke else 100, policy, slow, batch_size=64, row_length=row_length)
     c.policy.update(log_every=1, evaluate_every=20, save_every=20)
     c.policy.rollouts = ConfigDict(
@@ -61,7 +61,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "max_new_tokens": new_tokens,
             "sampler": chosen.sampler,
             "anchors": anchors,
-            "batch": 32,  # answers side by side
+            "batch": 16,  # answers side by side
             "updates": 1,  # steps on each batch of rollouts
             "held_out": 32,
             "held_out_samples": 16,

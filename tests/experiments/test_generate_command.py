@@ -181,7 +181,7 @@ def test_a_full_disk_leaves_no_half_line(checkpoint, files, monkeypatch):
         patch.setattr(os, "fsync", lambda number: full(number) if calls else calls.append(sync(number)))
         with pytest.raises(OSError, match="No space"):
             batch_job(checkpoint, files)
-    assert len(rows_of(output)) == 4
+    assert len(rows_of(output)) == 1
 
 
 def test_the_terminal_shows_runs_in_colour_and_no_commands(checkpoint, model, capsys):

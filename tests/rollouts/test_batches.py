@@ -91,8 +91,8 @@ def test_what_is_drawn_depends_on_the_seed_and_the_number_alone():
 
 
 def test_a_prompt_that_does_not_fit_is_named():
-    with pytest.raises(UserError, match=r"row_length: got 12, may be at least \d+ tokens of countdown's prompt '"):
-        next(batches(asked=dataclasses.replace(ASKED, row_length=12)))
+    with pytest.raises(UserError, match=r"row_length: got 8, may be at least \d+ tokens of countdown's prompt '"):
+        next(batches(asked=dataclasses.replace(ASKED, row_length=8)))
 
 
 def test_autoregressive_and_lossless_rollouts_have_one_distribution():

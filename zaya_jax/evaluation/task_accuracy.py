@@ -19,8 +19,7 @@ from zaya_jax.evaluation.samplers import NamedSampler
 from zaya_jax.files import make_folder
 from zaya_jax.reporting.results import wilson
 from zaya_jax.sampling import SamplerConfig, best_anchors, evidence, find_target
-from zaya_jax.sampling.continuous import Prompt, Work, generate_queue, in_order, widths
-from zaya_jax.sampling.decoding import Finished
+from zaya_jax.sampling.continuous import Prompt, compile_queue, generate_queue, in_order
 from zaya_jax.sampling.drafting import Yield
 from zaya_jax.sampling.planning.work import StepWork, step_work
 from zaya_jax.sampling.values import plain
@@ -240,7 +239,7 @@ def run_sampler(
 ) -> TaskResult:
     """Completes every problem, `protocol.batch` sequences side by side, the next in the place of one that ended.
 
-    Before that a prompt of each padded length runs untimed, to compile.
+    All is compiled before, which is not timed.
 
     Args:
       problems: `protocol.problems(task)`, mostly.
@@ -258,16 +257,13 @@ def run_sampler(
     done = len(answers.lines)
     batch, longest = min(protocol.batch, len(prompts) * samples), max(map(len, prompts))
 
-    def completions(questions: Iterable[Prompt]) -> Iterator[tuple[Finished, Work]]:
-        return generate_queue(
-            model, variables, questions, sampler.config, protocol.max_new_tokens, longest=longest, batch=batch
-        )
+    def asked(rows: Iterable[int]) -> Iterator[Prompt]:
+        return (Prompt(prompts[row // samples], protocol.seed + row) for row in rows)
 
-    for size in widths(map(len, prompts[done:])):
-        like = next(prompt for prompt in prompts[done:] if len(prompt) == size)
-        list(completions([Prompt(like, protocol.seed)]))
     left = range(done * samples, len(prompts) * samples)
-    sequences = in_order(completions(Prompt(prompts[row // samples], protocol.seed + row) for row in left))
+    run, sizes = (sampler.config, protocol.max_new_tokens), {"longest": longest, "batch": batch}
+    compile_queue(model, variables, asked(left[::samples]), *run, **sizes)
+    sequences = in_order(generate_queue(model, variables, asked(left), *run, **sizes))
     label = f"{task.name} {sampler.name} T={sampler.config.temperature:g}"
     bar = tqdm(total=len(problems), initial=done, desc=label, unit="problem", dynamic_ncols=True)
     for i in range(done, len(prompts)):

@@ -11,8 +11,9 @@ from zaya_jax.files import read_text, write_text
 from zaya_jax.reporting.api_page import api_tables
 from zaya_jax.reporting.result_files import made_of, read_record
 from zaya_jax.reporting.results import read_results, read_sweep
-from zaya_jax.reporting.tables import benchmarks, drafting, runs, stability
+from zaya_jax.reporting.tables import benchmarks, drafting, rollouts, runs, stability
 from zaya_jax.reporting.tables.decode import decode_table
+from zaya_jax.reporting.tables.rollouts import Run, run_of
 from zaya_jax.reporting.tables.wall_clock import learned_table, wall_clock_table
 from zaya_jax.training.logging.metrics import read_metrics
 
@@ -75,6 +76,18 @@ def _quality(**folders: str) -> Maker:
     return _maker(files, read_results, lambda *rows: runs.quality_table(dict(zip(names, rows, strict=True))))
 
 
+def _policies(task: str, table: Callable[[list[Run]], str]) -> Maker:
+    """Of every run of reinforcement learning on a task: the folders of results/rollouts/TASK."""
+
+    def make(results: Path) -> str:
+        folder = results / "rollouts" / task
+        with made_of(str(folder)):
+            found = sorted(path.parent for path in folder.glob("*/metrics.jsonl"))
+            return table([run_of(read_record(f / "config.json"), read_metrics(f / "metrics.jsonl")) for f in found])
+
+    return make
+
+
 def _clock(name: str) -> Maker:
     """Wall-clock of SmolLM2's drafts, of a file of `experiments.bench.drafting`."""
     return _maker([f"smollm2/{name}.json"], read_record, wall_clock_table)
@@ -135,6 +148,9 @@ TABLES: dict[str, Maker] = {
     "stability_noise": _stability(stability.noise_table),
     "stability_runs": _stability(stability.runs_table),
     "stability_decode": _stability(stability.decode_table),
+    "queue": _section("queue", "rows", benchmarks.queue_table),
+    "policies_list_programs": _policies("list_programs", rollouts.rewards_table),
+    "policies_list_programs_cost": _policies("list_programs", rollouts.costs_table),
     "api": lambda _: api_tables(),
 }  # fmt: skip
 

@@ -199,8 +199,13 @@ def peak_of(placement: Placement | None) -> float | None:
     return None if peak is None else peak * (1 if placement is None else placement.mesh.size)
 
 
-def step_flops(stage: Stage) -> int:
-    """FLOPs of a step of a stage. What a policy computes again is no use, so it is not counted."""
+def step_flops(stage: Stage) -> float | None:
+    """FLOPs of a step of a stage. What `remat` computes again is no use, so it is not counted.
+
+    None where a step makes rollouts, too: its time is theirs as well.
+    """
+    if stage.rollouts is not None:
+        return None
     objective, trained = stage.phase.objective, sizes.trained(stage)
     return objective_flops(stage.model, objective, stage.batch_size, stage.row_length, trained=trained)
 

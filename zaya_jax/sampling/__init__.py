@@ -1,6 +1,6 @@
 """Sampling: autoregressive and self-speculative (draft and verify), lossless or mixed; baselines; the cost model.
 
-Imports architecture and, for stop strings, text.
+Imports architecture, for stop strings text, and for devices parallel.
 """
 
 from zaya_jax.sampling.config import SamplerConfig

@@ -115,9 +115,16 @@ def in_order(sequences: Iterable[tuple[Finished, Work]]) -> Iterator[Finished]:
             following += 1
 
 
-def widths(lengths: Iterable[int]) -> list[int]:
-    """One length of each size that prompts of these lengths are padded to: each is read by a program of its own."""
-    return list({bucket(n): n for n in lengths}.values())
+def compile_queue(
+    model: Zaya, variables: Any, prompts: Iterable[Prompt], sampler: SamplerConfig, max_new_tokens: int, *,
+    longest: int, batch: int = 64, tokenizer: Decoder | None = None,
+) -> None:  # fmt: skip
+    """Has `generate_queue`'s programs ready, given the same: reads a prompt of each padded length, makes a step."""
+    for prompt in {bucket(len(prompt.tokens)): prompt for prompt in prompts}.values():
+        queue = _Queue(model, variables, sampler, max_new_tokens, longest, batch, tokenizer, None)
+        queue.limit = np.int32(min(2, max_new_tokens))
+        queue.admit([(0, prompt)])
+        queue.advance(more=False)
 
 
 class _Queue:
