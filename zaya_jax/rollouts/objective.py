@@ -204,7 +204,8 @@ def token_log_probabilities(
         return target - normaliser, entropy
 
     log_p, entropy = in_pieces(piece, (hidden, ids), ids.size, model.config.vocab_size)
-    return tuple(jnp.where(has, x.reshape(ids.shape), 0) for x in (log_p, entropy))
+    log_p, entropy = (jnp.where(has, x.reshape(ids.shape), 0) for x in (log_p, entropy))
+    return log_p, entropy
 
 
 @functools.partial(jax.jit, static_argnames=("model", "temperature"))

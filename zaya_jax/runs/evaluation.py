@@ -49,7 +49,8 @@ def evaluate(setup: settings.Settings, workdir: Path, folders: dict[str, Path], 
             setup.anchor_budget,
         )
         common = {"kind": "sampling", "model": setup.sampled, "source": task.name, "hardware": hardware}
-        common |= {"training_flops": stage.phase.steps * step_flops(stage), "added_parameters": added(stage)}
+        flops = step_flops(stage)  # None where a step makes rollouts
+        common |= {"training_flops": flops and stage.phase.steps * flops, "added_parameters": added(stage)}
         mine = [common | row for row in task_rows(results, setup.protocol)]
         if isinstance(task, Continuations):
             for row, result in zip(mine, results, strict=True):

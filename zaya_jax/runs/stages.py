@@ -199,7 +199,7 @@ def peak_of(placement: Placement | None) -> float | None:
     return None if peak is None else peak * (1 if placement is None else placement.mesh.size)
 
 
-def step_flops(stage: Stage) -> float | None:
+def step_flops(stage: Stage) -> int | None:
     """FLOPs of a step of a stage. What `remat` computes again is no use, so it is not counted.
 
     None where a step makes rollouts, too: its time is theirs as well.
