@@ -39,6 +39,7 @@ from zaya_jax.reporting.tables.wall_clock import wall_clock_table
 from zaya_jax.runs import provenance
 from zaya_jax.runs.tokens import checkpoint_of, choose_template, choose_tokenizer
 from zaya_jax.sampling import Request, SamplerConfig, choose_sampler, generate
+from zaya_jax.sampling.drafters.base import find_drafter
 from zaya_jax.sampling.options import plan_of
 from zaya_jax.sampling.planning.auto import Choice, drafters_of
 from zaya_jax.tasks import TASKS, ChatTask, make_task
@@ -93,7 +94,8 @@ def main() -> None:
     folder = checkpoint_of(_CHECKPOINT.value)
     config, variables, trained = load(folder, _ADAPTERS.value)
     block_size = _BLOCK.value if flags.FLAGS["block_size"].present else trained.get("block_size", _BLOCK.value)
-    _, tokenizer = choose_tokenizer(None, folder, config)
+    masks = _DRAFTER.value is None or find_drafter(_DRAFTER.value).masks
+    _, tokenizer = choose_tokenizer(None, folder, config, drafts=masks)
     sets = read_sets(tokenizer, choose_template(None, folder, tokenizer) if _CHAT.value else None)
     of_model = checksum(variables)
     model, variables = decoding_form(config, variables)
