@@ -103,7 +103,8 @@ def main(values: flags.FlagValues) -> None:
         check_flags(values)
         asked = sampling_flags.read(values)
         texts = read_texts(values)
-        folder, drafts = checkpoint_of(values.checkpoint), asked["mode"] != "autoregressive"
+        provisional = sampling_flags.provisional(asked | {"stop_tokens": asked["stop_tokens"] or []})
+        folder, drafts = checkpoint_of(values.checkpoint), provisional.drafts
         config, variables, block_size = load(folder, values.adapters)
         if block_size is not None and not values["block_size"].present:
             asked["block_size"] = block_size
@@ -253,7 +254,7 @@ def compare(engine: Engine, batches: list[tuple[list[list[int]], list[int]]], dr
     """Samples the same batches one token a forward, and says on stderr how much faster drafting was."""
     assert engine.sampler is not None  # `Engine.choose`
     plain = dataclasses.replace(
-        engine.sampler, mode="autoregressive", anchors="all", acceptance=None, target=None
+        engine.sampler, mode="autoregressive", anchors="all", acceptance=None, target=None, drafter=None
     )  # fmt: skip
     with Meter() as meter:
         alone = dataclasses.replace(engine, sampler=plain, meter=meter)

@@ -17,6 +17,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.helpers import random_variables
+from tests.sampling.test_lossless import gap
 from zaya_jax.architecture import Layout
 from zaya_jax.architecture.training_layouts import LAYOUTS, TrainingLayout, register_layout
 from zaya_jax.errors import UserError
@@ -25,14 +26,15 @@ from zaya_jax.interop.conversion.conversion import convert
 from zaya_jax.interop.families.table import FAMILIES, ZAYA, register_family
 from zaya_jax.registry import load_extension
 from zaya_jax.runs.configuration import settings
-from zaya_jax.sampling import SamplerConfig, Target, register_target
+from zaya_jax.sampling import Drafter, SamplerConfig, Target, register_drafter, register_target
 from zaya_jax.sampling.core import targets
+from zaya_jax.sampling.drafters import base as drafters
 from zaya_jax.tasks import TASKS, make_task, register_task
 from zaya_jax.training.objective import OBJECTIVES, Objective, register_objective
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ("my_task.py", "my_target.py", "my_layout.py", "my_objective.py")
-FILES = (*CONFIGS, "my_family.py")
+FILES = (*CONFIGS, "my_family.py", "my_drafter.py")
 
 
 def shown(file: str) -> str:
@@ -46,6 +48,7 @@ def shown(file: str) -> str:
 def read(monkeypatch) -> Iterator[Callable[[str], dict[str, Any]]]:
     """Runs a file of the page and returns its names; what it registers is forgotten afterwards."""
     registries = (TASKS, targets._REGISTERED.entries, LAYOUTS.entries, OBJECTIVES.entries, FAMILIES.entries)
+    registries += (drafters._REGISTERED.entries,)
     before = [dict(each) for each in registries]
 
     def run(file: str, name: str = "") -> dict[str, Any]:
@@ -79,6 +82,7 @@ def test_a_registered_name_must_be_new_and_a_word(read):
             "target: got name 'mix_stale'",
         ),
         (lambda: register_layout(TrainingLayout("tidar", "Mine.", lambda *_: {})), "layout: got name 'tidar'"),
+        (lambda: register_drafter(Drafter("ngram", "Mine.")), "drafter: got name 'ngram'"),
         (lambda: register_objective(Objective), "objective: got name 'tidar'"),
         (lambda: register_family(dataclasses.replace(ZAYA, by_expert=True)), "model family: got name 'zaya'"),
     ):
@@ -117,6 +121,13 @@ def test_a_target_of_ones_own_is_an_sampler(read):
     assert combine is not None
     found = jax.nn.softmax(combine(jnp.array([0.0, 9.0]), jnp.array([9.0, 0.0]), jnp.array(0.5)))
     np.testing.assert_allclose(found, 0.5, atol=1e-6)
+
+
+def test_a_drafter_of_ones_own_is_lossless(read, x64):
+    """The whole output distribution is autoregression's; without its logits a chance draft would not be verified so."""
+    read("my_drafter.py")
+    sampler = SamplerConfig("drafter", drafter="bigram", draft_length=2, temperature=0.8, draft_temperature=1.3)
+    assert gap(sampler) < 1e-9
 
 
 def test_a_layout_of_ones_own_has_half_of_the_grids_blocks(read):

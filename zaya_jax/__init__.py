@@ -8,7 +8,7 @@ The packages, from the top; each imports only from those below it, and from the 
 * reporting: result files, tables, pages, plots, figures, report
 * aot: compiling for GPUs that are not here
 * costs: parameters, FLOPs, memory, roofline
-* sampling: `generate`: one loop, four modes; distributions, random streams, branch points
+* sampling: `generate`: one loop, five modes; distributions, random streams, drafters, branch points
 * training: objectives, gradients, optimizers, loop, checkpoints
 * tasks: problems whose answers a program can check
 * data: text corpora and chats to packed batches

@@ -3,12 +3,14 @@
     python -m experiments.bench.drafting --checkpoint=smollm2 --adapters=results/smollm2/drafts/adapters --chat \\
         --tasks=gsm_symbolic,addition --output=results/smollm2/drafts/wall_clock.json
     python -m experiments.bench.drafting --checkpoint=results/quickstart/model --tasks=addition --prompts=4
+    python -m experiments.bench.drafting --checkpoint=smollm2 --chat --drafter=ngram --tasks=gsm_symbolic
 
 For each set of prompts (a task's test problems, or the lines of --prompts_file) and each temperature, block size and
 branch points are planned as mode "auto" plans them: acceptance is measured on --probes other prompts (a task's
 validation problems; of a file, its first lines, which are then not timed), a forward's cost by query tokens on this
-machine at --batch, and what is predicted to be fastest is raced against autoregression. Then each prompt (--batch of
-them) is continued both ways, in turn, after one untimed turn each. `rows` has for each set and temperature: what was
+machine at --batch, and what is predicted to be fastest is raced against autoregression. With --drafter that drafter's
+length is planned instead, and the model needs no mask token. Then each prompt (--batch of them) is continued both ways,
+in turn, after one untimed turn each. `rows` has for each set and temperature: what was
 planned, what auto chose, tokens per forward, query tokens a forward, tokens per second of both, their ratio with a 95%
 interval (bootstrap over prompts), that of auto's choice (1 where it is autoregression), and how many texts are the
 same. A set that an earlier command of the same flags has written to --output is not measured again.
@@ -37,7 +39,8 @@ from zaya_jax.reporting.tables.wall_clock import wall_clock_table
 from zaya_jax.runs import provenance
 from zaya_jax.runs.tokens import checkpoint_of, choose_template, choose_tokenizer
 from zaya_jax.sampling import Request, SamplerConfig, choose_sampler, generate
-from zaya_jax.sampling.planning.auto import Choice
+from zaya_jax.sampling.options import plan_of
+from zaya_jax.sampling.planning.auto import Choice, drafters_of
 from zaya_jax.tasks import TASKS, ChatTask, make_task
 from zaya_jax.text.templates import ChatTemplate, question
 from zaya_jax.text.tokenizers import Tokenizer
@@ -54,6 +57,7 @@ _TEMPERATURES = flags.DEFINE_list("temperatures", ["0", "1"], "Of the target.")
 _DRAFT = flags.DEFINE_float(
     "draft_temperature", None, "Of the drafts; default: the target's.", lower_bound=0.0, upper_bound=FLOAT32
 )
+_DRAFTER = flags.DEFINE_string("drafter", None, "Drafts by it (SamplerConfig.drafter) instead of by mask tokens.")
 _BLOCK = flags.DEFINE_integer("block_size", 8, "At most; of adapters, theirs.", lower_bound=2, upper_bound=1024)
 _NEW = flags.DEFINE_integer("max_new_tokens", 128, "Tokens of a text, at most.", lower_bound=4, upper_bound=2**24)
 _SEED = flags.DEFINE_integer("seed", 1_000, "Of problems and rows.", lower_bound=0, upper_bound=2**31 - 1)
@@ -93,10 +97,13 @@ def main() -> None:
     sets = read_sets(tokenizer, choose_template(None, folder, tokenizer) if _CHAT.value else None)
     of_model = checksum(variables)
     model, variables = decoding_form(config, variables)
+    if _DRAFTER.value is not None and _DRAFTER.value not in drafters_of(model, variables):
+        raise no_such("--drafter", _DRAFTER.value, drafters_of(model, variables), "for this model")
     numbers: dict[str, Any] = {
         "hardware": provenance.hardware(), "environment": provenance.describe(), "checkpoint": _CHECKPOINT.value,
         "adapters": _ADAPTERS.value, "checksum": of_model, "chat": _CHAT.value, "batch": _BATCH.value,
-        "seed": _SEED.value, "dtype": model.config.dtype, "max_new_tokens": _NEW.value, "rows": [],
+        "seed": _SEED.value, "drafter": _DRAFTER.value, "dtype": model.config.dtype, "max_new_tokens": _NEW.value,
+        "rows": [],
     }  # fmt: skip
     numbers["rows"] = measured_before(numbers)
     there = {(row["prompts"], row["count"], row["temperature"], row["draft_temperature"]) for row in numbers["rows"]}
@@ -143,6 +150,10 @@ def plan(model: Zaya, variables: Any, prompts: Prompts, sampler: SamplerConfig) 
     """(auto's choice, the sampler that drafts and is predicted to be fastest)."""
     request = Request(prompts.probes, _NEW.value, list(range(_SEED.value, _SEED.value + len(prompts.probes))))
     choice = choose_sampler(model, variables, request, sampler, repeats=2, batch=_BATCH.value)
+    if _DRAFTER.value is not None:
+        lengths = [each.block_size - 1 for each in choice.candidates if each.drafter == _DRAFTER.value]
+        length = lengths[0] if lengths else sampler.block_size - 1
+        return choice, dataclasses.replace(sampler, mode="drafter", drafter=_DRAFTER.value, draft_length=length)
     best = next((each for each in choice.candidates if each.anchors), None)
     size, anchors = (sampler.block_size, (1,)) if best is None else (best.block_size, best.anchors)
     return choice, dataclasses.replace(sampler, mode="single_pass", block_size=size, anchors=anchors)
@@ -151,7 +162,7 @@ def plan(model: Zaya, variables: Any, prompts: Prompts, sampler: SamplerConfig) 
 def measure(model: Zaya, variables: Any, prompts: Prompts, sampler: SamplerConfig) -> dict[str, Any]:
     """A row of the result: see the module's docstring."""
     choice, drafting = plan(model, variables, prompts, sampler)
-    plain = dataclasses.replace(drafting, mode="autoregressive", anchors="all")
+    plain = dataclasses.replace(drafting, mode="autoregressive", anchors="all", drafter=None)
     sides = {"plain": plain, "drafting": drafting}
     tokens, seconds = {name: [] for name in sides}, {name: [] for name in sides}
     forwards = same = 0
@@ -174,8 +185,9 @@ def measure(model: Zaya, variables: Any, prompts: Prompts, sampler: SamplerConfi
     chosen = choice.sampler.mode
     return {
         "prompts": prompts.name, "count": len(prompts.timed), "temperature": sampler.temperature,
-        "draft_temperature": sampler.draft_temperature, "block_size": drafting.block_size,
-        "anchors": list(drafting.anchor_list), "query_tokens": drafting.rows_per_forward,
+        "draft_temperature": sampler.draft_temperature, "drafter": drafting.drafter,
+        "block_size": plan_of(drafting).block_size, "anchors": list(drafting.anchor_list),
+        "query_tokens": drafting.rows_per_forward,
         "tokens_per_forward": sum(tokens["drafting"]) / forwards, "tokens": tokens, "seconds": seconds,
         "tokens_per_second": rates, "ratio": rates["drafting"] / rates["plain"], "interval": interval, "same": same,
         "acceptance": list(choice.acceptance), "cost": choice.cost, "auto": chosen, "why": choice.reason,

@@ -7,9 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.helpers import random_variables, small_config
 from tests.sampling.test_generate import NEW, model_of, prompts_of
+from zaya_jax.architecture import Zaya
+from zaya_jax.architecture.config import NO_MASK
 from zaya_jax.sampling import SamplerConfig, acceptance_curve, best_anchors, evidence, expected_tokens, generate
-from zaya_jax.sampling.planning.auto import candidates
+from zaya_jax.sampling.planning.auto import candidates, drafter_candidates
 from zaya_jax.sampling.planning.cost import cost_at
 
 RUNS = st.lists(st.lists(st.integers(1, 5), max_size=8).map(lambda run: [1, *run]), min_size=1, max_size=4)
@@ -216,12 +219,40 @@ def test_auto_takes_what_wins_the_race(forward, racer, mode, because, monkeypatc
 
     monkeypatch.setattr("zaya_jax.sampling.planning.cost.medians", clock(forward))
     monkeypatch.setattr("zaya_jax.sampling.planning.auto.medians", clock(racer))
+    monkeypatch.setattr("zaya_jax.sampling.planning.auto.drafters_of", lambda *model: ())
     sampler = SamplerConfig("auto", 2, temperature=0.8, top_k=9, stop_tokens=(2,))
     prompts = prompts_of(model)
     got = generate(model, variables, prompts, sampler, NEW, seed=1)
     assert got.sampler.mode == mode and because in got.reason
     assert (got.sampler.top_k, got.sampler.stop_tokens) == (9, (2,))
     assert got.tokens == generate(model, variables, prompts, got.sampler, NEW, seed=1).tokens
+
+
+def test_auto_takes_prompt_lookup_where_there_is_no_mask_token(monkeypatch):
+    """Greedy texts of a random model repeat themselves; every step costs the same by the clock that is put in."""
+    config = small_config(mask_token_id=NO_MASK)
+    model, variables = Zaya(config), random_variables(config)
+
+    def medians(calls, repeats, label):
+        for call in calls.values():
+            call()
+        return {name: 1.0 if i == 0 or "cost" in label else 0.5 for i, name in enumerate(calls)}
+
+    monkeypatch.setattr("zaya_jax.sampling.planning.cost.medians", medians)
+    monkeypatch.setattr("zaya_jax.sampling.planning.auto.medians", medians)
+    got = generate(model, variables, [[1, 2, 3], [4]], SamplerConfig("auto", 4, temperature=0.0), 32)
+    assert (got.sampler.mode, got.sampler.drafter) == ("drafter", "ngram") and got.sampler.draft_length in (1, 2, 3)
+    assert "drafter ngram" in got.reason and "won the race with 2.00x" in got.reason
+    plain = generate(model, variables, [[1, 2, 3], [4]], SamplerConfig("autoregressive", temperature=0.0), 32)
+    assert got.tokens == plain.tokens and got.tokens_per_forward > 1
+
+
+def test_steps_of_fewer_drafts_follow_from_those_of_many():
+    found = drafter_candidates("ngram", [[1, 8, 1, 3], [1, 0, 4]], {3: 1.5, 7: 2.0}, 1.0, 7)
+    assert [(c.block_size - 1, c.tokens) for c in found] == [(1, 16 / 9), (2, 16 / 7), (3, 16 / 5), (5, 16 / 5), (7, 4)]
+    assert [c.cost for c in found] == [1.5, 1.5, 1.5, 1.75, 2.0]
+    assert found[-1].speedup == 2 and str(found[-1]) == "drafter ngram, 7 drafts: 8 query tokens, T 4.00, 2.00x"
+    assert drafter_candidates("ngram", [[1]], {3: 1.5}, 1.0, 3) == ()
 
 
 def test_auto_with_nothing_to_draft_says_so():

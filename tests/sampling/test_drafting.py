@@ -26,7 +26,7 @@ def test_a_model_without_a_mask_token_says_what_to_write():
         SamplerConfig(),
         SamplerConfig("two_pass"),
         SamplerConfig("block_diffusion"),
-        SamplerConfig("auto"),
+        SamplerConfig("drafter", drafter="mask_block"),
     ):
         with pytest.raises(
             ValueError, match=r"no mask token, .*SamplerConfig\(mode='autoregressive'\).*add_mask_token"

@@ -82,7 +82,10 @@ class Meter:
         """
         s = sampler
         parts = [s.mode]
-        if s.mode != "autoregressive":
+        if s.drafter is not None:
+            tree = f" as a tree of {s.tree_size}" if s.tree_size else ""
+            parts = [f"{s.drafter}, {s.draft_length} drafts{tree}"]
+        elif s.mode != "autoregressive":
             parts.append(f"block {s.block_size}")
         if s.mode == "single_pass":
             parts.append(

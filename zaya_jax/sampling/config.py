@@ -37,8 +37,8 @@ class SamplerConfig:
           verifies it; a step counts two forwards.
         "drafter": a drafter of its own proposes, one causal forward verifies (`zaya_jax.sampling.drafters`).
         "block_diffusion": no verification: a block is unmasked over several forwards (TiDAR's baselines).
-        "auto": the fastest of autoregressive and single_pass on this machine, chosen by measurement
-          (`zaya_jax.sampling.planning.auto`); block_size is then an upper bound.
+        "auto": the fastest on this machine of autoregressive, single_pass and the drafters that the model has, by
+          measurement (`zaya_jax.sampling.planning.auto`); block_size is then an upper bound.
       block_size: slots a drafted block has (TiDAR's B). single_pass verifies as many tokens a forward, of which the
         first is the pending token; two_pass verifies block_size drafts.
       anchors: for single_pass, after which accepted lengths (1 .. block_size) a next block is drafted: "all", a list of
@@ -206,7 +206,9 @@ class SamplerConfig:
         """Does it read mask tokens? Then the model needs one."""
         if self.drafter is not None:
             return find_drafter(self.drafter).masks
-        return bool(self.anchor_list) if self.mode == "single_pass" else self.mode != "autoregressive"
+        if self.mode == "single_pass":
+            return bool(self.anchor_list)
+        return self.mode not in ("autoregressive", "auto")  # auto does without where the model has none
 
     @property
     def anchor_list(self) -> tuple[int, ...]:

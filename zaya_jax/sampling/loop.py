@@ -71,7 +71,7 @@ def begin(setup: Setup, prompts: Prompts, limit: Array, sizes: Sizes) -> State:
     tokens, count, seen, cache = prompts.tokens, prompts.count, prompts.seen, prompts.cache
     if cache is None:
         cache = init_cache(setup.model.config, tokens.shape[0], capacity, setup.model.separate)
-    cache = propose_and_verify.with_drafter(setup, cache.grow(capacity), capacity)
+    cache = propose_and_verify.with_drafter(setup, cache.grow(capacity))
     plan, method = setup.plan, method_of(setup.plan)
     readout, cache = method.read(setup, tokens, count, cache)
     readout, seen = jax.tree.map(lambda x: _repeat(x, samples, 0), (readout, seen))

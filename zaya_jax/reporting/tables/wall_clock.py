@@ -16,10 +16,13 @@ def wall_clock_table(numbers: Mapping[str, Any]) -> str:
     rows = []
     for row in numbers["rows"]:
         rates, (low, high) = row["tokens_per_second"], row["interval"]
+        shape = f"{row['block_size']}, {' '.join(map(str, row['anchors']))}"
+        if drafter := row.get("drafter"):
+            shape = f"{drafter}, {row['block_size'] - 1} drafts"
         rows.append(
             [
                 row["prompts"], f"{row['temperature']:g}",
-                f"{row['block_size']}, {' '.join(map(str, row['anchors']))}", f"{row['query_tokens']:g}",
+                shape, f"{row['query_tokens']:g}",
                 f"{row['tokens_per_forward']:.2f}", f"{rates['plain']:.1f}", f"{rates['drafting']:.1f}",
                 f"{row['ratio']:.2f}x ({low:.2f}-{high:.2f})",
                 f"{'drafts' if row['auto'] != 'autoregressive' else 'AR'}, {row['auto_ratio']:.2f}x",

@@ -106,7 +106,8 @@ class Drafter:
         """The state after more text: the same whether rows come one by one or all at once.
 
         Nothing may be left of the rows after `rows.count`; with a count of 0 the state stays (what is written beyond
-        the text and never read is nobody's). Rows come without gaps from position 0 on, each once.
+        the text and never read is nobody's). Rows come without gaps from position 0 on, each once; a text
+        that is read again begins with `init`'s state.
         """
         return state
 
@@ -121,7 +122,7 @@ class Drafter:
         raise NotImplementedError
 
 
-_REGISTERED: Registry[Drafter] = Registry("SamplerConfig.drafter")
+_REGISTERED: Registry[Drafter] = Registry("drafter")
 
 
 def register_drafter(drafter: Drafter) -> Drafter:

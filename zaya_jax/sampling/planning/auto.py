@@ -1,6 +1,6 @@
 """Which sampler is fastest here: the cost model behind `SamplerConfig(mode="auto")`.
 
-Tokens per second = tokens per forward / seconds per forward. The first follows from measured acceptance rates and the
+Tokens per second = tokens per step / seconds per step. The first follows from measured acceptance rates and the
 anchors (branch_points.py), the second from the measured (or assumed: `zaya_jax.costs.roofline`) cost of a forward
 against its query tokens (cost.py). What the model predicts to be fastest is then timed beside autoregression, and is
 chosen where it is faster by MARGIN. The race is needed: on the two cores of results/bench/samplers.json forwards alone
@@ -8,13 +8,16 @@ predicted 1.8x where drafting then ran at 0.8x to 0.9x, and "auto" has chosen au
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from zaya_jax.architecture import Zaya
+from zaya_jax.architecture.config import NO_MASK
 from zaya_jax.errors import UserError
 from zaya_jax.sampling.config import SamplerConfig
 from zaya_jax.sampling.decoding import decode
+from zaya_jax.sampling.drafters import all_drafters
+from zaya_jax.sampling.options import plan_of
 from zaya_jax.sampling.planning.branch_points import (
     Acceptance,
     acceptance_curve,
@@ -37,16 +40,19 @@ class Candidate:
     """A way to spend a forward, and what is expected of it."""
 
     block_size: int
-    anchors: tuple[int, ...]  # none: autoregression
+    anchors: tuple[int, ...]  # none: autoregression, or a drafter
     rows: int  # query tokens per forward
     tokens: float  # per forward
-    cost: float  # of a forward, in the unit of the cost curve
+    cost: float  # of a step: a forward and a drafter's own passes, in the unit of the cost curve
     speedup: float  # tokens per second over autoregression's
+    drafter: str = ""  # which proposes block_size - 1 tokens
 
     def __str__(self) -> str:
-        name = (
-            f"single_pass, block {self.block_size}, anchors {list(self.anchors)}" if self.anchors else "autoregressive"
-        )
+        name = "autoregressive"
+        if self.anchors:
+            name = f"single_pass, block {self.block_size}, anchors {list(self.anchors)}"
+        elif self.drafter:
+            name = f"drafter {self.drafter}, {self.block_size - 1} drafts"
         return f"{name}: {self.rows} query tokens, T {self.tokens:.2f}, {self.speedup:.2f}x"
 
 
@@ -87,12 +93,35 @@ def candidates(acceptance: Acceptance, cost: Mapping[int, float], block_size: in
     return tuple(sorted(out, key=lambda c: -c.speedup))
 
 
+def drafter_candidates(
+    name: str, accepted: Sequence[Sequence[int]], cost: Mapping[int, float], plain: float, draft_length: int
+) -> tuple[Candidate, ...]:
+    """A drafter with 1, 2, 3, 5, 7, ... drafts up to `draft_length`.
+
+    Args:
+      accepted: of generations with draft_length drafts (`Generation.accepted`). A step that yielded n tokens is taken
+        to become as few as can yield them, where fewer are drafted: what was accepted was foreseen.
+      cost: of its step by draft length.
+      plain: of an autoregressive step.
+    """
+    runs = [n for row in accepted for n in row[1:] if n]
+    if not runs:
+        return ()
+    lengths = {part * 2**i - 1 for part in (2, 3) for i in range(draft_length.bit_length())} | {draft_length}
+    out = []
+    for length in sorted(n for n in lengths if 1 <= n <= draft_length):
+        tokens = sum(runs) / sum(-(-n // (length + 1)) for n in runs)
+        price = cost_at(cost, length)
+        out.append(Candidate(length + 1, (), length + 1, tokens, price, tokens / price * plain, name))
+    return tuple(out)
+
+
 def choose_sampler(
     model: Zaya, variables: Any, request: Request, sampler: SamplerConfig, repeats: int = 3, batch: int | None = None
 ) -> Choice:
     """What mode="auto" stands for with these prompts on this machine: measures acceptance and cost, predicts, races.
 
-    Takes about as long as compiling seven small programs and generating a few times PROBE_TOKENS tokens; use the
+    Takes about as long as compiling ten small programs and generating a few times PROBE_TOKENS tokens; use the
     choice's sampler for every later batch of the same size.
 
     Args:
@@ -106,34 +135,22 @@ def choose_sampler(
     fewest = min(sampler.min_new_tokens, new)
     plain = dataclasses.replace(sampler, mode="autoregressive", target="autoregressive", min_new_tokens=fewest)
 
-    def single_pass(size: int, anchors: str | tuple[int, ...]) -> SamplerConfig:
-        return dataclasses.replace(plain, mode="single_pass", block_size=size, anchors=anchors, target=sampler.target)
-
-    def run(one: SamplerConfig) -> Generation:
-        return decode(model, variables, probe, one)
-
     def choice(chosen: SamplerConfig, reason: str, *found: Any) -> Choice:
         return Choice(dataclasses.replace(chosen, min_new_tokens=sampler.min_new_tokens), reason, *found)
 
     if size == 1 or new < 4:
         reason = f"nothing to draft with block size {size} and {request.max_new_tokens} new tokens"
         return choice(plain, f"autoregressive: {reason}")
-    accepted = run(single_pass(size, "all")).accepted
-    if all(len(row) <= 2 for row in accepted):
+    found = _measure(model, variables, probe, plain, sampler.target, batch or probe.rows, repeats)
+    if found is None:
         return choice(plain, "autoregressive: no text is long enough to measure acceptance")
-    acceptance = evidence(accepted, size)
-    plans = [AUTOREGRESSIVE, *_probes(acceptance, size)]
-    longest = max(map(len, probe.prompts))
-    rows = batch or probe.rows
-    times = forward_cost(model, variables, plans, rows, longest, repeats=repeats, label="auto: cost")
-    cost = {rows_of(plan): ms for plan, ms in times.items()}
-    ranked = candidates(acceptance, cost, size)
-    found, best = (ranked, acceptance_curve(accepted, size), cost), ranked[0]
+    (best, *_), _, cost = found
     curve = ", ".join(f"{rows} {ms / cost[1]:.2f}x" for rows, ms in cost.items())
     why = f"(a forward's cost by query tokens: {curve}; predicted best: {best})"
     if best.speedup < MARGIN:
         return choice(plain, f"autoregressive: drafting is not predicted to pay {why}", *found)
-    racer = single_pass(best.block_size, best.anchors)
+    racer = _drafting(plain, best.drafter, best.block_size - 1) if best.drafter else None
+    racer = racer or _single_pass(plain, sampler.target, best.block_size, best.anchors)
     heats = [probe]
     if batch:  # a seed is one for all rows, or one for each
         starts = range(0, len(probe.texts) - batch + 1, batch)
@@ -149,6 +166,58 @@ def choose_sampler(
             plain, f"autoregressive: drafting lost the race with {won:.2f}x the tokens per second {why}", *found
         )
     return choice(racer, f"{best}: drafting won the race with {won:.2f}x the tokens per second {why}", *found)
+
+
+def drafters_of(model: Zaya, variables: Any) -> tuple[str, ...]:
+    """The drafters that this model has: those that need no training, and what it was trained with.
+
+    Not those that make forwards of the target before the verifying one: a step then costs as much as two.
+    """
+    out = []
+    for drafter in all_drafters():
+        try:
+            drafter.require(model.config, variables)
+        except UserError:
+            continue
+        if not drafter.target_forwards(1) and not (drafter.masks and model.config.mask_token_id == NO_MASK):
+            out.append(drafter.name)
+    return tuple(out)
+
+
+def _single_pass(plain: SamplerConfig, target: str | None, size: int, anchors: str | tuple[int, ...]) -> SamplerConfig:
+    return dataclasses.replace(plain, mode="single_pass", block_size=size, anchors=anchors, target=target)
+
+
+def _drafting(plain: SamplerConfig, drafter: str, length: int) -> SamplerConfig:
+    return dataclasses.replace(plain, mode="drafter", drafter=drafter, draft_length=length)
+
+
+def _measure(
+    model: Zaya, variables: Any, probe: Request, plain: SamplerConfig, target: str | None, rows: int, repeats: int
+) -> tuple[tuple[Candidate, ...], tuple[float, ...], dict[int, float]] | None:
+    """(candidates, fastest first; acceptance of single_pass's slots; cost by query tokens); None: texts too short."""
+    size, masks = plain.block_size, model.config.mask_token_id != NO_MASK
+    names = drafters_of(model, variables) if target == "autoregressive" else ()
+    samplers = {name: _drafting(plain, name, size - 1) for name in names}
+    samplers |= {"single_pass": _single_pass(plain, target, size, "all")} if masks else {}
+    accepted = {name: decode(model, variables, probe, each).accepted for name, each in samplers.items()}
+    if all(len(row) <= 2 for runs in accepted.values() for row in runs):
+        return None
+    ours = accepted.get("single_pass", [])
+    acceptance = evidence(ours, size) if masks else ()
+    lengths = sorted({max(1, (size - 1) // 2), size - 1})
+    theirs = {name: {n: plan_of(_drafting(plain, name, n)) for n in lengths} for name in names}
+    plans = [AUTOREGRESSIVE, *(_probes(acceptance, size) if masks else ())]
+    plans += [plan for by_length in theirs.values() for plan in by_length.values()]
+    longest = max(map(len, probe.prompts))
+    times = forward_cost(model, variables, plans, rows, longest, repeats=repeats, label="auto: cost")
+    cost = {rows_of(plan): ms for plan, ms in times.items() if not plan.drafter}
+    ranked = candidates(acceptance, cost, size) if masks else (Candidate(1, (), 1, 1.0, cost[1], 1.0),)
+    for name, by_length in theirs.items():
+        costs = {n: times[plan] for n, plan in by_length.items()}
+        ranked += drafter_candidates(name, accepted[name], costs, cost[1], size - 1)
+    ranked = tuple(sorted(ranked, key=lambda c: -c.speedup))
+    return ranked, acceptance_curve(ours, size) if masks else (), cost
 
 
 def _race(plain: Callable[[], list[Generation]], racer: Callable[[], list[Generation]], repeats: int) -> float:

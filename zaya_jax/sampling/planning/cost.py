@@ -11,11 +11,12 @@ import numpy as np
 from zaya_jax.architecture import Zaya, init_cache
 from zaya_jax.sampling.config import SamplerConfig
 from zaya_jax.sampling.core.random_streams import KeyedNoise, row_keys
+from zaya_jax.sampling.drafters import find_drafter
+from zaya_jax.sampling.loop import method_of
 from zaya_jax.sampling.options import options_of
 from zaya_jax.sampling.strategies.base import Drafted, Plan, Progress, make_setup
+from zaya_jax.sampling.strategies.propose_and_verify import with_drafter
 from zaya_jax.sampling.strategies.single_pass import Proposal
-from zaya_jax.sampling.strategies.single_pass import step as single_pass_step
-from zaya_jax.sampling.strategies.two_pass import step as two_pass_step
 from zaya_jax.timing import medians
 
 AUTOREGRESSIVE = Plan("autoregressive", 1, (), "autoregressive")
@@ -23,6 +24,8 @@ AUTOREGRESSIVE = Plan("autoregressive", 1, (), "autoregressive")
 
 def rows_of(plan: Plan) -> int:
     """Query tokens that a step computes for each sequence."""
+    if plan.mode == "drafter":
+        return plan.block_size + sum(find_drafter(plan.drafter).target_forwards(plan.draft_length))
     if plan.mode == "two_pass":
         return 2 * plan.block_size + 1
     return plan.block_size * (1 + len(plan.anchors))
@@ -32,8 +35,8 @@ def forward_cost(
     model: Zaya, variables: Any, plans: Sequence[Plan], batch: int = 1, context: int = 64, steps: int = 32,
     repeats: int = 5, label: str = "cost of a forward",
 ) -> dict[Plan, float]:  # fmt: skip
-    """Median milliseconds of one sampling step (temperature 1) of each plan (autoregressive, single_pass or two_pass,
-    whose step is two forwards).
+    """Median milliseconds of one sampling step (temperature 1) of each plan: autoregressive, single_pass, two_pass
+    (whose step is two forwards) or drafter.
 
     Steps run inside one compiled loop (as in generation: no dispatch is counted) over a context that does not grow. The
     repeats of all plans are interleaved, so that a busy machine disturbs them alike.
@@ -84,19 +87,20 @@ def step_program(
         blocks[0, :, 1:], jnp.zeros(drafts, jnp.int32), jnp.zeros((*drafts, drafted_tokens), config.stream_dtype),
         jnp.ones(drafts, bool),
     )  # fmt: skip
-    two_pass = plan.mode == "two_pass"
-    proposal = blocks[0, :, 0] if two_pass else Proposal(blocks[0, :, 0], drafted)
-    step = two_pass_step if two_pass else single_pass_step
+    alone = plan.mode in ("two_pass", "drafter")  # the pending token is all that steps hand on
+    proposal = blocks[0, :, 0] if alone else Proposal(blocks[0, :, 0], drafted)
+    step = method_of(plan).step
     progress = Progress(jnp.zeros((batch,), jnp.int32), jnp.zeros((batch, config.vocab_size), bool))
     idle = jnp.zeros((batch,), bool)  # nothing is committed: the context stays as long as it is
 
     @jax.jit
     def loop(variables, proposal, cache, keys, options):
         setup = make_setup(model, variables, plan, options, KeyedNoise(keys))
+        cache = with_drafter(setup, cache)
 
         def body(i, carry):
             proposal, cache = carry
-            if two_pass:
+            if alone:
                 proposal = blocks[i, :, 0]
             else:
                 drafted = proposal.drafted.replace(tokens=blocks[i, :, 1:])

@@ -91,12 +91,19 @@ def method(plan: Plan) -> Method:
     return Method(read, begin, step, drafts, 1 + len(drafter.target_forwards(plan.draft_length)))
 
 
-def with_drafter(setup: Setup, cache: Cache, capacity: int) -> Cache:
-    """The cache with room for the plan's drafter's state, which is that of an empty text; unless it has one."""
-    if not setup.plan.drafter or cache.drafter is not None:
+def with_drafter(setup: Setup, cache: Cache) -> Cache:
+    """The cache with the state of the plan's drafter: a session's, or that of an empty text where nothing was read."""
+    if not setup.plan.drafter:
         return cache
-    drafter = find_drafter(setup.plan.drafter)
-    return cache.replace(drafter={drafter.name: drafter.init(setup, cache.length.shape[0], capacity)})
+    drafter, empty = find_drafter(setup.plan.drafter), cache.length == 0
+    fresh = cache.replace(drafter={drafter.name: drafter.init(setup, cache.length.shape[0], cache.capacity)})
+    if cache.drafter is None:
+        return fresh
+
+    def chosen(axis: int, new: Array, old: Array) -> Array:
+        return jnp.where(empty.reshape((1,) * axis + (-1,) + (1,) * (new.ndim - axis - 1)), new, old)
+
+    return fresh.over_batch(chosen, cache)
 
 
 def _forward(setup: Setup, layout: Layout, cache: Cache) -> tuple[Rows, Cache]:
