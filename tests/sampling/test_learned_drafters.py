@@ -102,6 +102,35 @@ def test_what_a_step_costs_is_counted():
         assert work.parameters == step_work(plain, variables, SamplerConfig("autoregressive")).parameters
 
 
+def test_a_copy_of_the_target_is_always_accepted():
+    """A target whose next token depends on the newest one alone, and an MTP module that computes the same from the
+    embedding it is given: a draft that followed any other token would be refused.
+    """
+    config = small_config(
+        **LLAMA,
+        num_hidden_layers=1,
+        rms_norm_eps=1e-12,
+        tie_word_embeddings=False,
+        drafter=DrafterConfig("mtp", drafts=2),
+    )
+    params = jax.tree.map(np.array, random_variables(config, scale=1.0)["params"])
+    layer, module, width = params["layers"], params["drafter"], config.hidden_size
+    embedding = params["embed_tokens"]
+    embedding /= np.sqrt((embedding**2).mean(axis=1, keepdims=True))  # a norm leaves it as it is
+    layer["self_attn"]["o_proj"]["kernel"] *= 0
+    module["self_attn"]["o_proj"]["kernel"] *= 0
+    module["eh_proj"]["kernel"] = np.eye(2 * width, width, dtype=np.float32)
+    module["enorm"]["weight"][:] = 1
+    module["mlp"] = jax.tree.map(lambda x: x[0], layer["mlp"])
+    module["post_attention_layernorm"]["weight"] = layer["post_attention_layernorm"]["weight"][0]
+    module["norm"]["weight"] = params["norm"]["weight"]
+    sampler = SamplerConfig("drafter", drafter="mtp", draft_length=3, temperature=1.0)
+    out = generate(Zaya(config), {"params": params}, PROMPTS, sampler, 20, seed=1)
+    assert len(set(sum(out.tokens, []))) > 5
+    for accepted in out.accepted:
+        assert accepted[0] == 1 and set(accepted[1:-1]) == {4}, accepted
+
+
 def test_a_model_without_that_drafter_is_refused():
     model, variables = model_of("mtp", False)
     with pytest.raises(UserError, match=r"^SamplerConfig.drafter: got 'eagle3', which this model has not .* 'mtp'"):
