@@ -9,11 +9,16 @@ import pytest
 from tests.helpers import random_variables, small_config
 from tests.sampling import enumeration
 from tests.sampling.test_lossless import PROCESSING, gap
-from zaya_jax.architecture import Zaya
+from zaya_jax.architecture import Zaya, init_cache
 from zaya_jax.architecture.drafters.config import DrafterConfig
 from zaya_jax.errors import UserError
 from zaya_jax.sampling import SamplerConfig, generate
+from zaya_jax.sampling.core.random_streams import KeyedNoise, row_keys
+from zaya_jax.sampling.drafters import Rows, find_drafter
+from zaya_jax.sampling.options import options_of, plan_of
 from zaya_jax.sampling.planning.work import step_work
+from zaya_jax.sampling.strategies.base import make_setup
+from zaya_jax.sampling.strategies.propose_and_verify import with_drafter
 
 KINDS = {
     "dflash": DrafterConfig("dflash", drafts=4, layers=2),
@@ -90,6 +95,65 @@ def test_every_drafter_is_lossless(kind, options, x64):
 def test_a_tree_of_a_blocks_marginals_is_lossless(x64):
     tree = dict(draft_length=2, tree_size=4, ngram_weight=0.3)
     assert gap(SamplerConfig("drafter", drafter="dflash", **tree), name="dflash") < 1e-9
+
+
+@pytest.mark.parametrize("kind", ["eagle3", pytest.param("mtp", marks=pytest.mark.slow)])
+def test_a_tree_of_a_recursion_is_lossless(kind, x64):
+    assert gap(SamplerConfig("drafter", drafter=kind, draft_length=2, tree_size=5), name=kind) < 1e-9
+
+
+@pytest.mark.parametrize("kind", ["mtp", pytest.param("dflash", marks=pytest.mark.slow)])
+def test_drafts_of_some_tokens_alone_are_lossless(kind, x64):
+    """A draft vocabulary of two of the three tokens."""
+    assert gap(SamplerConfig("drafter", drafter=kind, draft_length=2), drafted=(0, 1), name=kind) < 1e-9
+
+
+def test_a_recursions_tree_holds_the_likeliest_paths():
+    """Against every path written out; and its first path is the greedy chain."""
+    model, variables = model_of("mtp", False)
+    size, depth = 9, 3
+
+    @jax.jit
+    def run(variables):
+        def propose(**fields):
+            plan = plan_of(SamplerConfig("drafter", drafter="mtp", draft_length=depth, **fields))
+            setup = make_setup(model, variables, plan, options_of(SamplerConfig()), KeyedNoise(row_keys(0, 2)))
+            cache = with_drafter(setup, init_cache(model.config, 2, 24), 24)
+            drafter = find_drafter("mtp")
+            hidden = jax.random.normal(jax.random.key(3), (2, 4, model.config.hidden_size))
+            tokens = jax.random.randint(jax.random.key(4), (2, 4), 0, model.config.vocab_size)
+            rows = Rows(tokens, tokens, cache.length, jax.numpy.array([4, 3]), hidden)
+            state = drafter.observe(setup, cache.drafter["mtp"], rows)
+            return state, drafter.propose(setup, state, tokens[:, 0], cache)
+
+        state, tree = propose(tree_size=size)
+        # every path of `depth` tokens: the first token's choices, then each one's, by the recursion itself
+        vocab = model.config.vocab_size
+        apply = functools.partial(model.apply, variables)
+        hidden, so_far = apply("first", state, method="draft")
+        log_q = [jax.nn.log_softmax(apply(hidden, method="draft_head"))]
+        for level in range(1, depth):
+            nodes = jax.numpy.repeat(jax.numpy.arange(vocab ** (level - 1)), vocab)
+            so_far = so_far.of(jax.numpy.broadcast_to(nodes, (2, vocab**level)))
+            tokens = jax.numpy.broadcast_to(jax.numpy.arange(vocab**level) % vocab, (2, vocab**level))
+            hidden, so_far = apply("next", state, so_far, apply(tokens, method="embed"), method="draft")
+            log_q.append(jax.nn.log_softmax(apply(hidden, method="draft_head")))
+        return tree, log_q
+
+    tree, log_q = jax.device_get(run(variables))
+    for b in range(2):
+        scores = {(): 0.0}
+        for level in log_q:
+            longest = max(map(len, scores))
+            for path in [path for path in scores if len(path) == longest]:
+                index = functools.reduce(lambda at, token: at * level.shape[-1] + token, path, 0)
+                scores |= {(*path, t): scores[path] + level[b, index, t] for t in range(level.shape[-1])}
+        best = sorted((path for path in scores if path), key=lambda path: -scores[path])[:size]
+        found = [()]
+        for token, parent in zip(tree.tokens[b], tree.parent[b], strict=True):
+            found.append((*found[parent], int(token)))
+        assert tree.exists[b].all() and (tree.parent[b] <= np.arange(size)).all()
+        assert set(found[1:]) == set(best)
 
 
 def test_what_a_step_costs_is_counted():
