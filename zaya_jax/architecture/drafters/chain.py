@@ -11,14 +11,17 @@ both forms agree to rounding; a module that is trained at depth 1 alone meets it
 inference.
 """
 
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
 from zaya_jax.architecture.config import ZayaConfig
-from zaya_jax.architecture.drafters.parts import DraftCache, KeyValue, empty_cache
+from zaya_jax.architecture.drafters.parts import DraftAttention, DraftCache, KeyValue, empty_cache
 from zaya_jax.architecture.features import Features
+from zaya_jax.architecture.layers import RMSNorm
 from zaya_jax.architecture.layout import Layout, visible
 
 Array = jax.Array
@@ -44,6 +47,9 @@ class Chain(nn.Module):
     """A drafter below it has self_attn (a `DraftAttention`), norm, and the three methods that raise here."""
 
     config: ZayaConfig
+    if TYPE_CHECKING:
+        self_attn: DraftAttention
+        norm: RMSNorm
 
     def start(self, features: Features) -> Array:
         """What the target knows of each token [B, T, M]."""
@@ -70,7 +76,7 @@ class Chain(nn.Module):
           hidden states that the head reads [B, T, drafts, M]; slot s of row i predicts token i + 2 + s.
         """
         assert self.config.drafter is not None
-        rows, hidden = embedded.shape[1], self.start(features)
+        hidden = self.start(features)
         seen, none = visible(layout, layout.keys), self._none(*embedded.shape[:2])
         context, own, out = none, none, []
         for step in range(self.config.drafter.drafts):
@@ -84,7 +90,6 @@ class Chain(nn.Module):
             mixed = self.self_attn(self.self_attn.queries(inner, position), context, seen, own, _all(step))
             hidden = self.leave(x + mixed.astype(x.dtype))
             out.append(self.norm(hidden))
-        assert out[0].shape[1] == rows
         return jnp.stack(out, axis=2)
 
     def empty(self, batch: int, capacity: int) -> DraftCache:
