@@ -130,7 +130,7 @@ def finish(setup: settings.Settings, workdir: Path, folders: dict[str, Path], he
         "checkpoint": checkpoint,
     }  # fmt: skip
     then = [
-        generate_with(checkpoint, setup.stages[setup.sampled].phase.objective.drafts, prompt),
+        generate_with(checkpoint, setup.stages[setup.sampled].phase.objective.masks, prompt),
         f"{convert_with(checkpoint)}  # a Hugging Face folder",
         "the same command with other --config.evaluate.FIELD=VALUE: evaluates again, without training",
     ]

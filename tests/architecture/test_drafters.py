@@ -85,9 +85,9 @@ class Drafting:
         hidden, so_far = self.call("first", cache)
         out = [hidden]
         for s in range(n - 1):
-            hidden, so_far = self.call("next", cache, so_far, self.call(following[:, s], method="embed"))
+            hidden, so_far = self.call("next", cache, so_far, self.call(following[:, s : s + 1], method="embed"))
             out.append(hidden)
-        return self.logits(jnp.stack(out, axis=1))
+        return self.logits(jnp.concatenate(out, axis=1))
 
 
 def at(tokens, start, size):

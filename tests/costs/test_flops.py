@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from zaya_jax.architecture import PRESETS, Execution, Layout, Zaya, preset
+from zaya_jax.architecture.drafters.config import DrafterConfig
 from zaya_jax.costs.flops import (
     Split,
     Trained,
@@ -45,6 +46,7 @@ VARIANTS = [(name, {}) for name in PRESETS] + [
     ),
     ("tiny", {"cca_depthwise": False, "cca_delayed_value": False, "residual_scaling": False}),
     ("tiny", {"lora_rank": 2, "mask_token_id": 7}),
+    ("tiny", {"drafter": DrafterConfig("eagle3", own_head=True)}),
     ("tiny", {"lora_rank": 3, "lora_rows": "drafts", "feed_forward": "dense"}),
 ]
 

@@ -10,6 +10,7 @@ from zaya_jax.architecture import Execution, Zaya
 from zaya_jax.architecture.moe.router import BALANCING
 from zaya_jax.architecture.sharding import logical_axes
 from zaya_jax.parallel import MeshConfig, make_placement
+from zaya_jax.training.drafter_objective import DrafterObjective
 from zaya_jax.training.gradients import make_gradients, make_sums
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
@@ -56,6 +57,24 @@ def test_two_devices_give_the_gradients_of_one(one_device, mesh, x64):
         np.testing.assert_allclose(b, a, atol=1e-12 * max(1.0, float(np.abs(a).max())), rtol=0)
     for name, value in sums.items():
         np.testing.assert_allclose(their_sums[name], value, rtol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("mesh", [{"data": 2}, pytest.param({"fsdp": 2}, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["dflash", "eagle3"])
+def test_a_drafter_is_trained_alike_on_two_devices(kind, mesh, x64):
+    objective = DrafterObjective(kind, BLOCK, alpha=0.5)
+    config = small_config(dtype="float64", param_dtype="float64", drafter=objective.drafter)
+    variables, drawn = random_variables(config), objective.draw(jax.random.key(2), ROWS, LENGTH)
+    tokens = np.random.default_rng(1).integers(0, config.vocab_size, (ROWS, LENGTH)).astype(np.int32)
+    batch = {"tokens": tokens, "document": np.zeros_like(tokens), "answer": np.ones_like(tokens)}
+    placement = make_placement(MeshConfig(**mesh), config, ROWS, LENGTH)
+    found = []
+    for place in (None, placement):
+        gradients = jax.jit(make_gradients(Zaya(config), objective, place))
+        params = variables["params"] if place is None else place.put(variables["params"])
+        rows = batch if place is None else place.put_batch(batch)
+        found.append(gradients(params, variables[BALANCING], rows, drawn))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-6, atol=1e-12), *found)
 
 
 def test_a_leak_between_parts_would_show(one_device, x64):

@@ -49,8 +49,7 @@ def evaluate(setup: settings.Settings, workdir: Path, folders: dict[str, Path], 
             setup.anchor_budget,
         )
         common = {"kind": "sampling", "model": setup.sampled, "source": task.name, "hardware": hardware}
-        flops = step_flops(stage)  # None where a step makes rollouts
-        common |= {"training_flops": flops and stage.phase.steps * flops, "added_parameters": added(stage)}
+        common |= {"training_flops": invested(stage), "added_parameters": added(stage)}
         mine = [common | row for row in task_rows(results, setup.protocol)]
         if isinstance(task, Continuations):
             for row, result in zip(mine, results, strict=True):
@@ -63,6 +62,11 @@ def evaluate(setup: settings.Settings, workdir: Path, folders: dict[str, Path], 
         rows += cost_rows(model, variables, setup.sampled, hardware)
     write_lines(workdir / "samples.jsonl", samples)
     write_results(workdir / "results.csv", rows)
+
+
+def invested(stage: Stage) -> int:
+    """FLOPs that a stage's steps took of a model that could write before; 0 for one that starts from scratch."""
+    return 0 if stage.start is None else stage.phase.steps * step_flops(stage)
 
 
 def added(stage: Stage) -> int:

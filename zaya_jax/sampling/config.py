@@ -145,6 +145,9 @@ class SamplerConfig:
             raise no_such("SamplerConfig.drafter", self.drafter, names, "when mode is 'drafter'")
         if self.tree_size and not find_drafter(str(self.drafter)).trees:
             _fail("tree_size", self.tree_size, f"0 when drafter is {self.drafter!r} (it proposes chains)")
+        if self.ngram_weight and self.tree_size and not find_drafter(str(self.drafter)).ngrams:
+            may_be = f"0 when drafter is {self.drafter!r} (its drafts know each other)"
+            _fail("ngram_weight", self.ngram_weight, may_be)
         if 0 < self.tree_size < self.draft_length:
             _fail("tree_size", self.tree_size, f"0 or at least draft_length ({self.draft_length})")
 

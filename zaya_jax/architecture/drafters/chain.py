@@ -11,31 +11,45 @@ both forms agree to rounding; a module that is trained at depth 1 alone meets it
 inference.
 """
 
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
 from zaya_jax.architecture.config import ZayaConfig
-from zaya_jax.architecture.drafters.parts import DraftCache, KeyValue, empty_cache
+from zaya_jax.architecture.drafters.parts import DraftAttention, DraftCache, KeyValue, empty_cache
 from zaya_jax.architecture.features import Features
+from zaya_jax.architecture.layers import RMSNorm
 from zaya_jax.architecture.layout import Layout, visible
 
 Array = jax.Array
 
 
 class Recursion(struct.PyTreeNode):
-    """Where a proposal stands after some drafts."""
+    """Where a proposal stands after some drafts: on one path, or on the N newest nodes of a tree."""
 
-    hidden: Array  # [B, M]: the layer's newest output
-    key: Array  # [B, 1, steps so far, K, D]: of the drafts' own pairs
+    hidden: Array  # [B, N, M]: the layer's newest outputs
+    key: Array  # [B, N, steps so far, K, D]: of the pairs on the path to each
     value: Array
+
+    def of(self, nodes: Array) -> "Recursion":
+        """Of some of the nodes, int32 [B, N']: each may be asked for several times."""
+
+        def taken(x: Array) -> Array:
+            return jnp.take_along_axis(x, nodes.reshape(*nodes.shape, *(1,) * (x.ndim - 2)), axis=1)
+
+        return jax.tree.map(taken, self)
 
 
 class Chain(nn.Module):
     """A drafter below it has self_attn (a `DraftAttention`), norm, and the three methods that raise here."""
 
     config: ZayaConfig
+    if TYPE_CHECKING:
+        self_attn: DraftAttention
+        norm: RMSNorm
 
     def start(self, features: Features) -> Array:
         """What the target knows of each token [B, T, M]."""
@@ -62,7 +76,7 @@ class Chain(nn.Module):
           hidden states that the head reads [B, T, drafts, M]; slot s of row i predicts token i + 2 + s.
         """
         assert self.config.drafter is not None
-        rows, hidden = embedded.shape[1], self.start(features)
+        hidden = self.start(features)
         seen, none = visible(layout, layout.keys), self._none(*embedded.shape[:2])
         context, own, out = none, none, []
         for step in range(self.config.drafter.drafts):
@@ -76,7 +90,6 @@ class Chain(nn.Module):
             mixed = self.self_attn(self.self_attn.queries(inner, position), context, seen, own, _all(step))
             hidden = self.leave(x + mixed.astype(x.dtype))
             out.append(self.norm(hidden))
-        assert out[0].shape[1] == rows
         return jnp.stack(out, axis=2)
 
     def empty(self, batch: int, capacity: int) -> DraftCache:
@@ -105,19 +118,21 @@ class Chain(nn.Module):
         return cache.replace(length=cache.length + count, hidden=hidden)
 
     def first(self, cache: DraftCache) -> tuple[Array, Recursion]:
-        """(hidden state [B, M] of the first draft, where the proposal stands)."""
-        return self.norm(cache.hidden), Recursion(cache.hidden, *self._none(cache.hidden.shape[0], 1))
+        """(hidden state [B, 1, M] of the first draft, where the proposal stands)."""
+        hidden = cache.hidden[:, None]
+        return self.norm(hidden), Recursion(hidden, *self._none(hidden.shape[0], 1))
 
     def next(self, cache: DraftCache, so_far: Recursion, drafted: Array) -> tuple[Array, Recursion]:
-        """The same for the draft after `drafted`, the embedded newest draft [B, M]."""
-        step = so_far.key.shape[2] + 1
-        position = cache.length[:, None] - 1 + step
-        x, inner = self.enter(drafted[:, None], so_far.hidden[:, None])
+        """The same for the drafts after `drafted`, the embedded newest ones [B, N, M], one a node."""
+        (batch, nodes), step = drafted.shape[:2], so_far.key.shape[2] + 1
+        position = jnp.broadcast_to(cache.length[:, None] - 1 + step, (batch, nodes))
+        x, inner = self.enter(drafted, so_far.hidden)
         own = _with((so_far.key, so_far.value), self.self_attn.keys(inner, position))
         seen = jnp.arange(cache.capacity) < cache.length[:, None, None]
+        seen = jnp.broadcast_to(seen, (batch, nodes, cache.capacity))
         context, query = cache.of_layer(0), self.self_attn.queries(inner, position)
         mixed = self.self_attn(query, context, seen, own, _all(step))
-        hidden = self.leave(x + mixed.astype(x.dtype))[:, 0]
+        hidden = self.leave(x + mixed.astype(x.dtype))
         return self.norm(hidden), Recursion(hidden, *own)
 
     def _none(self, batch: int, groups: int) -> KeyValue:

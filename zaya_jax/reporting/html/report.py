@@ -9,6 +9,7 @@ from typing import Any
 
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.architecture.config import PARTS
+from zaya_jax.architecture.drafters.config import KINDS
 from zaya_jax.files import write_text
 from zaya_jax.registry import kind_drafts
 from zaya_jax.reporting.html.page import facts, folded, page, table
@@ -155,6 +156,8 @@ def _stage(run: Run, stage: str) -> str:
     objective = section.get("objective", {})
     tidar = kind_drafts(objective.get("kind"))
     what = f"next tokens and draft blocks of {objective.get('block_size', '?')}" if tidar else "next tokens"
+    if objective.get("kind") in KINDS:
+        what = f"a drafter beside the model, {objective['kind']}, blocks of {objective.get('block_size', '?')}"
     alpha = f" (AR weight {objective['alpha']:g})" if tidar and "alpha" in objective else ""
     row_length, theta = section.get("row_length"), section.get("rope_theta")
     rows = f"rows of {row_length} tokens" if row_length else "rows"

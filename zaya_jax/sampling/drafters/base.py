@@ -86,6 +86,7 @@ class Drafter:
 
     masks = False  # does it read mask tokens of the target? Then the model needs one
     trees = False  # can it propose a tree?
+    ngrams = False  # does its tree read `ngram_weight`?
 
     def needs(self, config: ZayaConfig) -> Needs:
         """Of a target with this config; static."""

@@ -22,6 +22,7 @@ from zaya_jax.sampling.drafters.trees import Prior, best_first
 from zaya_jax.sampling.strategies.base import Setup, draft
 
 Array = jax.Array
+BEAMS = 10  # nodes of each depth of a chain's tree that are looked behind, as EAGLE has them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Blocks(Learned):
     """Drafts that know nothing of each other's draws: marginals, which may also become a tree (`trees`)."""
 
     trees = True
+    ngrams = True
 
     def init(self, setup: Setup, batch: int, capacity: int) -> BlockState:
         text = Text(jnp.zeros((batch, capacity), jnp.int32))
@@ -122,7 +124,9 @@ class Medusa(Blocks):
 
 
 class Chains(Learned):
-    """`architecture.drafters.chain`: EAGLE-3 and MTP."""
+    """`architecture.drafters.chain`: EAGLE-3 and MTP; as a tree EAGLE-2's (arXiv 2406.16858)."""
+
+    trees = True
 
     def init(self, setup: Setup, batch: int, capacity: int) -> DraftCache:
         return _part(setup, "empty", batch, capacity)
@@ -132,6 +136,8 @@ class Chains(Learned):
         return _part(setup, "observe", state, _features(rows), _embed(setup, rows.following), rows.count)
 
     def propose(self, setup: Setup, state: DraftCache, pending_token: Array, cache: Cache) -> Proposal:
+        if setup.plan.tree_size:
+            return self._tree(setup, state)
         tokens, all_logits = [], []
         exists = jnp.ones((pending_token.shape[0], 1), bool)
         setup.draft_pass(1, _head(setup))  # the pass over the newest pair was `observe`'s
@@ -140,12 +146,55 @@ class Chains(Learned):
             if step:
                 setup.draft_pass(1, (setup.variables["params"]["drafter"], _head(setup)))
                 hidden, so_far = _part(setup, "next", state, so_far, _embed(setup, tokens[-1]))
-            logits = _logits(setup, hidden[:, None])
-            drafted = draft(setup, logits, exists, cache.length + 1 + step)
-            tokens.append(drafted.tokens[:, 0])
-            all_logits.append(logits)
-        drafts = jnp.stack(tokens, axis=1)
+            all_logits.append(_logits(setup, hidden))
+            tokens.append(draft(setup, all_logits[-1], exists, cache.length + 1 + step).tokens)
+        drafts = jnp.concatenate(tokens, axis=1)
         return Proposal(drafts, jnp.ones(drafts.shape, bool), jnp.concatenate(all_logits, axis=1))
+
+    def _tree(self, setup: Setup, state: DraftCache) -> Proposal:
+        """The BEAMS best nodes of each depth are looked behind; of all that were looked at, the best are proposed."""
+        size, beams = setup.plan.tree_size, min(BEAMS, setup.plan.tree_size)
+        batch = state.length.shape[0]
+        setup.draft_pass(1, _head(setup))
+        hidden, so_far = _part(setup, "first", state)
+        score = jnp.zeros((batch, 1))
+        token = number = jnp.zeros((batch, 1), jnp.int32)  # of the nodes that are looked behind; number 0 is pending
+        found: list[tuple[Array, Array, Array]] = []  # tokens, scores and parents, as many a depth as were looked at
+        for depth in range(setup.plan.draft_length):
+            if depth:
+                setup.draft_pass(number.shape[1], (setup.variables["params"]["drafter"], _head(setup)))
+                hidden, so_far = _part(setup, "next", state, so_far, _embed(setup, token))
+            log_q = log_distribution(_logits(setup, hidden), setup.options.draft_processing)
+            gain, children = jax.lax.top_k(log_q, min(beams, log_q.shape[-1]))  # [B, N, children]
+            total = (score[..., None] + gain).reshape(batch, -1)
+            behind = 1 + sum(each[0].shape[1] for each in found)
+            parent = jnp.repeat(number, gain.shape[-1], axis=1)
+            found.append((children.reshape(batch, -1), total, parent))
+            score, at = jax.lax.top_k(total, min(beams, total.shape[1]))
+            token, number = jnp.take_along_axis(found[-1][0], at, axis=1), behind + at
+            so_far = so_far.of(at // gain.shape[-1])
+        tokens, scores, parents = (jnp.concatenate(x, axis=1) for x in zip(*found, strict=True))
+        return _best(tokens, scores, parents, size)
+
+
+def _best(tokens: Array, scores: Array, parents: Array, size: int) -> Proposal:
+    """The `size` nodes of the highest scores [B, n], of which none is above its parent's.
+
+    Args:
+      parents: numbers of nodes, as in `Proposal`; a parent stands before its children.
+    """
+    short = max(0, size - scores.shape[1])
+    tokens, parents = (jnp.pad(x, ((0, 0), (0, short))) for x in (tokens, parents))
+    scores = jnp.pad(scores, ((0, 0), (0, short)), constant_values=-jnp.inf)
+    _, chosen = jax.lax.top_k(scores, size)  # of equals the first: no node without its parent
+    chosen = jnp.sort(chosen, axis=1)
+
+    def of(x: Array) -> Array:
+        return jnp.take_along_axis(x, chosen, axis=1)
+
+    exists, parent = of(scores) > -jnp.inf, of(parents)
+    mine = jax.vmap(lambda numbers, parent: jnp.searchsorted(numbers, parent))(chosen + 1, parent).astype(jnp.int32)
+    return Proposal(of(tokens), exists, parent=jnp.where(exists & (parent > 0), mine + 1, 0))
 
 
 def _part(setup: Setup, part: str, *args: Any) -> Any:
@@ -166,9 +215,16 @@ def _features(rows: Rows) -> Features:
 
 
 def _logits(setup: Setup, hidden: Array) -> Array:
-    """[B, n, M] of the drafts from the first on, or of one of a chain's -> [B, n, V]."""
+    """[B, n, M] of the drafts from the first on, or of one depth of a chain or tree -> [B, n, V].
+
+    With a draft vocabulary (`architecture.draft_vocabulary`) the target's head is read for its tokens alone.
+    """
     own = setup.model.config.drafter
     assert own is not None
+    vocabulary = setup.model.apply(setup.variables, method="draft_vocabulary")
+    if vocabulary is not None and not own.own_head:
+        logits = vocabulary.logits(hidden)  # pyrefly: ignore[missing-attribute]
+        return vocabulary.whole(logits, setup.model.config.vocab_size)  # pyrefly: ignore[missing-attribute]
     if own.own_head and own.heads > 1:
         slots = [
             setup.model.apply(setup.variables, hidden[:, s], min(s, own.heads - 1), method="draft_head")
@@ -180,6 +236,9 @@ def _logits(setup: Setup, hidden: Array) -> Array:
 
 def _head(setup: Setup) -> Any:
     """The weights that the drafts' logits read, as one matrix: what is added to the target's head is not read twice."""
+    vocabulary, own = setup.model.apply(setup.variables, method="draft_vocabulary"), setup.model.config.drafter
+    if vocabulary is not None and own is not None and not own.own_head:
+        return vocabulary.rows  # pyrefly: ignore[missing-attribute]
     params = setup.variables["params"]
     return params["embed_tokens"] if setup.model.config.tie_word_embeddings else params["lm_head"]
 

@@ -25,6 +25,7 @@ class MaskBlock(Drafter):
 
     masks = True
     trees = True
+    ngrams = True
 
     def target_forwards(self, draft_length: int) -> tuple[int, ...]:
         return (1 + draft_length,)
