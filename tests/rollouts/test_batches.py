@@ -11,6 +11,7 @@ import scipy.stats
 from tests.helpers import random_variables, small_config
 from zaya_jax.architecture import Zaya
 from zaya_jax.errors import UserError
+from zaya_jax.parallel import MeshConfig, make_placement
 from zaya_jax.rollouts.batches import Asked, RolloutBatches
 from zaya_jax.rollouts.config import Rollouts
 from zaya_jax.rollouts.held_out import held_out
@@ -201,3 +202,24 @@ def test_held_out_problems_are_the_same_at_every_call():
     assert first == second
     assert set(first) == {f"countdown/{name}" for name in ("pass_at_1", "pass_at_16", "reward", "tokens_per_forward")}
     assert 0 < first["countdown/reward"] < 1 <= first["countdown/tokens_per_forward"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [{"data": 2}, {"fsdp": 2}])
+def test_two_devices_train_as_one(tmp_path, mesh):
+    model, variables = model_and_variables()
+
+    def run(folder, placement):
+        made = RolloutBatches(model, POLICY, ROLLOUTS, ASKED, variables, placement)
+        writer = MetricWriter(folder / "metrics.jsonl")
+        with Checkpoints(folder) as checkpoints:
+            train(model, variables, phase(POLICY, 2), made, checkpoints, writer, placement=placement)
+        return read_metrics(folder / "metrics.jsonl")
+
+    one = run(tmp_path / "one", None)
+    two = run(tmp_path / "two", make_placement(MeshConfig(**mesh), CONFIG, 8, 24, 3))
+    for mine, other in zip(one, two, strict=True):
+        assert mine["rollout_forwards"] == other["rollout_forwards"] and mine["reward"] == other["reward"]
+        for name in ("loss", "grad_norm", "entropy", "draft_loss"):
+            assert mine[name] == pytest.approx(other[name], rel=1e-3)
+        assert other["log_probability_gap"] < 1e-4

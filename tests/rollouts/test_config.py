@@ -74,11 +74,11 @@ def test_a_sweeps_jobs_can_be_read():
             lambda c: c.policy.rollouts.update(sampler="mix_stale"),
             "policy.objective.importance_cap: got 0.0, may be above 0",
         ),
-        (lambda c: c.policy.rollouts.update(anchors=(9,)), r"policy.rollouts.anchors|policy: SamplerConfig.anchors"),
+        (lambda c: c.policy.rollouts.update(anchors=(9,)), r"policy.rollouts.anchors: got \(9,\), may be 'all'"),
         (lambda c: c.policy.objective.update(scale="sd"), "policy.objective.scale: got 'sd', may be one of"),
         (lambda c: c.policy.objective.update(temperature=0.0), "policy.objective.temperature: got 0.0, may be"),
         (lambda c: c.policy.update(spike_factor=2.0), "policy.spike_factor: got 2.0, may be 0"),
-        (lambda c: c.mesh.update(fsdp=2), "policy.mesh.fsdp: got 2, may be 1: a policy is trained on one device"),
+        (lambda c: c.mesh.update(context=2), "policy.mesh.context: got 2, may be 1: devices cannot share rollouts"),
         (
             lambda c: c.policy.update(mixture=(ConfigDict({"text": "stdlib"}),)),
             "policy.mixture: got 'stdlib', may be tasks alone",

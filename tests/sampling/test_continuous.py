@@ -1,5 +1,7 @@
 """Continuous batching: each sequence is what `generate` gives alone, whatever stood beside it, and rows rarely idle."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -8,7 +10,7 @@ from tests.sampling.test_turns import Letters
 from zaya_jax.errors import UserError
 from zaya_jax.parallel import MeshConfig, make_placement
 from zaya_jax.sampling import SamplerConfig, continuous, generate
-from zaya_jax.sampling.continuous import Prompt, generate_queue
+from zaya_jax.sampling.continuous import Prompt, compile_queue, generate_queue, in_order
 
 NEW = 18
 SAMPLERS = [
@@ -137,3 +139,31 @@ def test_devices_that_share_a_batch_give_the_tokens_of_one(mesh):
     assert [found[i].accepted for i in range(9)] == alone.accepted
     with pytest.raises(UserError, match="batch: got 3, may be a multiple of 2"):
         next(generate_queue(model, laid, prompts, sampler, NEW, longest=10, batch=3, placement=placement))
+
+
+def test_the_last_sequences_have_half_a_batch(monkeypatch):
+    """Halved twice while nothing waits: the tokens stay, and fewer rows idle."""
+    model, variables = model_of()
+    prompts, sampler = many(model, 10), SAMPLERS[1]
+    alone = generate(model, variables, [p.tokens for p in prompts], sampler, NEW, [p.seed for p in prompts])
+    idle = {}
+    for least in (16, 1):
+        monkeypatch.setattr(continuous, "SMALLEST_HALF", least)
+        compile_queue(model, variables, prompts, sampler, NEW, longest=10, batch=4)
+        out = list(generate_queue(model, variables, prompts, sampler, NEW, longest=10, batch=4))
+        found = {sequence.index: sequence for sequence, _ in out}
+        assert [found[i].tokens for i in range(10)] == alone.tokens
+        assert out[-1][1].busy == sum(len(sequence.accepted) - 1 for sequence, _ in out)
+        idle[least] = out[-1][1].idle
+    assert idle[1] < idle[16]
+
+
+def test_sequences_come_in_order_and_know_their_time():
+    model, variables = model_of()
+    prompts, sampler = many(model), SAMPLERS[1]
+    queue = generate_queue(model, variables, prompts, sampler, NEW, longest=10, batch=3)
+    began = time.perf_counter()
+    out = list(in_order(queue))
+    took = time.perf_counter() - began
+    assert [sequence.index for sequence in out] == list(range(11))
+    assert all(sequence.seconds > 0 for sequence in out) and sum(sequence.seconds for sequence in out) <= took

@@ -19,6 +19,7 @@ import numpy as np
 from zaya_jax.architecture import Zaya, for_decoding
 from zaya_jax.data.pipeline import Batch
 from zaya_jax.errors import UserError
+from zaya_jax.parallel import Placement
 from zaya_jax.rollouts.advantages import advantages, mixed, row_weights
 from zaya_jax.rollouts.config import Rollouts
 from zaya_jax.rollouts.objective import PolicyObjective, score
@@ -97,14 +98,17 @@ class RolloutBatches:
     """A `training.loop.DataIterator` whose batches depend on the variables that it was last told (`follow`)."""
 
     def __init__(
-        self, model: Zaya, policy: PolicyObjective, rollouts: Rollouts, asked: Asked, start: Any = None
-    ) -> None:
+        self, model: Zaya, policy: PolicyObjective, rollouts: Rollouts, asked: Asked, start: Any = None,
+        placement: Placement | None = None,
+    ) -> None:  # fmt: skip
         """Nothing is made yet.
 
         Args:
+          placement: of the variables; rollouts are laid over its devices as rows are.
           start: the start model's variables, where the policy's loss has its KL from them.
         """
         self.model, self.policy, self.rollouts, self.asked, self.start = model, policy, rollouts, asked, start
+        self.placement = placement
         self.sampler = rollouts.sampler_config(policy, asked.tokenizer.eos_ids)
         self.number = 0  # batches of rollouts made
         self.left = 0  # steps that the newest one still serves
@@ -166,10 +170,9 @@ class RolloutBatches:
                 )
         rows = [prompt for prompt in prompts for _ in range(group)]
         seeds = self.asked.seeds(self.number, len(rows)).tolist()
-        model, variables = for_decoding(self.model, self.variables)
         sequences, work = answer(
-            model, variables, rows, seeds, self.sampler, self.rollouts.max_new_tokens, longest,
-            self.rollouts.batch or len(rows),
+            self.model, self.variables, rows, seeds, self.sampler, self.rollouts.max_new_tokens, longest,
+            self.rollouts.batch or len(rows), self.placement,
         )  # fmt: skip
         rewards, solved = judge(problems, sequences, group, tokenizer)
         return Made(rows, sequences, rewards, solved, work, time.perf_counter() - began)
@@ -198,13 +201,17 @@ class RolloutBatches:
 
 def answer(
     model: Zaya, variables: Any, prompts: Sequence[list[int]], seeds: Sequence[int], sampler: Any, new: int,
-    longest: int, batch: int,
+    longest: int, batch: int, placement: Placement | None = None,
 ) -> tuple[list[Finished], Work]:  # fmt: skip
-    """A sequence for each prompt, in their order, and what the rows of the batch did."""
+    """A sequence for each prompt, in their order, and what the rows of the batch did; see `generate_queue`."""
+    if placement is None:
+        model, variables = for_decoding(model, variables)
     queue = (Prompt(prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True))
     found: dict[int, Finished] = {}
     work = Work()
-    for sequence, so_far in generate_queue(model, variables, queue, sampler, new, longest=longest, batch=batch):
+    for sequence, so_far in generate_queue(
+        model, variables, queue, sampler, new, longest=longest, batch=batch, placement=placement
+    ):
         found[sequence.index], work = sequence, so_far
     return [found[i] for i in range(len(prompts))], work
 

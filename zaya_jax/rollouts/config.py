@@ -52,7 +52,6 @@ class Rollouts:
         if known_samplers()[self.sampler]["mode"] == "block_diffusion":
             may_be = "a sampler whose tokens have log-probabilities: block_diffusion draws in any order"
             raise UserError(f"Rollouts.sampler: got {self.sampler!r}, may be {may_be}")
-        self.sampler_config(PolicyObjective(), ())  # its mistakes are said here
 
     def sampler_config(self, policy: PolicyObjective, stop_tokens: tuple[int, ...], name: str = "") -> SamplerConfig:
         """The sampler for a policy's rollouts; `name`: another of its samplers, with the same options.
@@ -70,7 +69,10 @@ class Rollouts:
 
     def check_policy(self, policy: PolicyObjective) -> None:
         """UserError where a policy cannot be trained on these rollouts."""
-        sampler = self.sampler_config(policy, ())
+        try:
+            sampler, _ = (self.sampler_config(policy, (), name) for name in (self.sampler, LOSSLESS))
+        except UserError as error:
+            raise UserError(str(error).replace("SamplerConfig.", "rollouts.", 1)) from error
         knows = policy.importance_cap or policy.log_probabilities == "rollout"
         if not find_target(str(sampler.target)).lossless and not knows:
             may_be = "above 0 where rollouts.sampler is not lossless (or log_probabilities 'rollout')"

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from zaya_jax.architecture import Zaya, for_decoding
+from zaya_jax.architecture import Zaya
 from zaya_jax.evaluation.pass_at_k import pass_at_k
+from zaya_jax.parallel import Placement
 from zaya_jax.rollouts.batches import answer, judge
 from zaya_jax.sampling import SamplerConfig
 from zaya_jax.tasks.base import Task
@@ -24,6 +25,7 @@ def held_out(
     new: int,
     batch: int,
     seed: int,
+    placement: Placement | None = None,
 ) -> dict[str, float]:
     """pass@k, mean reward and tokens per forward on the tuning split's first problems; names begin with the task's.
 
@@ -31,16 +33,14 @@ def held_out(
 
     Args:
       samples: of each problem.
-      batch: sequences side by side.
+      batch: sequences side by side, a multiple of the devices of `placement` that share them.
     """
-    model, variables = for_decoding(model, variables)
     out: dict[str, float] = {}
     for task in tasks:
         chosen = [(task, problem) for problem in task.problems(task.tuning_split, problems, seed)]
         prompts = [prompt for _, each in chosen for prompt in [task.encode(each, tokenizer)] * samples]
         seeds, longest = range(seed, seed + len(prompts)), max(map(len, prompts))
-        rows = min(batch, len(prompts))
-        sequences, _ = answer(model, variables, prompts, seeds, sampler, new, longest, rows)
+        sequences, _ = answer(model, variables, prompts, seeds, sampler, new, longest, batch, placement)
         rewards, solved = judge(chosen, sequences, samples, tokenizer)
         forwards = sum(len(each.accepted) for each in sequences)
         out |= {

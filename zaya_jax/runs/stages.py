@@ -168,13 +168,15 @@ def run_phase(
                 mixture, setup.tokenizer, stage.row_length, stage.batch_size, stage.data_seed, packing=stage.packing
             )
         else:
-            batches = rollouts.batches(setup, stage, model, variables)
+            batches = rollouts.batches(setup, stage, model, variables, placement)
         eval_step = shared_eval_step(model, stage.phase.objective, placement)  # pyrefly: ignore[bad-argument-type]
         own = {source.name: held_out_batches(setup, stage, held_out[source.name]) for source in stage.mixture}
 
         def look(variables: dict) -> dict[str, Any]:
             found = validate(setup, own, eval_step, variables)
-            return found if stage.rollouts is None else found | rollouts.held_out_of(setup, stage, model, variables)
+            if stage.rollouts is None:
+                return found
+            return found | rollouts.held_out_of(setup, stage, model, variables, placement)
 
         if stage.rollouts is not None:
             look_before(writer, name, lambda: look(variables))

@@ -30,6 +30,7 @@ from zaya_jax.sampling.watching import WATCHED_STEPS, stop_search
 
 Array = jax.Array
 ADMITTED = 1 / 16  # of the rows: refilled together, hence idle at most (but for those that end in the same step)
+SMALLEST_HALF = 16  # rows: once nothing waits, a batch is halved whenever half has ended, down to so many
 
 
 class Prompt(NamedTuple):
@@ -119,12 +120,14 @@ def compile_queue(
     model: Zaya, variables: Any, prompts: Iterable[Prompt], sampler: SamplerConfig, max_new_tokens: int, *,
     longest: int, batch: int = 64, tokenizer: Decoder | None = None,
 ) -> None:  # fmt: skip
-    """Has `generate_queue`'s programs ready, given the same: reads a prompt of each padded length, makes a step."""
+    """Has the programs ready that `generate_queue` will need, given the same; reads a prompt of each padded length."""
     for prompt in {bucket(len(prompt.tokens)): prompt for prompt in prompts}.values():
         queue = _Queue(model, variables, sampler, max_new_tokens, longest, batch, tokenizer, None)
-        queue.limit = np.int32(min(2, max_new_tokens))
         queue.admit([(0, prompt)])
-        queue.advance(more=False)
+        queue.run(steps=0, ended=len(queue.index))
+        while queue.may_halve:
+            queue.halve()
+            queue.run(steps=0, ended=len(queue.index))
 
 
 class _Queue:
@@ -137,6 +140,7 @@ class _Queue:
         self.placement = placement
         self.model, self.variables, self.sampler, self.new, self.tokenizer = model, variables, sampler, new, tokenizer
         self.plan, self.options, self.limit = plan_of(sampler), options_of(sampler), np.int32(new)
+        self.devices = 1 if placement is None else placement.split("batch")
         self.longest, self.admitted, self.work = longest, max(1, int(ADMITTED * rows)), Work()
         capacity = bucket(bucket(longest) + bucket(new)) + 2 * self.plan.block_size
         require_cache(model.config, rows, capacity, "generate", "batch or max_new_tokens may be smaller", variables)
@@ -199,12 +203,13 @@ class _Queue:
     def advance(self, more: bool) -> list[Finished]:
         """Steps until as many rows have ended as are refilled together, or all where nothing waits: their sequences."""
         began = time.perf_counter()
-        ended = self.free + (min(self.admitted, self.running) if more else self.running)
-        steps = WATCHED_STEPS if self.searches else 2**30
-        self.state, made = run(
-            self.model, self.variables, self.state, self.keys, self.limit, np.int32(steps), np.int32(ended),
-            self.options, plan=self.plan,
-        )  # fmt: skip
+        while not more and self.may_halve and 2 * self.running <= len(self.index):
+            self.halve()
+        if more:
+            ended = self.free + min(self.admitted, self.running)
+        else:
+            ended = -(-len(self.index) // 2) if self.may_halve else len(self.index)
+        made = self.run(WATCHED_STEPS if self.searches else 2**30, ended)
         host, out, cuts = books(self.state), [], {}
         tokens = self._share_out(host, self.reading + time.perf_counter() - began)
         for row, search in self.searches.items():
@@ -222,8 +227,33 @@ class _Queue:
         if cuts:
             self.state = self.state.replace(done=self.state.done.at[jnp.array(list(cuts))].set(True))
         before = self.work
-        self.work = Work(before.row_steps + int(made) * len(self.index), before.busy + busy, before.tokens + tokens)
+        self.work = Work(before.row_steps + made * len(self.index), before.busy + busy, before.tokens + tokens)
         return out
+
+    def run(self, steps: int, ended: int) -> int:
+        """Up to so many steps, fewer when so many rows have ended; how many were made."""
+        assert self.state is not None and self.keys is not None  # `admit`
+        self.state, made = run(
+            self.model, self.variables, self.state, self.keys, self.limit, np.int32(steps), np.int32(ended),
+            self.options, plan=self.plan,
+        )  # fmt: skip
+        return int(made)
+
+    @property
+    def may_halve(self) -> bool:
+        """Whether enough rows are left for half of them to be worth a program, and devices can share the half."""
+        return len(self.index) >= 2 * SMALLEST_HALF * self.devices and len(self.index) // 2 % self.devices == 0
+
+    def halve(self) -> None:
+        """Leaves half of the rows, all that run among them: the steps of the last sequences cost less."""
+        size = len(self.index) // 2
+        rows = sorted(range(len(self.index)), key=lambda row: self.index[row] is None)[:size]  # those that run first
+        assert self.state is not None and self.keys is not None  # `admit`
+        self.state, self.keys = self._laid_out(*_take(self.state, self.keys, np.array(rows, np.int32)))
+        self.index, places = [self.index[row] for row in rows], {row: place for place, row in enumerate(rows)}
+        self.searches = {places[row]: search for row, search in self.searches.items()}
+        self.searched = {places[row]: self.searched[row] for row in self.searched if row in places}
+        self.seconds, self.made = self.seconds[rows], self.made[:, rows]
 
     def _share_out(self, host: Books, seconds: float) -> int:
         """Gives running rows their shares of the time, by the forwards that each made; the tokens that they yielded."""
@@ -257,3 +287,11 @@ def _put_all(state: State, keys: Array, fresh: State, fresh_keys: Array, rows: A
 
 
 _put = jax.jit(_put_all, donate_argnums=(0, 1))
+
+
+@jax.jit
+def _take(state: State, keys: Array, rows: Array) -> tuple[State, Array]:
+    """The given rows of the batch."""
+    cache = jax.tree.map(lambda x: x[:, rows], state.cache.replace(length=None))
+    rest = jax.tree.map(lambda x: x[rows], state.replace(cache=None))
+    return rest.replace(cache=cache.replace(length=state.cache.length[rows])), keys[rows]

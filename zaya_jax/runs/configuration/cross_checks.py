@@ -135,7 +135,7 @@ def continuing(found: Found) -> None:
 
 
 def policies(found: Found) -> None:
-    """A policy makes rollouts of tasks, in groups, on one device; nothing else does."""
+    """A policy makes rollouts of tasks, in groups; nothing else does."""
     for name, section, stage in found.phases:
         objective, rollouts = stage.phase.objective, stage.rollouts
         if not isinstance(objective, PolicyObjective):
@@ -157,9 +157,8 @@ def policies(found: Found) -> None:
         if stage.phase.spike_factor:
             may_be = "0: a policy's loss is about 0, whatever it learns"
             raise UserError(f"{name}.spike_factor: got {stage.phase.spike_factor}, may be {may_be}")
-        for axis in ("data", "fsdp", "expert", "context"):
-            if (size := getattr(stage.mesh, axis)) > 1:
-                raise UserError(f"{name}.mesh.{axis}: got {size}, may be 1: a policy is trained on one device")
+        if stage.mesh.context > 1:
+            raise UserError(f"{name}.mesh.context: got {stage.mesh.context}, may be 1: devices cannot share rollouts")
         try:
             rollouts.check_policy(objective)
         except UserError as error:

@@ -31,8 +31,6 @@ class Stage:
 
     def placement(self, devices: list | None = None) -> Placement | None:
         """The stage laid over `devices` (jax.devices() by default); `make_placement` says what it raises."""
-        if self.rollouts is not None:
-            return None  # `cross_checks.policies`: one device makes rollouts and trains on them
         objective = self.phase.objective
         block_size = objective.block_size if objective.masks else 1
         if self.mesh.context > 1 and objective.drafter is not None:
@@ -43,6 +41,11 @@ class Stage:
             raise UserError(f"{self.phase.name}: mesh.context: {got}, whose rows devices cannot share")
         rows = self.batch_size // self.phase.optimizer.accumulate
         try:
-            return make_placement(self.mesh, self.model, rows, self.row_length, block_size, devices, self.execution)
+            placed = make_placement(self.mesh, self.model, rows, self.row_length, block_size, devices, self.execution)
         except UserError as error:
             raise UserError(f"{self.phase.name}: {error}") from error
+        batch = 0 if self.rollouts is None else self.rollouts.batch or 0
+        if placed is not None and batch % (split := placed.split("batch")):
+            got = f"got {batch}, may be a multiple of {split}, the devices that share them"
+            raise UserError(f"{self.phase.name}.rollouts.batch: {got}")
+        return placed
