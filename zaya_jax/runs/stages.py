@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from zaya_jax.architecture import Zaya
 from zaya_jax.costs.flops import describe, training_flops
 from zaya_jax.costs.roofline import peak_flops
 from zaya_jax.data.chat import ChatSource, survey
+from zaya_jax.data.packed import PackedRows
 from zaya_jax.data.pipeline import Source, make_train_iterator
 from zaya_jax.errors import UserError
 from zaya_jax.interop.formats.native import CheckpointError, newest_step, write_model_file
@@ -91,7 +93,7 @@ def train_stages(
     placements: dict[str, Placement | None],
     sinks: list[Sink],
     profile: Path | None = None,
-) -> dict[str, Source]:
+) -> dict[str, Source | PackedRows]:
     """All training stages in order. Returns the sources' validation splits by name.
 
     Args:
@@ -142,8 +144,8 @@ def run_phase(
     folders: dict[str, Path],
     placement: Placement | None,
     writer: MetricWriter,
-    train_data: dict[str, Source],
-    held_out: dict[str, Source],
+    train_data: dict[str, Source | PackedRows],
+    held_out: dict[str, Source | PackedRows],
     profile: Path | None,
 ) -> None:
     """One training stage, unless it is finished."""
@@ -161,18 +163,28 @@ def run_phase(
             variables = load_start(stage.model, start, f"{name}.start", placement, setup.seed, stage.adapters)
         carry = stack.enter_context(Checkpoints(folders[str(stage.start)])) if stage.continues else None
         mixture = [(train_data[source.name], source.weight) for source in stage.mixture]
+        own = own_rows(stage, placement)
         batches = make_train_iterator(
-            mixture, setup.tokenizer, stage.row_length, stage.batch_size, stage.data_seed, packing=stage.packing
-        )
+            mixture, setup.tokenizer, stage.row_length, stage.batch_size, stage.data_seed, packing=stage.packing,
+            rows=None if own is None else own[1],
+        )  # fmt: skip
+        stack.callback(batches.close)
         eval_step = shared_eval_step(model, stage.phase.objective, placement)  # pyrefly: ignore[bad-argument-type]
-        own = {source.name: held_out_batches(setup, stage, held_out[source.name]) for source in stage.mixture}
+        validation = {source.name: held_out_batches(setup, stage, held_out[source.name]) for source in stage.mixture}
         with provenance.timed(workdir, name):
             train(
                 model, variables, stage.phase, batches, checkpoints, writer,
-                evaluate=functools.partial(validate, setup, own, eval_step), carry=carry,
+                evaluate=functools.partial(validate, setup, validation, eval_step), carry=carry,
                 placement=placement, flops_per_step=step_flops(stage), peak_flops=peak_of(placement),
-                profile=profile and profile / name,
+                profile=profile and profile / name, own=own,
             )  # fmt: skip
+
+
+def own_rows(stage: Stage, placement: Placement | None) -> tuple[int, np.ndarray] | None:
+    """(a batch's rows, those that this process reads); None where it reads all of them."""
+    if placement is None or jax.process_count() == 1:
+        return None
+    return stage.batch_size, placement.own_rows(stage.batch_size)
 
 
 def peak_of(placement: Placement | None) -> float | None:
@@ -190,7 +202,9 @@ def step_flops(stage: Stage) -> float:
     )  # fmt: skip
 
 
-def count_chats(setup: settings.Settings, writer: MetricWriter, stage: Stage, train_data: dict[str, Source]) -> None:
+def count_chats(
+    setup: settings.Settings, writer: MetricWriter, stage: Stage, train_data: dict[str, Source | PackedRows]
+) -> None:
     """Says, and puts in metrics.jsonl once, how many of each source's chats are trimmed or dropped in this stage.
 
     Raises:
