@@ -13,6 +13,7 @@ import pytest
 
 from tests import xla
 from tests.commands import Command
+from zaya_jax.data.packing import Preparation, prepare_rows
 from zaya_jax.training.logging.metrics import read_metrics
 
 pytestmark = pytest.mark.early
@@ -75,6 +76,24 @@ def test_processes_give_one_process_losses(one_device, tmp_path, processes, mesh
     together = {"workdir": str(tmp_path), "mesh": mesh, "coordinator": free_address(), "processes": processes}
     finish(*(start(**together, process=process) for process in range(processes)))
     np.testing.assert_allclose(losses(tmp_path), one_device, rtol=2e-4)
+
+
+@pytest.mark.slow
+def test_processes_that_read_their_own_packed_rows_give_one_process_losses_and_resume_as_more(tmp_path):
+    """One process; two, killed after step 4, of which each reads its own rows; then four, two of which share rows."""
+    texts = tmp_path / "sums.jsonl"
+    lines = [{"text": f"{a}+{b}={a + b}\n"} for a in range(40) for b in range(40)]
+    texts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    packed = str(tmp_path / "rows")
+    prepare_rows(Preparation((str(texts),), "bytes", 32), Path(packed), quiet=True)
+    finish(start(workdir=str(tmp_path / "one"), packed=packed))
+    two = {"workdir": str(tmp_path / "two"), "packed": packed, "save_every": 3}
+    address = free_address()
+    together: dict[str, Any] = two | {"mesh": {"fsdp": 2}, "coordinator": address, "processes": 2, "limit": 4}
+    finish(*(start(**together, process=process) for process in range(2)), status=9)
+    together = two | {"mesh": {"data": 1, "fsdp": 2, "context": 2}, "coordinator": free_address(), "processes": 4}
+    finish(*(start(**together, process=process) for process in range(4)))
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=2e-4)
 
 
 @pytest.mark.slow

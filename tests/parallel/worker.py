@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from tests.helpers import small_config
 from zaya_jax.architecture import Execution, Zaya
+from zaya_jax.data.packed import PackedRows
 from zaya_jax.data.pipeline import make_train_iterator
 from zaya_jax.interop.formats.native import write_model_file
 from zaya_jax.parallel import MeshConfig, is_first, make_placement, start_processes, use_cpu_devices
@@ -27,11 +29,16 @@ BATCH, ROW, BLOCK = 8, 32, 4
 
 
 class Batches:
-    """The addition task's batches; the process ends as if killed when it asks for one more than `limit`."""
+    """The addition task's batches, or a folder's packed rows of them, of which each process reads its own.
 
-    def __init__(self, limit: int | None):
-        source = TaskSource(make_task("addition"), "train", 0, 500)
-        self.inner = make_train_iterator([(source, 1.0)], ByteTokenizer(), ROW, BATCH, seed=3)
+    The process ends as if killed when it asks for one more than `limit`.
+    """
+
+    def __init__(self, limit: int | None, packed: str | None, own: np.ndarray | None):
+        source = (
+            TaskSource(make_task("addition"), "train", 0, 500) if packed is None else PackedRows(Path(packed), "train")
+        )
+        self.inner = make_train_iterator([(source, 1.0)], ByteTokenizer(), ROW, BATCH, seed=3, rows=own)
         self.limit = limit
 
     def __next__(self):
@@ -52,6 +59,7 @@ class Batches:
 def main(
     workdir: str, mesh: dict | None = None, devices: int = 1, steps: int = 10, save_every: int = 10,
     limit: int | None = None, coordinator: str | None = None, processes: int | None = None, process: int | None = None,
+    packed: str | None = None,
 ) -> None:  # fmt: skip
     use_cpu_devices(devices)
     start_processes(coordinator, processes, process)
@@ -66,7 +74,11 @@ def main(
     model = Zaya(config, execution)
     with Checkpoints(folder / "steps") as checkpoints:
         writer = MetricWriter(folder / "metrics.jsonl")
-        train(model, init_variables(model, 0), phase, Batches(limit), checkpoints, writer, placement=placement)
+        own = None if packed is None or placement is None else placement.own_rows(BATCH)
+        train(
+            model, init_variables(model, 0), phase, Batches(limit, packed, own), checkpoints, writer,
+            placement=placement, own=None if own is None else (BATCH, own),
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

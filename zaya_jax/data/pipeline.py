@@ -10,13 +10,18 @@ Packing works on groups of documents, and a group's rows are a pure function of 
 So there is no packing buffer to save: an iterator's state is a small JSON-able dict of positions,
 and a resumed run sees the very batches an uninterrupted one would have seen. (grain's own packers
 work document by document, so its best-fit cannot sort by length first; and for the short documents of the
-tasks they cost more than the rest of the pipeline together.) Everything runs in the calling thread.
+tasks they cost more than the rest of the pipeline together.) Training batches are made ahead, in a thread of grain's.
+
+Rows that were packed once and for all (`packed.PackedRows`) are mixed in by their numbers. Which row of which batch is
+which number is known without reading any, so a process reads only the rows that it is to have, and an iterator's
+state is the same in every process, however many there are.
 """
 
 import bisect
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import grain
 import numpy as np
@@ -24,6 +29,7 @@ from grain import experimental as grain_experimental
 
 from zaya_jax.checks import COUNT, KEY, Integer, check
 from zaya_jax.data.chat import ChatSource
+from zaya_jax.data.packed import PackedRows
 from zaya_jax.errors import UserError
 from zaya_jax.text.templates import question
 from zaya_jax.text.tokenizers import Tokenizer
@@ -34,6 +40,7 @@ Document = tuple[Sequence[int], Sequence[int]]  # (ids, answer): as long as each
 GROUP_DOCUMENTS = 64  # At least so many documents share a group; their pieces are shuffled in it.
 GROUP_ROWS = 64  # At least about so many rows come of a group, so its unfilled end weighs little.
 GROUP_CHARACTERS = 2**22  # At most about so many share a group: it is tokenised at once, and again on resuming.
+AHEAD = 2  # Batches that are made before they are asked for.
 OPEN_ROWS = 16  # Rows that first-fit looks at: 64 fill at most 0.5% more but are slower.
 _IN_THIS_THREAD = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 
@@ -50,7 +57,7 @@ class Source(Protocol):
 
 
 def make_train_iterator(
-    mixture: Sequence[tuple[Source, float]],
+    mixture: Sequence[tuple[Source | PackedRows, float]],
     tokenizer: Tokenizer,
     row_length: int,
     batch_size: int,
@@ -59,6 +66,7 @@ def make_train_iterator(
     packing: str = "first_fit",
     shard_index: int = 0,
     shard_count: int = 1,
+    rows: Sequence[int] | None = None,
 ) -> grain.DatasetIterator[Batch]:
     """Batches without end; each source is reshuffled every epoch.
 
@@ -66,46 +74,71 @@ def make_train_iterator(
       mixture: (source, weight) pairs. A weight is a share of rows, hence of tokens, whatever the
         lengths of the documents; a row holds documents of one source only.
       row_length: tokens in a row.
-      batch_size: rows in a batch of this process.
+      batch_size: rows in a batch.
       seed: of every shuffle, at least 0.
       packing: of PACKINGS: "first_fit", or "best_fit" (decreasing), which fills rows better where documents are long
         beside a row.
       shard_index, shard_count: this process reads every shard_count-th document of the shuffled
         order, from shard_index on; shards are disjoint within an epoch.
+      rows: of a batch, in increasing order: those that this process wants of it; None for all. Of packed rows no
+        others are read.
 
     Returns:
-      An iterator of {"tokens": int32 [batch_size, row_length], "document", "answer": the same}.
+      An iterator of {"tokens": int32 [batch_size or len(rows), row_length], "document", "answer": the same}.
       `get_state()` gives a JSON-able dict; `set_state` on an iterator made with the same arguments
       continues bit for bit after it.
 
     Raises:
-      UserError: an argument out of range, an empty mixture, a source smaller than shard_count.
+      UserError: an argument out of range, an empty mixture, a source smaller than shard_count, packed rows of another
+        length.
     """
     _require_positive(row_length=row_length, batch_size=batch_size, shard_count=shard_count)
     check("shard_index", shard_index, Integer(0, shard_count - 1))
     check("seed", seed, KEY)
     _require_mixture(mixture, shard_count)
     require_packing(packing)
-    rows = []
+    streams = []
     for number, (source, _) in enumerate(mixture):
         # grain shuffles epoch e with seed + e, so nearby seeds would repeat each other's orders.
         order, within = map(int, np.random.SeedSequence([seed, number]).generate_state(2))
+        if isinstance(source, PackedRows):
+            source.require(row_length, f"mixture[{number}]")
+            numbers = grain.MapDataset.range(len(source)).shuffle(seed=order)[shard_index::shard_count].repeat()
+            streams.append(numbers.map(functools.partial(_Unread, source)).to_iter_dataset(_IN_THIS_THREAD))
+            continue
         documents = grain.MapDataset.source(source).shuffle(seed=order)
         documents = documents[shard_index::shard_count].repeat()
-        rows.append(_packed(documents, source, tokenizer, row_length, packing, shuffle_seed=within))
-    mixed = grain.IterDataset.mix(rows, [weight for _, weight in mixture])
-    return iter(mixed.batch(batch_size, drop_remainder=True))
+        streams.append(_packed(documents, source, tokenizer, row_length, packing, shuffle_seed=within))
+    mixed = grain.IterDataset.mix(streams, [weight for _, weight in mixture])
+    wanted = range(batch_size) if rows is None else rows
+    read = functools.partial(_read, wanted=wanted, pad_id=tokenizer.pad_id)
+    batches = mixed.batch(batch_size, drop_remainder=True, batch_fn=list).map(read)
+    return iter(grain_experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=AHEAD))
+
+
+class _Unread(NamedTuple):
+    """A packed row that a batch will have, for whoever wants it."""
+
+    source: PackedRows
+    number: int
+
+
+def _read(batch: Sequence[Batch | _Unread], wanted: Sequence[int], pad_id: int) -> Batch:
+    """The wanted rows of a batch, of which packed ones are read here and now."""
+    chosen = [batch[row] for row in wanted]
+    found = [row.source.read(row.number, pad_id) if isinstance(row, _Unread) else row for row in chosen]
+    return {name: np.stack([row[name] for row in found]) for name in found[0]}
 
 
 def eval_batches(
-    source: Source,
+    source: Source | PackedRows,
     tokenizer: Tokenizer,
     row_length: int,
     batch_size: int,
     limit: int | None = None,
     packing: str = "first_fit",
 ) -> Iterable[Batch]:
-    """One pass over the first `limit` documents (all by default), unshuffled, the same every time.
+    """One pass over the first `limit` documents (of a `PackedRows`: rows; all by default), the same every time.
 
     Returns:
       An iterable, as often as wanted, of {"tokens": int32 [batch_size, row_length], "document",
@@ -120,8 +153,13 @@ def eval_batches(
         _require_positive(limit=limit)
     if len(source) == 0:
         raise UserError("source: got one without documents")
-    documents = grain.MapDataset.source(source)[:limit]
-    rows = _packed(documents, source, tokenizer, row_length, packing, shuffle_seed=None)
+    if isinstance(source, PackedRows):
+        source.require(row_length, "source")
+        numbers = grain.MapDataset.range(len(source))[:limit]
+        rows = numbers.map(lambda number: source.read(number, tokenizer.pad_id)).to_iter_dataset(_IN_THIS_THREAD)
+    else:
+        documents = grain.MapDataset.source(source)[:limit]
+        rows = _packed(documents, source, tokenizer, row_length, packing, shuffle_seed=None)
 
     def fill_up(batch: Batch) -> Batch:
         missing = ((0, batch_size - len(batch["tokens"])), (0, 0))
@@ -129,6 +167,19 @@ def eval_batches(
         return {name: np.pad(batch[name], missing, constant_values=value) for name, value in fill.items()}
 
     return rows.batch(batch_size, drop_remainder=False).map(fill_up)
+
+
+def encode_document(element: dict[str, str], source: Any, tokenizer: Tokenizer, row_length: int) -> Document | None:
+    """An element of `source` as ids, and which of them are answers; None for a chat that is left out."""
+    if isinstance(source, ChatSource):
+        encoded = source.encode(element, tokenizer, row_length)
+        return None if encoded is None else (encoded.ids, encoded.answer)
+    text, prompt = element["text"], element.get("prompt", "")
+    given = question(prompt, tokenizer) if prompt else [*tokenizer.opening]
+    closing = () if prompt else tokenizer.closing
+    end = [*closing] if closing[-1:] == (tokenizer.eos_id,) else [*closing, tokenizer.eos_id]
+    written = tokenizer.encode(text[len(prompt) :], start=not prompt) + end
+    return given + written, [0] * len(given) + [1] * len(written)
 
 
 def pack(documents: Iterable[Document], row_length: int, pad_id: int, packing: str = "first_fit") -> Batch:
@@ -210,19 +261,9 @@ def _packed(
 ) -> grain.IterDataset:
     """Rows {"tokens", "document", "answer"}, all int32 [row_length], of `documents`, drawn from `source`."""
 
-    def encode(element: dict[str, str]) -> Document | None:
-        if isinstance(source, ChatSource):
-            encoded = source.encode(element, tokenizer, row_length)
-            return None if encoded is None else (encoded.ids, encoded.answer)
-        text, prompt = element["text"], element.get("prompt", "")
-        given = question(prompt, tokenizer) if prompt else [*tokenizer.opening]
-        closing = () if prompt else tokenizer.closing
-        end = [*closing] if closing[-1:] == (tokenizer.eos_id,) else [*closing, tokenizer.eos_id]
-        written = tokenizer.encode(text[len(prompt) :], start=not prompt) + end
-        return given + written, [0] * len(given) + [1] * len(written)
-
     def pack_group(number: int, group: Sequence[dict[str, str]]) -> Batch:
-        packed = pack(filter(None, map(encode, group)), row_length, tokenizer.pad_id, packing)
+        documents = (encode_document(element, source, tokenizer, row_length) for element in group)
+        packed = pack(filter(None, documents), row_length, tokenizer.pad_id, packing)
         if shuffle_seed is None:
             return packed
         order = np.random.default_rng([shuffle_seed, number]).permutation(len(packed["tokens"]))
@@ -253,7 +294,7 @@ def _require_positive(**values: Any) -> None:
         check(name, int(value) if isinstance(value, np.integer) else value, COUNT)
 
 
-def _require_mixture(mixture: Sequence[tuple[Source, float]], shard_count: int) -> None:
+def _require_mixture(mixture: Sequence[tuple[Source | PackedRows, float]], shard_count: int) -> None:
     if not mixture:
         raise UserError("mixture: got none, must hold at least one (source, weight)")
     for number, (source, weight) in enumerate(mixture):

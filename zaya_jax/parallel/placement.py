@@ -119,9 +119,31 @@ class Placement:
         """Weights or a training state, laid over the devices; every process must hold the same values."""
         return jax.tree.map(_put, tree, self.shardings(tree))
 
-    def put_batch(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        """A whole batch, of which each process puts its own devices' rows."""
-        return {name: _put(value, self.rows()) for name, value in batch.items()}
+    def own_rows(self, count: int) -> np.ndarray:
+        """Which of a batch's `count` rows this process's devices hold, in increasing order."""
+        places = self.rows().addressable_devices_indices_map((count,)).values()
+        return np.unique(np.concatenate([np.arange(count)[index] for index in places]))
+
+    def put_batch(
+        self, batch: Mapping[str, np.ndarray], count: int | None = None, rows: np.ndarray | None = None
+    ) -> dict[str, jax.Array]:
+        """A batch, of which each process puts its own devices' rows.
+
+        Args:
+          batch: the whole of it, the same in every process; or
+          count, rows: the rows that `own_rows(count)` gave.
+        """
+        if rows is None:
+            return {name: _put(value, self.rows()) for name, value in batch.items()}
+        assert count is not None
+        at = np.full(count, -1)
+        at[rows] = np.arange(len(rows))
+
+        def of(value: np.ndarray) -> jax.Array:
+            shape = (count, *value.shape[1:])
+            return jax.make_array_from_callback(shape, self.rows(), lambda index: value[at[index[0]]][:, *index[1:]])
+
+        return {name: of(value) for name, value in batch.items()}
 
 
 def _put(value: Any, sharding: NamedSharding) -> jax.Array:

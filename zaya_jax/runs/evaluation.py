@@ -64,9 +64,13 @@ def evaluate(setup: settings.Settings, workdir: Path, folders: dict[str, Path], 
     write_results(workdir / "results.csv", rows)
 
 
-def invested(stage: Stage) -> int:
-    """FLOPs that a stage's steps took of a model that could write before; 0 for one that starts from scratch."""
-    return 0 if stage.start is None else stage.phase.steps * step_flops(stage)
+def invested(stage: Stage) -> int | None:
+    """FLOPs that a stage's steps took of a model that could write before; 0 for one that starts from scratch.
+
+    None where a step makes rollouts.
+    """
+    flops = step_flops(stage)
+    return 0 if stage.start is None else flops and stage.phase.steps * flops
 
 
 def added(stage: Stage) -> int:

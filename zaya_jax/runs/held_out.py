@@ -5,6 +5,7 @@ import itertools
 from pathlib import Path
 
 from zaya_jax.architecture import Zaya
+from zaya_jax.data.packed import PackedRows
 from zaya_jax.data.pipeline import Source, eval_batches
 from zaya_jax.evaluation.likelihood import likelihood
 from zaya_jax.parallel import Placement
@@ -15,7 +16,7 @@ from zaya_jax.training.objective import Objective
 from zaya_jax.training.state import make_eval_step
 
 
-def held_out_batches(setup: settings.Settings, stage: Stage, documents: Source) -> list[dict]:
+def held_out_batches(setup: settings.Settings, stage: Stage, documents: Source | PackedRows) -> list[dict]:
     """A source's validation batches in a stage's shape: the same few at every evaluation, so they are made once."""
     batches = eval_batches(documents, setup.tokenizer, stage.row_length, stage.batch_size, packing=stage.packing)
     return list(itertools.islice(batches, setup.validation_batches))
@@ -25,7 +26,7 @@ def validate(setup: settings.Settings, held_out: dict[str, list[dict]], eval_ste
     """Likelihood on validation batches of every source, names prefixed with the source's."""
     out = {}
     for name, batches in held_out.items():
-        text_tokenizer = setup.tokenizer if setup.sources[name].is_text else None
+        text_tokenizer = setup.tokenizer if setup.sources[name].counts_bytes else None
         for metric, value in likelihood(eval_step, variables, batches, text_tokenizer).items():
             out[f"{name}/{metric}"] = value
     return out
@@ -37,6 +38,6 @@ def shared_eval_step(model: Zaya, objective: Objective, placement: Placement | N
     return make_eval_step(model, objective, placement=placement)
 
 
-def open_source(setup: settings.Settings, workdir: Path, source: MixtureSource, split: str) -> Source:
+def open_source(setup: settings.Settings, workdir: Path, source: MixtureSource, split: str) -> Source | PackedRows:
     """A source's split."""
     return source.open(split, workdir / "data", setup.task_documents, setup.seed)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from zaya_jax.architecture import Zaya
@@ -14,6 +15,7 @@ from zaya_jax.costs.drafters import objective_flops
 from zaya_jax.costs.flops import describe
 from zaya_jax.costs.roofline import peak_flops
 from zaya_jax.data.chat import ChatSource, survey
+from zaya_jax.data.packed import PackedRows
 from zaya_jax.data.pipeline import Source, make_train_iterator
 from zaya_jax.errors import UserError
 from zaya_jax.interop.formats.native import CheckpointError, newest_step, write_model_file
@@ -93,7 +95,7 @@ def train_stages(
     placements: dict[str, Placement | None],
     sinks: list[Sink],
     profile: Path | None = None,
-) -> dict[str, Source]:
+) -> dict[str, Source | PackedRows]:
     """All training stages in order. Returns the sources' validation splits by name.
 
     Args:
@@ -144,8 +146,8 @@ def run_phase(
     folders: dict[str, Path],
     placement: Placement | None,
     writer: MetricWriter,
-    train_data: dict[str, Source],
-    held_out: dict[str, Source],
+    train_data: dict[str, Source | PackedRows],
+    held_out: dict[str, Source | PackedRows],
     profile: Path | None,
 ) -> None:
     """One training stage, unless it is finished."""
@@ -162,18 +164,21 @@ def run_phase(
         else:
             variables = load_start(stage.model, start, f"{name}.start", placement, setup.seed, stage.adapters)
         carry = stack.enter_context(Checkpoints(folders[str(stage.start)])) if stage.continues else None
+        own = None if stage.rollouts else own_rows(stage, placement)
         if stage.rollouts is None:
             mixture = [(train_data[source.name], source.weight) for source in stage.mixture]
             batches = make_train_iterator(
-                mixture, setup.tokenizer, stage.row_length, stage.batch_size, stage.data_seed, packing=stage.packing
-            )
+                mixture, setup.tokenizer, stage.row_length, stage.batch_size, stage.data_seed, packing=stage.packing,
+                rows=None if own is None else own[1],
+            )  # fmt: skip
+            stack.callback(batches.close)
         else:
             batches = rollouts.batches(setup, stage, model, variables, placement)
         eval_step = shared_eval_step(model, stage.phase.objective, placement)  # pyrefly: ignore[bad-argument-type]
-        own = {source.name: held_out_batches(setup, stage, held_out[source.name]) for source in stage.mixture}
+        validation = {source.name: held_out_batches(setup, stage, held_out[source.name]) for source in stage.mixture}
 
         def look(variables: dict) -> dict[str, Any]:
-            found = validate(setup, own, eval_step, variables)
+            found = validate(setup, validation, eval_step, variables)
             if stage.rollouts is None:
                 return found
             return found | rollouts.held_out_of(setup, stage, model, variables, placement)
@@ -184,7 +189,7 @@ def run_phase(
             train(
                 model, variables, stage.phase, batches, checkpoints, writer, evaluate=look, carry=carry,
                 placement=placement, flops_per_step=step_flops(stage), peak_flops=peak_of(placement),
-                profile=profile and profile / name,
+                profile=profile and profile / name, own=own,
             )  # fmt: skip
 
 
@@ -193,6 +198,13 @@ def look_before(writer: MetricWriter, name: str, look: Callable[[], dict[str, An
     path, where = writer.path, f"{name}/validation"
     if not (path.exists() and any(line["stage"] == where for line in read_metrics(path))):
         writer.write(where, 0, look())
+
+
+def own_rows(stage: Stage, placement: Placement | None) -> tuple[int, np.ndarray] | None:
+    """(a batch's rows, those that this process reads); None where it reads all of them."""
+    if placement is None or jax.process_count() == 1:
+        return None
+    return stage.batch_size, placement.own_rows(stage.batch_size)
 
 
 def peak_of(placement: Placement | None) -> float | None:
@@ -212,7 +224,9 @@ def step_flops(stage: Stage) -> int | None:
     return objective_flops(stage.model, objective, stage.batch_size, stage.row_length, trained=trained)
 
 
-def count_chats(setup: settings.Settings, writer: MetricWriter, stage: Stage, train_data: dict[str, Source]) -> None:
+def count_chats(
+    setup: settings.Settings, writer: MetricWriter, stage: Stage, train_data: dict[str, Source | PackedRows]
+) -> None:
     """Says, and puts in metrics.jsonl once, how many of each source's chats are trimmed or dropped in this stage.
 
     Raises:

@@ -100,6 +100,7 @@ def train(
     flops_per_step: float | None = None,
     peak_flops: float | None = None,
     profile: Path | None = None,
+    own: tuple[int, np.ndarray] | None = None,
 ) -> TrainState:
     """Runs a phase to its end, from its newest checkpoint if there is one.
 
@@ -114,6 +115,8 @@ def train(
       flops_per_step: of a step's matrix products; gives the metric model_flops_per_second.
       peak_flops: of all devices together, a second; gives the metric mfu, what share of it is used.
       profile: a folder for a trace of a few steps: see `StepTrace`.
+      own: (rows of the batch, which of them `batches` gives) where each process reads its own: see
+        `Placement.own_rows`. None: `batches` gives whole ones.
 
     Returns:
       The final state, which is also the newest checkpoint.
@@ -142,7 +145,7 @@ def train(
             if isinstance(batches, FollowsPolicy):
                 batches.follow(state.variables)
             rows = next(batches)
-            batch = jax.device_put(rows) if placement is None else placement.put_batch(rows)
+            batch = jax.device_put(rows) if placement is None else placement.put_batch(rows, *(own or ()))
             state, metrics = train_step(state, batch, float(share[step - 1]), phase.spike_factor or math.inf)
             bad_steps.add(step, position, rows, metrics)
             trace.after(step, state.step)

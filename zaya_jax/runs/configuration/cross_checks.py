@@ -8,6 +8,8 @@ import jax
 from flax import traverse_util
 
 from zaya_jax.checks import shown
+from zaya_jax.data.contents import of_tokenizer
+from zaya_jax.data.packed import read_manifest
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.samplers import check_samplers
 from zaya_jax.interop.formats.names import abstract_variables
@@ -74,6 +76,24 @@ def row_length(found: Found) -> None:
         if objective.drafts and objective.block_size > length:
             got = f"got {objective.block_size}, may be at most {where} ({length})"
             raise UserError(f"{name}.objective.block_size: {got}")
+
+
+def packed_rows(found: Found) -> None:
+    """Rows that were packed beforehand are as long as a phase's, and of the run's tokenizer."""
+    mine = None
+    for name, _, stage in found.phases:
+        for source in stage.mixture:
+            if source.packed is None:
+                continue
+            manifest, where = read_manifest(source.packed), f"{name}: {source.packed}"
+            for field, value in (("row_length", stage.row_length), ("packing", stage.packing)):
+                if manifest[field] != value:
+                    got = f"holds rows of {field} {manifest[field]!r}"
+                    raise UserError(f"{where}: {got}, may be of the phase's {value!r} (experiments.prepare --{field})")
+            mine = mine or of_tokenizer(found.tokenizer)
+            if manifest["tokenizer"] != mine:
+                got = f"holds rows of the tokenizer {manifest['tokenizer_name']}"
+                raise UserError(f"{where}: {got}, may be of {found.run.tokenizer} (experiments.prepare --tokenizer)")
 
 
 def accumulation(found: Found) -> None:
@@ -185,6 +205,7 @@ CHECKS: tuple[Callable[[Found], None], ...] = (
     vocabulary,
     chat_date,
     row_length,
+    packed_rows,
     accumulation,
     freezing,
     frozen_targets,

@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from zaya_jax.data.contents import Digests, of_tokenizer
+from zaya_jax.data.packed import read_manifest
 from zaya_jax.paths import absolute
 from zaya_jax.runs.configuration.settings import Settings, find_template
 from zaya_jax.text.tokenizers import load_tokenizer
@@ -64,5 +65,8 @@ def _contents(mixture: Any, digests: Digests) -> list[dict[str, Any]]:
     found = []
     for item in mixture:
         plain = json.loads(item.to_json_best_effort()) if isinstance(item, ConfigDict) else dict(item)
-        found.append(plain | {kind: digests.of_texts(plain[kind]) for kind in ("text", "chat") if kind in plain})
+        contents = {kind: digests.of_texts(plain[kind]) for kind in ("text", "chat") if kind in plain}
+        if "packed" in plain:
+            contents["packed"] = read_manifest(absolute(plain["packed"]))["digest"]
+        found.append(plain | contents)
     return found

@@ -50,7 +50,7 @@ from zaya_jax.training.objective import Objective, objective_type
 SCRATCH = "scratch"
 FROZEN_TARGET = drafter_objective.FROZEN_TARGET
 ROW_LENGTH = Integer(2)  # a next token takes two
-INGREDIENTS = ("text", "task", "chat")
+INGREDIENTS = ("text", "task", "chat", "packed")
 
 
 def _thinking(given: Any, where: str) -> tuple[str, str]:
@@ -115,11 +115,12 @@ def _model(given: Any, where: str) -> ZayaConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Ingredient:
-    """A part of a mixture: {"text": SOURCE}, {"task": NAME, "options": {...}} or {"chat": [paths]}."""
+    """A part of a mixture: {"text": SOURCE}, {"task": NAME, "options": {}}, {"chat": [paths]} or {"packed": FOLDER}."""
 
     text: Annotated[Any, Made(_plain)] = None  # see `prepare_text`
     task: Annotated[str | None, Unset(Text())] = None
     chat: Annotated[Any, Made(_plain)] = None  # see `prepare_chats`
+    packed: Annotated[str | None, Unset(Text())] = None  # what experiments.prepare wrote: see `packed.PackedRows`
     weight: Annotated[float, Number(0, 1e9, above=True)] = 1.0  # its share of training rows
     options: Annotated[dict[str, Any], Made(_options)] = dataclasses.field(default_factory=dict)  # of the task
     as_chat: Annotated[bool, SWITCH] = False  # write the task's problems as chats
@@ -130,7 +131,7 @@ class Ingredient:
         others = [name for name in ("options", "as_chat") if getattr(self, name) and kinds != ["task"]]
         if len(kinds) != 1 or others:
             got = repr(others[0]) if len(kinds) == 1 else " and ".join(map(repr, kinds)) or "nothing"
-            may_be = "{text, weight}, {task, options, as_chat, weight} or {chat, weight}"
+            may_be = "{text, weight}, {task, options, as_chat, weight}, {chat, weight} or {packed, weight}"
             raise UserError(f"got {got}, may be {may_be}")
 
 

@@ -1,0 +1,295 @@
+"""Rows that were packed once: they hold what reading texts would, whoever makes and whoever reads them."""
+
+import json
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zaya_jax.data import documents, packed, packing
+from zaya_jax.data.builders import LocalText, prepare_text
+from zaya_jax.data.packed import PackedRows, decode_row, encode_row, verify
+from zaya_jax.data.packing import Preparation, prepare_rows
+from zaya_jax.data.pipeline import eval_batches, make_train_iterator, pack
+from zaya_jax.errors import UserError
+from zaya_jax.tasks import TaskSource, make_task
+from zaya_jax.text.tokenizers import ByteTokenizer
+
+TOKENIZER, ROW = ByteTokenizer(), 48
+ROOT = Path(__file__).parents[2]
+
+
+def write_corpus(folder: Path, count: int = 150) -> Path:
+    """Text files and .jsonl files, some blank, some equal."""
+    folder.mkdir()
+    for i in range(count):
+        (folder / f"{i:03}.txt").write_text(f"{i % 140}: " + "ab cd " * (i % 140 * 7919 % 23))
+    lines = [json.dumps({"text": f"line {i} " + "xyz" * (i % 17)}) for i in range(200)]
+    (folder / "more.jsonl").write_text("\n".join([*lines, json.dumps({"text": " "}), lines[3]]) + "\n")
+    return folder
+
+
+def options(corpus: Path, **changes) -> Preparation:
+    return Preparation(**{"paths": (str(corpus),), "tokenizer": "bytes", "row_length": ROW} | changes)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus") / "texts")
+
+
+@pytest.fixture(scope="module")
+def rows(corpus, tmp_path_factory) -> Path:
+    """The corpus in units of a few hundred bytes."""
+    output = tmp_path_factory.mktemp("rows") / "rows"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(documents, "UNIT_BYTES", 1000)
+        prepare_rows(options(corpus), output, quiet=True)
+    return output
+
+
+def texts_of(source: PackedRows) -> Counter:
+    """The documents' beginnings, which stand first in a piece, by text."""
+    found: Counter = Counter()
+    for number in range(len(source)):
+        row = source.read(number, TOKENIZER.pad_id)
+        for document in range(row["document"].max() + 1):
+            found[TOKENIZER.decode(row["tokens"][row["document"] == document])] += 1
+    return found
+
+
+def test_every_split_holds_the_documents_that_reading_the_texts_gives(corpus, rows, tmp_path):
+    for split in ("train", "validation", "test"):
+        source = prepare_text([corpus], tmp_path, split)
+        expected: Counter = Counter()
+        for i in range(len(source)):
+            ids = TOKENIZER.encode(source[i]["text"]) + [TOKENIZER.eos_id]
+            expected.update(TOKENIZER.decode(ids[at : at + ROW]) for at in range(0, len(ids), ROW))
+        assert texts_of(PackedRows(rows, split)) == expected
+    manifest = packed.read_manifest(rows)
+    assert len(manifest["shards"]) > 10 and manifest["dropped"]["duplicate or blank"] == 10 + 2
+    assert sum(c["documents"] for c in manifest["counts"].values()) == 140 + 200
+    assert verify(rows) == len(manifest["shards"])
+
+
+@given(st.lists(st.tuples(st.integers(1, 30), st.booleans()), min_size=1, max_size=12), st.sampled_from([2, 4]))
+def test_a_record_is_its_row(lengths, token_bytes):
+    made = [(np.arange(n) % 256, [1] * n if all_ else [0] * (n // 2) + [1] * (n - n // 2)) for n, all_ in lengths]
+    rows = pack(made, 40, 7)
+    for number in range(len(rows["tokens"])):
+        row = {name: value[number] for name, value in rows.items()}
+        read = decode_row(encode_row(row, token_bytes), token_bytes, 40, 7)
+        for name, value in row.items():
+            assert read[name].dtype == np.int32
+            np.testing.assert_array_equal(read[name], value)
+
+
+def mixture(rows: Path):
+    return [(PackedRows(rows, "train"), 3.0), (TaskSource(make_task("addition"), "train", 0, 200), 1.0)]
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_that_read_their_own_rows_have_one_processs_batches_and_resume_each_others_state(rows, processes):
+    whole = make_train_iterator(mixture(rows), TOKENIZER, ROW, 8, seed=5)
+    batches = list(islice(whole, 12))
+    whole = make_train_iterator(mixture(rows), TOKENIZER, ROW, 8, seed=5)
+    list(islice(whole, 4))
+    saved = json.loads(json.dumps(whole.get_state()))
+    states = []
+    for process in range(processes):
+        own = range(process, 8, processes)
+        sources, read = mixture(rows), []
+        source = sources[0][0]
+        source.read = lambda *args, read=read, real=source.read: read.append(args[0]) or real(*args)
+        iterator = make_train_iterator(sources, TOKENIZER, ROW, 8, seed=5, rows=own)
+        iterator.set_state(saved)
+        for batch in batches[4:8]:
+            for name, value in next(iterator).items():
+                np.testing.assert_array_equal(value, batch[name][list(own)])
+        states.append(iterator.get_state())
+        iterator.close()
+        assert len(read) <= (4 + 3) * 8 / processes  # its own, and what it has read ahead
+    assert all(state == states[0] for state in states)
+    whole.set_state(states[0])
+    np.testing.assert_array_equal(next(whole)["tokens"], batches[8]["tokens"])
+
+
+def test_an_epoch_has_every_row_once_and_evaluation_the_first(rows):
+    source = PackedRows(rows, "train")
+    batch = next(make_train_iterator([(source, 1.0)], TOKENIZER, ROW, len(source), seed=0))
+    read = [source.read(i, TOKENIZER.pad_id)["tokens"] for i in range(len(source))]
+    assert Counter(map(bytes, batch["tokens"])) == Counter(map(bytes, read))
+    (first, *_) = eval_batches(source, TOKENIZER, ROW, 4)
+    np.testing.assert_array_equal(first["tokens"], read[:4])
+    with pytest.raises(UserError, match="rows of 48 tokens"):
+        make_train_iterator([(source, 1.0)], TOKENIZER, 64, 4, seed=0)
+
+
+def test_a_stopped_preparation_is_finished_with_what_it_has(corpus, rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "UNIT_BYTES", 1000)
+    real, done = packing._write_unit, []
+
+    def write(what, output, number, *rest):
+        if len(done) == 5:
+            raise UserError("stopped")
+        done.append(number)
+        return real(what, output, number, *rest)
+
+    monkeypatch.setattr(packing, "_write_unit", write)
+    with pytest.raises(UserError, match="stopped"):
+        prepare_rows(options(corpus), tmp_path / "out", quiet=True)
+    with pytest.raises(UserError, match="unfinished"):
+        PackedRows(tmp_path / "out", "train")
+    first = list(done)
+    done.clear()
+    done.extend([-1] * 6)
+    prepare_rows(options(corpus), tmp_path / "out", quiet=True)
+    assert first and not set(first) & set(done)
+    assert packed.read_manifest(tmp_path / "out") == packed.read_manifest(rows)
+    assert not list((tmp_path / "out").rglob("*.partial"))
+
+
+KILLED = """
+import sys
+from zaya_jax.data import documents, packing
+documents.UNIT_BYTES = 1000
+if __name__ == "__main__":
+    what = packing.Preparation((sys.argv[1],), "bytes", 48)
+    from pathlib import Path
+    print("begins", flush=True)
+    packing.prepare_rows(what, Path(sys.argv[2]), int(sys.argv[3]), quiet=True)
+"""
+
+
+@pytest.mark.slow
+def test_kill_9_at_any_moment_and_any_number_of_processes_give_the_same_rows(corpus, rows, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(KILLED)
+    output, killed = tmp_path / "out", 0
+    for wait in (0.02, 0.1, 0.3, 4.0, 4.5):
+        processes = "1" if wait < 1 else "2"
+        started = subprocess.Popen(
+            [sys.executable, str(script), str(corpus), str(output), processes], cwd=ROOT, stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        assert started.stdout is not None and started.stdout.readline()
+        time.sleep(wait)
+        started.send_signal(signal.SIGKILL)
+        started.communicate()
+        killed += not (output / packed.MANIFEST).exists()
+    assert killed
+    two = [
+        subprocess.Popen([sys.executable, str(script), str(corpus), str(output), "2"], cwd=ROOT,
+                         env={**os.environ, "PYTHONPATH": str(ROOT)}) for _ in range(2)
+    ]  # fmt: skip
+    assert [each.wait(timeout=300) for each in two] == [0, 0]
+    assert packed.read_manifest(output) == packed.read_manifest(rows)
+    assert verify(output)
+
+
+def test_mistakes_and_damage_are_one_line(corpus, rows, tmp_path):
+    with pytest.raises(UserError, match="holds rows of other row_length"):
+        prepare_rows(options(corpus, row_length=64), rows, quiet=True)
+    with pytest.raises(UserError, match="new or an empty folder"):
+        prepare_rows(options(corpus), corpus, quiet=True)
+    with pytest.raises(UserError, match="packing: got 'x'"):
+        options(corpus, packing="x")
+    broken = tmp_path / "broken"
+    shutil.copytree(rows, broken)
+    shard = max((broken / "rows").glob("train*"), key=lambda path: path.stat().st_size)
+    data = shard.read_bytes()
+    shard.write_bytes(data[: len(data) // 2] + bytes(64) + data[len(data) // 2 + 64 :])
+    with pytest.raises(UserError, match=f"{shard.name}: not the bytes that were written; delete"):
+        verify(broken)
+    source = PackedRows(broken, "train")
+    with pytest.raises(UserError, match=f"{shard.name}: row .* cannot be read"):
+        [source.read(i, 0) for i in range(len(source))]
+    shard.write_bytes(data[:-1])
+    with pytest.raises(UserError, match="were written"):
+        PackedRows(broken, "train")
+    (broken / "manifest.json").write_text("{}")
+    with pytest.raises(UserError, match="not a manifest of packed rows"):
+        PackedRows(broken, "train")
+
+
+def test_a_file_that_changes_on_the_way_is_noticed(tmp_path, monkeypatch):
+    corpus = write_corpus(tmp_path / "texts", 10)
+    real = packing._first_ones
+
+    def and_change(*args):
+        (corpus / "003.txt").write_text((corpus / "003.txt").read_text().replace("3", "7"))
+        return real(*args)
+
+    monkeypatch.setattr(packing, "_first_ones", and_change)
+    with pytest.raises(UserError, match="has changed"):
+        prepare_rows(options(corpus), tmp_path / "out", quiet=True)
+
+
+def test_long_jsonl_files_are_cut_at_line_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "UNIT_BYTES", 100)
+    path = tmp_path / "long.jsonl"
+    texts = [f"{i} é " + "x" * (i * 37 % 90) for i in range(60)]
+    path.write_text("\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in texts))
+    units = documents.find([str(path)], chats=False)
+    assert len(units) > 10
+    assert [text for unit in units for text in documents.Reader().documents(unit)] == texts
+
+
+@pytest.mark.parametrize("kind", ["array_record", "tfrecord"])
+def test_folders_of_tfds_are_read_without_tensorflow(tmp_path, kind):
+    texts = write_corpus(tmp_path / "texts", 40)
+    builder = LocalText(paths=[texts], data_dir=tmp_path / "data")
+    builder.download_and_prepare(file_format="array_record")
+    folder = Path(builder.data_dir)
+    expected = [record["text"].decode() for record in builder.as_data_source("train")]
+    if kind == "tfrecord":
+        (shard,) = folder.glob("*-train.array_record-*")
+        reader = packed.array_record_module.ArrayRecordReader(str(shard))
+        frames = [struct.pack("<QI", len(r), 0) + r + bytes(4) for r in reader.read_all()]
+        for path in folder.glob("*.array_record-*"):
+            path.unlink()
+        (folder / shard.name.replace("array_record", "tfrecord")).write_bytes(b"".join(frames))
+        info = folder / "dataset_info.json"
+        info.write_text(info.read_text().replace("array_record", "tfrecord").replace("ARRAY_RECORD", "TFRECORD"))
+    units = documents.find([str(folder)], chats=False)
+    assert sorted(text for unit in units for text in documents.Reader().documents(unit)) == sorted(expected)
+    manifest = prepare_rows(options(folder), tmp_path / "rows", quiet=True)
+    assert sum(c["documents"] for c in manifest["counts"].values()) == len(expected)
+    with pytest.raises(UserError, match="key: got 'body', may be a text"):
+        prepare_rows(options(folder, key="body"), tmp_path / "other", quiet=True)
+    with pytest.raises(UserError, match="tfds_split: got 'dev'"):
+        prepare_rows(options(folder, tfds_split="dev"), tmp_path / "other", quiet=True)
+    assert "tensorflow" not in sys.modules
+
+
+def test_chats_are_written_by_the_template_and_counted(tmp_path):
+    lines = [
+        {
+            "messages": [
+                {"role": "user", "content": f"q{i}"},
+                {"role": "assistant", "content": "a" * (5 if i % 3 else 90)},
+            ]
+        }
+        for i in range(90)
+    ]
+    path = tmp_path / "chats.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    what = options(path, chats=True, packing="best_fit", row_length=64)
+    manifest = prepare_rows(what, tmp_path / "rows", quiet=True)
+    assert manifest["dropped"]["too long, or refused by the template"] == 30
+    row = PackedRows(tmp_path / "rows", "train").read(0, TOKENIZER.pad_id)
+    real = row["document"] >= 0
+    assert 0 < row["answer"].sum() < real.sum()
+    with pytest.raises(UserError, match="split: got 'parts'"):
+        options(path, chats=True, split="parts")
