@@ -142,6 +142,7 @@ TABLES: dict[str, Maker] = {
         published="smollm2/quality/published", joint="smollm2/quality/joint", AR_only="smollm2/quality/control"
     ),
     "drafts": _clock("drafts/wall_clock"),
+    "ngram_smollm2": _maker(["rivals/smollm2/ngram.json"], read_record, wall_clock_table),
     "word_problems_learned": _learned(*(f"smollm2/word_problems{run}" for run in ("/first", "/second", ""))),
     "drafts_learned": _learned("smollm2/drafts/first", "smollm2/drafts"),
     "stability_weights": _stability(stability.weights_table),
