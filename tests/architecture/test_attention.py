@@ -17,7 +17,7 @@ from zaya_jax.architecture.attention.direct import LEAST_TO_SPLIT, attend, atten
 from zaya_jax.architecture.attention.tiled import Visibility, attend_tiles, table, worklist
 from zaya_jax.architecture.cache import cached_keys
 from zaya_jax.architecture.execution import DEFAULT
-from zaya_jax.architecture.layout import Keys, visible
+from zaya_jax.architecture.layout import visible
 from zaya_jax.parallel import MeshConfig, make_placement
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
@@ -262,7 +262,7 @@ def test_a_skipped_tile_hides_everything(document, kind, offset, window, random,
     keys = layout.clean_rows().keys
     if shuffled:  # as if gathered from somewhere, with keys in it that are in blocks themselves
         order = random.sample(range(layout.document.shape[1]), CLEAN)
-        keys = Keys(*(np.asarray(x)[:, order] for x in layout.keys))
+        keys = jax.tree.map(lambda x: np.asarray(x)[:, order], layout.keys)
     seen = Visibility(layout, keys, np.int32(window))
     mask = dense_mask(seen)
     covered, executed = np.zeros_like(mask, int), 0

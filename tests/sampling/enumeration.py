@@ -41,7 +41,7 @@ class Forced:
         self.log_weight = self.log_drafts = jnp.zeros(pending.shape[:1], jnp.float64)
         self.drawn = 0
 
-    def draw(self, purpose, position, distribution, warm):
+    def draw(self, purpose, position, distribution, warm, at=None):
         distribution = jax.nn.log_softmax(distribution, axis=-1)
         if purpose == Purpose.PENDING:
             chosen = at_token(distribution, self.pending)

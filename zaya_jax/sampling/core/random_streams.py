@@ -35,12 +35,14 @@ class Noise(Protocol):
     """What a sampling step asks for; tests answer with forced outcomes instead."""
 
     def draw(
-        self, purpose: Purpose, position: Array, distribution: Array, warm: Array, again: Array | None = None
+        self, purpose: Purpose, position: Array, distribution: Array, warm: Array, again: Array | None = None,
+        at: Array | None = None,
     ) -> Array:  # fmt: skip
         """A token from each (unnormalised) log distribution [B, ..., V]; position and result int32 [B, ...].
 
         Where `warm` (bool []) is False, every distribution holds one token alone, and no randomness is needed. `again`
-        (int32 [B, ...]) numbers the drawings of one position whose noise must not be the same.
+        (int32 [B, ...]) numbers the drawings of one position whose noise must not be the same. With `at` (int32 [B, n])
+        positions are [B, m], and the distribution [b, i] stands at the position [b, at[b, i]]: several stand at one.
         """
         ...
 
@@ -55,13 +57,15 @@ class KeyedNoise(struct.PyTreeNode):
     keys: Array  # key array [B]
 
     def draw(
-        self, purpose: Purpose, position: Array, distribution: Array, warm: Array, again: Array | None = None
+        self, purpose: Purpose, position: Array, distribution: Array, warm: Array, again: Array | None = None,
+        at: Array | None = None,
     ) -> Array:  # fmt: skip
         """By Gumbel-max."""
 
         def shaken(distribution: Array) -> Array:
             gumbel = lambda key: jax.random.gumbel(key, distribution.shape[-1:], distribution.dtype)  # noqa: E731
-            return distribution + self._each(purpose, position, gumbel, again)
+            noise = self._each(purpose, position, gumbel, again)
+            return distribution + (noise if at is None else jnp.take_along_axis(noise, at[..., None], axis=1))
 
         return first_argmax(jax.lax.cond(warm, shaken, lambda distribution: distribution, distribution))
 

@@ -5,6 +5,8 @@ pending. A step's forward reads [pending token, drafts]: a chain, or a tree. Wha
 ends, or before its newest token, so the state of a session is always that of its text.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -27,29 +29,43 @@ from zaya_jax.sampling.strategies.walk import walk
 Array = jax.Array
 
 
-def read(setup: Setup, tokens: Array, count: Array, cache: Cache) -> tuple[tuple[Array, Rows], Cache]:
+class Seen(NamedTuple):
+    """What a forward of the target shows of its rows, [B, n, ...]."""
+
+    tokens: Array
+    hidden: Array
+    taps: Array | None
+
+    def along(self, path: Array) -> "Seen":
+        """The rows at int32 [B, n]."""
+
+        def at(x: Array) -> Array:
+            return jnp.take_along_axis(x, path.reshape(*path.shape, *(1,) * (x.ndim - 2)), axis=1)
+
+        return jax.tree.map(at, self)
+
+
+def read(setup: Setup, tokens: Array, count: Array, cache: Cache) -> tuple[tuple[Array, Seen], Cache]:
     """Reads prompts; the drafter observes them but for their last token, whose successor is not drawn yet.
 
     Returns:
-      ((the target's logits after the prompt [prompts, 1, V], the last token as a row), cache with the prompt).
+      ((the target's logits after the prompt [prompts, 1, V], its last token), cache with the prompt).
     """
     seen, pending = _forward(setup, Layout.verify_and_draft(tokens, cache.length, None, 0, count), cache)
-    last = _along(seen, (count - 1)[:, None])
+    last = seen.along((count - 1)[:, None])
     following = jnp.concatenate([tokens[:, 1:], tokens[:, :1]], axis=1)
-    rows = seen._replace(following=following, first=cache.length, count=count - 1)
-    last = last._replace(first=cache.length + count - 1, count=jnp.ones_like(count))
-    committed = _observe(setup, pending.commit(count), rows)
-    assert last.hidden is not None
+    committed = _observe(setup, pending.commit(count), seen, following, cache.length, count - 1)
     return (setup.head(last.hidden), last), committed
 
 
 def begin(
-    setup: Setup, readout: tuple[Array, Rows], cache: Cache, progress: Progress
+    setup: Setup, readout: tuple[Array, Seen], cache: Cache, progress: Progress
 ) -> tuple[StepResult, Array, Cache]:
     """Draws the first token, which is then pending."""
     logits, last = readout
     result, pending_token = first_pending(setup, logits, cache, progress)
-    return result, pending_token, _observe(setup, cache, last._replace(following=pending_token[:, None]))
+    one = jnp.ones_like(pending_token)
+    return result, pending_token, _observe(setup, cache, last, pending_token[:, None], cache.length - 1, one)
 
 
 def step(
@@ -77,10 +93,9 @@ def step(
         # Where a row ends before all that was produced, the token after its newest one is not text: nor is that one
         # committed, then.
         count = jnp.where(active, jnp.minimum(verdict.accepted + 1, kept), 0)
-        rows = seen if path is None else _along(seen, path)
-        rows = rows._replace(following=verdict.result.produced, first=cache.length, count=count)
-        committed = (pending if path is None else pending.along(path)).commit(count)
-        return verdict.pending_token, _observe(setup, committed, rows)
+        rows, straight = (seen, pending) if path is None else (seen.along(path), pending.along(path))
+        committed = straight.commit(count)
+        return verdict.pending_token, _observe(setup, committed, rows, verdict.result.produced, cache.length, count)
 
     return verdict.result, follow
 
@@ -106,32 +121,22 @@ def with_drafter(setup: Setup, cache: Cache) -> Cache:
     return fresh.over_batch(chosen, cache)
 
 
-def _forward(setup: Setup, layout: Layout, cache: Cache) -> tuple[Rows, Cache]:
-    """(the layout's rows, hidden states among them, and taps if the drafter needs any; pending cache)."""
-    needs = find_drafter(setup.plan.drafter).needs(setup.model.config)
-    taps = None
-    if needs.taps:
-        hidden, taps, pending = setup.forward_with_taps(layout, cache, needs.taps)
-    else:
+def _forward(setup: Setup, layout: Layout, cache: Cache) -> tuple[Seen, Cache]:
+    """(what the drafter may need of the layout's rows, pending cache)."""
+    taps = find_drafter(setup.plan.drafter).needs(setup.model.config).taps
+    if not taps:
         hidden, pending = setup.forward(layout, cache)
-    return Rows(layout.tokens, layout.tokens, cache.length, cache.length, hidden, taps), pending
+        return Seen(layout.tokens, hidden, None), pending
+    hidden, streams, pending = setup.forward_with_taps(layout, cache, taps)
+    return Seen(layout.tokens, hidden, streams), pending
 
 
-def _along(rows: Rows, path: Array) -> Rows:
-    """The rows at int32 [B, n]."""
-
-    def at(x: Array | None) -> Array | None:
-        return None if x is None else jnp.take_along_axis(x, path.reshape(*path.shape, *(1,) * (x.ndim - 2)), axis=1)
-
-    return rows._replace(
-        tokens=at(rows.tokens), following=at(rows.following), hidden=at(rows.hidden), taps=at(rows.taps)
-    )
-
-
-def _observe(setup: Setup, cache: Cache, rows: Rows) -> Cache:
+def _observe(setup: Setup, cache: Cache, seen: Seen, following: Array, first: Array, count: Array) -> Cache:
+    """The cache whose drafter has observed `count` of these rows more."""
     drafter = find_drafter(setup.plan.drafter)
-    assert cache.drafter is not None
-    rows = rows if drafter.needs(setup.model.config).hidden else rows._replace(hidden=None)
+    assert cache.drafter is not None  # `with_drafter`
+    hidden = seen.hidden if drafter.needs(setup.model.config).hidden else None
+    rows = Rows(seen.tokens, following, first, count, hidden, seen.taps)
     return cache.replace(drafter={drafter.name: drafter.observe(setup, cache.drafter[drafter.name], rows)})
 
 

@@ -35,10 +35,10 @@ def walk(
     tokens, exists, parent = proposal.tokens, proposal.exists, proposal.parent
     above = None if parent is None else ancestors(parent)
     log_p = target_distribution(setup, logits, tokens, progress, above)
-    depth = jnp.arange(logits.shape[1], dtype=jnp.int32) if above is None else above.sum(-1, dtype=jnp.int32) - 1
     # One noise for all rows of a depth: only one of them is walked on.
-    position = jnp.broadcast_to(first[:, None] + depth, logits.shape[:2])
-    drawn = setup.noise.draw(Purpose.PENDING, position, log_p, setup.options.processing.warm)
+    position = first[:, None] + jnp.arange(setup.plan.draft_length + 1, dtype=jnp.int32)
+    depth = None if above is None else jnp.minimum(above.sum(-1, dtype=jnp.int32) - 1, setup.plan.draft_length)
+    drawn = setup.noise.draw(Purpose.PENDING, position, log_p, setup.options.processing.warm, at=depth)
     log_drawn = at_token(log_p, drawn)
     if parent is None:
         path = None
