@@ -87,11 +87,8 @@ def _seen(layout: Layout, cached: int) -> tuple[jax.Array, jax.Array]:
         return layout.visibility(), layout.block
     front = jnp.broadcast_to(jnp.arange(cached, dtype=jnp.int32), (layout.tokens.shape[0], cached))
     context = Keys(position=front, document=jnp.zeros_like(front), block=jnp.zeros_like(front))
-<<<<<<< HEAD
-=======
     if layout.preorder is not None:
         context = context._replace(preorder=jnp.zeros_like(front), subtree_end=jnp.full_like(front, NO_TREE))
->>>>>>> drafters
     keys = jax.tree.map(lambda *pair: jnp.concatenate(pair, axis=1), context, layout.keys)
     return visible(layout, keys), keys.block
 
