@@ -57,8 +57,8 @@ def methods(block_size: int) -> dict[str, Method]:
     masks = ("lossless", "lossless_two_pass", "mask_block_likeliest", "mask_block_tree")
 
     def drafter(kind: str, **fields: Any) -> Objective:
-        given: dict[str, Any] = {"block_size": block_size, **scored, **fields}
-        return DrafterObjective(kind, **given)
+        chosen: dict[str, Any] = {"block_size": block_size, **scored, **fields}
+        return DrafterObjective(kind, **chosen)
 
     tidar = Objective("tidar", block_size=block_size, **scored)
     lora = Objective("tidar", block_size=block_size, alpha=0.0, **scored)

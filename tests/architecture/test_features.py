@@ -41,7 +41,7 @@ def cached_features(model, variables, tokens):
     return first, second
 
 
-@pytest.mark.parametrize("name", ["plain", "llama"])
+@pytest.mark.parametrize("name", [pytest.param("plain", marks=pytest.mark.slow), "llama"])
 def test_taps_are_the_streams_that_enter_layers(name, x64):
     model, variables = float64_model(name)
     tokens = random_tokens(model.config, 2, 8)
@@ -70,7 +70,7 @@ def test_taps_are_the_streams_that_enter_layers(name, x64):
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["all of cca's", "llama"])
+@pytest.mark.parametrize("name", ["all of cca's", pytest.param("llama", marks=pytest.mark.slow)])
 def test_a_cached_forward_in_either_form_exports_a_rows_features(name, x64):
     model, variables = float64_model(name)
     tokens = random_tokens(model.config, 2, 10)

@@ -37,6 +37,10 @@ enumeration.MODELS.update(
 PROMPTS = ([1, 2, 3, 4, 5], [7], [3, 1])
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @functools.cache
 def model_of(kind: str | None, llama: bool, constant: bool = False):
     config = small_config(
@@ -61,7 +65,10 @@ def run(kind: str, llama: bool, temperature: float, constant: bool = False):
     return generate(model, variables, PROMPTS, sampler, 20, seed=3)
 
 
-@pytest.mark.parametrize(("kind", "llama"), [("dflash", False), ("eagle3", True), ("mtp", False), ("medusa", True)])
+@pytest.mark.parametrize(
+    ("kind", "llama"),
+    [("dflash", False), ("eagle3", True), slow("mtp", False), slow("medusa", True)],
+)
 def test_drafts_change_no_token_of_a_greedy_text(kind, llama):
     """More drafts than the drafter was trained for, fewer, as many; prompts of one token and of several."""
     model, variables = model_of(kind, llama)
@@ -69,7 +76,7 @@ def test_drafts_change_no_token_of_a_greedy_text(kind, llama):
     assert run(kind, llama, 0.0).tokens == plain.tokens
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["dflash", "mtp", slow("eagle3"), slow("medusa")])
 def test_a_drafter_that_knows_the_target_is_always_accepted(kind):
     """The target's distribution is one for all texts, and the drafter reads the same head."""
     drafts = min(4, KINDS[kind].drafts) if kind == "medusa" else 4
@@ -84,8 +91,14 @@ TEMPERATURES = dict(
 )
 
 
-@pytest.mark.parametrize("options", ["sampled", pytest.param("likeliest", marks=pytest.mark.slow), "everything"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("dflash", "sampled"), ("eagle3", "everything"), ("mtp", "sampled"), ("medusa", "everything"),
+        slow("dflash", "everything"), slow("eagle3", "sampled"), slow("mtp", "everything"), slow("medusa", "sampled"),
+        *(slow(kind, "likeliest") for kind in KINDS),
+    ],
+)  # fmt: skip
 def test_every_drafter_is_lossless(kind, options, x64):
     """The output distribution, enumerated whole, is autoregression's."""
     options = (TEMPERATURES | PROCESSING)[options]
@@ -97,12 +110,12 @@ def test_a_tree_of_a_blocks_marginals_is_lossless(x64):
     assert gap(SamplerConfig("drafter", drafter="dflash", **tree), name="dflash") < 1e-9
 
 
-@pytest.mark.parametrize("kind", ["eagle3", pytest.param("mtp", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["eagle3", slow("mtp")])
 def test_a_tree_of_a_recursion_is_lossless(kind, x64):
     assert gap(SamplerConfig("drafter", drafter=kind, draft_length=2, tree_size=5), name=kind) < 1e-9
 
 
-@pytest.mark.parametrize("kind", ["mtp", pytest.param("dflash", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["mtp", slow("dflash")])
 def test_drafts_of_some_tokens_alone_are_lossless(kind, x64):
     """A draft vocabulary of two of the three tokens."""
     assert gap(SamplerConfig("drafter", drafter=kind, draft_length=2), drafted=(0, 1), name=kind) < 1e-9
