@@ -8,13 +8,14 @@ STEPS = 3 * WINDOW
 def made_up(sampler: str, draft_on: str, seed: int, forwards: int, distill: float = 0.0) -> Run:
     objective = {"draft_on": draft_on, "distill": distill}
     config = {
-        "policy": {"objective": objective, "rollouts": {"sampler": sampler}},
+        "policy": {"objective": objective, "rollouts": {"sampler": sampler}, "batch_size": 4, "row_length": 25},
         "data": {"mixture": [{"task": "countdown"}]},
     }
     lines = [
         {
             "stage": "policy", "step": step, "reward": step / STEPS, "entropy": 1 - step / STEPS,
-            "log_probability_gap": 1e-6 * (seed + 1), "rollout_seconds": 0.5, "total_rollout_forwards": forwards * step,
+            "log_probability_gap": 1e-6 * (seed + 1), "rollout_seconds": 0.5, "tokens_per_second": 50.0,
+            "total_rollout_forwards": forwards * step,
             "total_rollout_query_tokens": 4 * forwards * step, "total_rollout_tokens": 100 * step,
             "total_skipped_groups": step,
         }
@@ -51,5 +52,6 @@ def test_rewards_are_means_over_seeds_with_their_range():
 def test_costs_are_told_against_autoregressive_rollouts():
     plain, drafting = cells(costs_table(RUNS))
     assert plain[2:6] == [f"{100 * STEPS:,}", f"{100 * STEPS:,}", "1.00", "4.0"]
+    assert plain[6] == "0.50 s (25%)"
     assert drafting[3:6] == [f"{40 * STEPS:,}", "2.50", "1.6"]
     assert plain[-1] == "1.00" and drafting[-1] == "0.40"  # the same rewards after as many updates
