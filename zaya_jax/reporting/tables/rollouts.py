@@ -85,7 +85,7 @@ def costs_table(runs: Sequence[Run]) -> str:
         lines.append(
             (
                 arm.sampler, arm.drafts, f"{tokens:,.0f}", f"{forwards:,.0f}", f"{tokens / forwards:.2f}",
-                f"{rows / tokens:.1f}", f"{np.median(seconds):.2f} s ({np.median(share):.0%})", f"{skipped:.0f}", f"{needed:,.0f}",
+                f"{rows / tokens:.1f}", f"{seconds:.2f} s ({share:.0%})", f"{skipped:.0f}", f"{needed:,.0f}",
                 "" if to_target is None else f"{needed / to_target:.2f}",
             )
         )  # fmt: skip
