@@ -229,7 +229,8 @@ def complete(values: flags.FlagValues, engine: Engine, texts: list[str], setting
         engine.choose(prompts, [prompts[i] for i in first], [seed_of(row) for row in every_row(first, samples)])
     screen = screen_of(values)
     queue = [Prompt(prompts[row[0]], seed_of(row)) for row in rows]
-    width = min(size, len(prompts)) * samples  # whatever is left: the same programs, hence the same numbers
+    # whatever is left: the same programs, hence the same numbers
+    width, longest = min(size, len(prompts)) * samples, max(map(len, prompts))
     if output is None and len(rows) == 1 and (values.stream or (values.stream is None and screen.columns is not None)):
         streamer = screen.streamer(tokenizer)
         streamer.prompt(texts[0])
@@ -238,7 +239,7 @@ def complete(values: flags.FlagValues, engine: Engine, texts: list[str], setting
     else:
         bar = tqdm(total=len(rows), desc="generate", unit="row", dynamic_ncols=True, disable=output is None)
         made = []  # for --compare alone: there may be any number
-        for row, sequence in zip(rows, engine.queue(queue, width), strict=True):
+        for row, sequence in zip(rows, engine.queue(queue, longest, width), strict=True):
             if values.compare:
                 made.append(sequence.tokens)
             bar.set_postfix_str(f"T {engine.meter.tokens_per_forward:.2f}, {engine.meter.speed}", refresh=False)
@@ -249,11 +250,11 @@ def complete(values: flags.FlagValues, engine: Engine, texts: list[str], setting
                 keep(engine, texts, row, sequence, output, seed_of(row))
         bar.close()
         if not engine.meter.timed_tokens and engine.meter.seconds < PATIENCE:
-            list(engine.queue(queue[-width:], width, again=True))
+            list(engine.queue(queue[-width:], longest, width, again=True))
     words = f"batch {min(size, len(texts))}" + (f" x {samples} samples" if samples > 1 else "")
     engine.close(words)
     if values.compare:
-        compare(engine, queue, width, made)
+        compare(engine, queue, longest, width, made)
 
 
 def every_row(prompts: Iterable[int], samples: int) -> list[tuple[int, int]]:
@@ -261,7 +262,7 @@ def every_row(prompts: Iterable[int], samples: int) -> list[tuple[int, int]]:
     return [(index, sample) for index in prompts for sample in range(samples)]
 
 
-def compare(engine: Engine, queue: list[Prompt], width: int, drafted: list[list[int]]) -> None:
+def compare(engine: Engine, queue: list[Prompt], longest: int, width: int, drafted: list[list[int]]) -> None:
     """Samples the same rows one token a forward, and says on stderr how much faster drafting was."""
     assert engine.sampler is not None  # `Engine.choose`
     plain = dataclasses.replace(
@@ -269,9 +270,9 @@ def compare(engine: Engine, queue: list[Prompt], width: int, drafted: list[list[
     )  # fmt: skip
     with Meter() as meter:
         alone = dataclasses.replace(engine, sampler=plain, meter=meter)
-        made = [sequence.tokens for sequence in alone.queue(queue, width)]
+        made = [sequence.tokens for sequence in alone.queue(queue, longest, width)]
         if not meter.timed_tokens:
-            list(alone.queue(queue[-width:], width, again=True))
+            list(alone.queue(queue[-width:], longest, width, again=True))
     same = sum(one == other for one, other in zip(made, drafted, strict=True))
     print(
         f"autoregressive: {meter.speed}; drafting gives {engine.meter.rate / meter.rate:.2f} times as many tokens a "

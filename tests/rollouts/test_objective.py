@@ -99,8 +99,6 @@ def test_either_source_of_log_probabilities_gives_the_same_gradient():
     batch = rolled("single_pass")
     other = dataclasses.replace(PLAIN, log_probabilities="rollout")
     close(gradient(other, batch)[0], gradient(PLAIN, batch)[0], 1e-4)
-    capped = dataclasses.replace(PLAIN, importance_cap=2.0)  # a lossless rollout needs no correction
-    close(gradient(capped, batch)[0], gradient(PLAIN, batch)[0], 1e-4)
 
 
 def test_ratios_are_clipped_one_by_one():
@@ -127,9 +125,11 @@ def test_ratios_are_clipped_one_by_one():
     assert loss == pytest.approx(policy + 0.5 * kl, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_importance_weights_are_capped():
     objective = dataclasses.replace(PLAIN, importance_cap=1.5)
     batch = dict(rolled("single_pass"))
+    close(gradient(objective, batch)[0], gradient(PLAIN, batch)[0], 1e-4)  # a lossless rollout needs no correction
     model, variables = model_and_variables()
     has = batch["answer"] != 0
     drawn = batch["log_rollout"] + np.random.default_rng(0).normal(0, 0.5, has.shape)
@@ -157,21 +157,23 @@ def test_the_draft_loss_is_tidars_on_the_rows_that_are_chosen():
     tidar = Objective(block_size=BLOCK, loss_on="answers", alpha=0.0)
     drawn = tidar.draw(jax.random.key(3), ROWS, ROW)
     model, variables = model_and_variables()
+    sums_of = jax.jit(lambda plain: tidar.sums(model, variables, plain, drawn))
     plain = {name: batch[name] for name in ("tokens", "document", "answer")}
     both = PolicyObjective(block_size=BLOCK, draft_weight=0.5)
     batch["advantage"] = np.zeros(ROWS, np.float32)
-    expected = tidar.sums(model, variables, plain, drawn)
+    expected = sums_of(plain)
     assert gradient(both, batch)[2] == pytest.approx(0.5 * float(tidar.loss(expected, expected)), rel=1e-5)
     # those of positive advantage alone
     chosen = dataclasses.replace(both, draft_on="positive")
     batch["advantage"] = ADVANTAGE
     plain["answer"] = plain["answer"] * (ADVANTAGE > 0)[:, None].astype(np.int32)
-    expected = tidar.sums(model, variables, plain, drawn)
+    expected = sums_of(plain)
     _, sums, loss = gradient(chosen, batch)
     np.testing.assert_array_equal(sums["draft_count"], expected["draft_count"])
     assert loss == pytest.approx(float(sums["policy_loss"]) + 0.5 * float(tidar.loss(expected, expected)), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_batch_in_pieces_is_the_batch():
     batch = rolled("single_pass")
     objective = PolicyObjective(block_size=BLOCK, draft_on="positive")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from zaya_jax.architecture import Zaya
@@ -106,10 +106,15 @@ class Engine:
             self.drafted.add(generation.sampler, generation.accepted)
         return generation
 
-    def queue(self, prompts: Sequence[Prompt], batch: int, again: bool = False) -> Iterator[Finished]:
-        """Sequences of any number of prompts, in their order, `batch` side by side; metered."""
+    def queue(self, prompts: Iterable[Prompt], longest: int, batch: int, again: bool = False) -> Iterator[Finished]:
+        """Sequences of any number of prompts, in their order, `batch` side by side; metered.
+
+        Args:
+          longest: tokens of a prompt, at most.
+          again: they were counted before: only the time matters.
+        """
         assert self.sampler is not None  # `choose`
-        sampler, longest = self.sampler, max(len(prompt.tokens) for prompt in prompts)
+        sampler = self.sampler
         sequences = generate_queue(
             self.model, self.variables, prompts, sampler, self.max_new_tokens, longest=longest, batch=batch,
             tokenizer=self.tokenizer,

@@ -26,6 +26,7 @@ class Run(NamedTuple):
     task: str
     steps: list[Line]
     looks: list[Line]  # validation, the start's first
+    tokens: int  # of a step, as its tokens per second count them
 
 
 def run_of(config: dict[str, Any], lines: Iterable[Line]) -> Run:
@@ -37,7 +38,8 @@ def run_of(config: dict[str, Any], lines: Iterable[Line]) -> Run:
     task = (policy.get("mixture") or config["data"]["mixture"])[0]["task"]
     lines = list(lines)
     steps, looks = ([line for line in lines if line["stage"] == stage] for stage in (PHASE, f"{PHASE}/validation"))
-    return Run(Arm(policy["rollouts"]["sampler"], drafts), task, steps, looks)
+    tokens = policy["batch_size"] * (policy.get("row_length") or config["data"]["row_length"])
+    return Run(Arm(policy["rollouts"]["sampler"], drafts), task, steps, looks, tokens)
 
 
 def rewards_table(runs: Sequence[Run]) -> str:
@@ -76,16 +78,19 @@ def costs_table(runs: Sequence[Run]) -> str:
         )
         needed = np.mean([_forwards_to(run, target) for run in group])
         seconds = [line["rollout_seconds"] for run in group for line in run.steps]
+        share = [
+            line["rollout_seconds"] * line["tokens_per_second"] / run.tokens for run in group for line in run.steps
+        ]
         skipped = np.mean([run.steps[-1]["total_skipped_groups"] for run in group])
         lines.append(
             (
                 arm.sampler, arm.drafts, f"{tokens:,.0f}", f"{forwards:,.0f}", f"{tokens / forwards:.2f}",
-                f"{rows / tokens:.1f}", f"{np.median(seconds):.2f} s", f"{skipped:.0f}", f"{needed:,.0f}",
+                f"{rows / tokens:.1f}", f"{seconds:.2f} s ({share:.0%})", f"{skipped:.0f}", f"{needed:,.0f}",
                 "" if to_target is None else f"{needed / to_target:.2f}",
             )
         )  # fmt: skip
     head = ("rollouts", "drafts trained on", "tokens", "forwards", "T", "query tokens a token",
-            "making a batch (median)", "groups skipped", f"forwards to a reward of {target:.2f}",
+            "making a batch, of a step (medians)", "groups skipped", f"forwards to a reward of {target:.2f}",
             "over autoregressive rollouts'")  # fmt: skip
     return markdown(head, lines)
 
