@@ -6,8 +6,9 @@ Command:   python -m experiments.run --config=configs/zaya1_8b.py:start=BASE,tok
 Arguments: start= folder of ZAYA1-8B-base (in the layout of transformers 5.23); tokenizer= its tokenizer.json, with its
            config.json beside it; data= a folder that holds midtrain/, extend/ (text or .jsonl files) and sft/ (.jsonl
            files of chats), and for :scratch pretrain/; rows= in its place, a folder of the same names that
-           experiments.prepare filled (--row_length 4096, 32768, 131072; sft with --packing=best_fit); block_size=16; devices=8, GPUs to lay it over; :scratch, from
-           nothing in place of the base; :twin, the same phases tiny, on data that every checkout has
+           experiments.prepare filled (--row_length 4096, 32768, 131072; sft with --packing=best_fit); block_size=16;
+           devices=8, GPUs to lay it over; :scratch, from nothing in place of the base; :twin, the same phases tiny, on
+           data that every checkout has
 Hardware:  the 8B phases have not been run (README.md has what was compiled); the twin, 2 CPU cores
 Time and result: the tests run the twin from mid-training on, in about a minute; it shows that phases work, nothing else
 
@@ -83,8 +84,8 @@ REAL_EXECUTION = dict(remat="full", query_chunk=8192)
 
 def get_config(arg: str | None = None) -> ConfigDict:
     chosen = parse_arg(
-        arg, twin=False, scratch=False, start="ZAYA1-8B-base", tokenizer="TOKENIZER", data="DATA", rows="", block_size=16,
-        devices=8,
+        arg, twin=False, scratch=False, start="ZAYA1-8B-base", tokenizer="TOKENIZER", data="DATA", rows="",
+        block_size=16, devices=8,
     )  # fmt: skip
     size, devices = (TWIN, 1) if chosen.twin else (REAL, chosen.devices)
     c = ConfigDict()
