@@ -9,10 +9,12 @@ from ml_collections import ConfigDict
 
 from tests.experiments import tiny
 from zaya_jax.data import packed
+from zaya_jax.data.packed import PackedRows
 from zaya_jax.data.packing import Preparation, prepare_rows
 from zaya_jax.errors import UserError
 from zaya_jax.runs.configuration import settings
 from zaya_jax.runs.configuration.stage_keys import stage_keys
+from zaya_jax.runs.stages import same_rows
 
 
 def config_of(folder: Path | str, **changes) -> ConfigDict:
@@ -74,3 +76,13 @@ def test_rows_of_another_tokenizer_and_folders_that_are_none_are_one_line(rows, 
     c.model.vocab_size = 320
     with pytest.raises(UserError, match="holds rows of the tokenizer bytes, may be of bpe:300"):
         settings.read(c)
+
+
+def test_a_run_goes_on_with_the_rows_it_began_with(rows, tmp_path):
+    same_rows(tmp_path, {"packed": PackedRows(rows, "train")})
+    same_rows(tmp_path, {"packed": PackedRows(rows, "validation")})
+    text = tmp_path / "other.jsonl"
+    text.write_text((rows.parent / "lines.jsonl").read_text().replace("line 7 ", "line 8 "))
+    prepare_rows(Preparation((str(text),), "bytes", 48), tmp_path / "other", quiet=True)
+    with pytest.raises(UserError, match="packed: .*/other holds other rows than this run began with"):
+        same_rows(tmp_path, {"packed": PackedRows(tmp_path / "other", "train")})
