@@ -5,8 +5,10 @@ Command:   python -m experiments.run --config=configs/zaya1_8b.py:start=BASE,tok
            python -m experiments.run --config=configs/zaya1_8b.py:twin --workdir=runs/zaya1_twin
 Arguments: start= folder of ZAYA1-8B-base (in the layout of transformers 5.23); tokenizer= its tokenizer.json, with its
            config.json beside it; data= a folder that holds midtrain/, extend/ (text or .jsonl files) and sft/ (.jsonl
-           files of chats), and for :scratch pretrain/; block_size=16; devices=8, GPUs to lay it over; :scratch, from
-           nothing in place of the base; :twin, the same phases tiny, on data that every checkout has
+           files of chats), and for :scratch pretrain/; rows= in its place, a folder of the same names that
+           experiments.prepare filled (--row_length 4096, 32768, 131072; sft with --packing=best_fit); block_size=16;
+           devices=8, GPUs to lay it over; :scratch, from nothing in place of the base; :twin, the same phases tiny, on
+           data that every checkout has
 Hardware:  the 8B phases have not been run (README.md has what was compiled); the twin, 2 CPU cores
 Time and result: the tests run the twin from mid-training on, in about a minute; it shows that phases work, nothing else
 
@@ -82,8 +84,8 @@ REAL_EXECUTION = dict(remat="full", query_chunk=8192)
 
 def get_config(arg: str | None = None) -> ConfigDict:
     chosen = parse_arg(
-        arg, twin=False, scratch=False, start="ZAYA1-8B-base", tokenizer="TOKENIZER", data="DATA", block_size=16,
-        devices=8,
+        arg, twin=False, scratch=False, start="ZAYA1-8B-base", tokenizer="TOKENIZER", data="DATA", rows="",
+        block_size=16, devices=8,
     )  # fmt: skip
     size, devices = (TWIN, 1) if chosen.twin else (REAL, chosen.devices)
     c = ConfigDict()
@@ -95,7 +97,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.model = model("tiny") if chosen.twin else model("zaya1_8b", param_dtype="float32")
     c.execution = execution(**({} if chosen.twin else REAL_EXECUTION))
 
-    sources = _twin_sources() if chosen.twin else _sources(chosen.data)
+    sources = _twin_sources() if chosen.twin else _sources(chosen.data, chosen.rows)
     c.data = data(size.contexts[1], *sources["midtrain"], task_documents=10_000_000)
     if chosen.twin:
         c.data.update(task_documents=400, validation_batches=1)
@@ -120,8 +122,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
     return c
 
 
-def _sources(folder: str) -> dict[str, list[dict]]:
-    """Phase -> its mixture, in the user's folder."""
+def _sources(folder: str, rows: str) -> dict[str, list[dict]]:
+    """Phase -> its mixture, in the user's folder; of rows, where there are any."""
+    if rows:
+        return {
+            name: [{"packed": f"{rows}/{name}", "weight": 1.0}] for name in ("pretrain", "midtrain", "extend", "sft")
+        }
     text = {name: [{"text": [f"{folder}/{name}"], "weight": 1.0}] for name in ("pretrain", "midtrain", "extend")}
     return text | {"sft": [{"chat": [f"{folder}/sft"], "weight": 1.0}]}
 

@@ -37,12 +37,13 @@ from pathlib import Path
 
 import jax
 from absl import flags
+from ml_collections import ConfigDict
 
 from zaya_jax.command_line import cli
 from zaya_jax.command_line.closing import PROMPT, closing, convert_with, generate_with, run_summary
 from zaya_jax.data.pipeline import Source
 from zaya_jax.errors import UserError
-from zaya_jax.parallel import is_first, start_processes, use_cpu_devices, wait_for_all
+from zaya_jax.parallel import ending_together, is_first, start_processes, use_cpu_devices, wait_for_all
 from zaya_jax.paths import absolute
 from zaya_jax.reporting.html.report import write_report
 from zaya_jax.reporting.plots.plots import draw_figures
@@ -53,6 +54,7 @@ from zaya_jax.runs.evaluation import evaluate
 from zaya_jax.runs.stages import own_tokenizer, stage_folders, train_stages, trained
 from zaya_jax.text.tokenizers import OWN_BPE
 from zaya_jax.training.logging.sinks import Sink, check_sinks, open_sinks
+from zaya_jax.training.signals import Interrupted
 
 _CONFIG = config_files.define_config("Config file, with an optional :argument.")
 _PRINT = flags.DEFINE_boolean(
@@ -78,13 +80,20 @@ def main() -> None:
         raise UserError("--config: missing, may be a config file such as configs/quickstart.py")
     if _PRINT.value:
         print("\n".join(listing.lines_of(config)), flush=True)
-    setup = settings.read(config)  # after the listing, which helps to mend what this refuses
+    # After the listing, which helps to mend what this refuses; of many processes, where all hear of it.
+    setup = settings.read(config) if _COORDINATOR.value is None or _PRINT.value else None
     if _PRINT.value:
         return
+    use_cpu_devices(config.get("cpu_devices", 1))
+    start_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    with ending_together((Interrupted,)):
+        run(config, setup or settings.read(config))
+
+
+def run(config: ConfigDict, setup: settings.Settings) -> None:
+    """All of a run, in each of its processes."""
     check_sinks(_SINKS.value)
     workdir = absolute(_WORKDIR.value or f"runs/{setup.name}")
-    use_cpu_devices(setup.cpu_devices)
-    start_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     done = trained(setup, workdir) if _STAGES.value is None else frozenset()
     placements = {name: None if name in done else stage.placement() for name, stage in setup.stages.items()}
     sizes.check(setup, placements, done)

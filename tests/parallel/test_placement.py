@@ -16,7 +16,7 @@ from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
 from zaya_jax.training.state import init_state
 
-ROWS, LENGTH, BLOCK = 2, 24, 4
+ROWS, LENGTH, BLOCK = 2, 32, 4
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,9 @@ def test_a_leak_between_parts_would_show(one_device, x64):
     config, variables, batch, objective, drawn, (gradients, _) = one_device
     placement = make_placement(MeshConfig(context=2), config, ROWS, LENGTH, BLOCK)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("zaya_jax.architecture.attention.cca.from_left", lambda x, axis: 0 * x)
+        patch.setattr(
+            "zaya_jax.architecture.attention.cca.before_stretches", lambda newest, axis: [0 * x for x in newest]
+        )
         mapped = jax.jit(make_gradients(Zaya(config), objective, placement))
         theirs, _ = mapped(placement.put(variables["params"]), variables[BALANCING], placement.put_batch(batch), drawn)
     different = [

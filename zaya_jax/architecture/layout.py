@@ -57,6 +57,7 @@ class Layout(struct.PyTreeNode):
     # token below it. So a token stands above another exactly if preorder <= the other's preorder < subtree_end.
     preorder: Array | None = None
     subtree_end: Array | None = None
+    stretches: int = struct.field(pytree_node=False, default=1)  # of the text, that the part's context tokens are
     # Whether the first n context tokens see no context tokens but the first n; and whether the first n mask tokens for
     # whole blocks do, as on a grid.
     ordered: bool = struct.field(pytree_node=False, default=False)
@@ -75,6 +76,7 @@ class Layout(struct.PyTreeNode):
     draft_sources = targets.draft_sources
 
     part = parts.part
+    gather = parts.gather
 
     @property
     def keys(self) -> Keys:
@@ -92,10 +94,6 @@ class Layout(struct.PyTreeNode):
     def clean_keys(self) -> Keys:
         """What visibility asks of the context tokens, those of the row's other parts included."""
         return self.clean_rows().keys if self.global_keys is None else self.global_keys
-
-    def gather(self, x: Array) -> Array:
-        """x [B, clean_size, ...] of this part's context tokens -> of all parts' [B, count * clean_size, ...]."""
-        return jax.lax.all_gather(x, self.axis, axis=1, tiled=True) if self.axis else x
 
     def clean_rows(self) -> "Layout":
         """The context tokens alone."""

@@ -101,9 +101,3 @@ class Shards:
             return leaf
 
         return jax.tree_util.tree_map_with_path(whole, tree) if self.rules else tree
-
-
-def from_left(x: Array, axis: tuple[str, ...]) -> Array:
-    """What the device one to the left along `axis` holds as x; zeros on the first."""
-    count = jax.lax.axis_size(axis)
-    return jax.lax.ppermute(x, axis, [(i, i + 1) for i in range(count - 1)])

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 MASK = -1  # in `tokens`: a mask token; the model looks up its own mask_token_id
 PADDING = -1  # in `document`: no document at all
 START = -1  # in `predecessor`: nothing stands before this token
+SECOND_CONTEXT = -3  # in `predecessor`, where devices share a row: the newest token before a part's second stretch
 CONTEXT = -2  # in `predecessor`: the newest token of the cached context stands before this token
 
 NO_TREE = 2**30 - 1  # in `subtree_end`: every query is below this token

@@ -16,6 +16,7 @@ from zaya_jax import compilation_cache
 from zaya_jax.command_line import terminal
 from zaya_jax.errors import Diverged, UserError
 from zaya_jax.files import write_text
+from zaya_jax.parallel import is_ending
 from zaya_jax.paths import absolute
 from zaya_jax.registry import load_extension
 from zaya_jax.runs.configuration import config_files
@@ -116,6 +117,10 @@ def extensions() -> list[str]:
 def fail(message: str, status: int = 2) -> None:
     """Ends the program with one line."""
     complain([message])
+    if is_ending():  # the other processes have been told, and are not waited for
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
     raise SystemExit(status)
 
 

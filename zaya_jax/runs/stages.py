@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from zaya_jax.data.chat import ChatSource, survey
 from zaya_jax.data.packed import PackedRows
 from zaya_jax.data.pipeline import Source, make_train_iterator
 from zaya_jax.errors import UserError
+from zaya_jax.files import make_folder, read_object, write_text
 from zaya_jax.interop.formats.native import CheckpointError, newest_step, write_model_file
 from zaya_jax.parallel import Placement, is_first, wait_for_all
 from zaya_jax.paths import absolute
@@ -117,6 +118,8 @@ def train_stages(
             {name: open_source(setup, workdir, source, split) for name, source in setup.sources.items()}
             for split in ("train", "validation")
         )
+    if is_first():
+        same_rows(workdir, train_data)
     writer = MetricWriter(workdir / "metrics.jsonl", sinks)
     for name in setup.stages:
         folder = folders[name]
@@ -130,6 +133,20 @@ def train_stages(
             wait_for_all(name)
             run_phase(setup, workdir, name, folders, placements[name], writer, train_data, held_out, profile)
     return held_out
+
+
+def same_rows(workdir: Path, sources: Mapping[str, Source | PackedRows]) -> None:
+    """Notes which packed rows a run trains on; UserError where it has begun with others, that lay in the same place."""
+    path = workdir / "data" / "packed.json"
+    mine = {name: each.manifest["digest"] for name, each in sources.items() if isinstance(each, PackedRows)}
+    theirs = read_object(path) if path.exists() else {}
+    for name in mine.keys() & theirs.keys():
+        if mine[name] != theirs[name]:
+            folder = getattr(sources[name], "folder", name)
+            raise UserError(f"{name}: {folder} holds other rows than this run began with; choose another --workdir")
+    if mine.items() - theirs.items():
+        make_folder(path.parent)
+        write_text(path, json.dumps(theirs | mine, indent=2) + "\n")
 
 
 def chat_template(config: ConfigDict, setup: settings.Settings) -> ChatTemplate | None:

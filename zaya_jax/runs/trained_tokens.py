@@ -31,6 +31,7 @@ def count_trained(setup: Settings, workdir: Path, name: str) -> np.ndarray:
         batch = next(batches)
         written = batch["answer"] != 0 if answers else batch["document"] >= 0
         counts += np.bincount(batch["tokens"][written], minlength=len(counts))
+    batches.close()
     return counts
 
 

@@ -5,6 +5,8 @@ interrupted save leaves the one before it loadable; the data position and anythi
 the step's metadata.
 """
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +24,7 @@ class Checkpoints:
         self.directory = absolute(directory)
         policy = ocp.training.preservation_policies.LatestN(keep)
         self._failed = False
+        self._writing: tuple[int, Any] | None = None  # a step that is being written, and Orbax's handle on it
         self._orbax = ocp.training.Checkpointer(
             str(self.directory),
             preservation_policy=policy,  # pyrefly: ignore[bad-argument-type] (Orbax's own policy misses its protocol)
@@ -31,20 +34,41 @@ class Checkpoints:
     @property
     def latest(self) -> int | None:
         """The newest whole step, or None."""
+        self.wait()
         newest = self._orbax.latest
         return None if newest is None else newest.step
 
-    def save(self, step: int, state: Any, extra: dict[str, Any]) -> None:
-        """Writes a pytree of arrays and a JSON-able dict; returns when both are on disk.
+    def save(self, step: int, state: Any, extra: dict[str, Any], wait: bool = True) -> None:
+        """Writes a pytree of arrays and a JSON-able dict.
+
+        Args:
+          wait: return when both are on disk. Otherwise when they are in the host's memory: the rest is done while
+            training goes on, and the next `save`, `wait` or `load` says what became of it. The arrays may then be
+            given away.
 
         Raises:
           CheckpointError: the disk refuses (full, read-only); the steps before stay as they were.
         """
+        self.wait()
+        with self._refusals(step):
+            writing = self._orbax.save_async(step, state, custom_metadata=extra, overwrite=True)
+        self._writing = None if writing is None else (step, writing)
+        if wait:
+            self.wait()
+
+    def wait(self) -> None:
+        """Returns when what `save` has begun is on disk. CheckpointError as of `save`."""
+        if self._writing is not None:
+            (step, writing), self._writing = self._writing, None
+            with self._refusals(step):
+                writing.result()
+
+    @contextlib.contextmanager
+    def _refusals(self, step: int) -> Iterator[None]:
+        """Orbax and TensorStore raise many types (OSError, ValueError, their own); all mean one thing to a user."""
         try:
-            self._orbax.save(step, state, custom_metadata=extra, overwrite=True)
+            yield
         except Exception as error:
-            # Orbax and TensorStore raise many types here (OSError, ValueError, their own); all mean one thing to a
-            # user.
             self._failed = True
             raise CheckpointError(
                 f"checkpoint {self.directory}/{step}: cannot be written: {one_line(error)}"
@@ -71,7 +95,14 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self.wait()
+        finally:
+            self._close()
+
+    def _close(self) -> None:
         try:
             self._orbax.close()
         except Exception:

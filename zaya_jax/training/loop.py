@@ -164,7 +164,7 @@ def train(
             stopping = stop.agreed(look=step % phase.log_every == 0) and not last
             if step % phase.save_every == 0 or last or stopping:
                 bad_steps.look()  # so that no checkpoint is saved after a step that should have stopped the run
-                checkpoints.save(step, state, {"data": batches.get_state()})
+                checkpoints.save(step, state, {"data": batches.get_state()}, wait=last or stopping)
                 speed.restart(step)
             if stopping:
                 raise Interrupted(f"{phase.name}: asked to stop; saved at step {step} of {phase.steps}")

@@ -11,6 +11,7 @@ from zaya_jax.architecture import Layout, Zaya
 from zaya_jax.architecture.drafters.config import DrafterConfig
 from zaya_jax.architecture.kept import COLLECTION
 from zaya_jax.architecture.layout import PADDING
+from zaya_jax.architecture.parts import share
 from zaya_jax.architecture.training_layouts import LAYOUTS, blocks_of_drawn_size
 from zaya_jax.checks import Choice, Integer, Number, check_fields, no_such
 from zaya_jax.errors import UserError
@@ -258,8 +259,7 @@ class Objective:
 
         def mine(x: Array) -> Array:
             """This part's share of something along the whole row's context tokens, or its mask tokens."""
-            size = x.shape[1] // count
-            return jax.lax.dynamic_slice_in_dim(x, index * size, size, axis=1) if axis else x
+            return share(x, index, count, layout.stretches) if axis else x
 
         clean, drafts, load = run_layout(model, variables, layout, constant_context)
         scored, where = self._scored(batch), self._where(batch, drawn)

@@ -16,8 +16,9 @@ from zaya_jax.architecture.execution import Execution
 from zaya_jax.architecture.kept import ContextTokens, keep, read_kept
 from zaya_jax.architecture.layers import ARRANGED, Linear, RMSNorm, project, rotate, rotate_by_product
 from zaya_jax.architecture.layout import CONTEXT, START, Layout
+from zaya_jax.architecture.parts import before_stretches
 from zaya_jax.architecture.precision import product, rounded_once, wide_dtype
-from zaya_jax.architecture.sharding import from_left
+from zaya_jax.architecture.visibility import SECOND_CONTEXT
 from zaya_jax.errors import UserError
 
 Array = jax.Array
@@ -33,16 +34,20 @@ def history_columns(layout: Layout, context: int) -> Array:
 
     Args:
       layout: a layout with fields [B, T].
-      context: cached columns before the row.
+      context: cached columns before the row; before each of its stretches as many, where it has two.
 
     Returns:
       int32 [B, 1 + S + T]: each column's predecessor column.
     """
+    each = context // layout.stretches
     fixed = jnp.maximum(jnp.arange(1 + context, dtype=jnp.int32) - 1, 0)
+    if layout.stretches == 2 and context:
+        fixed = fixed.at[1 + each].set(0)
     fixed = jnp.broadcast_to(fixed, (layout.tokens.shape[0], 1 + context))
     row = layout.predecessor + 1 + context
     row = jnp.where(layout.predecessor == START, 0, row)
-    row = jnp.where(layout.predecessor == CONTEXT, context, row)
+    row = jnp.where(layout.predecessor == CONTEXT, each, row)
+    row = jnp.where(layout.predecessor == SECOND_CONTEXT, context, row)
     return jnp.concatenate([fixed, row], axis=1)
 
 
@@ -213,20 +218,22 @@ class Attention(nn.Module):
         return query, key
 
     def _halo(self, columns: Array, layout: Layout) -> Array:
-        """The conv_history columns that stand before this part of a row: the newest of the part to its left.
+        """The conv_history columns before each stretch of this part of a row: the newest of what stands before it.
 
-        Along that part's text, not its row: after a document's start there is nothing but the zero column.
+        Along the text there, not the row: after a document's start there is nothing but the zero column.
         """
-        history = self.config.conv_history
-        if layout.clean_size < history:
-            raise UserError(f"row: got parts of {layout.clean_size} tokens, may be of at least {history}")
-        before = history_columns(layout, 0)
-        at = jnp.full((columns.shape[0], 1), layout.clean_size)  # [B, 1]; column 0 is the start
-        chain = []
-        for _ in range(history):
-            chain.append(_take(columns, at))
-            at = jnp.take_along_axis(before, at, axis=1, mode="promise_in_bounds")
-        return from_left(jnp.concatenate([columns[:, :0], *reversed(chain)], axis=1), layout.axis)
+        history, size = self.config.conv_history, layout.clean_size // layout.stretches
+        if size < history:
+            raise UserError(f"row: got parts of {size} tokens, may be of at least {history}")
+        before, newest = history_columns(layout, 0), []
+        for stretch in range(1, 1 + layout.stretches):
+            at = jnp.full((columns.shape[0], 1), stretch * size)  # [B, 1]; column 0 is the start
+            chain = []
+            for _ in range(history):
+                chain.append(_take(columns, at))
+                at = jnp.take_along_axis(before, at, axis=1, mode="promise_in_bounds")
+            newest.append(jnp.concatenate([columns[:, :0], *reversed(chain)], axis=1))
+        return jnp.concatenate(before_stretches(newest, layout.axis), axis=1)
 
     def _convolutions(self, columns: Array, before: Array, row: int) -> Array:
         cfg = self.config
@@ -257,8 +264,11 @@ class Attention(nn.Module):
             return value.reshape(heads), pending
         current, delayed, start = projected
         if past is None:
-            newest = delayed[:, layout.clean_size - 1 : layout.clean_size]
-            past = from_left(newest, layout.axis) if layout.axis else delayed[:, :0]
+            past = delayed[:, :0]
+            if layout.axis:
+                size = layout.clean_size // layout.stretches
+                newest = [delayed[:, (i + 1) * size - 1 : (i + 1) * size] for i in range(layout.stretches)]
+                past = jnp.concatenate(before_stretches(newest, layout.axis), axis=1)
         if kept is not None:
             delayed = jnp.concatenate([kept.delayed, delayed], axis=1)
         columns = jnp.concatenate([start, past, delayed], axis=1)
