@@ -65,6 +65,7 @@ _PARTS = flags.DEFINE_list("parts", list(PARTS), "What to measure.")
 _ARMS = flags.DEFINE_list("arms", list(ARMS), f"Of {', '.join(ARMS | MORE)}.")
 _RATES = flags.DEFINE_list("rates", ["0.002", "0.004", "0.008", "0.016", "0.032", "0.064"], "Learning rates.")
 _BASE = flags.DEFINE_float("base_rate", 0.004, "That of `decode`, and of `noise` at the end.", lower_bound=1e-9)
+_AT = flags.DEFINE_list("at", ["checkpoint", "end"], "Where part `noise` looks: the checkpoint, each arm's end.")
 _SEEDS = flags.DEFINE_integer("seeds", 5, "Of each arm and rate.", lower_bound=1, upper_bound=1000)
 _DRAWS = flags.DEFINE_list("draws", ["16", "4", "4"], "Of data, of rates for each, of masks for each of these.")
 
@@ -142,8 +143,8 @@ class Study:
 
 def main() -> None:
     cli.check_output(_OUTPUT.value)
-    for name, given, known in (("parts", _PARTS.value, PARTS), ("arms", _ARMS.value, ARMS | MORE)):
-        for one in given:
+    for name, known in (("parts", PARTS), ("arms", ARMS | MORE), ("at", ("checkpoint", "end"))):
+        for one in flags.FLAGS[name].value:
             if one not in known:
                 raise no_such(f"--{name}", one, known)
     learning_rates, draws = numbers("rates", float), numbers("draws", int)
@@ -190,7 +191,7 @@ def noise(study: Study, name: str, objective: Objective, draws: list[int]) -> No
     if objective.drafts and objective.alpha:
         terms["draft"] = dataclasses.replace(objective, alpha=0.0)
     batches = study.batches(seed=1_000, count=draws[0])  # read by no run
-    for at in ("checkpoint", "end"):
+    for at in _AT.value:
         for term, each in terms.items():
             if study.has("noise", arm=name, at=at, term=term):
                 continue
