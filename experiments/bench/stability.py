@@ -234,17 +234,21 @@ def train(study: Study, objective: Objective, members: list[tuple[float, int]]) 
     share = np.outer([rate for rate, _ in members], rates(phase.optimizer, phase.steps)[:-1]).astype(np.float32)
 
     @jax.jit
-    def run(states, batches, share):
+    def run(seeds, batches, share):
         def body(state, now):
             state, metrics = step(state, *now)
             return state, (metrics["loss"], metrics["grad_norm"], metrics[kind])
 
-        return jax.lax.map(lambda member: jax.lax.scan(body, member[0], member[1:]), (states, batches, share))
+        def one(member):
+            seed, *data = member
+            state, told = jax.lax.scan(body, init_state(study.start, optimizer, seed), data)
+            return state.variables, told
 
-    states = [init_state(study.start, optimizer, seed) for _, seed in members]
-    states, told = run(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states), batches, share)
+        return jax.lax.map(one, (seeds, batches, share))
+
+    variables, told = run(np.array([seed for _, seed in members]), batches, share)
     losses, norms, load = (np.array(x, float) for x in told)
-    return Trained(states.variables, losses, norms, load[:, -20:].mean(1))
+    return Trained(variables, losses, norms, load[:, -20:].mean(1))
 
 
 def runs(study: Study, name: str, objective: Objective, learning_rates: list[float]) -> None:
