@@ -20,6 +20,7 @@ not measured again. The parts (--parts):
            pass@16
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -36,6 +37,7 @@ from configs.stability import ARMS, MORE
 from zaya_jax.architecture import Zaya
 from zaya_jax.checks import no_such
 from zaya_jax.command_line import cli
+from zaya_jax.command_line.closing import aligned
 from zaya_jax.data.pipeline import make_train_iterator
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.draw_variance import Noise, draw_noise, draw_weights
@@ -45,6 +47,10 @@ from zaya_jax.evaluation.variance import relative_variance, weight_variance
 from zaya_jax.files import make_folder, read_object, replacing
 from zaya_jax.interop.formats.native import load_native
 from zaya_jax.paths import absolute
+from zaya_jax.reporting.paper import stability as figures
+from zaya_jax.reporting.paper.figures import write
+from zaya_jax.reporting.paper.sweep_rows import MissingData
+from zaya_jax.reporting.tables import stability as tables
 from zaya_jax.runs import provenance
 from zaya_jax.runs.configuration import config_files, settings
 from zaya_jax.runs.held_out import held_out_batches, open_source
@@ -55,6 +61,14 @@ from zaya_jax.training.stability import spikes, trajectory
 from zaya_jax.training.state import init_state, make_eval_step, make_train_step, summarise
 
 PARTS = ("weights", "noise", "runs", "decode")
+TABLES = {
+    "weights": tables.weights_table, "noise": tables.noise_table, "runs": tables.runs_table,
+    "decode": tables.decode_table,
+}  # fmt: skip
+FIGURES = {
+    "noise": figures.noise, "norms": figures.norms, "margin": figures.margin, "exchange": figures.exchange,
+    "quality": figures.quality,
+}  # fmt: skip
 WINDOW = 50  # steps, of spikes and trajectories: runs are short
 WEIGHED = 2**19  # rows whose draws' weights are looked at
 _CONFIG = config_files.define_config("configs/stability.py, with its :argument.")
@@ -66,6 +80,7 @@ _RATES = flags.DEFINE_list("rates", ["0.002", "0.004", "0.008", "0.016", "0.032"
 _BASE = flags.DEFINE_float("base_rate", 0.004, "That of `decode`, and of `noise` at the end.", lower_bound=1e-9)
 _AT = flags.DEFINE_list("at", ["checkpoint", "end"], "Where part `noise` looks: the checkpoint, each arm's end.")
 _SEEDS = flags.DEFINE_integer("seeds", 5, "Of each arm and rate.", lower_bound=1, upper_bound=1000)
+_FIGURES = flags.DEFINE_string("figures", None, "Folder for the study's figures, those that there are numbers for.")
 _DRAWS = flags.DEFINE_list("draws", ["16", "4", "4"], "Of data, of rates for each, of masks for each of these.")
 
 
@@ -160,6 +175,12 @@ def main() -> None:
     for part in (part for part in measures if part in _PARTS.value):
         for name, objective in tqdm(objectives.items(), desc=part, unit="arm"):
             measures[part](name, objective)
+    for part, table in TABLES.items():
+        if study.numbers[part]:
+            print(f"\n{part}\n{aligned(table(study.numbers))}", flush=True)
+    for name, draw in FIGURES.items() if _FIGURES.value else ():
+        with contextlib.suppress(MissingData):
+            print(write(f"stability_{name}", draw(study.numbers), absolute(_FIGURES.value), "--figures"))
 
 
 def numbers(flag: str, kind: Callable[[str], Any]) -> list[Any]:
