@@ -63,7 +63,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.data = data(64, {"task": "addition", "options": {"digits": 2}, "weight": 1.0}, validation_batches=32)
 
     c.phases = ("pretrain", "convert")
-    steps = (20, 20) if chosen.fast else (1000, 100)
+    steps = (20, 20) if chosen.fast else (1000, 60)
     optimizer = OptimizerConfig(learning_rate=3e-3)
     c.pretrain = phase(steps[0], Objective("autoregressive"), optimizer, batch_size=16)
     c.convert = phase(steps[1], arms[chosen.arm], optimizer, batch_size=4)

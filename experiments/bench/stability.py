@@ -20,6 +20,7 @@ not measured again. The parts (--parts):
            pass@16
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -27,7 +28,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from flax import traverse_util
@@ -37,6 +37,7 @@ from configs.stability import ARMS, MORE
 from zaya_jax.architecture import Zaya
 from zaya_jax.checks import no_such
 from zaya_jax.command_line import cli
+from zaya_jax.command_line.closing import aligned
 from zaya_jax.data.pipeline import make_train_iterator
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.draw_variance import Noise, draw_noise, draw_weights
@@ -46,6 +47,10 @@ from zaya_jax.evaluation.variance import relative_variance, weight_variance
 from zaya_jax.files import make_folder, read_object, replacing
 from zaya_jax.interop.formats.native import load_native
 from zaya_jax.paths import absolute
+from zaya_jax.reporting.paper import stability as figures
+from zaya_jax.reporting.paper.figures import write
+from zaya_jax.reporting.paper.sweep_rows import MissingData
+from zaya_jax.reporting.tables import stability as tables
 from zaya_jax.runs import provenance
 from zaya_jax.runs.configuration import config_files, settings
 from zaya_jax.runs.held_out import held_out_batches, open_source
@@ -56,6 +61,14 @@ from zaya_jax.training.stability import spikes, trajectory
 from zaya_jax.training.state import init_state, make_eval_step, make_train_step, summarise
 
 PARTS = ("weights", "noise", "runs", "decode")
+TABLES = {
+    "weights": tables.weights_table, "noise": tables.noise_table, "runs": tables.runs_table,
+    "decode": tables.decode_table,
+}  # fmt: skip
+FIGURES = {
+    "noise": figures.noise, "norms": figures.norms, "margin": figures.margin, "exchange": figures.exchange,
+    "quality": figures.quality,
+}  # fmt: skip
 WINDOW = 50  # steps, of spikes and trajectories: runs are short
 WEIGHED = 2**19  # rows whose draws' weights are looked at
 _CONFIG = config_files.define_config("configs/stability.py, with its :argument.")
@@ -65,7 +78,9 @@ _PARTS = flags.DEFINE_list("parts", list(PARTS), "What to measure.")
 _ARMS = flags.DEFINE_list("arms", list(ARMS), f"Of {', '.join(ARMS | MORE)}.")
 _RATES = flags.DEFINE_list("rates", ["0.002", "0.004", "0.008", "0.016", "0.032", "0.064"], "Learning rates.")
 _BASE = flags.DEFINE_float("base_rate", 0.004, "That of `decode`, and of `noise` at the end.", lower_bound=1e-9)
+_AT = flags.DEFINE_list("at", ["checkpoint", "end"], "Where part `noise` looks: the checkpoint, each arm's end.")
 _SEEDS = flags.DEFINE_integer("seeds", 5, "Of each arm and rate.", lower_bound=1, upper_bound=1000)
+_FIGURES = flags.DEFINE_string("figures", None, "Folder for the study's figures, those that there are numbers for.")
 _DRAWS = flags.DEFINE_list("draws", ["16", "4", "4"], "Of data, of rates for each, of masks for each of these.")
 
 
@@ -142,8 +157,8 @@ class Study:
 
 def main() -> None:
     cli.check_output(_OUTPUT.value)
-    for name, given, known in (("parts", _PARTS.value, PARTS), ("arms", _ARMS.value, ARMS | MORE)):
-        for one in given:
+    for name, known in (("parts", PARTS), ("arms", ARMS | MORE), ("at", ("checkpoint", "end"))):
+        for one in flags.FLAGS[name].value:
             if one not in known:
                 raise no_such(f"--{name}", one, known)
     learning_rates, draws = numbers("rates", float), numbers("draws", int)
@@ -160,6 +175,12 @@ def main() -> None:
     for part in (part for part in measures if part in _PARTS.value):
         for name, objective in tqdm(objectives.items(), desc=part, unit="arm"):
             measures[part](name, objective)
+    for part, table in TABLES.items():
+        if study.numbers[part]:
+            print(f"\n{part}\n{aligned(table(study.numbers))}", flush=True)
+    for name, draw in FIGURES.items() if _FIGURES.value else ():
+        with contextlib.suppress(MissingData):
+            print(write(f"stability_{name}", draw(study.numbers), absolute(_FIGURES.value), "--figures"))
 
 
 def numbers(flag: str, kind: Callable[[str], Any]) -> list[Any]:
@@ -190,7 +211,7 @@ def noise(study: Study, name: str, objective: Objective, draws: list[int]) -> No
     if objective.drafts and objective.alpha:
         terms["draft"] = dataclasses.replace(objective, alpha=0.0)
     batches = study.batches(seed=1_000, count=draws[0])  # read by no run
-    for at in ("checkpoint", "end"):
+    for at in _AT.value:
         for term, each in terms.items():
             if study.has("noise", arm=name, at=at, term=term):
                 continue
@@ -233,17 +254,21 @@ def train(study: Study, objective: Objective, members: list[tuple[float, int]]) 
     share = np.outer([rate for rate, _ in members], rates(phase.optimizer, phase.steps)[:-1]).astype(np.float32)
 
     @jax.jit
-    def run(states, batches, share):
+    def run(seeds, batches, share):
         def body(state, now):
             state, metrics = step(state, *now)
             return state, (metrics["loss"], metrics["grad_norm"], metrics[kind])
 
-        return jax.lax.map(lambda member: jax.lax.scan(body, member[0], member[1:]), (states, batches, share))
+        def one(member):
+            seed, *data = member
+            state, told = jax.lax.scan(body, init_state(study.start, optimizer, seed), data)
+            return state.variables, told
 
-    states = [init_state(study.start, optimizer, seed) for _, seed in members]
-    states, told = run(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states), batches, share)
+        return jax.lax.map(one, (seeds, batches, share))
+
+    variables, told = run(np.array([seed for _, seed in members]), batches, share)
     losses, norms, load = (np.array(x, float) for x in told)
-    return Trained(states.variables, losses, norms, load[:, -20:].mean(1))
+    return Trained(variables, losses, norms, load[:, -20:].mean(1))
 
 
 def runs(study: Study, name: str, objective: Objective, learning_rates: list[float]) -> None:

@@ -96,7 +96,7 @@ def test_weights_vary_as_the_closed_form_says(name):
     assert weight_variance(objective) == pytest.approx(CLOSED[name], abs=2e-3)
     found, error = relative_variance(*draw_weights(objective, 2**16, 16))
     assert abs(found - weight_variance(objective)) <= 4 * error
-    assert error < (1.0 if CLOSED[name] > 2 else 0.01)
+    assert error < (2.0 if CLOSED[name] > 2 else 0.01)  # single weights reach 1000
 
 
 def test_a_weighted_pair_has_a_closed_form_too():

@@ -56,7 +56,7 @@ def bars(figure, axes: int) -> list[float]:
     return [patch.get_height() for patch in figure.axes[axes].patches]
 
 
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("name", DRAWN)
 def test_every_figure_is_written_with_its_caption(name, tmp_path, monkeypatch):
     monkeypatch.setattr(style, "DPI", 50)  # quicker; what is drawn is the same
     drawn = DRAWN[name]()
@@ -68,7 +68,7 @@ def test_every_figure_is_written_with_its_caption(name, tmp_path, monkeypatch):
     assert "ublished" in drawn.caption  # the paper's values and their source, or that there are none
 
 
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("name", DRAWN)
 def test_nothing_runs_out_of_its_figure(name):
     figure = DRAWN[name]().figure
     canvas = FigureCanvasAgg(figure)

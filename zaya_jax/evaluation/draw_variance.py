@@ -64,8 +64,8 @@ def draw_noise(
     losses, means, of_draws, of_rates = [], [], [], []
     for number, batch in enumerate(batches):
         key = jax.random.fold_in(jax.random.key(seed), number)
-        found = [draw(variables, batch, jax.random.fold_in(key, rate)) for rate in range(rates)]
-        loss, mean, squares, mean_squares = jax.device_get(found and jax.tree.map(lambda *x: jnp.stack(x), *found))
+        found = [jax.device_get(draw(variables, batch, jax.random.fold_in(key, rate))) for rate in range(rates)]
+        loss, mean, squares, mean_squares = jax.tree.map(lambda *x: np.stack(x), *found)
         losses.append(loss)
         of_draws.append(squares.mean(0))
         of_rates.append(mean_squares.mean(0))

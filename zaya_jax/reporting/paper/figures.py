@@ -149,10 +149,6 @@ FIGURES: Mapping[str, PaperFigure] = {
         "layout-unaware CCA against CCA along the text: AR loss and T", (_sweep("architecture"),), negative_control
     ),
     "stability_noise": PaperFigure("gradient variance of nine objectives by source", _STABILITY, stability.noise),
-    "stability_norms": PaperFigure("gradient norms of nine objectives over training", _STABILITY, stability.norms),
-    "stability_margin": PaperFigure("the largest learning rate each objective stands", _STABILITY, stability.margin),
-    "stability_exchange": PaperFigure("final AR loss against T, by objective", _STABILITY, stability.exchange),
-    "stability_quality": PaperFigure("quality against T of every decoder", _STABILITY, stability.quality),
 }
 
 

@@ -257,10 +257,10 @@ def _section(study: dict[str, Any], name: str) -> list[dict[str, Any]]:
 
 
 def _footer(study: dict[str, Any]) -> str:
-    size = study["parameters"]
-    seeds = len({row["seed"] for row in study["runs"]})
+    size, seeds = study["parameters"], len({row["seed"] for row in study["runs"]})
+    steps = f"{study['steps']} steps of {study['batch']} x {study['row_length']} tokens" if seeds else ""
     return style.footer_line([
         "toy run" if size < TOY_LIMIT else "", f"{size:,} parameters", "additions of up to two digits",
-        f"{study['steps']} steps of {study['batch']} x {study['row_length']} tokens",
-        f"after {study['pretrain_steps']} of AR", f"{seeds} seeds", study["hardware"],
+        f"AR checkpoint of {study['pretrain_steps']} steps", steps,
+        f"{seeds} seeds" if seeds else "", study["hardware"],
     ])  # fmt: skip

@@ -25,7 +25,7 @@ def noise_table(study: dict[str, Any]) -> str:
     """The gradient's noise by source: of the draft term at the checkpoint and at the end, and of the whole loss."""
 
     def cell(pair: list[float]) -> str:
-        return f"{pair[0]:.2f} ± {pair[1]:.2f}"
+        return f"{pair[0]:.3f} ± {pair[1]:.3f}"
 
     lines = []
     for arm in arms_of(study["noise"]):
@@ -34,8 +34,7 @@ def noise_table(study: dict[str, Any]) -> str:
                 for row in study["noise"]:
                     if (row["arm"], row["at"], row["term"]) == (arm, at, term):
                         sources = (cell(row["relative"][name]) for name in ("data", "rate", "mask", "noise", "cosine"))
-                        alone = "draft" if term == "draft" else "whole"
-                        lines.append((NAMES[arm], at, alone, *sources))
+                        lines.append((NAMES[arm], at, term, *sources))
     return markdown(
         ("objective", "at", "loss", "data", "rates and places", "masks", "all", "cosine of two draws of the same data"),
         lines,
