@@ -133,6 +133,8 @@ TABLES: dict[str, Maker] = {
     "queue": _section("queue", "rows", benchmarks.queue_table),
     "policies_list_programs": _policies("list_programs", rollouts.rewards_table),
     "policies_list_programs_cost": _policies("list_programs", rollouts.costs_table),
+    "policies_countdown": _policies("countdown", rollouts.rewards_table),
+    "policies_countdown_cost": _policies("countdown", rollouts.costs_table),
     "api": lambda _: api_tables(),
 }  # fmt: skip
 
