@@ -130,7 +130,6 @@ TABLES: dict[str, Maker] = {
     "drafts": _clock("drafts/wall_clock"),
     "word_problems_learned": _learned(*(f"smollm2/word_problems{run}" for run in ("/first", "/second", ""))),
     "drafts_learned": _learned("smollm2/drafts/first", "smollm2/drafts"),
-    "queue": _section("queue", "rows", benchmarks.queue_table),
     "policies_list_programs": _policies("list_programs", rollouts.rewards_table),
     "policies_list_programs_cost": _policies("list_programs", rollouts.costs_table),
     "policies_countdown": _policies("countdown", rollouts.rewards_table),
