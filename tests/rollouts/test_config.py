@@ -53,10 +53,7 @@ def test_a_sweeps_jobs_can_be_read():
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (
-            lambda c: c.policy.update(rollouts=None),
-            "policy.rollouts: missing, may be a section where objective.kind is",
-        ),
+        (lambda c: c.policy.__delitem__("rollouts"), "policy.rollouts: missing, may be a section where objective.kind"),
         (
             lambda c: c.policy.rollouts.update(group=3),
             r"policy.rollouts.group: got 3, may be a divisor of batch_size \(8",

@@ -29,7 +29,9 @@ from zaya_jax.sampling.types import Request
 from zaya_jax.sampling.watching import WATCHED_STEPS, stop_search
 
 Array = jax.Array
-ADMITTED = 1 / 16  # of the rows: refilled together, hence idle at most (but for those that end in the same step)
+# Of the rows: refilled together, hence idle at most (but for those that end in the same step). Where a step is a token
+# a row, refilling costs more than idling.
+ADMITTED, ADMITTED_WITHOUT_DRAFTS = 1 / 16, 1 / 8
 SMALLEST_HALF = 16  # rows: once nothing waits, a batch is halved whenever half has ended, down to so many
 
 
@@ -140,8 +142,9 @@ class _Queue:
         self.placement = placement
         self.model, self.variables, self.sampler, self.new, self.tokenizer = model, variables, sampler, new, tokenizer
         self.plan, self.options, self.limit = plan_of(sampler), options_of(sampler), np.int32(new)
+        share = ADMITTED if sampler.drafts else ADMITTED_WITHOUT_DRAFTS
         self.devices = 1 if placement is None else placement.split("batch")
-        self.longest, self.admitted, self.work = longest, max(1, int(ADMITTED * rows)), Work()
+        self.longest, self.admitted, self.work = longest, max(1, int(share * rows)), Work()
         capacity = bucket(bucket(longest) + bucket(new)) + 2 * self.plan.block_size
         require_cache(model.config, rows, capacity, "generate", "batch or max_new_tokens may be smaller", variables)
         require_drafter(model.config, variables, sampler)

@@ -77,10 +77,9 @@ def costs_table(runs: Sequence[Run]) -> str:
             for name in ("forwards", "query_tokens", "tokens")
         )
         needed = np.mean([_forwards_to(run, target) for run in group])
-        seconds = [line["rollout_seconds"] for run in group for line in run.steps]
-        share = [
-            line["rollout_seconds"] * line["tokens_per_second"] / run.tokens for run in group for line in run.steps
-        ]
+        every = [(line, run.tokens) for run in group for line in run.steps]
+        seconds = np.median([line["rollout_seconds"] for line, _ in every])
+        share = np.median([line["rollout_seconds"] * line["tokens_per_second"] / size for line, size in every])
         skipped = np.mean([run.steps[-1]["total_skipped_groups"] for run in group])
         lines.append(
             (
