@@ -88,7 +88,8 @@ class _Others:
         message = np.zeros(512, np.uint8)
         data = json.dumps(told).encode()
         message[: len(data)] = np.frombuffer(data, np.uint8)
-        told = json.loads(bytes(multihost_utils.broadcast_one_to_all(message)).rstrip(b"\0"))
+        heard = np.asarray(multihost_utils.broadcast_one_to_all(message)).astype(np.uint8)  # a sum, which is wider
+        told = json.loads(heard.tobytes().rstrip(b"\0"))
         if listener is not None:
             self._peers = _accept(listener, told["token"], jax.process_count() - 1)
         else:
@@ -115,6 +116,7 @@ class _Others:
     def wait_until_gone(self) -> None:
         """Returns when the others have heard it and ended, or should have."""
         self._watcher.join(2 * GRACE)
+        time.sleep(self._patience)
 
     def _watch(self) -> None:
         """Waits for the first bad news, and ends this process."""
@@ -137,7 +139,7 @@ class _Others:
                             self._end(message)
                     if not data and BYE not in messages:
                         self._end({"process": names[peer], "reason": None})
-                    if not data or BYE in messages:
+                    if not data or BYE in messages or (self._left and messages):
                         waiting.unregister(peer)
 
     def _end(self, message: dict) -> None:
