@@ -147,10 +147,11 @@ class _Others:
         if self._left:
             return
         self._told.set()
-        for peer in self._peers.values():
-            with contextlib.suppress(OSError):
-                _send(peer, message)
         who, reason = message["process"], message["reason"]
+        for process, peer in self._peers.items():
+            if process not in (0, who):  # process 0's, all but the one that it is about
+                with contextlib.suppress(OSError):
+                    _send(peer, message)
         if reason is not None:
             time.sleep(GRACE + self._patience)
             if self._left:  # it has come to the same end
