@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 from zaya_jax.architecture.moe import exchange
 from zaya_jax.architecture.moe.experts import across, dense
@@ -76,9 +77,14 @@ def test_no_more_is_moved_than_the_tokens_that_move_and_their_counts():
 
 
 def test_auto_gathers_on_a_cpu():
-    x, choice, gate_up, down = inputs("even")
+    x, choice, gate_up, down = (z.reshape(-1, *z.shape[2:]) for z in inputs("even"))
+    mesh, split = jax.make_mesh((2,), ("expert",), devices=jax.devices()[:2]), PartitionSpec("expert")
     each = [
-        jax.vmap(functools.partial(f, ("expert",)), axis_name="expert")(x, choice, gate_up, down)
+        jax.jit(
+            jax.shard_map(
+                functools.partial(f, ("expert",)), mesh=mesh, in_specs=split, out_specs=split, check_vma=False
+            )
+        )(x, choice, gate_up, down)
         for f in (exchange.across_by_bytes, across)
     ]
     np.testing.assert_array_equal(*each)

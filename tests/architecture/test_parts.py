@@ -29,10 +29,12 @@ def model_and_row(kind: str):
     return config, random_variables(config), layout
 
 
-@pytest.mark.parametrize("kind", ["causal", "tidar"])
-@pytest.mark.parametrize(("count", "stretches"), [(2, 2), (4, 2), (16, 1)])
+@pytest.mark.parametrize(
+    ("kind", "count", "stretches"),
+    [("causal", 2, 2), ("tidar", 2, 2), ("causal", 4, 2), ("tidar", 4, 2), ("causal", 16, 1), ("tidar", 8, 1)],
+)
 def test_parts_give_the_whole_rows_hidden_states_and_gradients(kind, count, stretches, x64):
-    """Three columns of history and more tokens than that in every stretch (16 parts: three tokens each)."""
+    """Three columns of history, and as many tokens or more in every stretch (16 parts: three each)."""
     config, variables, layout = model_and_row(kind)
     model = Zaya(config, Execution(query_chunk=16))
     parts = jax.eval_shape(lambda: layout.part(0, count, ("context",)))

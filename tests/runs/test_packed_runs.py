@@ -84,5 +84,5 @@ def test_a_run_goes_on_with_the_rows_it_began_with(rows, tmp_path):
     text = tmp_path / "other.jsonl"
     text.write_text((rows.parent / "lines.jsonl").read_text().replace("line 7 ", "line 8 "))
     prepare_rows(Preparation((str(text),), "bytes", 48), tmp_path / "other", quiet=True)
-    with pytest.raises(UserError, match="packed: .*/other holds other rows than this run began with"):
+    with pytest.raises(UserError, match=r"packed: .*/other holds other rows than this run began with"):
         same_rows(tmp_path, {"packed": PackedRows(tmp_path / "other", "train")})

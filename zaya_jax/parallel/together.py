@@ -55,8 +55,10 @@ def ending_together(calm: tuple[type[BaseException], ...] = ()) -> Iterator[None
         global _ending
         _ending = True
         if not isinstance(error, (ValueError, OSError, SystemExit, KeyboardInterrupt)):
-            time.sleep(2)  # a collective that failed because a process was lost: then it is said so, and this ends
+            # A collective may have failed because another process has ended: then that is said, and this one ends so.
+            others.wait_if_told()
         others.leave({"process": jax.process_index(), "reason": one_line(error)})
+        others.wait_until_gone()
         sys.excepthook = _end_alone(sys.excepthook)
         raise
     others.leave(BYE)
@@ -76,7 +78,9 @@ class _Others:
 
     def __init__(self) -> None:
         first = jax.process_index() == 0
-        self._left = False
+        self._left, self._told = False, threading.Event()
+        # JAX's service is process 0's: whoever outlives it is aborted, so it ends last
+        self._patience = 1.0 if first else 0.0
         listener = socket.create_server(("", 0), backlog=1024, reuse_port=False) if first else None
         token = secrets.token_bytes(16)
         told = {"host": socket.gethostname(), "port": 0 if listener is None else listener.getsockname()[1]}
@@ -84,7 +88,8 @@ class _Others:
         message = np.zeros(512, np.uint8)
         data = json.dumps(told).encode()
         message[: len(data)] = np.frombuffer(data, np.uint8)
-        told = json.loads(bytes(multihost_utils.broadcast_one_to_all(message)).rstrip(b"\0"))
+        heard = np.asarray(multihost_utils.broadcast_one_to_all(message)).astype(np.uint8)  # a sum, which is wider
+        told = json.loads(heard.tobytes().rstrip(b"\0"))
         if listener is not None:
             self._peers = _accept(listener, told["token"], jax.process_count() - 1)
         else:
@@ -102,6 +107,16 @@ class _Others:
         for peer in self._peers.values():
             with contextlib.suppress(OSError):
                 _send(peer, message)
+
+    def wait_if_told(self) -> None:
+        """Returns after two seconds, unless there are bad news: they end this process."""
+        if self._told.wait(2):
+            time.sleep(4 * GRACE)
+
+    def wait_until_gone(self) -> None:
+        """Returns when the others have heard it and ended, or should have."""
+        self._watcher.join(2 * GRACE)
+        time.sleep(self._patience)
 
     def _watch(self) -> None:
         """Waits for the first bad news, and ends this process."""
@@ -122,25 +137,30 @@ class _Others:
                     for message in messages:
                         if message != BYE:
                             self._end(message)
-                    if BYE in messages or self._left:
-                        waiting.unregister(peer)
-                    elif not data:
+                    if not data and BYE not in messages:
                         self._end({"process": names[peer], "reason": None})
+                    if not data or BYE in messages or (self._left and messages):
+                        waiting.unregister(peer)
 
     def _end(self, message: dict) -> None:
-        """Passes the news on and ends this process."""
+        """Passes the news on and ends this process, unless it has come to its own end."""
         if self._left:
             return
-        for peer in self._peers.values():
-            with contextlib.suppress(OSError):
-                _send(peer, message)
+        self._told.set()
         who, reason = message["process"], message["reason"]
+        for process, peer in self._peers.items():
+            if process not in (0, who):  # process 0's, all but the one that it is about
+                with contextlib.suppress(OSError):
+                    _send(peer, message)
         if reason is not None:
-            time.sleep(GRACE)
+            time.sleep(GRACE + self._patience)
+            if self._left:  # it has come to the same end
+                return
             print(f"error: process {who}: {reason}", file=sys.stderr, flush=True)
             os._exit(REFUSED)
         line = f"lost: process {who} has ended without a word; the same command resumes from the last checkpoint"
         print(line, file=sys.stderr, flush=True)
+        time.sleep(self._patience)
         os._exit(LOST)
 
 
