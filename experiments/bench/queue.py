@@ -48,10 +48,9 @@ def main() -> None:
     check_samplers("--samplers", _SAMPLERS.value)
     temperatures, task = sampling_flags.temperatures(_TEMPERATURES.value), make_task(_TASK.value)
     folder = checkpoint_of(_CHECKPOINT.value)
-    config, variables, trained_block = load(folder, None)
+    config, variables = load(folder, None)[:2]
     _, tokenizer = choose_tokenizer(None, folder, config, drafts=True)
-    block_size = trained_block if trained_block and not flags.FLAGS["block_size"].present else _BLOCK.value
-    samplers = make_samplers(_SAMPLERS.value, temperatures, block_size=block_size, stop_tokens=tokenizer.eos_ids)
+    samplers = make_samplers(_SAMPLERS.value, temperatures, block_size=_BLOCK.value, stop_tokens=tokenizer.eos_ids)
     model, variables = decoding_form(config, variables)
     questions = [task.encode(each, tokenizer) for each in task.problems("test", _PROMPTS.value, _SEED.value)]
     prompts = [Prompt(tokens, _SEED.value + i) for i, tokens in enumerate(questions)]
