@@ -147,6 +147,7 @@ TABLES: dict[str, Maker] = {
     "drafts_learned": _learned("smollm2/drafts/first", "smollm2/drafts"),
     "stability_weights": _stability(stability.weights_table),
     "stability_noise": _stability(stability.noise_table),
+    "queue": _section("queue", "rows", benchmarks.queue_table),
     "policies_list_programs": _policies("list_programs", rollouts.rewards_table),
     "policies_list_programs_cost": _policies("list_programs", rollouts.costs_table),
     "policies_countdown": _policies("countdown", rollouts.rewards_table),

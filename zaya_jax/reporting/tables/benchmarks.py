@@ -76,6 +76,19 @@ def cache_table(commands: list[dict]) -> str:
     )
 
 
+def queue_table(rows: list[dict]) -> str:
+    """Batches generated to their ends, and a queue that refills them (`experiments.bench.queue`)."""
+    lines = [
+        (
+            row["sampler"], f"{row['temperature']:g}",
+            *(f"{row[side]['median']:.2f} s, {row[side]['idle']:.1%}" for side in ("batches", "queue")),
+            f"{row['ratio']:.2f}",
+        )
+        for row in rows
+    ]  # fmt: skip
+    return markdown(("sampler", "temperature", "batches: time, idle", "queue: time, idle", "times as fast"), lines)
+
+
 def bfloat16_logits_table(rows: list[dict]) -> str:
     """Errors of bfloat16 logits over float32's deviation, by model and side (`experiments.bench.bfloat16`)."""
 
