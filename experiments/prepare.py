@@ -29,7 +29,7 @@ from zaya_jax.runs.provenance import cores
 _TEXT = flags.DEFINE_list("text", [], "Files, directories, globs, and folders that tensorflow-datasets prepared.")
 _CHAT = flags.DEFINE_list("chat", [], ".jsonl files of chats, in place of --text.")
 _TOKENIZER = flags.DEFINE_string("tokenizer", None, "bytes, a tokenizer json, or a folder that holds one.")
-_ROW_LENGTH = flags.DEFINE_integer("row_length", None, "Tokens in a row.", lower_bound=2)
+_ROW_LENGTH = flags.DEFINE_integer("row_length", None, "Tokens in a row.", lower_bound=2, upper_bound=2**24)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the rows.")
 _PACKING = flags.DEFINE_enum("packing", "first_fit", list(PACKINGS), "As a config's data.packing.")
 _KEY = flags.DEFINE_string("key", "text", "Where the text stands in a .jsonl line or a tfds record.")

@@ -27,19 +27,25 @@ from tests.experiments import tiny
 from zaya_jax import generate as sample
 from zaya_jax import load_pretrained, memory
 from zaya_jax.architecture import Execution, Zaya, preset
+from zaya_jax.architecture.drafters.config import DrafterConfig
 from zaya_jax.command_line import sampling_flags
 from zaya_jax.costs.flops import Split
+from zaya_jax.data.packing import Preparation
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.lm_eval_adapter import Adapter
 from zaya_jax.evaluation.task_accuracy import EvaluationProtocol
 from zaya_jax.interop.conversion.conversion import convert
 from zaya_jax.interop.formats import native
 from zaya_jax.parallel import MeshConfig
+from zaya_jax.rollouts.config import Rollouts
+from zaya_jax.rollouts.objective import PolicyObjective
 from zaya_jax.runs import sizes
 from zaya_jax.runs.configuration import settings
 from zaya_jax.sampling import SamplerConfig
+from zaya_jax.sampling.drafters.ngram import NGram
 from zaya_jax.tasks import BENCHMARKS, TASKS
 from zaya_jax.text.tokenizers import ByteTokenizer
+from zaya_jax.training.drafter_objective import DrafterObjective
 from zaya_jax.training.loop import Phase
 from zaya_jax.training.objective import Objective
 from zaya_jax.training.optimizer import OptimizerConfig
@@ -132,6 +138,12 @@ GIVEN = {
     **{type(task): task for task in (make() for make in (*TASKS.values(), *BENCHMARKS.values()))},
     Phase: Phase("one", Objective(), OptimizerConfig(), 1),
     SamplerConfig: SamplerConfig(),
+    DrafterConfig: DrafterConfig(),
+    DrafterObjective: DrafterObjective("dflash"),
+    PolicyObjective: PolicyObjective(),
+    Rollouts: Rollouts(),
+    Preparation: Preparation((), "bytes", 8),
+    NGram: NGram("ngram", "Looks up."),
     EvaluationProtocol: EvaluationProtocol(1, 1, 1, 1, 0),
     Adapter: Adapter(MODEL, {}, ByteTokenizer(), SamplerConfig("autoregressive")),
 }
@@ -140,7 +152,7 @@ COMPUTED = ("zaya_jax.costs.", "zaya_jax.reporting.", "zaya_jax.aot.", "zaya_jax
             "zaya_jax.sampling.planning.auto", "zaya_jax.sampling.drafting", "zaya_jax.sampling.types",
             "zaya_jax.architecture.layers", "zaya_jax.runs.", "zaya_jax.command_line.")  # fmt: skip
 ALSO = {"TaskResult", "Limits", "Verdict", "_Budget", "PublishedTokenizer", "ByteTokenizer", "BPETokenizer",
-        "UntrainedBPE"}  # fmt: skip
+        "UntrainedBPE", "Piece", "Made", "Asked", "StepWork"}  # fmt: skip
 
 
 def modules() -> Iterator[Any]:

@@ -46,7 +46,9 @@ _FILE_BYTES = flags.DEFINE_integer("file_bytes", 2_000, "Bytes of each.", lower_
 _BYTES = flags.DEFINE_integer("bytes", 10**10, "Bytes of the large corpus.", lower_bound=10**6, upper_bound=10**13)
 _TOKENIZER = flags.DEFINE_string("tokenizer", "bytes", "What both are tokenised with.")
 _ROW_LENGTH = flags.DEFINE_integer("row_length", 4096, "Tokens in a row.", lower_bound=16, upper_bound=2**20)
-_PROCESSES = flags.DEFINE_integer("processes", None, "That prepare; default: one for each core.", lower_bound=1)
+_PROCESSES = flags.DEFINE_integer(
+    "processes", None, "That prepare; default: one a core.", lower_bound=1, upper_bound=4096
+)
 _DRY = flags.DEFINE_bool("dry_run", False, "1,000 files and 4 MB: shows that it runs.")
 _NUMBERS = flags.DEFINE_string("numbers", None, "JSON file for the numbers.")
 

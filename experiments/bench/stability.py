@@ -77,7 +77,9 @@ _OUTPUT = flags.DEFINE_string("output", None, "Where the numbers are as JSON, an
 _PARTS = flags.DEFINE_list("parts", list(PARTS), "What to measure.")
 _ARMS = flags.DEFINE_list("arms", list(ARMS), f"Of {', '.join(ARMS | MORE)}.")
 _RATES = flags.DEFINE_list("rates", ["0.002", "0.004", "0.008", "0.016", "0.032", "0.064"], "Learning rates.")
-_BASE = flags.DEFINE_float("base_rate", 0.004, "That of `decode`, and of `noise` at the end.", lower_bound=1e-9)
+_BASE = flags.DEFINE_float(
+    "base_rate", 0.004, "That of `decode`, and of `noise` at the end.", lower_bound=1e-9, upper_bound=1000
+)
 _AT = flags.DEFINE_list("at", ["checkpoint", "end"], "Where part `noise` looks: the checkpoint, each arm's end.")
 _SEEDS = flags.DEFINE_integer("seeds", 5, "Of each arm and rate.", lower_bound=1, upper_bound=1000)
 _FIGURES = flags.DEFINE_string("figures", None, "Folder for the study's figures, those that there are numbers for.")

@@ -31,6 +31,7 @@ import numpy as np
 from array_record.python import array_record_module
 from tqdm import tqdm
 
+from zaya_jax.checks import Integer, check
 from zaya_jax.data import packed
 from zaya_jax.data.builders import PART_PERCENTS, SPLIT_BY, SPLIT_PERCENTS
 from zaya_jax.data.chat import ChatSource
@@ -75,8 +76,7 @@ class Preparation:
     date: str | None = None
 
     def __post_init__(self) -> None:
-        if self.row_length < 2:
-            raise UserError(f"row_length: got {self.row_length}, may be at least 2")
+        check("row_length", self.row_length, Integer(2, 2**24))
         for name, may_be in (("packing", tuple(PACKINGS)), ("split", SPLIT_BY)):
             if getattr(self, name) not in may_be:
                 raise UserError(f"{name}: got {getattr(self, name)!r}, may be one of {', '.join(may_be)}")

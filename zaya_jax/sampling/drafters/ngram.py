@@ -16,6 +16,7 @@ from flax import struct
 
 from zaya_jax.architecture import Cache, ZayaConfig
 from zaya_jax.architecture.config import DRAFTERS
+from zaya_jax.checks import Integer, check
 from zaya_jax.errors import UserError
 from zaya_jax.sampling.drafters.base import Drafter, Proposal, Rows, register_drafter
 from zaya_jax.sampling.strategies.base import Setup
@@ -46,6 +47,9 @@ class NGram(Drafter):
     """See the file."""
 
     longest: int = 3  # tokens of the suffix that is looked up
+
+    def __post_init__(self) -> None:
+        check("NGram.longest", self.longest, Integer(1, 64))
 
     def require(self, config: ZayaConfig, variables: Any) -> None:
         history = variables.get(DRAFTERS, {}).get(self.name, {}).get("history")
