@@ -93,7 +93,7 @@ def main() -> None:
     folder = checkpoint_of(_CHECKPOINT.value)
     config, variables, block_size = load(folder, _ADAPTERS.value)
     block_size = _BLOCK.value if block_size is None or flags.FLAGS["block_size"].present else block_size
-    _, tokenizer = choose_tokenizer(None, folder, config)
+    _, tokenizer = choose_tokenizer(None, folder, config, drafts=_DRAFTER.value is None)
     sets = read_sets(tokenizer, choose_template(None, folder, tokenizer) if _CHAT.value else None)
     of_model = checksum(variables)
     model, variables = decoding_form(config, variables)
