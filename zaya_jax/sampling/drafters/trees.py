@@ -5,7 +5,6 @@ child of all its nodes. Marginals know nothing of each other, so the likeliest t
 each other; the text's own 3-grams can say so (PRESTO): each node's score then also has `weight` times their log p.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -46,8 +45,11 @@ def best_first(log_q: Array, size: int, prior: Prior | None = None) -> Proposal:
       size: nodes, static.
       prior: None, or a weight of 0: the marginals alone.
     """
-    grow = jax.vmap(functools.partial(_grow, size=size), in_axes=(0, None if prior is None else Prior(0, 0, None)))
-    tokens, exists, parent = grow(log_q, prior)
+    if prior is None:
+        tokens, exists, parent = jax.vmap(lambda log_q: _grow(log_q, None, size))(log_q)
+    else:
+        weighed = jax.vmap(lambda log_q, text, length: _grow(log_q, Prior(text, length, prior.weight), size))
+        tokens, exists, parent = weighed(log_q, prior.text, prior.length)
     return Proposal(tokens, exists, parent=parent)
 
 
@@ -89,9 +91,11 @@ def _grow(log_q: Array, prior: Prior | None, size: int) -> tuple[Array, Array, A
         ), None
 
     rows = size + 1
-    zeros, last = jnp.zeros((rows,), jnp.int32), 0 if prior is None else prior.length - 1
-    newest = 0 if prior is None else prior.text[last]
-    gain, child = children(-1 if prior is None else prior.text[jnp.maximum(last - 1, 0)], newest, jnp.int32(0))
+    zeros = jnp.zeros((rows,), jnp.int32)
+    before = newest = zeros[0]
+    if prior is not None:
+        before, newest = prior.text[jnp.maximum(prior.length - 2, 0)], prior.text[prior.length - 1]
+    gain, child = children(before, newest, zeros[0])
     tree = _Tree(
         tokens=zeros.at[0].set(newest),
         parent=zeros,
