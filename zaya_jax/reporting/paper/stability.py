@@ -78,7 +78,7 @@ def noise(study: dict[str, Any]) -> Drawn:
         f"The gradient's variance over the squared norm of its mean, split by the law of total variance over nested "
         f"draws ({draws}: batches, rates and places, masks), for {study['parameters']:,} parameters and batches of "
         f"{study['batch']} rows of {study['row_length']} tokens. Lines are standard errors (jackknife over batches); "
-        f"estimates below 0.001 are left out. Arms without an AR loss stand in both panels alike, and so does AR alone. "
+        "estimates below 0.001 are left out. Arms without an AR loss stand in both panels alike, as does AR alone. "
         f"{NO_PUBLISHED}"
     ))  # fmt: skip
 
@@ -259,10 +259,10 @@ def _section(study: dict[str, Any], name: str) -> list[dict[str, Any]]:
 
 
 def _footer(study: dict[str, Any]) -> str:
-    size, seeds = study["parameters"], len({row["seed"] for row in study["runs"]})
-    steps = f"{study['steps']} steps of {study['batch']} x {study['row_length']} tokens" if seeds else ""
+    size, seeds = study["parameters"], sorted({row["seed"] for row in study["runs"]})
+    runs = [f"{study['steps']} steps of {study['batch']} x {study['row_length']} tokens", f"{len(seeds)} seeds"]
     return style.footer_line([
         "toy run" if size < TOY_LIMIT else "", f"{size:,} parameters", "additions of up to two digits",
-        f"AR checkpoint of {study['pretrain_steps']} steps", steps,
-        f"{seeds} seeds" if seeds else "", study["hardware"],
+        f"AR checkpoint of {study['pretrain_steps']} steps, training seed {study['training_seed']}",
+        *(runs if seeds else ()), study["hardware"],
     ])  # fmt: skip
