@@ -105,6 +105,7 @@ class Study:
         self.numbered = jax.tree.map(lambda *x: np.stack(x), *held_out), np.arange(len(held_out), dtype=np.int32)
         self.numbers: dict[str, Any] = {
             "hardware": provenance.hardware(), "environment": provenance.describe(), "name": self.setup.name,
+            "training_seed": self.setup.seed,
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(self.start["params"])),
             "steps": self.stage.phase.steps, "batch": self.stage.batch_size,
             "row_length": self.stage.row_length, "clip_norm": self.stage.phase.optimizer.clip_norm,

@@ -11,8 +11,8 @@ SOURCES = {"data": 0.5, "rate": -0.01, "mask": 0.25, "noise": 0.74, "cosine": 0.
 def study() -> dict[str, Any]:
     drafting = [arm for arm in ARMS if arm != "autoregressive"]
     return {
-        "hardware": "Made-Up CPU, 2 cores", "name": "stability", "parameters": 30_000, "steps": STEPS, "batch": 4,
-        "row_length": 64, "clip_norm": 1.0, "pretrain_steps": 100, "base_rate": 0.004,
+        "hardware": "Made-Up CPU, 2 cores", "name": "stability", "training_seed": 0, "parameters": 30_000,
+        "steps": STEPS, "batch": 4, "row_length": 64, "clip_norm": 1.0, "pretrain_steps": 100, "base_rate": 0.004,
         "weights": [
             {"arm": arm, "rows": 8, "measured": scale, "error": 0.1, "closed_form": scale - 1}
             for arm, scale in ARMS.items() if arm in drafting

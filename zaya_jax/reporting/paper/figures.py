@@ -120,7 +120,7 @@ _STABILITY = (
     Input(
         "stability/tiny.json",
         "python -m experiments.bench.stability --config=configs/stability.py --workdir=runs/stability "
-        "--output=results/stability/tiny.json",
+        "--parts=weights,noise --at=checkpoint --draws=8,3,3 --output=results/stability/tiny.json",
     ),
 )
 _TASKS = (_sweep("study"), _sweep("gsm_symbolic", optional=True))

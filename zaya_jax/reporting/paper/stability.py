@@ -35,6 +35,7 @@ COLOURS = {
 }  # fmt: skip
 SOURCES = {"data": style.GREY, "rate": style.ORANGE, "mask": style.VERMILION}
 SOURCE_WORDS = {"data": "which data", "rate": "mask rates, where blocks stand", "mask": "which masks"}
+LEAST = 1e-3  # of |E g|^2 that is shown
 NO_PUBLISHED = "No published measurement of this kind exists beside it."
 
 
@@ -62,10 +63,11 @@ def noise(study: dict[str, Any]) -> Drawn:
             for j, (source, colour) in enumerate(SOURCES.items()):
                 value, error = row["relative"][source]
                 at = i + (j - 1) * 0.26
-                if value > 0:
+                if value > LEAST:
                     axis.barh(at, value, 0.24, color=colour)
-                    axis.plot([max(value - error, 1e-6), value + error], [at, at], color=style.INK, linewidth=0.8)
+                    axis.plot([max(value - error, LEAST), value + error], [at, at], color=style.INK, linewidth=0.8)
         axis.set_xscale("log")
+        axis.set_xlim(LEAST, None)
         style.plain_numbers(axis.xaxis)
         axis.set_yticks(range(len(arms)), [NAMES[arm] for arm in arms])
     figure.axes[0].invert_yaxis()
@@ -76,7 +78,7 @@ def noise(study: dict[str, Any]) -> Drawn:
         f"The gradient's variance over the squared norm of its mean, split by the law of total variance over nested "
         f"draws ({draws}: batches, rates and places, masks), for {study['parameters']:,} parameters and batches of "
         f"{study['batch']} rows of {study['row_length']} tokens. Lines are standard errors (jackknife over batches); "
-        f"estimates below 0 are left out. Arms without an AR loss stand in both panels alike, and so does AR alone. "
+        "estimates below 0.001 are left out. Arms without an AR loss stand in both panels alike, as does AR alone. "
         f"{NO_PUBLISHED}"
     ))  # fmt: skip
 
@@ -257,10 +259,10 @@ def _section(study: dict[str, Any], name: str) -> list[dict[str, Any]]:
 
 
 def _footer(study: dict[str, Any]) -> str:
-    size, seeds = study["parameters"], len({row["seed"] for row in study["runs"]})
-    steps = f"{study['steps']} steps of {study['batch']} x {study['row_length']} tokens" if seeds else ""
+    size, seeds = study["parameters"], sorted({row["seed"] for row in study["runs"]})
+    runs = [f"{study['steps']} steps of {study['batch']} x {study['row_length']} tokens", f"{len(seeds)} seeds"]
     return style.footer_line([
         "toy run" if size < TOY_LIMIT else "", f"{size:,} parameters", "additions of up to two digits",
-        f"AR checkpoint of {study['pretrain_steps']} steps", steps,
-        f"{seeds} seeds" if seeds else "", study["hardware"],
+        f"AR checkpoint of {study['pretrain_steps']} steps, training seed {study['training_seed']}",
+        *(runs if seeds else ()), study["hardware"],
     ])  # fmt: skip

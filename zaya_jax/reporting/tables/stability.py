@@ -25,7 +25,7 @@ def noise_table(study: dict[str, Any]) -> str:
     """The gradient's noise by source: of the draft term at the checkpoint and at the end, and of the whole loss."""
 
     def cell(pair: list[float]) -> str:
-        return f"{pair[0]:.3f} ± {pair[1]:.3f}"
+        return f"{round(pair[0], 3) + 0.0:.3f} ± {pair[1]:.3f}"  # no -0.000
 
     lines = []
     for arm in arms_of(study["noise"]):
