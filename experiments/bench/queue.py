@@ -60,7 +60,7 @@ def main() -> None:
         "repeats": _REPEATS.value, "rows": [],
     }  # fmt: skip
     for sampler in samplers:
-        row = {"sampler": sampler.name, "temperature": sampler.config.temperature}
+        row: dict[str, Any] = {"sampler": sampler.name, "temperature": sampler.config.temperature}
         row |= measure(model, variables, prompts, sampler.config)
         numbers["rows"].append(row)
         told = ", ".join(f"{side} {row[side]['median']:.2f} s, {row[side]['idle']:.1%} idle" for side in SIDES)

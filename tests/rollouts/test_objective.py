@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.helpers import random_variables, small_config
+from tests.helpers import fresh_state, random_variables, small_config
 from zaya_jax.architecture import Zaya
 from zaya_jax.rollouts.advantages import ALGORITHMS
 from zaya_jax.rollouts.batches import answer, lay_out
@@ -20,6 +20,8 @@ from zaya_jax.rollouts.objective import PolicyObjective, score
 from zaya_jax.sampling import SamplerConfig
 from zaya_jax.training.gradients import make_gradients
 from zaya_jax.training.objective import Objective
+from zaya_jax.training.optimizer import OptimizerConfig
+from zaya_jax.training.state import make_train_step
 
 BLOCK, NEW, ROW, ROWS = 3, 8, 16, 8
 CONFIG = small_config()
@@ -149,6 +151,15 @@ def test_groups_that_tell_nothing_have_no_gradient():
     batch["log_start"] = np.zeros_like(batch["log_rollout"])
     grads, _, loss = gradient(objective, batch)
     assert loss == 0 and not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(grads))
+
+
+def test_a_loss_below_zero_is_no_spike():
+    """A policy's loss has any sign; without a spike factor no loss is too high, whatever came before."""
+    optimizer = OptimizerConfig()
+    state = fresh_state(model_and_variables()[1], optimizer).replace(recent_loss=jnp.float32(-1))
+    step = make_train_step(Zaya(CONFIG), PLAIN, optimizer)
+    state, metrics = step(state, rolled("single_pass"), 1.0)
+    assert not metrics["bad"] and float(state.recent_loss) > -1
 
 
 def test_the_draft_loss_is_tidars_on_the_rows_that_are_chosen():

@@ -204,8 +204,7 @@ def token_log_probabilities(
         return target - normaliser, entropy
 
     log_p, entropy = in_pieces(piece, (hidden, ids), ids.size, model.config.vocab_size)
-    log_p, entropy = (jnp.where(has, x.reshape(ids.shape), 0) for x in (log_p, entropy))
-    return log_p, entropy
+    return jnp.where(has, log_p.reshape(ids.shape), 0), jnp.where(has, entropy.reshape(ids.shape), 0)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "temperature"))

@@ -213,6 +213,7 @@ class _Queue:
         else:
             ended = -(-len(self.index) // 2) if self.may_halve else len(self.index)
         made = self.run(WATCHED_STEPS if self.searches else 2**30, ended)
+        assert self.state is not None  # `admit`
         host, out, cuts = books(self.state), [], {}
         tokens = self._share_out(host, self.reading + time.perf_counter() - began)
         for row, search in self.searches.items():

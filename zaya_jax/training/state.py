@@ -129,7 +129,8 @@ def _train_step(
         if optimizer.freeze:
             grads = hold(frozen_parameters(optimizer, state.params), grads)
         loss, norm = objective.loss(sums, sums), optax.tree.norm(grads)
-        limit, recent = spike_factor * state.recent_loss, state.recent_loss
+        recent = state.recent_loss
+        limit = jnp.where(jnp.isinf(spike_factor), jnp.inf, spike_factor * recent)  # a policy's loss may be negative
         bad = ~(jnp.isfinite(loss) & jnp.isfinite(norm)) | (loss > limit)
         new = _moved(optimizer, (rule, balancing_rule), state, grads, sums["load"], rate)
         if skip_bad:
