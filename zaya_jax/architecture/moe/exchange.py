@@ -28,7 +28,7 @@ def exchanged(axis: tuple[str, ...], x: Array, choice: Array, gate_up: Array, do
     order = jnp.argsort(choice, stable=True)  # by expert, so by device, those without an expert last
     counts = (choice[:, None] == jnp.arange(experts, dtype=choice.dtype)).sum(0, dtype=jnp.int32)
     counts = jax.lax.all_gather(counts, axis).reshape(devices, devices, held)  # [from, to, expert]
-    sizes = counts.sum(-1)  # [from, to]
+    sizes = counts.sum(-1, dtype=jnp.int32)  # [from, to]
     arrived = _sent(axis, False, x[order], sizes)
     out = sequential_vjp(arrived, _experts_of(counts[:, me], arrived.shape[0]), gate_up, down, experts)
     back = _sent(axis, True, out, sizes)
