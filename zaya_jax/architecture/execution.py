@@ -10,8 +10,6 @@ from zaya_jax.checks import COUNT, SWITCH, Choice, check_fields
 REMATS = ("none", "full", "dots")
 EXPERTS = ("auto", "block_padded", "sequential_vjp", "ragged_dot", "gather", "dense")
 
-EXCHANGES = ("gather", "ragged", "auto")
-
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
@@ -21,9 +19,6 @@ class Execution:
 
     Attributes:
       expert_backend: see `architecture.moe.experts`; "dense" is the reference implementation.
-      expert_exchange: how tokens reach experts on other devices. "gather": all devices see all tokens, on any backend;
-        "ragged": each token is sent to its expert's device alone (`architecture.moe.exchange`), which XLA's CPU cannot;
-        "auto": what moves fewer bytes, of what the backend has.
       attention_backend: "structured": short rows at once, long ones tile by tile; "tiled": tile by tile for short rows
         too; "dense": the reference implementation, which builds the row x row mask.
       qkv_backend: "fused": one matrix product for all of attention's projections, one a head for the grouped
@@ -37,7 +32,6 @@ class Execution:
     """
 
     expert_backend: Annotated[str, Choice(EXPERTS)] = "auto"
-    expert_exchange: Annotated[str, Choice(EXCHANGES)] = "gather"
     attention_backend: Annotated[str, Choice(("structured", "tiled", "dense"))] = "structured"
     qkv_backend: Annotated[str, Choice(("batched", "fused"))] = "batched"
     query_chunk: Annotated[int, COUNT] = 1024

@@ -85,18 +85,20 @@ def gather(layout: "Layout", x: Array) -> Array:
 
 
 def before_stretches(newest: list[Array], axis: tuple[str, ...]) -> list[Array]:
-    """What stands before each of this part's stretches, of what is newest at the end of each.
+    """What stands before each of this part's stretches, of what is newest at the end of each; zeros before the text.
 
     Args:
       newest: an array for each stretch, in order.
     """
-    count = jax.lax.axis_size(axis)
-    first = jax.lax.ppermute(newest[0], axis, [(i, i + 1) for i in range(count - 1)])
+    count, index = jax.lax.axis_size(axis), jax.lax.axis_index(axis)
+    # rings, for `jax.vmap` takes no other permutations; what closes them is not used
+    first = jax.lax.ppermute(newest[0], axis, [(i, (i + 1) % count) for i in range(count)])
+    first = jnp.where(index == 0, 0, first)
     if len(newest) == 1:
         return [first]
     # backwards from the last part, whose second stretch follows its own first one
-    second = jax.lax.ppermute(newest[1], axis, [(i + 1, i) for i in range(count - 1)])
-    return [first, jnp.where(jax.lax.axis_index(axis) == count - 1, newest[0], second)]
+    second = jax.lax.ppermute(newest[1], axis, [((i + 1) % count, i) for i in range(count)])
+    return [first, jnp.where(index == count - 1, newest[0], second)]
 
 
 def _starts(index: Array | int, count: int, stretches: int) -> list[Array]:

@@ -13,7 +13,6 @@ from zaya_jax.architecture.config import ZayaConfig
 from zaya_jax.architecture.execution import Execution
 from zaya_jax.architecture.layers import ARRANGED, Linear, LowRank, RMSNorm, adapt
 from zaya_jax.architecture.layout import PADDING, Layout
-from zaya_jax.architecture.moe.exchange import across_by_bytes, exchanged
 from zaya_jax.architecture.moe.experts import across, dispatch, dispatch_cached, gated, of_own_arrays, swiglu
 from zaya_jax.architecture.precision import on_rows, product, rounded_once
 from zaya_jax.architecture.sharding import Shards
@@ -98,8 +97,7 @@ class MixtureOfExperts(nn.Module):
             gate_up = weights("gate_up_proj", held, hidden, 2 * inner)
             down = weights("down_proj", held, inner, hidden)
             if axis:
-                reach = {"gather": across, "ragged": exchanged, "auto": across_by_bytes}[self.execution.expert_exchange]
-                out = reach(axis, x, choice, gate_up, down)
+                out = across(axis, x, choice, gate_up, down)
             elif stack is not None and self.execution.expert_backend == "auto":
                 out = dispatch_cached(x, choice, *stack)
             else:
