@@ -50,11 +50,12 @@ def main() -> None:
     if bool(_TEXT.value) == bool(_CHAT.value):
         raise UserError("--text: got " + ("--chat, too" if _TEXT.value else "nothing") + ", may be --text or --chat")
     for name, flag in (("tokenizer", _TOKENIZER), ("row_length", _ROW_LENGTH), ("output", _OUTPUT)):
-        if flag.value is None:
+        if not flag.value:
             raise UserError(f"--{name}: missing, may be such as --{name}={{}}".format(
                 {"tokenizer": "bytes", "row_length": 4096, "output": "rows/4k"}[name]))  # fmt: skip
+    assert _TOKENIZER.value and _ROW_LENGTH.value and _OUTPUT.value
     what = Preparation(
-        tuple(_TEXT.value or _CHAT.value), _TOKENIZER.value, _ROW_LENGTH.value, _PACKING.value, bool(_CHAT.value),
+        tuple(_TEXT.value or _CHAT.value or ()), _TOKENIZER.value, _ROW_LENGTH.value, _PACKING.value, bool(_CHAT.value),
         _KEY.value, _SPLIT.value, _TFDS_SPLIT.value, _TEMPLATE.value, _DATE.value,
     )  # fmt: skip
     output, began = absolute(_OUTPUT.value), time.perf_counter()

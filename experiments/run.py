@@ -41,6 +41,7 @@ from ml_collections import ConfigDict
 
 from zaya_jax.command_line import cli
 from zaya_jax.command_line.closing import PROMPT, closing, convert_with, generate_with, run_summary
+from zaya_jax.data.packed import PackedRows
 from zaya_jax.data.pipeline import Source
 from zaya_jax.errors import UserError
 from zaya_jax.parallel import ending_together, is_first, start_processes, use_cpu_devices, wait_for_all
@@ -122,7 +123,9 @@ def run(config: ConfigDict, setup: settings.Settings) -> None:
         finish(setup, workdir, folders, held_out)
 
 
-def finish(setup: settings.Settings, workdir: Path, folders: dict[str, Path], held_out: dict[str, Source]) -> None:
+def finish(
+    setup: settings.Settings, workdir: Path, folders: dict[str, Path], held_out: dict[str, Source | PackedRows]
+) -> None:
     """What follows training: evaluate, figures, report."""
     if not (workdir / "results.csv").exists():
         with provenance.timed(workdir, "evaluate"):

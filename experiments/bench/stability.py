@@ -139,7 +139,7 @@ class Study:
         flat = traverse_util.flatten_dict(jax.device_get(variables), sep="/")
         folder = make_folder(self.workdir / "arms")
         with replacing(folder / f"{arm}.npz") as partial, partial.open("wb") as file:
-            np.savez(file, **flat)
+            np.savez(file, **flat)  # pyrefly: ignore[bad-argument-type]
 
     def kept(self, arm: str) -> dict:
         """What `keep` wrote. UserError where part "runs" has not."""
@@ -161,7 +161,7 @@ class Study:
 def main() -> None:
     cli.check_output(_OUTPUT.value)
     for name, known in (("parts", PARTS), ("arms", ARMS | MORE), ("at", ("checkpoint", "end"))):
-        for one in flags.FLAGS[name].value:
+        for one in flags.FLAGS[name].value or ():
             if one not in known:
                 raise no_such(f"--{name}", one, known)
     learning_rates, draws = numbers("rates", float), numbers("draws", int)
@@ -181,14 +181,15 @@ def main() -> None:
     for part, table in TABLES.items():
         if study.numbers[part]:
             print(f"\n{part}\n{aligned(table(study.numbers))}", flush=True)
-    for name, draw in FIGURES.items() if _FIGURES.value else ():
-        with contextlib.suppress(MissingData):
-            print(write(f"stability_{name}", draw(study.numbers), absolute(_FIGURES.value), "--figures"))
+    if _FIGURES.value:
+        for name, draw in FIGURES.items():
+            with contextlib.suppress(MissingData):
+                print(write(f"stability_{name}", draw(study.numbers), absolute(_FIGURES.value), "--figures"))
 
 
 def numbers(flag: str, kind: Callable[[str], Any]) -> list[Any]:
     """A list flag's positive numbers. UserError, naming the flag, for anything else."""
-    given = flags.FLAGS[flag].value
+    given: list[str] = flags.FLAGS[flag].value or []
     try:
         values = [kind(text) for text in given]
     except ValueError:
@@ -342,8 +343,10 @@ def samplers(block_size: int, stop: tuple[int, ...]) -> Iterator[NamedSampler]:
     modes |= {name: dict(mode="block_diffusion", **fields) for name, fields in unverified.items()}
     for temperature in (0.0, 1.0):
         for name, fields in modes.items():
-            shared: dict[str, Any] = {"block_size": block_size, "stop_tokens": stop, "temperature": temperature}
-            yield NamedSampler(name, SamplerConfig(**shared, **fields))
+            given: dict[str, Any] = {
+                "block_size": block_size, "stop_tokens": stop, "temperature": temperature, **fields,
+            }  # fmt: skip
+            yield NamedSampler(name, SamplerConfig(**given))
 
 
 def decode(study: Study, name: str, objective: Objective) -> None:

@@ -157,7 +157,7 @@ def test_whose_model_is_sampled():
         ),
         (
             lambda c: c.convert.update(mixture=(ConfigDict({"text": "stdlib", "as_chat": True}),)),
-            r"convert.mixture\[0\]: got .as_chat., may be {text, weight}, {task, options, as_chat, weight}, {chat, weight} or",
+            r"convert.mixture\[0\]: got 'as_chat', may be {text, weight}, {task, options, as_chat, weight}, {chat, w",
         ),
     ],
 )  # fmt: skip

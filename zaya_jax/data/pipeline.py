@@ -66,7 +66,7 @@ def make_train_iterator(
     packing: str = "first_fit",
     shard_index: int = 0,
     shard_count: int = 1,
-    rows: Sequence[int] | None = None,
+    rows: Sequence[int] | np.ndarray | None = None,
 ) -> grain.DatasetIterator[Batch]:
     """Batches without end; each source is reshuffled every epoch.
 
@@ -123,7 +123,7 @@ class _Unread(NamedTuple):
     number: int
 
 
-def _read(batch: Sequence[Batch | _Unread], wanted: Sequence[int], pad_id: int) -> Batch:
+def _read(batch: Sequence[Batch | _Unread], wanted: Iterable[int], pad_id: int) -> Batch:
     """The wanted rows of a batch, of which packed ones are read here and now."""
     chosen = [batch[row] for row in wanted]
     found = [row.source.read(row.number, pad_id) if isinstance(row, _Unread) else row for row in chosen]

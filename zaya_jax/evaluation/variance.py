@@ -67,7 +67,8 @@ def squares_of(values: np.ndarray) -> Squares:
     """Of numbers [data, rate, mask]."""
     values = np.asarray(values, float)
     by_rate, by_data = values.mean(-1), values.mean((-2, -1))
-    return Squares(*(float((x**2).mean()) for x in (values, by_rate, by_data)), float(by_data.mean() ** 2))
+    draws, rates, data = (float((x**2).mean()) for x in (values, by_rate, by_data))
+    return Squares(draws, rates, data, float(by_data.mean() ** 2))
 
 
 def weight_variance(objective: Objective) -> float:

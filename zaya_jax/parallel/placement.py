@@ -125,23 +125,27 @@ class Placement:
         return np.unique(np.concatenate([np.arange(count)[index] for index in places]))
 
     def put_batch(
-        self, batch: Mapping[str, np.ndarray], count: int | None = None, rows: np.ndarray | None = None
+        self, batch: Mapping[str, np.ndarray], own: tuple[int, np.ndarray] | None = None
     ) -> dict[str, jax.Array]:
         """A batch, of which each process puts its own devices' rows.
 
         Args:
-          batch: the whole of it, the same in every process; or
-          count, rows: the rows that `own_rows(count)` gave.
+          batch: the whole of it, the same in every process; or, with
+          own: (rows of a batch, those that `own_rows` gives of so many), these alone.
         """
-        if rows is None:
+        if own is None:
             return {name: _put(value, self.rows()) for name, value in batch.items()}
-        assert count is not None
+        count, rows = own
         at = np.full(count, -1)
         at[rows] = np.arange(len(rows))
 
         def of(value: np.ndarray) -> jax.Array:
             shape = (count, *value.shape[1:])
-            return jax.make_array_from_callback(shape, self.rows(), lambda index: value[at[index[0]]][:, *index[1:]])
+
+            def part(index: Any) -> np.ndarray:
+                return value[at[index[0]]][:, *index[1:]]
+
+            return jax.make_array_from_callback(shape, self.rows(), part)
 
         return {name: of(value) for name, value in batch.items()}
 

@@ -1,12 +1,15 @@
 """The evaluation of a run: likelihood of every stage, every sampler on every task and text, what a forward costs."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
 from zaya_jax.architecture import Zaya, for_decoding
 from zaya_jax.costs.flops import adapter_count, drafter_count
+from zaya_jax.data.packed import PackedRows
 from zaya_jax.data.pipeline import Source
 from zaya_jax.evaluation.continuations import Continuations, log_probability
 from zaya_jax.evaluation.task_accuracy import TaskResult, run_task, task_rows
@@ -27,7 +30,9 @@ from zaya_jax.training.objective import Objective
 WORTH_COMPILING = 256  # new tokens of a sampler
 
 
-def evaluate(setup: settings.Settings, workdir: Path, folders: dict[str, Path], held_out: dict[str, Source]) -> None:
+def evaluate(
+    setup: settings.Settings, workdir: Path, folders: dict[str, Path], held_out: dict[str, Source | PackedRows]
+) -> None:
     """Writes answers/, samples.jsonl, then results.csv (whose presence says that the stage is finished)."""
     hardware = provenance.hardware()
     rows: list[Row] = likelihood_rows(setup, folders, held_out, hardware)
@@ -86,13 +91,15 @@ def _decodes_long(setup: settings.Settings) -> bool:
 
 def continuations(setup: settings.Settings, workdir: Path) -> list[Continuations]:
     """What is sampled without a task: each chosen text's held-out documents."""
-    return [
-        Continuations(name, functools.partial(open_source, setup, workdir, setup.sources[name])) for name in setup.texts
-    ]
+
+    def documents(name: str) -> Callable[[str], Source]:
+        return cast(Callable[[str], Source], functools.partial(open_source, setup, workdir, setup.sources[name]))
+
+    return [Continuations(name, documents(name)) for name in setup.texts]
 
 
 def likelihood_rows(
-    setup: settings.Settings, folders: dict[str, Path], held_out: dict[str, Source], hardware: str
+    setup: settings.Settings, folders: dict[str, Path], held_out: dict[str, Source | PackedRows], hardware: str
 ) -> list[Row]:
     """The kind=likelihood rows of results.csv: every stage's model on every source, all on the same rows.
 

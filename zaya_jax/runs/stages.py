@@ -53,7 +53,8 @@ def own_tokenizer(setup: settings.Settings, workdir: Path) -> BPETokenizer:
         if not sources:
             raise UserError(f"tokenizer: got '{OWN_BPE}{setup.tokenizer.vocab_size}', but no text is in data.mixture")
         opened = [open_source(setup, workdir, source, "train") for source in sources]
-        texts = (documents[i]["text"] for documents in opened for i in range(len(documents)))
+        readable = [documents for documents in opened if not isinstance(documents, PackedRows)]
+        texts = (documents[i]["text"] for documents in readable for i in range(len(documents)))
         BPETokenizer.train(texts, setup.tokenizer.vocab_size).save(path)
     wait_for_all("tokenizer")
     return BPETokenizer.load(path)

@@ -145,7 +145,7 @@ def train(
             if isinstance(batches, FollowsPolicy):
                 batches.follow(state.variables)
             rows = next(batches)
-            batch = jax.device_put(rows) if placement is None else placement.put_batch(rows, *(own or ()))
+            batch = jax.device_put(rows) if placement is None else placement.put_batch(rows, own)
             state, metrics = train_step(state, batch, float(share[step - 1]), phase.spike_factor or math.inf)
             bad_steps.add(step, position, rows, metrics)
             trace.after(step, state.step)
