@@ -58,7 +58,7 @@ RESULTS = results_folder(FOLDER or os.environ.get("ZAYA_RESULTS"), root / "resul
 # %%
 lines = ["| mode | target | query tokens per forward, block 16 |", "|---|---|---|"]
 for mode in MODES:
-    for target in targets_of(mode) if mode != "auto" else ():
+    for target in targets_of(mode) if mode not in ("auto", "drafter") else ():
         lines.append(f"| {mode} | {target} | {SamplerConfig(mode, 16, target=target).rows_per_forward:g} |")
 display(Markdown("\n".join([*lines, "| auto | any of the first two modes' | measured, then raced |"])))
 

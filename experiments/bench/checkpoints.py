@@ -1,5 +1,6 @@
 """How long a step waits for a checkpoint: written while it waits, and in the background.
 
+    python -m experiments.bench.checkpoints --folder=/tmp/saves
     python -m experiments.bench.checkpoints --folder=/tmp/saves --gigabytes=2 --numbers=results/input/checkpoints.json
 
 Saves a state of float32 arrays a few times each way, with matrix products between two saves as training has. The pause

@@ -4,7 +4,7 @@ import json
 
 from tests import commands
 
-TINY = ("--prompts=12", "--batch=8", "--repeats=1", "--max_new_tokens=32", "--samplers=lossless")
+TINY = ("--prompts=40", "--batch=8", "--repeats=1", "--max_new_tokens=32", "--samplers=lossless")
 
 
 def test_a_tiny_run_writes_what_it_measured(tmp_path):
@@ -13,7 +13,7 @@ def test_a_tiny_run_writes_what_it_measured(tmp_path):
     assert process.returncode == 0, process.stderr
     numbers = json.loads(output.read_text())
     (row,) = numbers["rows"]
-    assert (numbers["prompts"], numbers["batch"], row["sampler"], row["temperature"]) == (12, 8, "lossless", 1)
-    assert row["same_texts"] == 12 and row["ratio"] == row["batches"]["median"] / row["queue"]["median"]
+    assert (numbers["prompts"], numbers["batch"], row["sampler"], row["temperature"]) == (40, 8, "lossless", 1)
+    assert row["same_texts"] == 40 and row["ratio"] == row["batches"]["median"] / row["queue"]["median"]
     assert 0 <= row["queue"]["idle"] < row["batches"]["idle"] < 1
     assert "times as fast" in process.stdout

@@ -15,6 +15,7 @@ from zaya_jax.errors import UserError
 from zaya_jax.runs.configuration import settings
 from zaya_jax.runs.configuration.stage_keys import stage_keys
 from zaya_jax.runs.stages import same_rows
+from zaya_jax.text.tokenizers import BPETokenizer
 
 
 def config_of(folder: Path | str, **changes) -> ConfigDict:
@@ -72,9 +73,10 @@ def test_rows_of_another_tokenizer_and_folders_that_are_none_are_one_line(rows, 
     with pytest.raises(UserError, match=r"mixture\[1\].packed: .*manifest.json: no such file; may be a folder that"):
         settings.read(config_of(tmp_path))
     c = config_of(rows)
-    c.tokenizer = "bpe:300"
+    BPETokenizer.train(["some words and some more words"] * 3, 270).save(tmp_path / "words.json")
+    c.tokenizer = str(tmp_path / "words.json")
     c.model.vocab_size = 320
-    with pytest.raises(UserError, match="holds rows of the tokenizer bytes, may be of bpe:300"):
+    with pytest.raises(UserError, match=r"holds rows of the tokenizer bytes, may be of .*words\.json"):
         settings.read(c)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from zaya_jax import moved
-from zaya_jax.checks import shown
+from zaya_jax.checks import no_such, shown
 from zaya_jax.errors import UserError
 from zaya_jax.files import parse_json, read_text, replacing
 
@@ -198,7 +198,7 @@ def wilson(successes: int, total: int) -> tuple[float, float]:
 def _check_columns(columns: Iterable[str], where: str, known: Sequence[str]) -> None:
     unknown = [c for c in columns if c not in known and not (known is SWEEP_COLUMNS and c.startswith(CONFIG))]
     if unknown:
-        raise UserError(f"{where}: column {unknown[0]!r:.60} is unknown, should be one of {', '.join(known)}")
+        raise no_such(f"{where}: column", unknown[0], known)
 
 
 def _cells(row: Mapping[str, Any], where: str) -> list[str]:

@@ -19,7 +19,7 @@ from zaya_jax.runs.configuration.reader import named
 from zaya_jax.runs.configuration.stage import Stage
 from zaya_jax.runs.configuration.tree import FROZEN_TARGET, PhaseSection, RunConfig
 from zaya_jax.text.templates import ChatTemplate
-from zaya_jax.text.tokenizers import Tokenizer, ids_in_texts, may_be_mask
+from zaya_jax.text.tokenizers import Tokenizer, UntrainedBPE, ids_in_texts, may_be_mask
 from zaya_jax.training.optimizer import OptimizerConfig, frozen_parameters
 from zaya_jax.training.state import init_state
 
@@ -90,7 +90,8 @@ def packed_rows(found: Found) -> None:
                 if manifest[field] != value:
                     got = f"holds rows of {field} {manifest[field]!r}"
                     raise UserError(f"{where}: {got}, may be of the phase's {value!r} (experiments.prepare --{field})")
-            mine = mine or of_tokenizer(found.tokenizer)
+            untrained = isinstance(found.tokenizer, UntrainedBPE)  # which will not be what the rows are of
+            mine = None if untrained else mine or of_tokenizer(found.tokenizer)
             if manifest["tokenizer"] != mine:
                 got = f"holds rows of the tokenizer {manifest['tokenizer_name']}"
                 raise UserError(f"{where}: {got}, may be of {found.run.tokenizer} (experiments.prepare --tokenizer)")
