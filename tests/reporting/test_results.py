@@ -48,7 +48,7 @@ def test_a_sweep_keeps_what_each_run_changed(tmp_path):
 @pytest.mark.parametrize(
     ("row", "named"),
     [
-        ({"kind": "sampling", "speed": 2}, "'speed' is unknown"),
+        ({"kind": "sampling", "speed": 2}, "got 'speed', did you mean seed or speedup"),
         ({"kind": "guess"}, "kind: got 'guess'"),
         ({"sampler": "lossless"}, "kind: got ''"),
         ({"kind": "cost", "rows": "many"}, "rows: got 'many'"),
@@ -69,7 +69,7 @@ def test_bad_rows_are_refused_and_leave_the_old_table(tmp_path, row, named):
 @pytest.mark.parametrize(
     ("edit", "named"),
     [
-        (lambda text: text.replace("speedup", "speed_up", 1), "'speed_up' is unknown"),
+        (lambda text: text.replace("speedup", "speed_up", 1), "got 'speed_up', did you mean speedup"),
         (lambda text: text.replace("kind,model", "model", 1), "'kind' is missing"),
         (lambda text: text.replace("0.31", "fast", 1), "line 3: speedup: got 'fast'"),
         (lambda text: text + "cost,convert\n", f"got 2 cells, should be {len(RESULT_COLUMNS)}"),
