@@ -33,7 +33,7 @@ from zaya_jax.command_line import cli, sampling_flags
 from zaya_jax.command_line.closing import aligned, closing
 from zaya_jax.command_line.completions import Completions, checked_prompt, read_prompts
 from zaya_jax.command_line.models import decoding_form
-from zaya_jax.data.builders import check_text, prepare_text
+from zaya_jax.data.builders import check_text, prepare_text, text_source
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.answers import fingerprint
 from zaya_jax.paths import absolute
@@ -122,12 +122,7 @@ def check_flags() -> None:
     for name in _TASKS.value or ():
         make_task(name).problems("train", 1, _SEED.value)  # an unknown task or a missing package is said first
     if _TEXT.value:
-        check_text(text_source())
-
-
-def text_source() -> str | list[str]:
-    """What `prepare_text` is given."""
-    return _TEXT.value if _TEXT.value == "stdlib" else [_TEXT.value]
+        check_text(text_source(_TEXT.value))
 
 
 def read_samplers() -> list[SamplerConfig]:
@@ -152,7 +147,7 @@ def read_texts(tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
             for task in tasks:
                 yield task.problem("train", index, _SEED.value).prompt, task.name
     else:
-        documents = prepare_text(text_source(), absolute(_OUTPUT.value).parent / "data", "train")
+        documents = prepare_text(text_source(_TEXT.value), absolute(_OUTPUT.value).parent / "data", "train")
         for index in range(min(_PROMPTS.value, len(documents))):
             tokens = tokenizer.encode(documents[index]["text"])[: _PREFIX.value]
             text = Detokenizer(tokenizer).whole(tokens)

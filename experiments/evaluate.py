@@ -24,7 +24,7 @@ from zaya_jax.checks import FLOAT32, no_such
 from zaya_jax.command_line import cli, sampling_flags
 from zaya_jax.command_line.closing import aligned, closing, generate_with
 from zaya_jax.command_line.models import decoding_form, load
-from zaya_jax.data.builders import check_text, prepare_text
+from zaya_jax.data.builders import check_text, prepare_text, text_source
 from zaya_jax.data.pipeline import eval_batches
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.likelihood import likelihood
@@ -142,11 +142,6 @@ def main() -> None:
     prompt = tasks[0].problems("test", 1, protocol.seed)[0].prompt
     files = {"table": folder / "results.csv", "answers": folder / "answers"}
     print(closing(files, [generate_with(checkpoint, samplers[-1].name != "autoregressive", prompt)]))
-
-
-def text_source(text: str) -> str | list[str]:
-    """What `prepare_text` is given."""
-    return text if text == "stdlib" else [text]
 
 
 def bits_per_byte(model: Zaya, variables: Any, tokenizer: Tokenizer, text: str, folder: Path) -> dict[str, Any]:

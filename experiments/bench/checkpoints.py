@@ -17,9 +17,7 @@ import numpy as np
 from absl import flags
 
 from zaya_jax.command_line import cli
-from zaya_jax.errors import UserError
-from zaya_jax.files import check_new
-from zaya_jax.paths import absolute
+from zaya_jax.command_line.models import scratch_folder
 from zaya_jax.runs.provenance import describe, hardware
 from zaya_jax.training.checkpoints import Checkpoints
 
@@ -37,11 +35,8 @@ def worked(x: jax.Array) -> jax.Array:
 
 
 def main() -> None:
-    if _FOLDER.value is None:
-        raise UserError("--folder: missing, may be a folder that does not exist yet")
+    folder = scratch_folder(_FOLDER.value)
     cli.check_output(_NUMBERS.value)
-    folder = absolute(_FOLDER.value)
-    check_new(folder)
     count = max(1, round(_GIGABYTES.value * 1e9 / 4 / PIECE))
     state = {str(i): jax.random.normal(jax.random.key(i), (PIECE,)) for i in range(count)}
     size = sum(x.nbytes for x in state.values())

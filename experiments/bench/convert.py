@@ -31,6 +31,7 @@ from absl import flags
 
 from zaya_jax.architecture import ZayaConfig, preset
 from zaya_jax.command_line import cli
+from zaya_jax.command_line.models import scratch_folder
 from zaya_jax.errors import UserError
 from zaya_jax.interop.conversion.conversion import open_checkpoint
 from zaya_jax.interop.families.table import ZAYA
@@ -38,7 +39,6 @@ from zaya_jax.interop.formats.folder import CONFIG_FILE
 from zaya_jax.interop.formats.names import Path as Variable
 from zaya_jax.interop.formats.names import abstract_variables
 from zaya_jax.interop.formats.shards import plan_shards, slots, write_shards
-from zaya_jax.paths import absolute
 from zaya_jax.runs.provenance import describe, hardware
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Scratch folder; must not exist. It is deleted in the end.")
@@ -180,11 +180,10 @@ def _written(folder: Path) -> int:
 
 
 def main() -> None:
-    if _WORKDIR.value is None:
-        raise UserError("--workdir: missing, may be a folder that does not exist yet")
+    workdir = scratch_folder(_WORKDIR.value, "workdir")
     cli.check_output(_OUTPUT.value)
-    workdir, config = absolute(_WORKDIR.value), preset(_PRESET.value)
-    workdir.mkdir(parents=True)
+    config = preset(_PRESET.value)
+    workdir.mkdir(parents=True, exist_ok=True)
     try:
         run(workdir, config)
     finally:

@@ -28,6 +28,7 @@ from absl import flags
 
 from zaya_jax.architecture import preset
 from zaya_jax.command_line import cli
+from zaya_jax.command_line.models import scratch_folder
 from zaya_jax.costs.flops import training_flops
 from zaya_jax.costs.roofline import HARDWARE
 from zaya_jax.data.builders import prepare_text
@@ -35,8 +36,7 @@ from zaya_jax.data.packed import PackedRows
 from zaya_jax.data.packing import Preparation, prepare_rows
 from zaya_jax.data.pipeline import make_train_iterator
 from zaya_jax.errors import UserError
-from zaya_jax.files import check_new, make_folder
-from zaya_jax.paths import absolute
+from zaya_jax.files import make_folder
 from zaya_jax.runs.provenance import cores, describe, hardware
 from zaya_jax.text.tokenizers import load_tokenizer
 
@@ -71,11 +71,8 @@ print(json.dumps({"imports": imported - began, "first_batch": time.time() - impo
 
 
 def main() -> None:
-    if _FOLDER.value is None:
-        raise UserError("--folder: missing, may be a folder that does not exist yet")
+    folder = scratch_folder(_FOLDER.value)
     cli.check_output(_NUMBERS.value)
-    folder = absolute(_FOLDER.value)
-    check_new(folder)
     files, size = (1_000, 4 * 10**6) if _DRY.value else (_FILES.value, _BYTES.value)
     make_folder(folder)
     numbers: dict[str, Any] = {

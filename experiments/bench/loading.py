@@ -24,8 +24,8 @@ from absl import flags
 from experiments.bench.convert import GIB, make_folder
 from zaya_jax.architecture import preset
 from zaya_jax.command_line import cli
+from zaya_jax.command_line.models import scratch_folder
 from zaya_jax.errors import UserError
-from zaya_jax.paths import absolute
 from zaya_jax.runs.provenance import describe, hardware
 
 _FOLDER = flags.DEFINE_string("folder", None, "Scratch folder; must not exist. It is deleted in the end.")
@@ -59,10 +59,9 @@ print(json.dumps({"before": before, "peak": memory("VmHWM"), "bytes": size, "hel
 
 
 def main() -> None:
-    if _FOLDER.value is None:
-        raise UserError("--folder: missing, may be a folder that does not exist yet")
+    folder = scratch_folder(_FOLDER.value)
     cli.check_output(_NUMBERS.value)
-    folder, config = absolute(_FOLDER.value), preset("zaya1_8b", num_hidden_layers=_LAYERS.value)
+    config = preset("zaya1_8b", num_hidden_layers=_LAYERS.value)
     try:
         began = time.perf_counter()
         size = make_folder(folder, config)

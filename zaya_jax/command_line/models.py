@@ -21,6 +21,14 @@ def output_folder(given: str | None, flag: str = "output") -> Path:
     return absolute(given)
 
 
+def scratch_folder(given: str | None, flag: str = "folder") -> Path:
+    """A folder that a benchmark fills, and deletes in the end. UserError: none was given, or something is in it."""
+    if given is None:
+        raise UserError(f"--{flag}: missing, may be a folder that does not exist yet")
+    check_new(absolute(given))
+    return absolute(given)
+
+
 def load_adapted(checkpoint: Path) -> tuple[ZayaConfig, Any]:
     """(config, variables) of a --checkpoint that must have adapters of its own.
 

@@ -210,6 +210,11 @@ class TextSource:
         return {key: value.decode("utf-8") for key, value in self.records[index].items()}
 
 
+def text_source(name: str) -> str | list[str]:
+    """What `prepare_text` and `check_text` are given for a flag's text: stdlib, a file, a folder or a glob."""
+    return name if name == "stdlib" else [name]
+
+
 def prepare_text(
     source: str | Sequence[str | Path] | Mapping[str, Any], data_dir: str | Path, split: str
 ) -> TextSource:
