@@ -5,7 +5,7 @@ With --texts also how well it predicts text, in bits per byte.
     python -m experiments.evaluate --checkpoint=results/list_programs/model --tasks=list_programs --block_size=16 \\
         --samplers=autoregressive,lossless,mix_stale --temperatures=1 --samples=16 --output=runs/list_programs
 
---output then holds answers/ (JSON lines, a file a task and sampler, written as batches end) and results.csv, where
+--output then holds answers/ (JSON lines, a file a task and sampler, a line a problem as it ends) and results.csv, where
 every sampler but the first has its paired difference from autoregression and a permutation test's p-value. Interrupt
 it at any moment: the same command resumes after the last answered problem. Generated code (human_eval) runs in a
 sandbox only. Of --texts (files, folders, or stdlib) the first rows of the test split are read, the same for every

@@ -1,10 +1,10 @@
 """Tokenises and packs a corpus once, in all processes of a host or of many; runs then read rows and no text.
 
     python -m experiments.prepare --text=my/folder,more.jsonl --tokenizer=TOKENIZER --row_length=4096 --output=rows/4k
-    python -m experiments.prepare --chat=chats.jsonl --chat_template=tokenizer --tokenizer=smollm2 --row_length=4096 \
-      --packing=best_fit --output=rows/sft
-    python -m experiments.prepare --text=~/tensorflow_datasets/lm1b/plain_text/1.1.0 --tokenizer=smollm2 \
-      --row_length=4096 --output=rows/lm1b
+    python -m experiments.prepare --chat=chats.jsonl --chat_template=tokenizer --tokenizer=smollm2 --row_length=4096 \\
+        --packing=best_fit --output=rows/sft
+    python -m experiments.prepare --text=~/tensorflow_datasets/lm1b/plain_text/1.1.0 --tokenizer=smollm2 \\
+        --row_length=4096 --output=rows/lm1b
     python -m experiments.prepare --verify=rows/4k
 
 A config's mixture then has {"packed": "rows/4k", "weight": 1.0} where it had {"text": [...]}. Documents go to train,
