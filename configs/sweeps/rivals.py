@@ -22,4 +22,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
         axis("seed", *range(chosen.seeds)), axis("evaluate.seed", *(1_000 * (i + 1) for i in range(chosen.seeds)))
     )
     base = f"configs/rivals.py:task={chosen.task},budget={chosen.budget}{',smoke' * chosen.smoke}"
-    return sweep("rivals", base, product(axis(":method", *METHODS), seeds))
+    # a seed's methods together: what an interrupted sweep leaves compares all of them
+    return sweep("rivals", base, product(seeds, axis(":method", *METHODS)))
