@@ -8,6 +8,7 @@ from zaya_jax.checks import COUNT, SWITCH, Choice, check_fields
 # What a training step recomputes of each layer instead of keeping it: nothing; all but the layer's input; all but the
 # input and the outputs of plain matrix products (the projections and the router's, not the experts' nor attention's).
 REMATS = ("none", "full", "dots")
+EXCHANGES = ("auto", "all_gather", "all_to_all")
 EXPERTS = ("auto", "block_padded", "sequential_vjp", "ragged_dot", "gather", "dense")
 
 
@@ -19,6 +20,8 @@ class Execution:
 
     Attributes:
       expert_backend: see `architecture.moe.experts`; "dense" is the reference implementation.
+      expert_exchange: how tokens get to experts on other devices, `architecture.moe.across`; "auto": as few bytes as the
+        platform can.
       attention_backend: "structured": short rows at once, long ones tile by tile; "tiled": tile by tile for short rows
         too; "dense": the reference implementation, which builds the row x row mask.
       qkv_backend: "fused": one matrix product for all of attention's projections, one a head for the grouped
@@ -32,6 +35,7 @@ class Execution:
     """
 
     expert_backend: Annotated[str, Choice(EXPERTS)] = "auto"
+    expert_exchange: Annotated[str, Choice(EXCHANGES)] = "auto"
     attention_backend: Annotated[str, Choice(("structured", "tiled", "dense"))] = "structured"
     qkv_backend: Annotated[str, Choice(("batched", "fused"))] = "batched"
     query_chunk: Annotated[int, COUNT] = 1024

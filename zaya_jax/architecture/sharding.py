@@ -6,7 +6,7 @@ appears anywhere.
 
 * batch, sequence: activations, by rows of a batch and by pieces of a row (`Layout.part`). They stay split; CCA fetches
   what stands before its piece (`cca`), attention the keys of all pieces.
-* expert: expert weights. Tokens travel to them (`experts.across`).
+* expert: expert weights. Tokens travel to them (`moe.across`).
 * embed, mlp, heads, kv_heads, router, vocab: other axes of weights (FSDP), gathered for the layer that is computed.
 """
 
@@ -63,9 +63,11 @@ class Shards:
     Attributes:
       rules: (logical axis, names) pairs. A name that already splits an earlier dimension of the same weight is left
         out there, so that "embed" may name the experts' axis too, for the weights that have no experts.
+      exchange: how tokens travel to experts (`moe.across.EXCHANGES`).
     """
 
     rules: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    exchange: str = "all_gather"
 
     def names(self, logical: str | None) -> tuple[str, ...]:
         return next((names for axis, names in self.rules if axis == logical), ())

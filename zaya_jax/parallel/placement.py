@@ -24,6 +24,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from zaya_jax.architecture import Execution, ZayaConfig
 from zaya_jax.architecture.execution import DEFAULT
+from zaya_jax.architecture.moe.across import cheapest_exchange
 from zaya_jax.architecture.sharding import ACTIVATION_AXES, WEIGHT_AXES, Shards
 from zaya_jax.checks import Integer, check_fields
 from zaya_jax.errors import UserError
@@ -194,7 +195,10 @@ def make_placement(
     else:  # whose wiring `make_mesh` would ask for
         mesh = Mesh(np.array(devices[:count]).reshape(shape), AXES, axis_types=kinds)
     used = {axis: tuple(n for n in names if sizes[n] > 1) for axis, names in config.all_rules.items()}
-    placement = Placement(mesh, Shards(tuple((axis, names) for axis, names in used.items() if names)))
+    exchange = execution.expert_exchange
+    if exchange == "auto":
+        exchange = cheapest_exchange(devices[0].platform)
+    placement = Placement(mesh, Shards(tuple((axis, names) for axis, names in used.items() if names), exchange))
     _check(placement, model, execution, batch_size, row_length, block_size)
     return placement
 
@@ -228,4 +232,6 @@ def _check(
             raise UserError("mesh.expert: may be 1 with model.feed_forward 'dense'")
         if execution.expert_backend not in ("auto", "sequential_vjp"):
             got = f"got {execution.expert_backend!r}, may be 'auto' or 'sequential_vjp'"
-            raise UserError(f"execution.expert_backend: {got} where mesh.expert splits experts (`experts.across`)")
+            raise UserError(f"execution.expert_backend: {got} where mesh.expert splits experts (`moe.across`)")
+        if placement.shards.exchange == "all_to_all" and placement.mesh.devices.flat[0].platform == "cpu":
+            raise UserError("execution.expert_exchange: got 'all_to_all', may be 'auto' or 'all_gather' on a CPU")

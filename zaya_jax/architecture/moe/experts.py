@@ -9,7 +9,7 @@ expert each, padded to a static count, and is 5 times faster on CPU at 1024 toke
 `jax.lax.ragged_dot` is dense there). `gather` copies each token's expert: best for a handful of tokens, where a block
 would be mostly padding. `sequential` makes the same blocks but visits them one after the other; it cannot be
 differentiated and serves forwards with a cache (`dispatch_cached`). `sequential_vjp` does so with a backward pass, for
-experts that are spread over devices (`across`). `ragged_dot` sorts tokens by expert and leaves the rest to
+experts that are spread over devices (`moe.across`). `ragged_dot` sorts tokens by expert and leaves the rest to
 `jax.lax.ragged_dot`: on gfx942 in bfloat16 or float16 one grouped product of hipBLASLt, without padding; on gfx950 in
 bfloat16, on CUDA and on CPU XLA computes every expert for every token (docs/hardware.md#compiling-ahead-of-time).
 
@@ -201,7 +201,7 @@ def sequential_vjp(x: Array, choice: Array, gate_up: Array, down: Array, everywh
     """`block_padded` as a loop over the blocks that exist, in the backward pass too.
 
     The work follows the tokens that are here, whatever the static worst case: where experts are spread over devices
-    (`across`), most of the tokens that a device sees are for others.
+    (`moe.across`), most of the tokens that a device sees are for others.
 
     Args:
       everywhere: experts on all devices, which share the tokens out; None: these are all.
@@ -251,26 +251,6 @@ def _sequential_backward(size: int, kept, gradient: Array):
 
 
 _sequential_blocks.defvjp(_sequential_vjp, _sequential_backward)
-
-
-def across(axis: tuple[str, ...], x: Array, choice: Array, gate_up: Array, down: Array) -> Array:
-    """Dispatch where the devices along `axis` hold equal shares of the experts, in order. Dropless.
-
-    Every device sees the tokens of all, computes those that chose its own experts, and gets its own tokens' results
-    back; at most one device adds something other than zero for each, so nothing is rounded on the way.
-
-    Args:
-      axis: names of the surrounding `shard_map`.
-      choice: of all experts, as in the module's docstring.
-      gate_up, down: this device's experts.
-    """
-    held = gate_up.shape[0]
-    x, choice = (jax.lax.all_gather(z, axis, tiled=True) for z in (x, choice))
-    mine = choice - jax.lax.axis_index(axis) * held
-    mine = jnp.where((mine >= 0) & (mine < held), mine, held)
-    return jax.lax.psum_scatter(
-        sequential_vjp(x, mine, gate_up, down, held * jax.lax.axis_size(axis)), axis, tiled=True
-    )
 
 
 BACKENDS = {

@@ -13,7 +13,8 @@ from zaya_jax.architecture.config import ZayaConfig
 from zaya_jax.architecture.execution import Execution
 from zaya_jax.architecture.layers import ARRANGED, Linear, LowRank, RMSNorm, adapt
 from zaya_jax.architecture.layout import PADDING, Layout
-from zaya_jax.architecture.moe.experts import across, dispatch, dispatch_cached, gated, of_own_arrays, swiglu
+from zaya_jax.architecture.moe.across import EXCHANGES
+from zaya_jax.architecture.moe.experts import dispatch, dispatch_cached, gated, of_own_arrays, swiglu
 from zaya_jax.architecture.precision import on_rows, product, rounded_once
 from zaya_jax.architecture.sharding import Shards
 
@@ -97,7 +98,7 @@ class MixtureOfExperts(nn.Module):
             gate_up = weights("gate_up_proj", held, hidden, 2 * inner)
             down = weights("down_proj", held, inner, hidden)
             if axis:
-                out = across(axis, x, choice, gate_up, down)
+                out = EXCHANGES[self.shards.exchange](axis, x, choice, gate_up, down)
             elif stack is not None and self.execution.expert_backend == "auto":
                 out = dispatch_cached(x, choice, *stack)
             else:
