@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.sampling.test_generate import model_of, prompts_of
+from tests.sampling.test_learned_drafters import model_of as drafting_model
 from tests.sampling.test_turns import Letters
 from zaya_jax.errors import UserError
 from zaya_jax.parallel import MeshConfig, make_placement
@@ -156,6 +157,20 @@ def test_the_last_sequences_have_half_a_batch(monkeypatch):
         assert out[-1][1].busy == sum(len(sequence.accepted) - 1 for sequence, _ in out)
         idle[least] = out[-1][1].idle
     assert idle[1] < idle[16]
+
+
+@pytest.mark.parametrize("kind", [None, pytest.param("eagle3", marks=pytest.mark.slow)])
+def test_a_drafters_state_goes_with_its_row(monkeypatch, kind):
+    """Into free rows and into half a batch: its arrays begin with the batch, a cache's with the layers."""
+    model, variables = drafting_model(kind, llama=False) if kind else model_of()
+    prompts, stops = many(model, 7), dict(temperature=0.9, stop_tokens=(15, 6))
+    sampler = SamplerConfig("drafter", drafter=kind or "ngram", draft_length=3, **stops)
+    alone = generate(model, variables, [p.tokens for p in prompts], sampler, NEW, [p.seed for p in prompts])
+    monkeypatch.setattr(continuous, "SMALLEST_HALF", 1)
+    queue = generate_queue(model, variables, prompts, sampler, NEW, longest=10, batch=4)
+    found = {sequence.index: sequence for sequence, _ in queue}
+    assert [found[i].tokens for i in range(7)] == alone.tokens
+    assert [found[i].accepted for i in range(7)] == alone.accepted
 
 
 def test_sequences_come_in_order_and_know_their_time():

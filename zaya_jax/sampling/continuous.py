@@ -199,8 +199,7 @@ class _Queue:
             return state, keys
         rows = self.placement.rows()
         second = NamedSharding(self.placement.mesh, PartitionSpec(None, *rows.spec))  # of the cache's [layer, row, ...]
-        cache = jax.device_put(state.cache.replace(length=None), second)
-        cache = cache.replace(length=jax.device_put(state.cache.length, rows))
+        cache = state.cache.over_batch(lambda axis, x: jax.device_put(x, second if axis else rows))
         return jax.device_put(state.replace(cache=None), rows).replace(cache=cache), jax.device_put(keys, rows)
 
     def advance(self, more: bool) -> list[Finished]:
@@ -296,6 +295,6 @@ _put = jax.jit(_put_all, donate_argnums=(0, 1))
 @jax.jit
 def _take(state: State, keys: Array, rows: Array) -> tuple[State, Array]:
     """The given rows of the batch."""
-    cache = jax.tree.map(lambda x: x[:, rows], state.cache.replace(length=None))
+    cache = state.cache.over_batch(lambda axis, x: x[:, rows] if axis else x[rows])
     rest = jax.tree.map(lambda x: x[rows], state.replace(cache=None))
-    return rest.replace(cache=cache.replace(length=state.cache.length[rows])), keys[rows]
+    return rest.replace(cache=cache), keys[rows]
