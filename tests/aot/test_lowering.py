@@ -62,10 +62,11 @@ def test_a_program_that_does_not_fit_or_compile_is_one_line():
         "model": {"expert_backend": "dense"},
     }
     lines = lowered_table([{**run, "programs": {"a": FOUND, "b": big, "c": none}}]).splitlines()
-    assert len(lines) == 5 and {line.count("|") for line in lines} == {11}
+    assert len(lines) == 5 and {line.count("|") for line in lines} == {12}
     assert (
         "| zaya1_8b, dense |" in lines[2]
         and "104.0 GB of 192.0 GB |" in lines[2]
+        and "(17.7 GB) | 214.1 GB | 6, 92 |" in lines[2]
         and ": does not fit |" in lines[3]
         and "too much" in lines[4]
     )

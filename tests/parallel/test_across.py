@@ -72,8 +72,7 @@ def test_every_exchange_is_every_expert_on_every_token(functions, name, choice, 
     reference, exchanges = functions
     rng = np.random.default_rng(2)
     x, gate_up, down = (
-        rng.normal(size=shape)
-        for shape in ((TOKENS, WIDTH), (EXPERTS, WIDTH, 2 * INNER), (EXPERTS, INNER, WIDTH))
+        rng.normal(size=shape) for shape in ((TOKENS, WIDTH), (EXPERTS, WIDTH, 2 * INNER), (EXPERTS, INNER, WIDTH))
     )
     choice = choice.astype(np.int32)
     (_, right), right_gradients = reference(x, gate_up, down, choice)

@@ -9,7 +9,7 @@ import dataclasses
 import re
 import struct
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +110,7 @@ def anatomy(hlo: str) -> Anatomy:
         times, shapes = executions[name], {i.name: i.shape for i in instructions}
         for i in instructions:
             if i.kind in COLLECTIVES:
-                handed = sum(shape_bytes(shapes[operand]) for operand in i.operands)
-                collectives[i.kind].append((times, max(handed, shape_bytes(_result(i)))))
+                collectives[i.kind].append((times, _handed(i, shapes)))
             elif i.opcode == "custom-call":
                 match = re.search(r'custom_call_target="([^"]*)"', i.attributes)
                 custom_calls[match[1] if match else "?"].append((times, 0))
@@ -123,6 +122,17 @@ def anatomy(hlo: str) -> Anatomy:
         fusions=counts["fusion"],
         open_loops=counts["open"],
     )
+
+
+def _handed(i: Instruction, shapes: Mapping[str, str]) -> int:
+    """Bytes of a collective that a device hands over or gets, the larger.
+
+    Of a ragged all-to-all, whose buffers have room for the worst case: what fills the smaller one.
+    """
+    operands = [shape_bytes(shapes[operand]) for operand in i.operands]
+    if i.kind == "ragged-all-to-all":
+        return min(operands[0], shape_bytes(_result(i)))
+    return max(sum(operands), shape_bytes(_result(i)))
 
 
 def shape_bytes(shape: str) -> int:

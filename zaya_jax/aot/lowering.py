@@ -63,21 +63,24 @@ def table(found: dict[str, Any]) -> str:
 def lowered_table(runs: Iterable[dict[str, Any]]) -> str:
     """Markdown: a row for each program of these result files of `experiments.lower`."""
     head = "| GPU | model | program | devices | memory a device | FLOPs a step and device | collectives in a step | "
-    rows = [head + "grouped, other library products | spilled VGPRs | seconds to compile |", "|" + "---|" * 10]
+    head += "bytes its kernels move | "
+    rows = [head + "grouped, other library products | spilled VGPRs | seconds to compile |", "|" + "---|" * 11]
     for run in runs:
         for found in run["programs"].values():
-            backend = run.get("execution", run["model"])["expert_backend"]  # in the model before 0.2
-            model = run["name"] if backend == "auto" else f"{run['name']}, {backend}"
+            how = run.get("execution", run["model"])  # in the model before 0.2
+            chosen = (how["expert_backend"], how.get("expert_exchange", "auto"))
+            model = ", ".join([run["name"], *(each for each in chosen if each != "auto")])
             start = f"| {run['target']} ({run['architecture']}) | {model} | {found['program']} | "
             if not found["compiles"]:
-                rows.append(start + f"{run['devices']} | does not compile: {found['reason']} |" + " |" * 5)
+                rows.append(start + f"{run['devices']} | does not compile: {found['reason']} |" + " |" * 6)
                 continue
             total, limit = found["memory"]["total"], found["memory_limit"]
             fits = f"{gigabytes(total)} of {gigabytes(limit)}" + ("" if found["fits"] else ": does not fit")
+            moved = gigabytes(found["moved"]) if found.get("moved") else "not counted"
             spills = "not read" if found["kernels"] is None else str(found["kernels"]["vgpr_spills"])
             rows.append(
                 start + f"{found['devices']} | {fits} | {si(found['flops'] / found['devices'])}FLOP | "
-                f"{_collectives(found['collectives'])} | {found['grouped_matmuls']}, {found['library_matmuls']} | "
+                f"{_collectives(found['collectives'])} | {moved} | {found['grouped_matmuls']}, {found['library_matmuls']} | "
                 f"{spills} | {found['seconds']['compile']:.0f} |"
             )
     return "\n".join(rows)

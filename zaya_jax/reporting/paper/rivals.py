@@ -82,7 +82,9 @@ def rivals_training(rows: Sequence[Row], more: Sequence[Row] = ()) -> Drawn:
     for axis, temperature in zip(figure.subplots(1, len(temperatures), sharey=True, squeeze=False)[0], temperatures):
         style.tidy(axis, f"temperature {temperature:g}: T", "training FLOPs", grid="both")
         for method in methods:
-            _line(axis, [r for r in found if r["changes"][METHOD] == method and r["temperature"] == temperature], method)
+            _line(
+                axis, [r for r in found if r["changes"][METHOD] == method and r["temperature"] == temperature], method
+            )
         axis.set_xscale("log")
     handles = [Line2D([], [], marker="o", color=COLOURS[name], label=METHODS[name]) for name in methods]
     style.legend_below(figure, handles, ncols=5)
