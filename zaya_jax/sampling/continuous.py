@@ -32,7 +32,7 @@ Array = jax.Array
 # Of the rows: refilled together, hence idle at most (but for those that end in the same step). Where a step is a token
 # a row, refilling costs more than idling.
 ADMITTED, ADMITTED_WITHOUT_DRAFTS = 1 / 16, 1 / 8
-SMALLEST_HALF = 16  # rows: once nothing waits, a batch is halved whenever half has ended, down to so many
+SMALLEST_HALF = 8  # rows: once nothing waits, a batch is halved whenever half has ended, down to so many
 
 
 class Prompt(NamedTuple):
