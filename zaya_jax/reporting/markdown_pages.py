@@ -89,8 +89,8 @@ def _policies(task: str, table: Callable[[list[Run]], str]) -> Maker:
 
 
 def _clock(name: str) -> Maker:
-    """Wall-clock of SmolLM2's drafts, of a file of `experiments.bench.drafting`."""
-    return _maker([f"smollm2/{name}.json"], read_record, wall_clock_table)
+    """Wall-clock with drafts and without, of a file of `experiments.bench.drafting`."""
+    return _maker([f"{name}.json"], read_record, wall_clock_table)
 
 
 def _stability(table: Callable[[dict[str, Any]], str]) -> Maker:
@@ -99,6 +99,7 @@ def _stability(table: Callable[[dict[str, Any]], str]) -> Maker:
 
 TABLES: dict[str, Maker] = {
     "quickstart": _csv("quickstart", table=runs.sampling_table),
+    "quickstart_one_text": _clock("quickstart/wall_clock"),
     "likelihood": _csv("quickstart", table=runs.likelihood_table),
     "anchors": _section("samplers", "anchors", drafting.anchors_table),
     "strategies": _section("samplers", "strategies", drafting.strategies_table),
@@ -135,14 +136,14 @@ TABLES: dict[str, Maker] = {
     "pairs": _section("long_rows", "pairs", benchmarks.pairs_table),
     "lower": _lower("*.json", lowered_table),
     "traffic": _lower("*_decode_*.json", traffic_table),
-    "word_problems": _clock("word_problems/wall_clock"),
-    "word_problems_batch_4": _clock("word_problems/wall_clock_batch_4"),
-    "word_problems_free_chat": _clock("word_problems/wall_clock_free_chat"),
+    "word_problems": _clock("smollm2/word_problems/wall_clock"),
+    "word_problems_batch_4": _clock("smollm2/word_problems/wall_clock_batch_4"),
+    "word_problems_free_chat": _clock("smollm2/word_problems/wall_clock_free_chat"),
     "word_problems_quality": _quality(
         published="smollm2/quality/published", joint="smollm2/quality/joint", AR_only="smollm2/quality/control"
     ),
-    "drafts": _clock("drafts/wall_clock"),
-    "ngram_smollm2": _maker(["rivals/smollm2/ngram.json"], read_record, wall_clock_table),
+    "drafts": _clock("smollm2/drafts/wall_clock"),
+    "ngram_smollm2": _clock("rivals/smollm2/ngram"),
     "word_problems_learned": _learned(*(f"smollm2/word_problems{run}" for run in ("/first", "/second", ""))),
     "drafts_learned": _learned("smollm2/drafts/first", "smollm2/drafts"),
     "stability_weights": _stability(stability.weights_table),
