@@ -222,7 +222,7 @@ def trips(i: Instruction) -> int | None:
 
 def _result(i: Instruction) -> str:
     """A collective's result; `-start` may give (operands, results, ...)."""
-    if i.opcode in ("all-gather-start", "collective-permute-start"):
+    if i.opcode in ("all-gather-start", "collective-permute-start", "ragged-all-to-all-start"):
         parts = _parts(i.shape)
         return parts[1] if len(parts) > 1 else i.shape
     return i.shape
