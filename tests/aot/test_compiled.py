@@ -59,9 +59,9 @@ ENTRY %main (p0: bf16[8,4], g: f32[64]) -> bf16[8,4] {
   %all.done = f32[64]{0} all-reduce-done(%all)
   %counts = s32[8]{0} constant({...})
   %room = f32[512]{0} broadcast(%zero), dimensions={}
-  %sent = ((f32[64]{0}, f32[512]{0}, s32[8]{0}, s32[8]{0}, s32[8]{0}, /*index=5*/s32[8]{0}), f32[512]{0}) ragged-all-to-all-start(%g, %room, %counts, %counts, %counts, /*index=5*/%counts), channel_id=4
+  %sent = ((f32[64]{0}, f32[512]{0}, s32[8]{0}), f32[512]{0}) ragged-all-to-all-start(%g, %room, %counts), channel_id=4
   %sent.done = f32[512]{0} ragged-all-to-all-done(%sent)
-  %back = ((f32[512]{0}, f32[64]{0}, s32[8]{0}, s32[8]{0}, s32[8]{0}, /*index=5*/s32[8]{0}), f32[64]{0}) ragged-all-to-all-start(%room, %g, %counts, %counts, %counts, /*index=5*/%counts), channel_id=5
+  %back = ((f32[512]{0}, f32[64]{0}, s32[8]{0}), f32[64]{0}) ragged-all-to-all-start(%room, %g, %counts), channel_id=5
   %either = f32[2]{0} conditional(%g, %g, %g), branch_computations={%branch, %branch}
   %fused = f32[64]{0} fusion(%all.done), kind=kLoop, calls=%add
   ROOT %open = (s32[], bf16[8,4]{1,0}) while(%p0), condition=%more, body=%step

@@ -80,8 +80,8 @@ def lowered_table(runs: Iterable[dict[str, Any]]) -> str:
             spills = "not read" if found["kernels"] is None else str(found["kernels"]["vgpr_spills"])
             rows.append(
                 start + f"{found['devices']} | {fits} | {si(found['flops'] / found['devices'])}FLOP | "
-                f"{_collectives(found['collectives'])} | {moved} | {found['grouped_matmuls']}, {found['library_matmuls']} | "
-                f"{spills} | {found['seconds']['compile']:.0f} |"
+                f"{_collectives(found['collectives'])} | {moved} | "
+                f"{found['grouped_matmuls']}, {found['library_matmuls']} | {spills} | {found['seconds']['compile']:.0f} |"
             )
     return "\n".join(rows)
 

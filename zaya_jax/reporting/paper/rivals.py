@@ -46,7 +46,8 @@ def rivals(rows: Sequence[Row]) -> Drawn:
         "Ways to draft, trained from one AR checkpoint for the same FLOPs and verified exactly",
         conditions(found), width=11, height=1.9 + 0.3 * len(ways), legend=1,
     )  # fmt: skip
-    for axis, temperature in zip(figure.subplots(1, len(temperatures), sharey=True, squeeze=False)[0], temperatures):
+    axes = figure.subplots(1, len(temperatures), sharey=True, squeeze=False)[0]
+    for axis, temperature in zip(axes, temperatures, strict=True):
         style.tidy(axis, f"temperature {temperature:g}: tokens per forward-equivalent", grid="x")
         for i, (method, sampler) in enumerate(ways):
             here = [row for row in _of(found, method, sampler) if row["temperature"] == temperature]
@@ -61,7 +62,10 @@ def rivals(rows: Sequence[Row]) -> Drawn:
     figure.axes[0].invert_yaxis()
     style.legend_below(figure, [
         Patch(color=style.QUIET, label="tokens per forward-equivalent (the drafter's weights counted)"),
-        Line2D([], [], marker="D", color=style.INK, markerfacecolor="white", linewidth=0, label="tokens per target forward (T)"),
+        Line2D(
+            [], [], marker="D", color=style.INK, markerfacecolor="white", linewidth=0,
+            label="tokens per target forward (T)",
+        ),
     ])  # fmt: skip
     return Drawn(figure, _caption(found, temperatures))
 
@@ -79,7 +83,8 @@ def rivals_training(rows: Sequence[Row], more: Sequence[Row] = ()) -> Drawn:
         conditions(found), width=10, height=4.8, legend=2,
     )  # fmt: skip
     methods = [name for name in METHODS if any(row["changes"][METHOD] == name for row in found)]
-    for axis, temperature in zip(figure.subplots(1, len(temperatures), sharey=True, squeeze=False)[0], temperatures):
+    axes = figure.subplots(1, len(temperatures), sharey=True, squeeze=False)[0]
+    for axis, temperature in zip(axes, temperatures, strict=True):
         style.tidy(axis, f"temperature {temperature:g}: T", "training FLOPs", grid="both")
         for method in methods:
             _line(
