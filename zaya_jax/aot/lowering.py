@@ -76,12 +76,13 @@ def lowered_table(runs: Iterable[dict[str, Any]]) -> str:
                 continue
             total, limit = found["memory"]["total"], found["memory_limit"]
             fits = f"{gigabytes(total)} of {gigabytes(limit)}" + ("" if found["fits"] else ": does not fit")
+            products = f"{found['grouped_matmuls']}, {found['library_matmuls']}"
             moved = gigabytes(found["moved"]) if found.get("moved") else "not counted"
             spills = "not read" if found["kernels"] is None else str(found["kernels"]["vgpr_spills"])
             rows.append(
                 start + f"{found['devices']} | {fits} | {si(found['flops'] / found['devices'])}FLOP | "
                 f"{_collectives(found['collectives'])} | {moved} | "
-                f"{found['grouped_matmuls']}, {found['library_matmuls']} | {spills} | {found['seconds']['compile']:.0f} |"
+                f"{products} | {spills} | {found['seconds']['compile']:.0f} |"
             )
     return "\n".join(rows)
 

@@ -20,8 +20,8 @@ class Execution:
 
     Attributes:
       expert_backend: see `architecture.moe.experts`; "dense" is the reference implementation.
-      expert_exchange: how tokens get to experts on other devices, see `architecture.moe.across`; "auto": by as few bytes
-        as the platform can.
+      expert_exchange: how tokens get to experts on other devices, see `architecture.moe.across`; "auto": by as few
+        bytes as the platform can.
       attention_backend: "structured": short rows at once, long ones tile by tile; "tiled": tile by tile for short rows
         too; "dense": the reference implementation, which builds the row x row mask.
       qkv_backend: "fused": one matrix product for all of attention's projections, one a head for the grouped
