@@ -99,5 +99,21 @@ def architecture() -> list[Row]:
     return rows
 
 
+def rivals(steps: int = 400, seeds: Iterable[int] = (0, 1)) -> list[Row]:
+    """Two trained methods, prompt lookup in every job; a drafter's pass costs a quarter of a forward."""
+    rows = []
+    for seed in seeds:
+        for method, samplers in (("ngram", ()), ("tidar", ("lossless",)), ("dflash", ("dflash", "dflash_tree"))):
+            changes = {":method": method, "seed": seed}
+            for temperature in (0, 1):
+                for sampler in ("autoregressive", "ngram", *samplers):
+                    row = sampling(changes, sampler, "list_programs", temperature, 8)
+                    forwards = 1.25 if sampler.startswith("dflash") else 1.0
+                    t = row["tokens_per_forward"]
+                    flops = steps * 1e9 if samplers else 0
+                    rows.append(row | {"tokens_per_forward_equivalent": t / forwards, "training_flops": flops})
+    return rows
+
+
 def _name(changes: dict[str, Any]) -> str:
     return ",".join(f"{key}={value}" for key, value in changes.items())

@@ -20,6 +20,7 @@ from zaya_jax.reporting.paper import published, stability
 from zaya_jax.reporting.paper.ablations import block_size, masking, negative_control
 from zaya_jax.reporting.paper.benchmarks import anchors, flat_tokens, free_slots, strategies
 from zaya_jax.reporting.paper.figures import FIGURES, draw, write
+from zaya_jax.reporting.paper.rivals import rivals, rivals_training
 from zaya_jax.reporting.paper.roofline import roofline
 from zaya_jax.reporting.paper.samplers import beta, pass_at_16, speedup
 from zaya_jax.reporting.paper.sweep_rows import MissingData, conditions, matched, with_block_size, with_same_anchors
@@ -43,6 +44,8 @@ DRAWN = {
     "roofline": roofline,
     "anchors": lambda: anchors(BENCH["samplers"]),
     "negative_control": lambda: negative_control(made_up.architecture()),
+    "rivals": lambda: rivals(made_up.rivals()),
+    "rivals_training": lambda: rivals_training(made_up.rivals(), made_up.rivals(100, (0,))),
     **{
         f"stability_{name}": functools.partial(getattr(stability, name), made_up_study.study())
         for name in ("noise", "norms", "margin", "exchange", "quality")
@@ -85,6 +88,20 @@ def test_footers_of_sweeps_say_what_was_run(name):
         assert word in shown, word
     if name not in ("masking", "beta"):  # whose made-up rows change no seed
         assert "training seeds 0" in shown
+
+
+def test_rivals_are_ordered_by_what_a_forward_equivalent_yields():
+    drawn = rivals(made_up.rivals())
+    left = drawn.figure.axes[0]
+    assert [label.get_text() for label in left.get_yticklabels()] == [
+        "prompt lookup, no training", "TiDAR, one pass", "DFlash", "DFlash, tree",
+    ]  # fmt: skip
+    t = 8**0.6 + 0.05  # the mean of two seeds, of which one has 0.1 more
+    np.testing.assert_allclose([bar.get_width() for bar in left.patches], [t, t, t / 1.25, t / 1.25])
+    assert f"temperature 0 prompt lookup, no training yields most ({t:.2f})" in drawn.caption
+    curve = rivals_training(made_up.rivals(), made_up.rivals(100, (0,)))
+    lines = curve.figure.axes[0].lines
+    assert [list(line.get_xdata()) for line in lines] == [[1e11, 4e11]] * 2  # what trains nothing is on no line
 
 
 def test_the_margin_of_made_up_runs():
