@@ -9,6 +9,7 @@ import pytest
 
 from tests.helpers import random_variables
 from zaya_jax.architecture import Zaya, preset
+from zaya_jax.errors import UserError
 from zaya_jax.evaluation.answers import Answers, fingerprint
 from zaya_jax.evaluation.pass_at_k import pass_at_k, permutation_p_value
 from zaya_jax.evaluation.task_accuracy import (
@@ -23,7 +24,7 @@ from zaya_jax.evaluation.task_accuracy import (
     task_rows,
     tokens_per_decoding_forward,
 )
-from zaya_jax.sampling import SamplerConfig
+from zaya_jax.sampling import SamplerConfig, generate
 from zaya_jax.tasks import make_task
 from zaya_jax.text.tokenizers import ByteTokenizer
 
@@ -58,12 +59,31 @@ def test_a_killed_evaluation_resumes_to_the_same_answers(tmp_path):
     assert len(lines) == 1 + 6
     for kept in ("".join(lines[:3]), "".join(lines[:4]) + lines[4][:10], lines[0][:5], ""):
         path.write_text(kept)
-        assert answers_of(run(path)) == answers_of(whole)
+        assert answers_of(resumed := run(path)) == answers_of(whole) and resumed.log_target == whole.log_target
         again = [json.loads(line) for line in path.read_text().splitlines()]
         assert [line.get("problem") for line in again] == [None, 0, 1, 2, 3, 4, 5]
     before = path.read_text()
     assert answers_of(run(path)) == answers_of(whole)
     assert path.read_text() == before  # nothing was left to do
+
+
+def test_the_targets_entropy_is_that_of_its_own_samples(tmp_path):
+    (model, variables), problems = setup(), PROTOCOL.problems(TASK)
+    path = tmp_path / "answers.jsonl"
+    result = run(path)
+    prompts = [TASK.encode(problem, TOKENIZER) for problem in problems for _ in range(2)]
+    out = generate(model, variables, prompts, LOSSLESS.config, 4, [7 + row for row in range(12)])
+    told = [sum(row) for row in out.log_probabilities]
+    np.testing.assert_allclose(result.log_target, told, atol=1e-5)
+    entropy = result.row(PROTOCOL)["entropy"]
+    assert entropy == pytest.approx(-sum(told) / sum(map(len, out.tokens)), abs=1e-5) and 0 < entropy < 8
+    first, *lines = path.read_text().splitlines()
+    older = [json.dumps({k: v for k, v in json.loads(line).items() if k != "log_target"}) for line in lines[:4]]
+    path.write_text("\n".join([first, *older]) + "\n")
+    assert run(path).row(PROTOCOL)["entropy"] is None  # not known of all
+    path.write_text("\n".join([first, lines[0].replace('"log_target": [', '"log_target": [1, ')]) + "\n")
+    with pytest.raises(UserError, match=r"line 2: log_target: got .*, may be a list of 2 numbers of at most 0"):
+        run(path)
 
 
 def test_the_most_tokens_per_forward_a_text_allows():

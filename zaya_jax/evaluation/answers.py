@@ -1,6 +1,7 @@
 """A file of answered problems, one JSON line each: an evaluation that was killed resumes after its last whole line."""
 
 import json
+import math
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -73,6 +74,10 @@ def _mistake(line: dict[str, Any], problem: int, samples: int) -> str | None:
         "tokens": (lambda value: _each(value, lambda one: _each(one, _natural)), "a list of lists of ids"),
         "accepted": (lambda value: _each(value, lambda one: _each(one, _natural)), "a list of lists of counts"),
         "seconds": (lambda value: _each([value], _duration), "a number above 0"),
+        "log_target": (  # not in files of before
+            lambda value: value is None or (_each(value, _logarithm) and len(value) == samples),
+            f"a list of {samples} numbers of at most 0",
+        ),
     }
     for field, (allows, may_be) in rules.items():
         if not allows(line.get(field)):
@@ -90,6 +95,10 @@ def _each(value: Any, allows: Callable[[Any], bool]) -> bool:
 
 def _natural(value: Any) -> bool:
     return type(value) is int and 0 <= value <= INT32
+
+
+def _logarithm(value: Any) -> bool:
+    return type(value) in (int, float) and -math.inf < value <= 1e-3  # a sum of float32
 
 
 def _duration(value: Any) -> bool:

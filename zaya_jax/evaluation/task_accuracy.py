@@ -68,6 +68,7 @@ class TaskResult:
     rows_per_forward: float
     times: Sequence[tuple[int, float]] = ()  # tokens and seconds of each batch of problems, in their order
     work: StepWork | None = None  # of one step
+    log_target: Sequence[float] = ()  # of each text, its log-probability under the sampler's target; () if not known
 
     @property
     def tokens_per_second(self) -> float:
@@ -115,9 +116,17 @@ class TaskResult:
             "forwards_by_tokens": np.bincount([n for text in self.accepted for n in text]).tolist(),
             "seconds": self.seconds,
             "tokens_per_second": self.tokens_per_second,
+            "entropy": self._entropy(),
             **self._work(tokens / forwards),
         }
         return row | ({} if baseline is None else self._against(baseline))
+
+    def _entropy(self) -> float | None:
+        """Nats a token of the target at its temperature, by its own samples; None where nothing is left to chance."""
+        config = self.sampler.config
+        if config.temperature == 0 or find_target(str(config.target)).reveal is not None or not self.log_target:
+            return None
+        return -sum(self.log_target) / sum(map(len, self.tokens))
 
     def _work(self, tokens_per_forward: float) -> dict[str, Any]:
         """What a step computes, and tokens by what it costs where memory bounds it, and where arithmetic does."""
@@ -273,6 +282,7 @@ def run_sampler(
             "correct": [task.check(problems[i], answers_text.whole(each.tokens)) for each in mine],
             "tokens": [each.tokens for each in mine],
             "accepted": [each.accepted for each in mine],
+            "log_target": [sum(each.log_probabilities) for each in mine],
             "seconds": sum(each.seconds for each in mine),
         }
         answers.add([line])
@@ -280,6 +290,7 @@ def run_sampler(
     bar.close()
     lines = answers.lines[: len(problems)]  # the file may be of a longer evaluation
     together = {key: [x for line in lines for x in line[key]] for key in ("tokens", "accepted", "correct")}
+    log_target = [x for line in lines for x in line.get("log_target", ())]  # files of before have none
     seconds = sum(line["seconds"] for line in lines)
     at_once = max(1, protocol.batch // samples)
     times = [
@@ -290,6 +301,7 @@ def run_sampler(
     return TaskResult(
         sampler, samples, **together, seconds=seconds, rows_per_forward=sampler.config.rows_per_forward, times=times,
         work=None if sampler.config.mode == "auto" else step_work(model, variables, sampler.config),
+        log_target=log_target if len(log_target) == len(together["tokens"]) else (),
     )  # fmt: skip
 
 

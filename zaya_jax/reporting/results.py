@@ -27,7 +27,7 @@ RESULT_COLUMNS = (
     "pass_at_16", "pass_at_16_low", "pass_at_16_high", "pass_at_16_difference", "pass_at_16_difference_low",
     "pass_at_16_difference_high", "p_value", "tokens", "forwards", "tokens_per_forward", "most_tokens_per_forward",
     "tokens_per_decoding_forward", "rows_per_forward", "seconds", "tokens_per_second", "speedup", "speedup_low",
-    "speedup_high", "forwards_by_tokens", "identical_to_autoregressive", "ar_log_probability", "ar_loss",
+    "speedup_high", "forwards_by_tokens", "identical_to_autoregressive", "ar_log_probability", "entropy", "ar_loss",
     "bits_per_byte", "draft_loss",
     "draft_accuracy_by_slot", "rows", "milliseconds", "cost_ratio", "hardware",
     # of a step: `sampling.planning.work`
