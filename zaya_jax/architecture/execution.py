@@ -20,8 +20,6 @@ class Execution:
 
     Attributes:
       expert_backend: see `architecture.moe.experts`; "dense" is the reference implementation.
-      expert_exchange: how tokens get to experts on other devices, see `architecture.moe.across`; "auto": by as few
-        bytes as the platform can.
       attention_backend: "structured": short rows at once, long ones tile by tile; "tiled": tile by tile for short rows
         too; "dense": the reference implementation, which builds the row x row mask.
       qkv_backend: "fused": one matrix product for all of attention's projections, one a head for the grouped
@@ -29,18 +27,20 @@ class Execution:
       query_chunk: queries whose scores exist at once; bounds attention's memory.
       remat: what of a layer the backward pass recomputes (REMATS).
       unroll_layers: compile every layer by itself: slow to compile, no copies into stacks of all layers.
+      expert_exchange: how tokens get to experts on other devices, see `architecture.moe.across`; "auto": by as few
+        bytes as the platform can.
 
     Raises:
       UserError: one line that names the field.
     """
 
     expert_backend: Annotated[str, Choice(EXPERTS)] = "auto"
-    expert_exchange: Annotated[str, Choice(EXCHANGES)] = "auto"
     attention_backend: Annotated[str, Choice(("structured", "tiled", "dense"))] = "structured"
     qkv_backend: Annotated[str, Choice(("batched", "fused"))] = "batched"
     query_chunk: Annotated[int, COUNT] = 1024
     remat: Annotated[str, Choice(REMATS)] = "none"
     unroll_layers: Annotated[bool, SWITCH] = False
+    expert_exchange: Annotated[str, Choice(EXCHANGES)] = "auto"
 
     def __post_init__(self) -> None:
         check_fields("Execution", self)

@@ -16,7 +16,7 @@ from zaya_jax.architecture.moe.experts import blocks_of
 from zaya_jax.interop.editing.adapters import is_adapter, is_drafter
 from zaya_jax.interop.formats.names import abstract_variables
 from zaya_jax.memory import binary
-from zaya_jax.training.objective import LOGITS_AT_ONCE
+from zaya_jax.training.objective import piece_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,7 +266,7 @@ def training_memory(
     rows = -(-batch // split.batch) * -(-row_length // split.sequence)
     drafts = -(-batch // split.batch) * -(-_drafts(row_length, tidar, block_size, trained.blocks) // split.sequence)
     # the clean and the draft half take turns at the head
-    logits = min(max(rows, drafts), max(1, LOGITS_AT_ONCE // config.vocab_size)) * config.vocab_size * 4
+    logits = min(max(rows, drafts), piece_size(config.vocab_size)) * config.vocab_size * 4
     return TrainingMemory(
         parameters=state,
         gradients=int(state * share),

@@ -19,6 +19,9 @@ from zaya_jax.registry import Registry, caller, kind_drafts
 
 Array = jax.Array
 LOGITS_AT_ONCE = 2**26  # logits that exist at once: 256 MiB in float32
+# Tokens whose logits exist at once at least: every piece reads the head's weights and adds up their gradient, which of
+# ZAYA1-8B's vocabulary is 10 GB (results/lower), as much as the logits of 1,000 tokens move.
+TOKENS_AT_ONCE = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -441,8 +444,8 @@ def cross_entropy(
 ) -> tuple[Array, Array]:  # fmt: skip
     """Negative log-likelihood in float32 and whether the likeliest token is right, both 0 where `has` is False.
 
-    Logits exist for at most LOGITS_AT_ONCE entries at a time, in the backward pass too: a row of ZAYA1-8B's vocabulary
-    would otherwise take 8.6 GB (docs/method.md#training).
+    Logits exist for a piece of the tokens at a time (`piece_size`), in the backward pass too: a row of ZAYA1-8B's
+    vocabulary would otherwise take 8.6 GB (docs/method.md#training).
 
     Args:
       hidden: [B, T, M].
@@ -472,7 +475,7 @@ def cross_entropy(
 
 
 def in_pieces(f: Callable[..., tuple[Array, ...]], arrays: tuple, size: int, vocab_size: int) -> tuple[Array, ...]:
-    """f over tokens, at most LOGITS_AT_ONCE / vocab_size of them at a time, in the backward pass too.
+    """f over tokens, `piece_size` of them at a time, in the backward pass too.
 
     Args:
       f: arrays of leading axis "tokens" -> arrays [tokens].
@@ -482,10 +485,15 @@ def in_pieces(f: Callable[..., tuple[Array, ...]], arrays: tuple, size: int, voc
       What f gives for all of them, [size] each.
     """
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), arrays)
-    rows = max(1, LOGITS_AT_ONCE // vocab_size)
+    rows = piece_size(vocab_size)
     if size <= rows:
         return f(*flat)
     pieces = jax.tree.map(
         lambda x: jnp.pad(x, ((0, -size % rows), *[(0, 0)] * (x.ndim - 1))).reshape(-1, rows, *x.shape[1:]), flat
     )
     return tuple(x.reshape(-1)[:size] for x in jax.lax.map(jax.checkpoint(lambda piece: f(*piece)), pieces))
+
+
+def piece_size(vocab_size: int) -> int:
+    """Tokens whose logits exist at once, of more."""
+    return max(TOKENS_AT_ONCE, LOGITS_AT_ONCE // vocab_size)
