@@ -20,8 +20,7 @@ from zaya_jax.costs.flops import (
     training_memory,
     visible_pairs,
 )
-from zaya_jax.training.objective import Objective
-from zaya_jax.training.objective import piece_size
+from zaya_jax.training.objective import Objective, piece_size
 from zaya_jax.training.optimizer import OptimizerConfig
 from zaya_jax.training.state import init_state, init_variables, make_train_step
 
