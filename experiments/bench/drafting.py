@@ -10,10 +10,10 @@ branch points are planned as mode "auto" plans them: acceptance is measured on -
 validation problems; of a file, its first lines, which are then not timed), a forward's cost by query tokens on this
 machine at --batch, and what is predicted to be fastest is raced against autoregression. With --drafter that drafter's
 length is planned instead, and the model needs no mask token. Then each prompt (--batch of them) is continued both ways,
-in turn, after one untimed turn each. `rows` has for each set and temperature: what was
-planned, what auto chose, tokens per forward, query tokens a forward, tokens per second of both, their ratio with a 95%
-interval (bootstrap over prompts), that of auto's choice (1 where it is autoregression), and how many texts are the
-same. A set that an earlier command of the same flags has written to --output is not measured again.
+in turn, after one untimed turn each. `rows` has for each set and temperature: what was planned, what auto chose, tokens
+per forward, query tokens a forward, tokens per second of both, their ratio with a 95% interval (bootstrap over
+prompts), that of auto's choice (1 where it is autoregression, null where it is a drafter that was not timed), and how
+many texts are the same. A set that an earlier command of the same flags has written to --output is not measured again.
 """
 
 import dataclasses
@@ -184,16 +184,18 @@ def measure(model: Zaya, variables: Any, prompts: Prompts, sampler: SamplerConfi
         same += sum(a == b for a, b in zip(made["plain"].tokens, made["drafting"].tokens, strict=True))
     rates = {name: sum(tokens[name]) / sum(seconds[name]) for name in sides}
     interval = ratio_interval(*(x[name] for name in ("drafting", "plain") for x in (tokens, seconds)))
-    chosen = choice.sampler.mode
+    chosen = choice.sampler
+    ratio = rates["drafting"] / rates["plain"]
+    by_auto = {"autoregressive": 1.0, drafting.mode: ratio if chosen.drafter == drafting.drafter else None}
     return {
         "prompts": prompts.name, "count": len(prompts.timed), "temperature": sampler.temperature,
         "draft_temperature": sampler.draft_temperature, "drafter": drafting.drafter,
         "block_size": plan_of(drafting).block_size, "anchors": list(drafting.anchor_list),
         "query_tokens": drafting.rows_per_forward,
         "tokens_per_forward": sum(tokens["drafting"]) / forwards, "tokens": tokens, "seconds": seconds,
-        "tokens_per_second": rates, "ratio": rates["drafting"] / rates["plain"], "interval": interval, "same": same,
-        "acceptance": list(choice.acceptance), "cost": choice.cost, "auto": chosen, "why": choice.reason,
-        "auto_ratio": 1.0 if chosen == "autoregressive" else rates["drafting"] / rates["plain"],
+        "tokens_per_second": rates, "ratio": ratio, "interval": interval, "same": same,
+        "acceptance": list(choice.acceptance), "cost": choice.cost, "auto": chosen.mode,
+        "auto_drafter": chosen.drafter, "why": choice.reason, "auto_ratio": by_auto.get(chosen.mode),
     }  # fmt: skip
 
 

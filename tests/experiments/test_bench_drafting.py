@@ -48,5 +48,6 @@ def test_a_small_run_writes_what_it_measured(tmp_path):
         assert row["interval"][0] <= row["ratio"] <= row["interval"][1]
         assert row["query_tokens"] == row["block_size"] * (1 + len(row["anchors"]))
         assert 1 <= row["tokens_per_forward"] <= row["block_size"]
-        assert row["auto_ratio"] == (1.0 if row["auto"] == "autoregressive" else row["ratio"])
+        ratios = {"autoregressive": 1.0, "single_pass": row["ratio"], "drafter": None}  # none was timed
+        assert row["auto_ratio"] == ratios[row["auto"]] and (row["auto"] == "drafter") == bool(row["auto_drafter"])
     assert wall_clock_table(numbers).count("\n") == 3 and "2 of 2" in process.stdout

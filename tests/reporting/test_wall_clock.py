@@ -30,4 +30,6 @@ def test_a_row_says_what_auto_chose():
     assert cells == [
         "addition", "0", "4, 1 3", "12", "2.50", "10.0", "9.0", "0.90x (0.80-1.00)", "AR, 1.00x", "8 of 8"
     ]  # fmt: skip
+    other = {"auto": "drafter", "auto_drafter": "ngram", "auto_ratio": None}  # it was not what was timed
+    assert "| ngram, not timed |" in wall_clock_table({"rows": [row | other]})
     assert "| ngram, 3 drafts |" in wall_clock_table({"rows": [row | {"drafter": "ngram", "anchors": []}]})

@@ -143,9 +143,10 @@ TABLES: dict[str, Maker] = {
         published="smollm2/quality/published", joint="smollm2/quality/joint", AR_only="smollm2/quality/control"
     ),
     "drafts": _clock("smollm2/drafts/wall_clock"),
+    "drafts_second": _clock("smollm2/drafts/second/wall_clock"),
     "ngram_smollm2": _clock("rivals/smollm2/ngram"),
     "word_problems_learned": _learned(*(f"smollm2/word_problems{run}" for run in ("/first", "/second", ""))),
-    "drafts_learned": _learned("smollm2/drafts/first", "smollm2/drafts"),
+    "drafts_learned": _learned(*(f"smollm2/drafts{run}" for run in ("/first", "/second", ""))),
     "stability_weights": _stability(stability.weights_table),
     "stability_noise": _stability(stability.noise_table),
     "queue": _section("queue", "rows", benchmarks.queue_table),

@@ -25,11 +25,18 @@ def wall_clock_table(numbers: Mapping[str, Any]) -> str:
                 shape, f"{row['query_tokens']:g}",
                 f"{row['tokens_per_forward']:.2f}", f"{rates['plain']:.1f}", f"{rates['drafting']:.1f}",
                 f"{row['ratio']:.2f}x ({low:.2f}-{high:.2f})",
-                f"{'drafts' if row['auto'] != 'autoregressive' else 'AR'}, {row['auto_ratio']:.2f}x",
+                _auto(row),
                 f"{row['same']} of {row['count']}",
             ]
         )  # fmt: skip
     return markdown(HEAD, rows)
+
+
+def _auto(row: Mapping[str, Any]) -> str:
+    """What mode auto chose, and how fast it was, if it was timed."""
+    if row["auto_ratio"] is None:
+        return f"{row['auto_drafter']}, not timed"
+    return f"{'drafts' if row['auto'] != 'autoregressive' else 'AR'}, {row['auto_ratio']:.2f}x"
 
 
 def learned_table(runs: Iterable[tuple[Mapping[str, Any], Iterable[Mapping[str, Any]]]], stage: str = "convert") -> str:
