@@ -194,7 +194,7 @@ def test_attention_backends_agree_in_a_whole_model():
         assert np.sqrt(np.mean((out - outs[0]) ** 2)) / outs[0].std() <= 2 * U
 
 
-@pytest.mark.parametrize("backend", ["tiled", "structured"])
+@pytest.mark.parametrize("backend", ["tiled", pytest.param("structured", marks=pytest.mark.slow)])
 def test_sharp_attention_gives_the_distribution_of_the_same_weights_in_float32(backend):
     """Keys of twelve times the length, as trained ones may have: by KL, for training by tiles and for decoding.
 
@@ -217,7 +217,7 @@ def test_sharp_attention_gives_the_distribution_of_the_same_weights_in_float32(b
     assert 0 < divergence.mean() <= error**2 / 2 and divergence.max() <= 10 * error**2 / 2
 
 
-@pytest.mark.parametrize("backend", ["structured", "tiled"])
+@pytest.mark.parametrize("backend", ["structured", pytest.param("tiled", marks=pytest.mark.slow)])
 def test_gradients_are_finite_and_near_those_of_the_same_weights_in_float32(backend):
     """A dense model, whose experts no rounding can change.
 

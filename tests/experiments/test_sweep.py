@@ -225,14 +225,14 @@ def test_a_sweep_trains_shared_stages_once_survives_a_failure_and_resumes(tmp_pa
     rows = read_sweep(workdir / "results.csv")
     names = list(dict.fromkeys(row["run"] for row in rows))
     assert names == ["warmup_steps=2", "warmup_steps=3"]
-    assert {row["changes"]["convert.optimizer.warmup_steps"] for row in rows} == {2, 3}
+    assert {row["changes"]["control.optimizer.warmup_steps"] for row in rows} == {2, 3}
     for name in names:
         own = read_results(workdir / "runs" / name / "results.csv")
         assert [r["accuracy"] for r in own] == [r["accuracy"] for r in rows if r["run"] == name]
         assert {r["seed"] for r in own if r["kind"] == "sampling"} == {7}
     # both start from one pretraining, which the first of them trained
     stages = [path.name.partition("-")[0] for path in (workdir / "stages").iterdir() if path.is_dir()]
-    assert sorted(stages) == ["convert", "convert", "pretrain"]
+    assert sorted(stages) == ["control", "control", "pretrain"]
     trained = [{m["stage"] for m in read_metrics(workdir / "runs" / name / "metrics.jsonl")} for name in names]
     assert "pretrain" in trained[0] and "pretrain" not in trained[1]
 
@@ -257,16 +257,16 @@ def test_a_sweep_trains_shared_stages_once_survives_a_failure_and_resumes(tmp_pa
     now = written()
     assert now["warmup_steps=2"] == before["warmup_steps=2"] and now["warmup_steps=3"] != before["warmup_steps=3"]
     metrics = workdir / "runs" / "warmup_steps=3" / "metrics.jsonl"
-    assert not metrics.exists() or not {m["stage"] for m in read_metrics(metrics)} & {"pretrain", "convert"}
+    assert not metrics.exists() or not {m["stage"] for m in read_metrics(metrics)} & {"pretrain", "control"}
 
 
 def test_no_job_starts_where_one_has_a_bad_config(tmp_path):
     for args in ((), ("--list",)):
-        status, output = run(tmp_path / "w", *args, config=f"{SWEEP}:block_size=0")
+        status, output = run(tmp_path / "w", *args, config=f"{SWEEP}:prompts=0")
         assert status == 2 and not (tmp_path / "w").exists()
         lines = output.strip().splitlines()
         assert len(lines) == 3 and all(line.startswith("error: job ") for line in lines)
-        assert all("convert.objective.block_size: got 0" in line for line in lines)
+        assert all("evaluate.prompts: got 0" in line for line in lines)
 
 
 COMMANDS_OF_SLURM = {
@@ -345,5 +345,5 @@ def test_a_list_is_commands_that_can_be_typed(tmp_path):
     status, output = run(tmp_path / "w", "--list", "--only=warmup_steps=3")
     assert status == 0 and not (tmp_path / "w").exists()
     (line,) = output.strip().splitlines()
-    assert "'--config.evaluate.temperatures=(1.0,)'" in line and "--config.convert.optimizer.warmup_steps=3" in line
+    assert "'--config.evaluate.temperatures=(1.0,)'" in line and "--config.control.optimizer.warmup_steps=3" in line
     assert "--compilation_cache=" not in line  # these tests chose a folder for all: JAX_COMPILATION_CACHE_DIR
