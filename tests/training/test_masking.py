@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.helpers import random_tokens, random_variables, small_config
+from tests.helpers import drawn_by, random_tokens, random_variables, small_config
 from zaya_jax.architecture import MASK, Layout, Zaya
 from zaya_jax.errors import UserError
 from zaya_jax.training.objective import Objective
@@ -108,19 +108,14 @@ def reference(objective: Objective, batch, drawn, rates) -> float:
     return (objective.alpha * np.mean(ar) + loss) / (1 + objective.alpha)
 
 
-def drawn_by(objective: Objective, key) -> dict:
-    """What an objective draws, in one program."""
-    return jax.device_get(jax.jit(lambda key: objective.draw(key, *DOCUMENT.shape))(key))
-
-
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_loss_is_the_references(name):
     objective = OBJECTIVES[name]
     model, variables, batch = setup()
     key = jax.random.key(5)
-    drawn = drawn_by(objective, key)
+    drawn = drawn_by(objective, key, *DOCUMENT.shape)
     weighted = Objective(**{**vars(objective), "weight": "inverse", "least_rate": objective.least_rate or 1e-12})
-    rates = drawn_by(weighted, key)["rate"]
+    rates = drawn_by(weighted, key, *DOCUMENT.shape)["rate"]
     assert 0 < np.asarray(drawn["reveal"]).mean() < 1
 
     @jax.jit
@@ -152,7 +147,7 @@ def test_a_masked_tokens_value_reaches_no_prediction_of_its_block(name):
             return jnp.abs(jax.jacfwd(hidden)(stream)).sum((0, 2, 3, 5))
 
         for seed in range(2):
-            batch, drawn = objective._paired(batch, drawn_by(objective, jax.random.key(seed)))
+            batch, drawn = objective._paired(batch, drawn_by(objective, jax.random.key(seed), *DOCUMENT.shape))
             layout = jax.device_get(jax.jit(objective.layout)(batch, drawn))
             found = [jacobian(jax.tree.map(lambda x, r=r: x[r : r + 1], layout)) for r in range(len(layout.tokens))]
             _check_reach(np.stack(found), layout)
