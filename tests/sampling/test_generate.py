@@ -40,7 +40,7 @@ def slow(sampler: SamplerConfig):
 
 
 # Samplers that differ in options alone share a program: eight programs, and three more in the slow tests. After one
-# accepted token, anchors (2, 3) have drafted nothing.
+# accepted token, anchors (2, 3) have drafted nothing. Other files of this folder sample by the same programs.
 @pytest.mark.parametrize(
     "sampler",
     [
@@ -49,10 +49,10 @@ def slow(sampler: SamplerConfig):
         SamplerConfig("single_pass", 4, temperature=0.0),
         SamplerConfig("single_pass", 4, (2, 3), temperature=0.7, draft_temperature=0.0),
         SamplerConfig("single_pass", 4, (2, 3), temperature=0.7, draft_temperature=1.5, stop_tokens=(3, 5)),
-        SamplerConfig("single_pass", 3, target="mix_stale", beta=0.4, temperature=0.8),
-        SamplerConfig("single_pass", 3, target="mix_stale", beta=0.4, temperature=0.0),
+        SamplerConfig("single_pass", 4, target="mix_stale", beta=0.4, temperature=0.8),
+        SamplerConfig("single_pass", 4, target="mix_stale", beta=0.4, temperature=0.0),
         slow(SamplerConfig("single_pass", 3, (1, 3), target="mix_stale", beta=0.4, temperature=0.0)),
-        SamplerConfig("single_pass", 3, target="mix_fresh", beta=0.3, temperature=0.8, stop_tokens=(1,)),
+        SamplerConfig("single_pass", 4, target="mix_fresh", beta=0.3, temperature=0.8, stop_tokens=(1,)),
         slow(SamplerConfig("single_pass", 1, target="mix_fresh", beta=0.3, temperature=0.8)),
         SamplerConfig("single_pass", 4, temperature=0.9, top_k=5, draft_top_p=0.8, draft_top_k=9),
         SamplerConfig("single_pass", 4, (2, 3), temperature=1.2, top_p=0.7, min_p=0.05, draft_temperature=0.0),
@@ -119,7 +119,7 @@ def test_autoregression_is_one_token_a_forward():
 
 
 @pytest.mark.parametrize(
-    ("target", "size"), [("autoregressive", 4), pytest.param("mix_stale", 3, marks=pytest.mark.slow)]
+    ("target", "size"), [("autoregressive", 4), pytest.param("mix_stale", 4, marks=pytest.mark.slow)]
 )
 def test_a_row_does_not_depend_on_its_neighbours(target, size):
     """Contract 5: neighbours, their lengths and padding change nothing."""
@@ -165,12 +165,12 @@ def test_log_probabilities_are_the_models_own():
 def test_run_time_values_compile_nothing():
     model, variables = model_of()
     prompts = prompts_of(model)
-    generate(model, variables, prompts, SamplerConfig("single_pass", 3, target="mix_stale"), NEW)
+    generate(model, variables, prompts, SamplerConfig("single_pass", 4, target="mix_stale"), NEW)
     before = programs()
     for temperature, draft, beta, new, seed, stop in [(0.0, None, 0.1, 5, 3, ()), (2.0, 0.0, 0.9, 32, 4, (1, 2, 3))]:
         sampler = SamplerConfig(
             "single_pass",
-            3,
+            4,
             target="mix_stale",
             beta=beta,
             temperature=temperature,
