@@ -212,9 +212,23 @@ def run(workdir: Path, *args: str, config: str = "", cwd: Path = ROOT) -> tuple[
 SWEEP = "tests/experiments/tiny_sweep.py"
 
 
-def test_a_sweep_trains_shared_stages_once_survives_a_failure_and_resumes(tmp_path):
-    workdir = tmp_path / "sweep"
-    status, output = run(workdir, "--workers=1")
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory) -> tuple[Path, int, str]:
+    """(folder, status, output) of the sweep, run once."""
+    workdir = tmp_path_factory.mktemp("swept") / "sweep"
+    return workdir, *run(workdir, "--workers=1")
+
+
+def written(workdir: Path) -> dict[str, int]:
+    return {name: (workdir / "runs" / name / "results.csv").stat().st_mtime_ns for name in GOOD}
+
+
+GOOD = ("warmup_steps=2", "warmup_steps=3")
+OTHER = f"{SWEEP}:seed=8"
+
+
+def test_a_sweep_trains_shared_stages_once_and_survives_a_failure(swept):
+    workdir, status, output = swept
     assert status == 1
     (failure,) = [line for line in output.splitlines() if line.startswith("error:")]
     assert "mixture=text" in failure and "it holds no text" in failure
@@ -223,8 +237,8 @@ def test_a_sweep_trains_shared_stages_once_survives_a_failure_and_resumes(tmp_pa
     assert "2 of 3 jobs finished" in output and f"{'job':16}source    sampler" in output
     assert len([line for line in output.splitlines() if line.startswith("warmup_steps=3: finished in")]) == 1
     rows = read_sweep(workdir / "results.csv")
-    names = list(dict.fromkeys(row["run"] for row in rows))
-    assert names == ["warmup_steps=2", "warmup_steps=3"]
+    names = tuple(dict.fromkeys(row["run"] for row in rows))
+    assert names == GOOD
     assert {row["changes"]["control.optimizer.warmup_steps"] for row in rows} == {2, 3}
     for name in names:
         own = read_results(workdir / "runs" / name / "results.csv")
@@ -236,25 +250,27 @@ def test_a_sweep_trains_shared_stages_once_survives_a_failure_and_resumes(tmp_pa
     trained = [{m["stage"] for m in read_metrics(workdir / "runs" / name / "metrics.jsonl")} for name in names]
     assert "pretrain" in trained[0] and "pretrain" not in trained[1]
 
-    def written() -> dict[str, int]:
-        return {name: (workdir / "runs" / name / "results.csv").stat().st_mtime_ns for name in names}
 
-    before = written()
+def test_a_sweep_resumes_and_tells_what_was_run_with_another_config(swept):
+    workdir, before = swept[0], written(swept[0])
     status, output = run(workdir, "--only=warmup")
     assert status == 0 and "finished before: 2 of 2 jobs" in output and "2 of 3 jobs finished" in output
-    assert before == written()
-
+    assert before == written(workdir)
     # an override that all share stands in no name: what was run with another is told, and deleted on demand alone
-    other = f"{SWEEP}:seed=8"
-    status, output = run(workdir, "--only=warmup", config=other)
-    assert status == 2 and before == written()
+    status, output = run(workdir, "--only=warmup", config=OTHER)
+    assert status == 2 and before == written(workdir)
     errors = [line for line in output.splitlines() if line.startswith("error:")]
     assert len(errors) == 2 and all("evaluate.seed (7 there, 8 now); --redo=warmup_steps=" in line for line in errors)
-    status, output = run(workdir, "--only=warmup_steps=3", "--redo=warmup_steps=3", config=other)
+
+
+@pytest.mark.slow
+def test_a_job_is_run_again_on_demand_with_the_stages_that_are_there(swept):
+    workdir, before = swept[0], written(swept[0])
+    status, output = run(workdir, "--only=warmup_steps=3", "--redo=warmup_steps=3", config=OTHER)
     assert status == 0 and "left out: warmup_steps=2: its run has another config" in output
     rows = read_sweep(workdir / "results.csv")
     assert {(r["run"], r["seed"]) for r in rows if r["kind"] == "sampling"} == {("warmup_steps=3", 8)}
-    now = written()
+    now = written(workdir)
     assert now["warmup_steps=2"] == before["warmup_steps=2"] and now["warmup_steps=3"] != before["warmup_steps=3"]
     metrics = workdir / "runs" / "warmup_steps=3" / "metrics.jsonl"
     assert not metrics.exists() or not {m["stage"] for m in read_metrics(metrics)} & {"pretrain", "control"}
