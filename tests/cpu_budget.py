@@ -63,7 +63,7 @@ class Table:
         for what, found in (("folders", folders), ("files", self.files)):
             dearest = ", ".join(f"{name} {seconds:.0f}" for name, seconds in found.most_common(12))
             terminalreporter.write_line(f"{what}: {dearest}")
-        terminalreporter.write_line(f"all: {self.files.total():.0f}")
+        terminalreporter.write_line(f"all: {self.files.total():.1f}")
         if self.exceeded:
             terminalreporter.write_line(
                 f"more than --cpu-budget={self.limit:g}: docs/testing.md says how to save", red=True
