@@ -17,6 +17,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
+_spent = {"seconds": 0.0}
+
+
+def spent() -> float:
+    """CPU seconds of the commands of this process that have ended."""
+    return _spent["seconds"]
+
 
 @functools.cache
 def _server() -> tuple[socket.socket, subprocess.Popen]:
@@ -61,7 +68,9 @@ class Command:
     def poll(self) -> int | None:
         """The exit status, or None while it runs."""
         if self.returncode is None and select.select([self._report], [], [], 0)[0]:
-            self.returncode = int(self._report.readline())
+            status, seconds = self._report.readline().split()
+            self.returncode = int(status)
+            _spent["seconds"] += float(seconds)
         return self.returncode
 
     def wait(self, timeout: float = 600) -> int:

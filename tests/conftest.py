@@ -4,7 +4,7 @@ import gc
 import os
 from pathlib import Path
 
-from tests import xla
+from tests import cpu_budget, xla
 from tests.forks import keep_imports
 
 # Before anything starts JAX: two CPU devices, so that data parallelism is tested; and cheap compilation. (Speed is
@@ -28,10 +28,20 @@ if CACHE not in os.environ:
         os.environ[CACHE] = jax.config.jax_compilation_cache_dir
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
-SHARE_A_SAMPLER = {"test_generate", "test_turns", "test_temperatures", "test_stopping", "test_drafting", "test_anchors"}
+SHARE_A_SAMPLER = {
+    f"test_{name}" for name in ("generate", "turns", "temperatures", "stopping", "drafting", "anchors", "continuous")
+}
 
 settings.register_profile("zaya", deadline=None, max_examples=15, derandomize=True)
 settings.load_profile("zaya")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--cpu-budget", type=float, metavar="SECONDS", help="fail above so many CPU seconds of all tests")
+
+
+def pytest_configure(config):
+    cpu_budget.register(config)
 
 
 def pytest_collection_modifyitems(items):

@@ -68,6 +68,11 @@ def _builder(constructor: Callable[..., Layout], static: tuple):
     return jax.jit(lambda tokens, arrays: constructor(tokens, **dict(static), **arrays))
 
 
+def drawn_by(objective, key: jax.Array, *shape: int) -> dict:
+    """What an objective draws for a batch of that shape, in one program."""
+    return jax.device_get(jax.jit(lambda key: objective.draw(key, *shape))(key))
+
+
 def random_tokens(config: ZayaConfig, *shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, config.vocab_size, shape).astype(np.int32)
 

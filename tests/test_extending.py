@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.helpers import random_variables
+from tests.helpers import built, random_variables
 from tests.sampling.test_lossless import gap
 from zaya_jax.architecture import Layout
 from zaya_jax.architecture.training_layouts import LAYOUTS, TrainingLayout, register_layout
@@ -152,16 +152,21 @@ def test_a_layout_of_ones_own_has_half_of_the_grids_blocks(read):
 
 def test_a_grid_is_blocks_at_its_rows():
     """`Layout.tidar` and `Layout.blocks_at` of its grid are the same rows with the same targets."""
-    tokens, offset = jnp.arange(24).reshape(2, 12), jnp.array([0, 3])
-    first = offset[:, None] + 4 * jnp.arange(3)
-    document = jnp.array([[0] * 5 + [1] * 7, [0] * 10 + [-1] * 2])
-    grid = Layout.tidar(tokens, 4, offset, document=document)
-    anywhere = Layout.blocks_at(tokens, first, 4, document=document)
+    tokens, offset = np.arange(24, dtype=np.int32).reshape(2, 12), np.array([0, 3], np.int32)
+    first = offset[:, None] + 4 * np.arange(3, dtype=np.int32)
+    document = np.array([[0] * 5 + [1] * 7, [0] * 10 + [-1] * 2], np.int32)
+    grid = built(Layout.tidar, tokens, block_size=4, offset=offset, document=document)
+    anywhere = built(Layout.blocks_at, tokens, first=first, block_size=4, document=document)
     assert grid.ordered_blocks and not anywhere.ordered_blocks  # nobody knows it of blocks that stand anywhere
     anywhere = anywhere.replace(ordered_blocks=True)
     jax.tree.map(np.testing.assert_array_equal, grid, anywhere)
-    jax.tree.map(np.testing.assert_array_equal, grid.draft_targets(offset), anywhere.draft_targets(first=first))
-    jax.tree.map(np.testing.assert_array_equal, grid.draft_teachers(offset), anywhere.draft_teachers(first=first))
+
+    @jax.jit
+    def of_drafts(layout, **where):
+        return layout.draft_targets(**where), layout.draft_teachers(**where)
+
+    got, expected = of_drafts(grid, offset=offset), of_drafts(anywhere, first=first)
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
 
 
 def test_an_objective_of_ones_own_is_built_from_the_config(read):

@@ -165,7 +165,7 @@ def test_logits_are_float32_and_near_those_of_the_same_weights_in_float32(kind):
     assert 0 < error <= U * np.sqrt(2 * 20)
 
 
-@pytest.mark.parametrize("kind", ["zaya", "llama"])
+@pytest.mark.parametrize("kind", ["zaya", pytest.param("llama", marks=pytest.mark.slow)])
 def test_chunks_are_the_whole_row_but_for_the_order_of_sums(kind):
     """The cache holds what a whole row computes, rounded alike: products differ by float32's order of summation, which
     now and then turns a rounding the other way."""
@@ -194,7 +194,7 @@ def test_attention_backends_agree_in_a_whole_model():
         assert np.sqrt(np.mean((out - outs[0]) ** 2)) / outs[0].std() <= 2 * U
 
 
-@pytest.mark.parametrize("backend", ["tiled", "structured"])
+@pytest.mark.parametrize("backend", ["tiled", pytest.param("structured", marks=pytest.mark.slow)])
 def test_sharp_attention_gives_the_distribution_of_the_same_weights_in_float32(backend):
     """Keys of twelve times the length, as trained ones may have: by KL, for training by tiles and for decoding.
 
@@ -217,7 +217,7 @@ def test_sharp_attention_gives_the_distribution_of_the_same_weights_in_float32(b
     assert 0 < divergence.mean() <= error**2 / 2 and divergence.max() <= 10 * error**2 / 2
 
 
-@pytest.mark.parametrize("backend", ["structured", "tiled"])
+@pytest.mark.parametrize("backend", ["structured", pytest.param("tiled", marks=pytest.mark.slow)])
 def test_gradients_are_finite_and_near_those_of_the_same_weights_in_float32(backend):
     """A dense model, whose experts no rounding can change.
 
@@ -246,6 +246,7 @@ def test_gradients_are_finite_and_near_those_of_the_same_weights_in_float32(back
         assert np.linalg.norm(one - other) <= 16 * U * np.linalg.norm(other) + 1e-6, path
 
 
+@pytest.mark.slow
 def test_one_whole_train_step_of_a_mixture_is_float32s_rounded():
     """Parameters, moments and experts in bfloat16, biases in float32, beside float32 from the same numbers.
 

@@ -110,7 +110,10 @@ def test_succession_along_the_row_spares_the_clean_rows_and_no_draft(x64):
     assert (first_slots > 1e-3).all()
 
 
-@pytest.mark.parametrize("changes", [dict(attention="gqa", feed_forward="dense"), dict(router_state=False)])
+@pytest.mark.parametrize(
+    "changes",
+    [dict(attention="gqa", feed_forward="dense"), pytest.param(dict(router_state=False), marks=pytest.mark.slow)],
+)
 def test_ablations_train(changes):
     config = small_config(**changes)
     model, optimizer = Zaya(config), OptimizerConfig(learning_rate=1e-2)

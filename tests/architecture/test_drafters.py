@@ -33,7 +33,7 @@ EACH = [
     for name in DRAFTERS
     for target in TARGETS
 ]
-ROWS = 4  # of a forward that verifies: the pending token and three drafts
+ROWS = 4  # of a forward: of the prompt, and of the pending token and three drafts
 KEPT = ((1, 4), (3, 1), (2, 2))  # committed by each, of either sequence
 PROMPT = (4, 3)
 
@@ -95,23 +95,33 @@ def at(tokens, start, size):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def decode(model, variables, text):
-    """The drafter's state and proposals while `text` [2, T] is committed piece by piece; drafts beyond are rubbish."""
+def step(model, variables, cache, state, text, kept):
+    """(cache, drafter's state, its proposals) after `kept` [2] more tokens of `text` [2, T]; drafts beyond are rubbish.
+
+    `cache` and `state` None: before the first step.
+    """
     d = Drafting(model, variables)
-    cache, state = init_cache(model.config, 2, 40), d.call("empty", 2, 40)
-    proposals, states = [], []
+    if cache is None:
+        return init_cache(model.config, 2, 40), d.call("empty", 2, 40), None
     rubbish = (text + 5) % model.config.vocab_size
-    for number, kept in enumerate((PROMPT, *KEPT)):
-        kept, length, rows = jnp.array(kept), cache.length, ROWS if number else max(PROMPT)
-        real = jnp.arange(rows) < kept[:, None]
-        tokens = jnp.where(real, at(text, length, rows), at(rubbish, length, rows))
-        features, pending_cache = d.features(Layout.verify_and_draft(tokens, length), cache)
-        cache = pending_cache.commit(kept)
-        pending = at(text, cache.length, 1)[:, 0]
-        state = d.observe(state, features, tokens, pending, kept)
-        np.testing.assert_equal(state.length.shape, cache.length.shape)
-        states.append(state)
-        proposals.append(d.propose(state, pending, at(text, cache.length + 1, d.drafter.drafts)))
+    real = jnp.arange(ROWS) < kept[:, None]
+    tokens = jnp.where(real, at(text, cache.length, ROWS), at(rubbish, cache.length, ROWS))
+    features, pending_cache = d.features(Layout.verify_and_draft(tokens, cache.length), cache)
+    cache = pending_cache.commit(kept)
+    pending = at(text, cache.length, 1)[:, 0]
+    state = d.observe(state, features, tokens, pending, kept)
+    np.testing.assert_equal(state.length.shape, cache.length.shape)
+    return cache, state, d.propose(state, pending, at(text, cache.length + 1, d.drafter.drafts))
+
+
+def decode(model, variables, text):
+    """The drafter's proposals and states while `text` is committed piece by piece; one program for every piece."""
+    cache, state, _ = step(model, variables, None, None, text, np.array(PROMPT))
+    proposals, states = [], []
+    for kept in (PROMPT, *KEPT):
+        cache, state, proposed = step(model, variables, cache, state, text, np.array(kept))
+        states.append(jax.device_get(state))
+        proposals.append(jax.device_get(proposed))
     return proposals, states
 
 
@@ -140,13 +150,13 @@ def test_a_trained_slot_is_the_slot_that_is_drafted(name, target, x64):
     document = np.array([[1] * before + [2] * 16 + [3] * 2] * 2, np.int32)
     lengths = np.cumsum([PROMPT, *KEPT], axis=0)  # [step, sequence]
     anchored = name.startswith("dflash")
-    trained = train(model, variables, row, document, (before + lengths.T).astype(np.int32))
+    trained = np.asarray(train(model, variables, row, document, (before + lengths.T).astype(np.int32)))
     proposals, states = decode(model, variables, text)
     for step, length in enumerate(lengths):
         for i in range(2):
             expected = trained[i, step] if anchored else trained[i, before + length[i] - 1]
             np.testing.assert_allclose(proposals[step][i], expected, rtol=0, atol=1e-12)
-        fresh = read_at_once(model, variables, text, length.astype(np.int32))
+        fresh = jax.device_get(read_at_once(model, variables, text, length.astype(np.int32)))
         np.testing.assert_array_equal(states[step].length, length)
         np.testing.assert_allclose(states[step].hidden, fresh.hidden, rtol=0, atol=1e-12)
         for i in range(2):

@@ -2,11 +2,14 @@
 
 import json
 
+import pytest
+
 from tests import commands
 
 TINY = ("--prompts=40", "--batch=8", "--repeats=1", "--max_new_tokens=32", "--samplers=lossless")
 
 
+@pytest.mark.slow
 def test_a_tiny_run_writes_what_it_measured(tmp_path):
     output = tmp_path / "numbers.json"
     process = commands.run("experiments.bench.queue", *TINY, f"--output={output}")

@@ -96,6 +96,7 @@ def finish(*args: str) -> str:
     return output
 
 
+@pytest.mark.slow
 def test_a_smoke_run_trains_a_drafter_beside_its_target(tmp_path):
     """Through the loop and its checkpoints, and back: the target is bit for bit the AR checkpoint's, and drafts run."""
     finish(f"{SMOKE}eagle3", f"--workdir={tmp_path}", "--train_only")

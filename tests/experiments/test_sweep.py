@@ -212,9 +212,23 @@ def run(workdir: Path, *args: str, config: str = "", cwd: Path = ROOT) -> tuple[
 SWEEP = "tests/experiments/tiny_sweep.py"
 
 
-def test_a_sweep_trains_shared_stages_once_survives_a_failure_and_resumes(tmp_path):
-    workdir = tmp_path / "sweep"
-    status, output = run(workdir, "--workers=1")
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory) -> tuple[Path, int, str]:
+    """(folder, status, output) of the sweep, run once."""
+    workdir = tmp_path_factory.mktemp("swept") / "sweep"
+    return workdir, *run(workdir, "--workers=1")
+
+
+def written(workdir: Path) -> dict[str, int]:
+    return {name: (workdir / "runs" / name / "results.csv").stat().st_mtime_ns for name in GOOD}
+
+
+GOOD = ("warmup_steps=2", "warmup_steps=3")
+OTHER = f"{SWEEP}:seed=8"
+
+
+def test_a_sweep_trains_shared_stages_once_and_survives_a_failure(swept):
+    workdir, status, output = swept
     assert status == 1
     (failure,) = [line for line in output.splitlines() if line.startswith("error:")]
     assert "mixture=text" in failure and "it holds no text" in failure
@@ -223,50 +237,52 @@ def test_a_sweep_trains_shared_stages_once_survives_a_failure_and_resumes(tmp_pa
     assert "2 of 3 jobs finished" in output and f"{'job':16}source    sampler" in output
     assert len([line for line in output.splitlines() if line.startswith("warmup_steps=3: finished in")]) == 1
     rows = read_sweep(workdir / "results.csv")
-    names = list(dict.fromkeys(row["run"] for row in rows))
-    assert names == ["warmup_steps=2", "warmup_steps=3"]
-    assert {row["changes"]["convert.optimizer.warmup_steps"] for row in rows} == {2, 3}
+    names = tuple(dict.fromkeys(row["run"] for row in rows))
+    assert names == GOOD
+    assert {row["changes"]["control.optimizer.warmup_steps"] for row in rows} == {2, 3}
     for name in names:
         own = read_results(workdir / "runs" / name / "results.csv")
         assert [r["accuracy"] for r in own] == [r["accuracy"] for r in rows if r["run"] == name]
         assert {r["seed"] for r in own if r["kind"] == "sampling"} == {7}
     # both start from one pretraining, which the first of them trained
     stages = [path.name.partition("-")[0] for path in (workdir / "stages").iterdir() if path.is_dir()]
-    assert sorted(stages) == ["convert", "convert", "pretrain"]
+    assert sorted(stages) == ["control", "control", "pretrain"]
     trained = [{m["stage"] for m in read_metrics(workdir / "runs" / name / "metrics.jsonl")} for name in names]
     assert "pretrain" in trained[0] and "pretrain" not in trained[1]
 
-    def written() -> dict[str, int]:
-        return {name: (workdir / "runs" / name / "results.csv").stat().st_mtime_ns for name in names}
 
-    before = written()
+def test_a_sweep_resumes_and_tells_what_was_run_with_another_config(swept):
+    workdir, before = swept[0], written(swept[0])
     status, output = run(workdir, "--only=warmup")
     assert status == 0 and "finished before: 2 of 2 jobs" in output and "2 of 3 jobs finished" in output
-    assert before == written()
-
+    assert before == written(workdir)
     # an override that all share stands in no name: what was run with another is told, and deleted on demand alone
-    other = f"{SWEEP}:seed=8"
-    status, output = run(workdir, "--only=warmup", config=other)
-    assert status == 2 and before == written()
+    status, output = run(workdir, "--only=warmup", config=OTHER)
+    assert status == 2 and before == written(workdir)
     errors = [line for line in output.splitlines() if line.startswith("error:")]
     assert len(errors) == 2 and all("evaluate.seed (7 there, 8 now); --redo=warmup_steps=" in line for line in errors)
-    status, output = run(workdir, "--only=warmup_steps=3", "--redo=warmup_steps=3", config=other)
+
+
+@pytest.mark.slow
+def test_a_job_is_run_again_on_demand_with_the_stages_that_are_there(swept):
+    workdir, before = swept[0], written(swept[0])
+    status, output = run(workdir, "--only=warmup_steps=3", "--redo=warmup_steps=3", config=OTHER)
     assert status == 0 and "left out: warmup_steps=2: its run has another config" in output
     rows = read_sweep(workdir / "results.csv")
     assert {(r["run"], r["seed"]) for r in rows if r["kind"] == "sampling"} == {("warmup_steps=3", 8)}
-    now = written()
+    now = written(workdir)
     assert now["warmup_steps=2"] == before["warmup_steps=2"] and now["warmup_steps=3"] != before["warmup_steps=3"]
     metrics = workdir / "runs" / "warmup_steps=3" / "metrics.jsonl"
-    assert not metrics.exists() or not {m["stage"] for m in read_metrics(metrics)} & {"pretrain", "convert"}
+    assert not metrics.exists() or not {m["stage"] for m in read_metrics(metrics)} & {"pretrain", "control"}
 
 
 def test_no_job_starts_where_one_has_a_bad_config(tmp_path):
     for args in ((), ("--list",)):
-        status, output = run(tmp_path / "w", *args, config=f"{SWEEP}:block_size=0")
+        status, output = run(tmp_path / "w", *args, config=f"{SWEEP}:prompts=0")
         assert status == 2 and not (tmp_path / "w").exists()
         lines = output.strip().splitlines()
         assert len(lines) == 3 and all(line.startswith("error: job ") for line in lines)
-        assert all("convert.objective.block_size: got 0" in line for line in lines)
+        assert all("evaluate.prompts: got 0" in line for line in lines)
 
 
 COMMANDS_OF_SLURM = {
@@ -345,5 +361,5 @@ def test_a_list_is_commands_that_can_be_typed(tmp_path):
     status, output = run(tmp_path / "w", "--list", "--only=warmup_steps=3")
     assert status == 0 and not (tmp_path / "w").exists()
     (line,) = output.strip().splitlines()
-    assert "'--config.evaluate.temperatures=(1.0,)'" in line and "--config.convert.optimizer.warmup_steps=3" in line
+    assert "'--config.evaluate.temperatures=(1.0,)'" in line and "--config.control.optimizer.warmup_steps=3" in line
     assert "--compilation_cache=" not in line  # these tests chose a folder for all: JAX_COMPILATION_CACHE_DIR

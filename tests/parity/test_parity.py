@@ -47,7 +47,16 @@ def test_logits_are_transformers(name, record_property):
     assert worst <= TOLERANCE
 
 
-@pytest.mark.parametrize("name", CHUNKS)
+# Caches of every kind are one pass by tests/architecture/test_one_function.py, too; here those of the committed logits.
+QUICK = ("kernels_3_4", "sliding", "left_padding", "skip")
+
+
+def quick(names):
+    """The rest is slow: two programs each."""
+    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", quick(CHUNKS))
 def test_chunked_decoding_gives_the_same_logits(name):
     config, variables, expected = fixture(name)
     got = cached_logits(config, variables, expected["tokens"], CHUNKS[name])
@@ -97,7 +106,7 @@ def test_parity_hangs_on_every_parameter():
     assert_hangs_on_every_parameter(*fixture("biases_untied"))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", quick(CASES))
 def test_bfloat16_is_no_further_from_float32_than_transformers(name):
     """On rows that change no expert in bfloat16: see make_fixtures."""
     config, variables, _ = fixture(name)

@@ -258,16 +258,34 @@ def finish(workdir: Path, *args: str) -> str:
 
 @pytest.fixture(scope="module")
 def twin(tmp_path_factory) -> tuple[Path, str]:
+    """Its phases, trained."""
     workdir = tmp_path_factory.mktemp("twin") / "run"
-    return workdir, finish(workdir)
+    return workdir, finish(workdir, "--train_only")
 
 
-def test_the_twin_runs_its_phases(twin):
+@pytest.fixture(scope="module")
+def evaluated(twin) -> Path:
+    """The same, evaluated by the command without --train_only."""
+    workdir, _ = twin
+    finish(workdir)
+    return workdir
+
+
+PHASES = ("midtrain", "extend", "sft")
+
+
+def test_the_twin_trains_its_phases(twin):
     workdir, output = twin
-    names = ("midtrain", "extend", "sft")
     assert "sft: of 144 chats 9 are trimmed and 3 dropped, to fit 256 tokens" in output
-    configs = {name: load_native(workdir / "checkpoints" / name)[0] for name in names}
+    configs = {name: load_native(workdir / "checkpoints" / name)[0] for name in PHASES}
     assert [config.rope_theta for config in configs.values()] == [1e6, 5e6, 5e6]
+    ends = [(line["stage"], line["step"]) for line in read_metrics(workdir / "metrics.jsonl") if "loss" in line]
+    assert ends == [("midtrain", 6), ("extend", 4), ("sft", 4)]
+
+
+@pytest.mark.slow
+def test_the_twin_is_evaluated(evaluated):
+    workdir, names = evaluated, PHASES
     rows = read_results(workdir / "results.csv")
     assert {(r["model"], r["source"]) for r in rows if r["kind"] == "likelihood"} == {
         (name, source) for name in names for source in ("stdlib", "addition", "chat", "addition_chat")
@@ -309,7 +327,7 @@ def test_the_optimizer_is_handed_over_where_the_recipe_says(twin):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("phase", ["extend", "sft"])
-def test_a_twin_killed_in_a_phase_resumes_to_the_same_numbers(twin, tmp_path, phase):
+def test_a_twin_killed_in_a_phase_resumes_to_the_same_numbers(evaluated, tmp_path, phase):
     workdir = tmp_path / "killed"
     process = start(workdir)
     deadline = time.monotonic() + 1200
@@ -327,8 +345,8 @@ def test_a_twin_killed_in_a_phase_resumes_to_the_same_numbers(twin, tmp_path, ph
         lines = read_metrics(folder / "metrics.jsonl")
         return [{k: v for k, v in line.items() if not k.endswith("_per_second")} for line in lines]
 
-    assert numbers(workdir) == numbers(twin[0])
-    for a, b in zip(read_results(workdir / "results.csv"), read_results(twin[0] / "results.csv"), strict=True):
+    assert numbers(workdir) == numbers(evaluated)
+    for a, b in zip(read_results(workdir / "results.csv"), read_results(evaluated / "results.csv"), strict=True):
         assert [a[k] for k in ("model", "sampler", "tokens", "ar_loss")] == [
             b[k] for k in ("model", "sampler", "tokens", "ar_loss")
         ]

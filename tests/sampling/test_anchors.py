@@ -228,6 +228,7 @@ def test_auto_takes_what_wins_the_race(forward, racer, mode, because, monkeypatc
     assert got.tokens == generate(model, variables, prompts, got.sampler, NEW, seed=1).tokens
 
 
+@pytest.mark.slow
 def test_auto_takes_prompt_lookup_where_there_is_no_mask_token(monkeypatch):
     """Greedy texts of a random model repeat themselves; every step costs the same by the clock that is put in."""
     config = small_config(mask_token_id=NO_MASK)

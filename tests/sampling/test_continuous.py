@@ -14,9 +14,12 @@ from zaya_jax.sampling import SamplerConfig, continuous, generate
 from zaya_jax.sampling.continuous import Prompt, compile_queue, generate_queue, in_order
 
 NEW = 18
+BATCH = (
+    4  # of every queue but one, and of what it is compared with: the programs that tests/sampling/test_generate.py has
+)
 SAMPLERS = [
     SamplerConfig("autoregressive", temperature=0.9, stop_tokens=(15, 6)),
-    SamplerConfig("single_pass", 4, (1, 3), temperature=0.9, stop_tokens=(15, 6)),
+    SamplerConfig("single_pass", 4, (2, 3), temperature=0.9, stop_tokens=(15, 6)),
     SamplerConfig("two_pass", 4, temperature=0.0, stop_tokens=(15, 6)),
 ]
 
@@ -26,35 +29,43 @@ def many(model, count=11) -> list[Prompt]:
     return [Prompt([*given[i % 4], i % 7], seed=i) for i in range(count)]
 
 
+def alone(model, variables, prompts: list[Prompt], sampler, **options) -> list[tuple]:
+    """(tokens, accepted, log-probabilities, finish) of each by `generate`, four at a time."""
+    out = []
+    for first in range(0, len(prompts), BATCH):
+        part = [prompts[i % len(prompts)] for i in range(first, first + BATCH)]
+        got = generate(model, variables, [p.tokens for p in part], sampler, NEW, [p.seed for p in part], **options)
+        out += zip(got.tokens, got.accepted, got.log_probabilities, got.finish, strict=True)
+    return out[: len(prompts)]
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda sampler: sampler.mode)
 def test_a_sequence_is_what_it_is_alone(sampler):
     model, variables = model_of()
     prompts = many(model)
-    alone = generate(model, variables, [p.tokens for p in prompts], sampler, NEW, [p.seed for p in prompts])
-    for order, batch in ((np.arange(11), 3), (np.arange(11)[::-1], 3)):
+    expected = alone(model, variables, prompts, sampler)
+    for order in (np.arange(11), np.arange(11)[::-1]):
         found = {}
         rows = [prompts[i] for i in order]
-        out = list(generate_queue(model, variables, rows, sampler, NEW, longest=10, batch=batch))
+        out = list(generate_queue(model, variables, rows, sampler, NEW, longest=10, batch=BATCH))
         found, work = {int(order[sequence.index]): sequence for sequence, _ in out}, out[-1][1]
         assert len(found) == 11 and 0 < work.busy <= work.row_steps
         for i in range(11):
-            assert found[i].tokens == alone.tokens[i] and found[i].accepted == alone.accepted[i]
-            np.testing.assert_allclose(found[i].log_probabilities, alone.log_probabilities[i], atol=1e-5)
-            assert found[i].finish == alone.finish[i]
+            tokens, accepted, log_probabilities, finish = expected[i]
+            assert (found[i].tokens, found[i].accepted, found[i].finish) == (tokens, accepted, finish)
+            np.testing.assert_allclose(found[i].log_probabilities, log_probabilities, atol=1e-5)
         assert work.busy == sum(len(found[i].accepted) - 1 for i in range(11)) // (1 + (sampler.mode == "two_pass"))
 
 
 def test_stop_strings_end_sequences_as_they_do_in_generate():
     model, variables = model_of()
-    sampler = SamplerConfig("single_pass", 4, (1, 3), temperature=0.9, stop_strings=("p", "bk"))
+    sampler = SamplerConfig("single_pass", 4, (2, 3), temperature=0.9, stop_strings=("p", "bk"))
     prompts = many(model, 7)
-    alone = generate(
-        model, variables, [p.tokens for p in prompts], sampler, NEW, [p.seed for p in prompts], tokenizer=Letters()
-    )
-    queue = generate_queue(model, variables, prompts, sampler, NEW, longest=10, batch=3, tokenizer=Letters())
+    expected = alone(model, variables, prompts, sampler, tokenizer=Letters())
+    queue = generate_queue(model, variables, prompts, sampler, NEW, longest=10, batch=BATCH, tokenizer=Letters())
     found = {sequence.index: sequence for sequence, _ in queue}
-    assert "stop_string" in alone.finish
-    assert [(found[i].tokens, found[i].finish) for i in range(7)] == list(zip(alone.tokens, alone.finish, strict=True))
+    assert "stop_string" in {finish for *_, finish in expected}
+    assert [(found[i].tokens, found[i].finish) for i in range(7)] == [(each[0], each[3]) for each in expected]
 
 
 def test_prompts_are_drawn_as_room_is_made_and_rows_rarely_idle():
@@ -68,7 +79,7 @@ def test_prompts_are_drawn_as_room_is_made_and_rows_rarely_idle():
             drawn += 1
             yield prompt
 
-    sampler = SamplerConfig("single_pass", 4, (1, 3), temperature=0.9, stop_tokens=(15, 6))
+    sampler = SamplerConfig("single_pass", 4, (2, 3), temperature=0.9, stop_tokens=(15, 6))
     out = []
     for each in generate_queue(model, variables, endless(), sampler, NEW, longest=10, batch=8):
         out.append(each)
@@ -132,12 +143,11 @@ def test_devices_that_share_a_batch_give_the_tokens_of_one(mesh):
     placement = make_placement(MeshConfig(**mesh), model.config, 4, 8)
     assert placement is not None
     prompts, (_, sampler, _) = many(model, 9), SAMPLERS
-    alone = generate(model, variables, [p.tokens for p in prompts], sampler, NEW, [p.seed for p in prompts])
+    expected = alone(model, variables, prompts, sampler)
     laid = placement.put(variables)
     queue = generate_queue(model, laid, prompts, sampler, NEW, longest=10, batch=4, placement=placement)
     found = {sequence.index: sequence for sequence, _ in queue}
-    assert [found[i].tokens for i in range(9)] == alone.tokens
-    assert [found[i].accepted for i in range(9)] == alone.accepted
+    assert [(found[i].tokens, found[i].accepted) for i in range(9)] == [each[:2] for each in expected]
     with pytest.raises(UserError, match="batch: got 3, may be a multiple of 2"):
         next(generate_queue(model, laid, prompts, sampler, NEW, longest=10, batch=3, placement=placement))
 
@@ -146,14 +156,14 @@ def test_the_last_sequences_have_half_a_batch(monkeypatch):
     """Halved twice while nothing waits: the tokens stay, and fewer rows idle."""
     model, variables = model_of()
     prompts, sampler = many(model, 10), SAMPLERS[1]
-    alone = generate(model, variables, [p.tokens for p in prompts], sampler, NEW, [p.seed for p in prompts])
+    expected = [each[0] for each in alone(model, variables, prompts, sampler)]
     idle = {}
     for least in (16, 1):
         monkeypatch.setattr(continuous, "SMALLEST_HALF", least)
-        compile_queue(model, variables, prompts, sampler, NEW, longest=10, batch=4)
-        out = list(generate_queue(model, variables, prompts, sampler, NEW, longest=10, batch=4))
+        compile_queue(model, variables, prompts, sampler, NEW, longest=10, batch=BATCH)
+        out = list(generate_queue(model, variables, prompts, sampler, NEW, longest=10, batch=BATCH))
         found = {sequence.index: sequence for sequence, _ in out}
-        assert [found[i].tokens for i in range(10)] == alone.tokens
+        assert [found[i].tokens for i in range(10)] == expected
         assert out[-1][1].busy == sum(len(sequence.accepted) - 1 for sequence, _ in out)
         idle[least] = out[-1][1].idle
     assert idle[1] < idle[16]
@@ -176,7 +186,7 @@ def test_a_drafters_state_goes_with_its_row(monkeypatch, kind):
 def test_sequences_come_in_order_and_know_their_time():
     model, variables = model_of()
     prompts, sampler = many(model), SAMPLERS[1]
-    queue = generate_queue(model, variables, prompts, sampler, NEW, longest=10, batch=3)
+    queue = generate_queue(model, variables, prompts, sampler, NEW, longest=10, batch=BATCH)
     began = time.perf_counter()
     out = list(in_order(queue))
     took = time.perf_counter() - began

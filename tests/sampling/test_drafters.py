@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import struct
 
-from tests.helpers import random_tokens, random_variables, small_config
+from tests.helpers import built, random_tokens, random_variables, small_config
 from tests.sampling.enumeration import NEW, PROMPTS, SIZE, tiny_model
 from tests.sampling.test_lossless import PROCESSING, TEMPERATURES, autoregressive_law, gap
 from zaya_jax.architecture import Layout, Zaya, init_cache
@@ -139,7 +139,7 @@ def small_model(**changes):
     return Zaya(config), random_variables(config)
 
 
-TEXTS = [[1, 2, 3, 4, 5, 1, 2, 3], [4, 4, 4], [9]]
+TEXTS = [[1, 2, 3, 4, 5, 1, 2, 3], [4, 4, 4], [9], [2]]  # four rows, as every test has: one program serves them
 PLAIN = SamplerConfig("autoregressive")
 LOOKUP = SamplerConfig("drafter", drafter="ngram")
 TREE = SamplerConfig("drafter", drafter="mask_block", draft_length=3, tree_size=7, ngram_weight=0.2)
@@ -197,7 +197,7 @@ def test_what_is_committed_is_what_reading_the_text_leaves(sampler, changes, x64
         got = generate(model, variables, TEXTS, sampler, new, seed=2)
         lengths |= {n for row in got.accepted for n in row}
         cache, length = got.session.cache, np.asarray(got.session.cache.length)
-        texts = np.zeros((3, 32), np.int32)
+        texts = np.zeros((len(TEXTS), 32), np.int32)
         for row, text in enumerate(got.session.texts):
             texts[row, : length[row]] = text[: length[row]]
             assert length[row] in (len(text), len(text) - 1)
@@ -216,7 +216,7 @@ def test_what_is_committed_is_what_reading_the_text_leaves(sampler, changes, x64
 @functools.partial(jax.jit, static_argnums=0)
 def _read(model, variables, texts, length):
     layout = Layout.verify_and_draft(texts, 0, count=length)
-    cache = init_cache(model.config, 3, 32)
+    cache = init_cache(model.config, len(texts), 32)
     _, cache, _ = model.apply(variables, layout, cache, method="backbone")
     return cache.commit(length)
 
@@ -234,7 +234,8 @@ def test_work_is_counted_in_the_program():
     assert work(mode="drafter", drafter="mask_block", draft_length=4).target == (5, 5)
     assert work(mode="drafter", drafter="mask_block", draft_length=4, tree_size=9).target == (5, 10)
     assert work(mode="single_pass", block_size=3).target == (12,)
-    for fields in (dict(mode="two_pass"), dict(mode="drafter", **DRAFTERS["tree"])):
+    tree = dict(mode="drafter", drafter="mask_block", draft_length=4, tree_size=9)
+    for fields in (dict(mode="two_pass"), tree):
         sampler = SamplerConfig(**fields)
         found = step_work(model, variables, sampler)
         assert sampler.rows_per_forward * found.target_forwards == found.target_rows
@@ -252,19 +253,19 @@ def test_a_stop_inside_a_draft_ends_the_text_and_the_count():
     inside = next(i for i, n in enumerate(runs) if n > 2)
     stop = text[ends[inside] - 2]  # one before the last of that step's tokens
     sampler = dataclasses.replace(LOOKUP, temperature=0.0, stop_tokens=(stop,))
-    got = generate(model, variables, [TEXTS[row]], sampler, 24)
-    assert got.tokens[0] == text[: text.index(stop) + 1] and got.finish == ["stop_token"]
-    assert sum(got.accepted[0]) == len(got.tokens[0])
+    got = generate(model, variables, TEXTS, sampler, 24)
+    assert got.tokens[row] == text[: text.index(stop) + 1] and got.finish[row] == "stop_token"
+    assert sum(got.accepted[row]) == len(got.tokens[row])
 
 
 @pytest.mark.parametrize("sampler", [LOOKUP, pytest.param(TREE, marks=pytest.mark.slow)], ids=["chain", "tree"])
 def test_queue_samples_and_streamer_see_the_same_texts(sampler):
     model, variables = small_model()
-    prompts = [Prompt(text, seed) for seed, text in enumerate(TEXTS * 2)]
+    prompts = [Prompt(text, seed) for seed, text in enumerate(TEXTS)]
     alone = generate(model, variables, [p.tokens for p in prompts], sampler, 12, seed=[p.seed for p in prompts])
     found = {one.index: one for one, _ in generate_queue(model, variables, prompts, sampler, 12, longest=8, batch=2)}
-    assert [found[i].tokens for i in range(6)] == alone.tokens
-    assert [found[i].accepted for i in range(6)] == alone.accepted
+    assert [found[i].tokens for i in range(4)] == alone.tokens
+    assert [found[i].accepted for i in range(4)] == alone.accepted
 
     class Streamer:
         rows = [[]] * 4
@@ -292,7 +293,7 @@ def test_sessions_remember_for_the_drafter_or_read_again(before):
     """A second turn is that of the whole text, whatever made the first; its drafter has then seen all of it."""
     model, variables = small_model()
     first = generate(model, variables, TEXTS, before, 7, seed=1)
-    new = [[3, 1], [2], [4, 4]]
+    new = [[3, 1], [2], [4, 4], [5]]
     got = generate(model, variables, new, LOOKUP, 12, seed=2, session=first.session)
     whole = generate(
         model, variables, [a + b for a, b in zip(first.session.texts, new, strict=True)], LOOKUP, 12, seed=2
@@ -321,7 +322,7 @@ def test_a_row_that_a_stop_string_cut_is_observed_anew():
     stopping = dataclasses.replace(sampler, stop_strings=(string,))
     first = generate(model, variables, TEXTS, stopping, 24, tokenizer=Letters())
     assert "stop_string" in first.finish and 0 in first.session.cache.length
-    new = [[3, 1], [2], [4, 4]]
+    new = [[3, 1], [2], [4, 4], [5]]
     got = generate(model, variables, new, sampler, 12, session=first.session)
     texts = [a + b for a, b in zip(first.session.texts, new, strict=True)]
     whole = generate(model, variables, texts, sampler, 12)
@@ -426,7 +427,7 @@ def test_the_texts_own_trigrams_order_a_tree(x64):
 
 def test_a_trees_rows_see_their_ancestors_and_come_after_their_parents():
     parent = np.array([[0, 1, 0, 3, 3, 1], [0, 0, 0, 1, 1, 2]])
-    layout = Layout.verify_tree(jnp.ones((2, 7), jnp.int32), jnp.asarray(parent), np.array([4, 0]))
+    layout = built(Layout.verify_tree, np.ones((2, 7), np.int32), parent=parent, start=np.array([4, 0]))
     for row in range(2):
         above = np.eye(7, dtype=bool)
         for node, up in enumerate(parent[row], 1):

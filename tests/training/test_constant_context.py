@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.helpers import cast, random_tokens, random_variables, small_config
+from tests.helpers import cast, drawn_by, random_tokens, random_variables, small_config
 from zaya_jax.architecture import Execution, Zaya
 from zaya_jax.training.gradients import make_gradients
 from zaya_jax.training.objective import Objective
@@ -35,15 +35,20 @@ def batch_of(config) -> dict[str, jax.Array]:
     return jax.tree.map(jnp.asarray, {"tokens": tokens, "document": DOCUMENT, "answer": answer.astype(np.int32)})
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("kind", KINDS)
+OTHERS = [("zaya", "sampled"), ("llama", "grid")]  # of the same two models and objectives, the other way round
+
+
+@pytest.mark.parametrize(
+    ("kind", "objective"),
+    [("zaya", "grid"), ("llama", "sampled"), *(pytest.param(*each, marks=pytest.mark.slow) for each in OTHERS)],
+)
 def test_gradients_are_those_of_the_whole_row(kind, objective, x64):
     config = small_config(
         **KINDS[kind], lora_rank=3, lora_alpha=2.0, lora_rows="drafts", dtype="float64", param_dtype="float64"
     )
     model = Zaya(config, EXECUTIONS[kind])
     variables, objective = cast(random_variables(config), "float64"), OBJECTIVES[objective]
-    batch, drawn = batch_of(config), objective.draw(jax.random.key(0), *DOCUMENT.shape)
+    batch, drawn = batch_of(config), drawn_by(objective, jax.random.key(0), *DOCUMENT.shape)
     frozen = frozen_parameters(FROZEN, variables["params"])
     assert objective.context_is_constant(model, frozen)
 
@@ -93,9 +98,9 @@ def test_sampled_blocks_start_at_tokens_with_a_loss_about_as_many_apart():
     answer = np.zeros((2000, 40), np.int32)
     answer[:, 10:18] = answer[:, 22:30] = 1
     answer[-1] = 0
-    batch = {"tokens": jnp.ones((2000, 40), jnp.int32), "document": jnp.zeros((2000, 40), jnp.int32), "answer": answer}
-    drawn = objective.draw(jax.random.key(0), 2000, 40)
-    layout = jax.jit(objective.layout)(batch, drawn)
+    batch = {"tokens": np.ones((2000, 40), np.int32), "document": np.zeros((2000, 40), np.int32), "answer": answer}
+    drawn = drawn_by(objective, jax.random.key(0), 2000, 40)
+    layout = jax.device_get(jax.jit(objective.layout)(batch, drawn))
     first = np.asarray(layout.blocks().horizon[..., 0])
     assert layout.num_blocks == 4 and (np.diff(first[:-1], axis=1) >= 0).all()
     tokens = np.flatnonzero(answer[0]).reshape(4, 4)
@@ -103,7 +108,8 @@ def test_sampled_blocks_start_at_tokens_with_a_loss_about_as_many_apart():
         counts = np.bincount(first[:-1, block], minlength=40)
         assert counts[these].min() > 400 and counts.sum() == counts[these].sum()
     last = jax.tree.map(lambda x: x[-1:], batch)
-    assert objective.counts(last, objective.draw(jax.random.key(0), 1, 40))["draft_count"].sum() == 0
+    counted = jax.jit(objective.counts)(last, drawn_by(objective, jax.random.key(0), 1, 40))
+    assert np.asarray(counted["draft_count"]).sum() == 0
 
 
 @pytest.mark.parametrize("change", [dict(masking="random"), dict(blocks_per_row=-1)])

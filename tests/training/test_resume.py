@@ -254,6 +254,7 @@ def test_a_finished_phase_changes_nothing(whole, tmp_path):
     assert numbers(tmp_path / "copy") == numbers(whole[0])
 
 
+@pytest.mark.slow
 def test_resume_on_fewer_devices(whole, tmp_path):
     """Two devices, killed, then one: the same numbers up to the order of sums."""
     with pytest.raises(Killed):

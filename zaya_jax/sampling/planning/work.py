@@ -5,6 +5,7 @@ memory bounds it), a row-equivalent one query token of the target (where arithme
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from zaya_jax.sampling.config import SamplerConfig
 from zaya_jax.sampling.core.random_streams import KeyedNoise, row_keys
 from zaya_jax.sampling.loop import Prompts, Sizes, advance, begin
 from zaya_jax.sampling.options import options_of, plan_of
-from zaya_jax.sampling.strategies.base import Tally, make_setup
+from zaya_jax.sampling.strategies.base import Plan, Tally, make_setup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +52,27 @@ class StepWork:
 
 def step_work(model: Zaya, variables: Any, sampler: SamplerConfig) -> StepWork:
     """Counts a step of any sampler but "auto"; nothing is computed or compiled."""
-    plan, options, tally = plan_of(sampler), options_of(sampler), Tally()
+    leaves, tree = jax.tree.flatten(variables)
+    target, draft = _counted(model, tree, tuple((x.shape, jnp.dtype(x.dtype)) for x in leaves), plan_of(sampler))
+    params = variables["params"]
+    beside = ("embed_tokens", "drafter", "drafter_head")
+    read = jax.tree.leaves({name: x for name, x in params.items() if name not in beside})
+    head = params["embed_tokens"].size if model.config.tie_word_embeddings else 0
+    return StepWork(target, draft, sum(int(x.size) for x in read) + head)
+
+
+@functools.lru_cache(maxsize=64)
+def _counted(
+    model: Zaya, tree: Any, shapes: tuple[tuple[tuple[int, ...], Any], ...], plan: Plan
+) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
+    """(`StepWork.target`, `StepWork.draft`) of a plan's step; kept, since tracing takes a second and options that are
+    no part of the plan (temperatures, truncations, stops) change nothing.
+
+    Args:
+      tree: of the variables; `shapes`: of its leaves, with their dtypes.
+    """
+    options, tally = options_of(SamplerConfig()), Tally()
+    variables = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(*each) for each in shapes])
 
     def start(variables: Any) -> Any:
         setup = make_setup(model, variables, plan, options, KeyedNoise(row_keys(0, 1)))
@@ -65,8 +86,4 @@ def step_work(model: Zaya, variables: Any, sampler: SamplerConfig) -> StepWork:
         return advance(setup, state, jnp.int32(8))
 
     jax.eval_shape(step, variables, jax.eval_shape(start, variables))
-    params = variables["params"]
-    beside = ("embed_tokens", "drafter", "drafter_head")
-    read = jax.tree.leaves({name: x for name, x in params.items() if name not in beside})
-    head = params["embed_tokens"].size if model.config.tie_word_embeddings else 0
-    return StepWork(tuple(tally.target), tuple(tally.draft), sum(int(x.size) for x in read) + head)
+    return tuple(tally.target), tuple(tally.draft)
