@@ -188,7 +188,7 @@ def token_log_probabilities(
 ) -> tuple[Array, Array]:
     """Log-probabilities of `ids` at a temperature and the entropies of their distributions, 0 where `has` is False.
 
-    Both float32 [B, T], in nats; logits exist for a bounded number of tokens at a time (`in_pieces`).
+    Both [B, T], in nats, in at least float32; logits exist for a bounded number of tokens at a time (`in_pieces`).
 
     Args:
       hidden: [B, T, M].
@@ -196,7 +196,7 @@ def token_log_probabilities(
     """
 
     def piece(hidden: Array, ids: Array) -> tuple[Array, Array]:
-        logits = cast(Array, model.apply(variables, hidden, method="head")).astype(jnp.float32) / temperature
+        logits = cast(Array, model.apply(variables, hidden, method="head")) / temperature
         normaliser = jax.nn.logsumexp(logits, axis=-1)
         target = jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]
         held = jax.lax.stop_gradient(logits)
@@ -209,7 +209,7 @@ def token_log_probabilities(
 
 @functools.partial(jax.jit, static_argnames=("model", "temperature"))
 def score(model: Zaya, variables: Any, batch: dict[str, Array], temperature: float) -> Array:
-    """Log-probabilities of a batch's answers at a temperature, float32 [B, T], where each token stands.
+    """Log-probabilities of a batch's answers at a temperature, at least float32 [B, T], where each token stands.
 
     Args:
       batch: tokens, document and answer, as of `zaya_jax.data.pipeline`.
