@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 from safetensors.numpy import load_file, save_file
+from tokenizers import processors
 
 from tests import commands
 from tests.helpers import random_variables
-from tests.text.published import byte_level, publish
+from tests.text.published import SPELLED, byte_level, publish
 from zaya_jax import load_pretrained
 from zaya_jax.architecture import preset
 from zaya_jax.interop import save_huggingface
@@ -19,7 +20,7 @@ from zaya_jax.interop.conversion.conversion import convert
 from zaya_jax.interop.editing.adapters import merge_adapters
 from zaya_jax.interop.formats.native import write_model_file
 from zaya_jax.runs import tokens
-from zaya_jax.text.templates import folder_template
+from zaya_jax.text.templates import folder_template, question
 from zaya_jax.text.tokenizers import BPETokenizer, load_tokenizer
 from zaya_jax.training.checkpoints import Checkpoints
 
@@ -50,6 +51,19 @@ def test_there_and_compared(start, tmp_path):
     for line in ("1 x 4 tokens", "largest difference 0, 0 of their std", "KL 0 nats", "top-1 agreement 100.0%",
                  "36 equal, 0 differ"):  # fmt: skip
         assert line in result.stdout, result.stdout
+
+
+def test_a_text_is_compared_as_its_tokenizer_opens_and_ends_it(tmp_path):
+    model = byte_level()
+    pairs = [(token, model.token_to_id(token)) for token in ("<s>", "</s>")]
+    model.post_processor = processors.TemplateProcessing("<s> $A </s>", None, pairs)
+    config = preset("tiny", vocab_size=model.get_vocab_size())
+    save_huggingface(tmp_path / "model", config, random_variables(config))
+    publish(tmp_path / "model", model, tokenizer_config=SPELLED)
+    result = run("compare", f"--checkpoint={tmp_path / 'model'}", f"--other={tmp_path / 'model'}", "--text=cat")
+    asked = len(question("cat", load_tokenizer(tmp_path / "model")))
+    assert result.returncode == 0 and asked == len(model.encode("cat").ids), result.stderr
+    assert f"1 x {asked} tokens" in result.stdout
 
 
 def test_a_narrowed_copy_differs_a_little(start, tmp_path):

@@ -1,11 +1,22 @@
 """results.csv and run directories: what goes in comes out, and what is garbled is named in one line."""
 
 import json
+import os
 
 import pytest
 
 from tests.reporting.made_up_run import CONFIG, result_rows
-from zaya_jax.reporting.results import RESULT_COLUMNS, read_results, read_sweep, wilson, write_results, write_sweep
+from zaya_jax.errors import UserError
+from zaya_jax.reporting.result_files import begun
+from zaya_jax.reporting.results import (
+    RESULT_COLUMNS,
+    read_results,
+    read_rows,
+    read_sweep,
+    wilson,
+    write_results,
+    write_sweep,
+)
 from zaya_jax.reporting.run_files import load_run
 
 
@@ -163,3 +174,40 @@ def test_wilson_against_published_values():
     for bad in ((1, 0), (-1, 4), (5, 4)):
         with pytest.raises(ValueError, match="successes, total"):
             wilson(*bad)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_a_table_that_is_no_plain_file_is_named(tmp_path, kind):
+    path = tmp_path / "results.csv"
+    os.mkfifo(path) if kind == "pipe" else path.mkdir()
+    with pytest.raises(UserError, match=r"results\.csv: (not a plain file|a folder)"):
+        read_rows(tmp_path)
+
+
+NUMBERS = {"rows": [{"a": 1.5, "b": [1]}]}
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({}, "rows: missing; choose another --output, or delete it"),
+        ({"rows": [{"b": [1]}]}, r"rows\[0\]\.a: missing; choose"),
+        ({"rows": [{"a": "x", "b": [1]}]}, r"holds other values than it should \(ValueError"),
+        ({"rows": [{"a": 1.5, "b": 3}]}, r"holds other values than it should \(TypeError"),
+        ({"rows": 3}, r"holds other values than it should \(TypeError"),
+        ([], "got '\\[\\]', may be a JSON object; choose"),
+    ],
+    ids=str,
+)
+def test_what_a_benchmark_continues_is_read_before_it_measures(tmp_path, values, says):
+    path = tmp_path / "numbers.json"
+
+    def read(found):
+        return [f"{row['a']:.2f}" + str(len(row["b"])) for row in found["rows"]]
+
+    assert begun(None, read) is None and begun(path, read) is None
+    path.write_text(json.dumps(NUMBERS))
+    assert begun(path, read) == NUMBERS
+    path.write_text(json.dumps(values))
+    with pytest.raises(UserError, match=rf"numbers\.json: {says}"):
+        begun(path, read)
