@@ -232,7 +232,7 @@ LIES = {
     "shards[0].blake2b": (["shards", 0, "blake2b"], 7),
     "token_bytes": (["token_bytes"], 3),
     "row_length": (["row_length"], 10**30),
-    "counts": (["counts"], None),
+    "counts.train": (["counts"], None),
     "counts.train.documents": (["counts", "train", "documents"], -1),
     "source.bytes": (["source", "bytes"], "x"),
     "dropped": (["dropped"], [1]),

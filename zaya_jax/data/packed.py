@@ -37,7 +37,7 @@ SHARD = {  # what a manifest says of each
 RULES = {
     "kind": Choice(("text", "chat")), "row_length": Integer(2, 2**24), "packing": Text(), "tokenizer": Text(),
     "tokenizer_name": Text(), "token_bytes": Choice((2, 4)), "template": Unset(Text()),
-    "counts": Values(Values(NATURAL)), "dropped": Values(NATURAL),
+    "dropped": Values(NATURAL),
 }  # fmt: skip
 COUNTS = dict.fromkeys(("documents", "rows", "tokens", "answers", "bytes"), NATURAL)  # of a split
 REMEDY = "delete the folder that experiments.prepare made, and the same command makes it"
@@ -143,8 +143,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise damaged(path, "damaged, or not a manifest of packed rows")
     with remedy(REMEDY):
         check_object(f"{path}: ", manifest, RULES)
+        counts = manifest.get("counts")
         for split in SPLITS:
-            check_object(f"{path}: counts.{split}.", manifest["counts"].get(split), COUNTS)
+            check_object(f"{path}: counts.{split}.", counts.get(split) if isinstance(counts, dict) else None, COUNTS)
         check_object(f"{path}: source.", manifest.get("source"), {"bytes": NATURAL})
         check_shards(path, manifest["shards"])
     for shard in manifest["shards"]:

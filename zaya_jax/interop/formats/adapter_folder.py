@@ -8,6 +8,7 @@ model that they belong to.
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -95,7 +96,7 @@ def save_adapters(
 
 def read_about(directory: Path) -> dict[str, Any]:
     """adapters.json, every field that loading needs checked. UserError, FileNotFoundError: naming the file."""
-    if not (directory / ABOUT).is_file():
+    if not os.path.lexists(directory / ABOUT):
         raise FileNotFoundError(f"adapters {directory}: holds no {ABOUT}, may be a folder of `experiments.adapters`")
     about = read_object(directory / ABOUT)
     where, base = f"{directory / ABOUT}", about.get("base")
