@@ -23,6 +23,7 @@ MAX_TEXT = 1 << 30  # bytes of a file that is read whole
 MAX_JSON = 100_000_000
 MAX_LINES = 1 << 40  # of a file of JSON lines, which a long run's may well be
 MAX_DEPTH = 100  # of JSON: deeper than any file's, and far from where Python's own comparisons and prints give up
+UNHELD = "backslashreplace"  # how a lone surrogate is written, which UTF-8 cannot hold
 UTF_8 = b"\xef\xbb\xbf"  # how a file begins that a Windows editor saved as UTF-8,
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # and one that PowerShell or Notepad saved as UTF-16
 
@@ -53,8 +54,7 @@ def open_plain(path: str | os.PathLike[str], buffering: int = -1) -> Iterator[Bi
     """
     path = absolute(path)
     try:
-        # A pipe without a writer would keep `open` waiting.
-        with open(path, "rb", buffering, opener=lambda name, mode: os.open(name, mode | os.O_NONBLOCK)) as file:
+        with open(path, "rb", buffering, opener=at_once) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise UserError(f"{path}: not a plain file, may be no folder, pipe or device")
             yield cast(BinaryIO, file)
@@ -64,6 +64,11 @@ def open_plain(path: str | os.PathLike[str], buffering: int = -1) -> Iterator[Bi
         raise UserError(f"{path}: a folder, may be a plain file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or one_line(error)})") from None
+
+
+def at_once(name: str, flags: int) -> int:
+    """An `opener` for `open` that no pipe without another end keeps waiting; to write to one is refused."""
+    return os.open(name, flags | os.O_NONBLOCK, 0o666)
 
 
 def blake2b_of(path: str | os.PathLike[str]) -> str:
@@ -247,7 +252,7 @@ def append(path: Path | str, text: str, sync: bool = False) -> None:
         whole = _whole_lines(path)
         if whole != file.tell():
             file.truncate(whole)
-        left = memoryview(text.encode("utf-8"))
+        left = memoryview(text.encode("utf-8", UNHELD))
         try:
             while left:  # a disk that is nearly full takes a part, and refuses the next
                 left = left[file.write(left) :]
@@ -333,9 +338,11 @@ def replacing(path: Path | str, shared: bool = False) -> Iterator[Path]:
 
 
 def write_text(path: Path | str, text: str, shared: bool = False) -> None:
-    """A text file in UTF-8, line ends as they are; see `replacing`."""
+    """A text file in UTF-8, line ends as they are; see `replacing`. Lone surrogates, which UTF-8 cannot hold (names of
+    files that are no text, odd names in JSON), are written as escapes.
+    """
     with replacing(path, shared) as partial:
-        partial.write_bytes(text.encode("utf-8"))
+        partial.write_bytes(text.encode("utf-8", UNHELD))
 
 
 @contextlib.contextmanager

@@ -5,8 +5,10 @@ import os
 
 import pytest
 
+from tests.helpers import no_longer_than
 from tests.reporting.made_up_run import CONFIG, result_rows
 from zaya_jax.errors import UserError
+from zaya_jax.reporting.html.report import write_report
 from zaya_jax.reporting.result_files import begun
 from zaya_jax.reporting.results import (
     RESULT_COLUMNS,
@@ -153,6 +155,30 @@ def test_missing_parts_are_named(make_run):
     for part in ("samples.jsonl", "stage convert", "stage control", "cost rows", "mix_stale at temperature 1"):
         assert part in missing
     assert "pretrain" not in missing
+
+
+@pytest.mark.parametrize("start", ["convert", "control"])
+def test_a_phase_that_starts_from_itself_or_a_later_one_has_an_end(make_run, start):
+    """No run's config says so; a damaged one used to be followed round for ever."""
+    path = make_run()
+    values = CONFIG | {"phases": ["pretrain", "convert", "control"]}
+    values["convert"] = CONFIG["convert"] | {"start": start}
+    values["control"] = CONFIG["control"] | {"start": "convert"}
+    (path / "config.json").write_text(json.dumps(values))
+    run = load_run(path)
+    with no_longer_than(10):
+        assert run.path_to("convert") == ("convert",) and run.path_to("control") == ("convert", "control")
+
+
+def test_what_utf_8_cannot_hold_is_written_as_escapes(make_run, tmp_path):
+    path = make_run()
+    (path / "config.json").write_text(json.dumps(CONFIG | {"name": "\ud800"}))
+    assert "\\ud800: report" in write_report(load_run(path), [], path / "report.html").read_text()
+    rows = [result_rows()[0] | {"model": "a\udcff"}]
+    write_results(tmp_path / "r.csv", rows)
+    assert read_results(tmp_path / "r.csv")[0]["model"] == "a\\udcff"
+    write_sweep(tmp_path / "s.csv", {"a\udcff": ({}, rows)})
+    assert read_sweep(tmp_path / "s.csv")[0]["run"] == "a\\udcff"
 
 
 def test_model_by_preset_or_by_fields(make_run):

@@ -42,6 +42,7 @@ from zaya_jax.data.splits import SPLITS, divide, split_of, stable_hash
 from zaya_jax.errors import UserError
 from zaya_jax.files import (
     WriteError,
+    at_once,
     blake2b_of,
     flush,
     make_folder,
@@ -234,10 +235,10 @@ def _unit_job(work: Callable, what: Preparation, output: Path, folder: str, job:
     try:
         if note.exists():
             return number, None
-        with open(output / ".lock", "a") as lock:
+        with open(output / ".lock", "a", opener=at_once) as lock:
             try:  # the kernel drops a killed process's lock; NFS 4 and Lustre know these
                 fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
-            except OSError:
+            except (BlockingIOError, PermissionError):
                 return number, ""
             if not note.exists():
                 write_text(note, json.dumps(work(what, output, *job)) + "\n", shared=True)

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import tensorflow_datasets as tfds
 
 from zaya_jax.errors import UserError
-from zaya_jax.files import WriteError, blake2b_of, flush, read_object, refused_in_one_line, write_text
+from zaya_jax.files import WriteError, at_once, blake2b_of, flush, read_object, refused_in_one_line, write_text
 
 MANIFEST = "manifest.json"
 _checked: dict[Path, list[tuple[str, int, int]]] = {}  # folder -> its files' names, sizes and times when they were read
@@ -56,7 +56,7 @@ def prepare(kind: Any, options: dict[str, Any], data_dir: Path) -> Path:
     if not (target / MANIFEST).exists():
         with refused_in_one_line(base), contextlib.ExitStack() as stack:
             base.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(open(base / ".lock", "w"))
+            lock = stack.enter_context(open(base / ".lock", "w", opener=at_once))
             # The kernel drops the lock of a killed process, so whoever holds it may sweep up what an earlier one left;
             # other processes of a multi-process run wait here and find it done.
             fcntl.flock(lock, fcntl.LOCK_EX)

@@ -11,7 +11,7 @@ from typing import Any
 from zaya_jax import moved
 from zaya_jax.checks import no_such, shown
 from zaya_jax.errors import UserError
-from zaya_jax.files import UTF_8, open_plain, parse_json, read_text, replacing
+from zaya_jax.files import UNHELD, UTF_8, open_plain, parse_json, read_text, replacing
 
 Row = dict[str, Any]  # a line of results.csv: text, float, or None where the column does not apply
 
@@ -154,7 +154,7 @@ def read_results(path: Path | str) -> list[Row]:
 
 
 def _write_table(path: Path, header: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
-    with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+    with replacing(path) as partial, partial.open("w", encoding="utf-8", errors=UNHELD, newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(lines)
