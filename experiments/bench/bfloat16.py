@@ -137,7 +137,7 @@ def main() -> None:
 
 def check_numbers(numbers: dict[str, Any]) -> None:
     """Reads what an earlier command has measured as this one will."""
-    for section in set(SHOW) & set(numbers):
+    for section in (name for name in SHOW if numbers.get(name)):
         SHOW[section](numbers[section])
         for row in numbers[section]:
             hash(measured_of(row)), ORDER.index(row["model"])
