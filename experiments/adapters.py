@@ -18,12 +18,13 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from zaya_jax import load_pretrained
+from zaya_jax.checks import COUNT, Unset, check_object
 from zaya_jax.command_line import cli, sampling_flags
 from zaya_jax.command_line.closing import closing
 from zaya_jax.command_line.models import load_adapted, output_folder
 from zaya_jax.errors import UserError
-from zaya_jax.interop.conversion.locate import find_checkpoint, run_config
-from zaya_jax.interop.formats.adapter_folder import ARRAYS, save_adapters
+from zaya_jax.interop.conversion.locate import CONFIG_FILE, find_checkpoint, run_config
+from zaya_jax.interop.formats.adapter_folder import ARRAYS, RULES, save_adapters
 from zaya_jax.runs.configuration import settings
 from zaya_jax.runs.provenance import made_by
 from zaya_jax.runs.tokens import checkpoint_of
@@ -42,8 +43,8 @@ _OUTPUT = flags.DEFINE_string("output", None, "Folder to write; must be new or e
 def main() -> None:
     checkpoint, output = checkpoint_of(_CHECKPOINT.value), output_folder(_OUTPUT.value)
     run, stage = run_config(checkpoint), checkpoint.name
-    found = run.get(stage)
-    phase: dict[str, Any] = found if isinstance(found, dict) else {}
+    phase = checked(checkpoint, run, stage)
+    block_size = (phase.get("objective") or {}).get("block_size") or 1
     base = _BASE.value or phase.get("start")
     if not isinstance(base, str):
         raise UserError("--base: missing, and the checkpoint's run names none; may be a folder of a model")
@@ -54,8 +55,6 @@ def main() -> None:
         "run": training(run, phase),
         "made": made_by("adapters"),
     }
-    objective = phase.get("objective")
-    block_size = objective.get("block_size", 1) if isinstance(objective, dict) else 1
     anchors = sampling_flags.branch_points(_ANCHORS.value, block_size)
     vocabulary = draft_vocabulary(checkpoint, run, _VOCABULARY.value)
     save_adapters(
@@ -66,6 +65,21 @@ def main() -> None:
     drafted = f", {len(vocabulary):,} tokens are drafted" if vocabulary else ""
     print(f"done: {output}, {size:.1f} MB, blocks of {block_size}{drafted}")
     print(closing({}, [f"python -m experiments.generate --checkpoint={base} --adapters={output} --chat"]))
+
+
+def checked(checkpoint: Path, run: dict[str, Any], stage: str) -> dict[str, Any]:
+    """The section of a stage in its run's config, whose numbers the card and the folder repeat; {} where it has none.
+
+    Raises:
+      UserError: a section or a number that is none, naming the file and the field.
+    """
+    where = f"{checkpoint.parent.parent / CONFIG_FILE}: "
+    phase = run.get(stage) or {}
+    check_object(f"{where}data.", run.get("data") or {}, {"row_length": Unset(COUNT)})
+    check_object(f"{where}{stage}.", phase, dict.fromkeys(("steps", "batch_size", "row_length"), Unset(COUNT)))
+    block_size = {"block_size": Unset(RULES["block_size"])}
+    check_object(f"{where}{stage}.objective.", phase.get("objective") or {}, block_size)
+    return phase
 
 
 def draft_vocabulary(checkpoint: Path, run: dict[str, Any], size: int) -> list[int]:
@@ -81,8 +95,7 @@ def draft_vocabulary(checkpoint: Path, run: dict[str, Any], size: int) -> list[i
 
 def training(run: dict[str, Any], phase: dict[str, Any]) -> dict[str, Any]:
     """What the adapters were trained on and how, of a run's config."""
-    found = run.get("data")
-    data: dict[str, Any] = found if isinstance(found, dict) else {}
+    data: dict[str, Any] = run.get("data") or {}
     kept = {name: phase.get(name) for name in ("steps", "batch_size", "objective", "optimizer")}
     rows = {"row_length": phase.get("row_length") or data.get("row_length"), "mixture": data.get("mixture")}
     return {"name": run.get("name"), "seed": run.get("seed"), **kept, **rows}

@@ -24,6 +24,7 @@ from zaya_jax.evaluation.agreement import agreement
 from zaya_jax.interop.conversion.conversion import open_checkpoint
 from zaya_jax.interop.conversion.inventory import differences
 from zaya_jax.runs.tokens import checkpoint_of, tokenizer_of
+from zaya_jax.text.templates import question
 from zaya_jax.text.tokenizers import load_tokenizer
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The reference.")
@@ -87,7 +88,8 @@ def _tokens(folder: Path, config: ZayaConfig) -> np.ndarray:
     if _TEXT.value is not None and _TOKENS.value is not None:
         raise UserError("--tokens: may not be given with --text")
     if _TEXT.value is not None:
-        found = load_tokenizer(_TOKENIZER.value or tokenizer_of(folder, config.vocab_size)).encode(_TEXT.value)
+        tokenizer = load_tokenizer(_TOKENIZER.value or tokenizer_of(folder, config.vocab_size))
+        found = question(_TEXT.value, tokenizer)
     elif _TOKENIZER.value is not None:
         raise UserError("--tokenizer: may be given with --text alone, which it reads")
     elif _TOKENS.value is not None:

@@ -1,7 +1,9 @@
 """Small models with every parameter random, shared by the tests."""
 
+import contextlib
 import functools
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from unittest import mock
 
 import jax
@@ -13,6 +15,22 @@ from flax import linen as nn
 from zaya_jax.architecture import Layout, Zaya, ZayaConfig, preset
 from zaya_jax.training.optimizer import OptimizerConfig
 from zaya_jax.training.state import TrainState, init_state
+
+
+@contextlib.contextmanager
+def no_longer_than(seconds: float) -> Iterator[None]:
+    """Fails where what stands in it does not end; what waits within a library's own code is not interrupted."""
+
+    def stop(*_: object) -> None:
+        raise AssertionError(f"more than {seconds:g} s")
+
+    handler = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
 
 
 def small_config(**changes) -> ZayaConfig:

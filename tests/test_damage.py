@@ -1,6 +1,7 @@
 """Damaged files of a workdir: one line that names the file and what to do, and nothing is rewritten."""
 
 import json
+import os
 import re
 import resource
 import shutil
@@ -10,9 +11,11 @@ import pytest
 
 import configs.common
 from experiments import sweep
+from tests.helpers import no_longer_than
 from tests.reporting.made_up_run import build_run, result_rows
 from zaya_jax.command_line.completions import Completions
 from zaya_jax.data import prepared
+from zaya_jax.data.packing import Preparation, prepare_rows
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.answers import Answers
 from zaya_jax.files import append, write_lines
@@ -409,3 +412,29 @@ def test_the_damage_is_told_where_the_file_is_a_folder_or_gone(tmp_path):
         (copy / name).unlink()
         (copy / name).mkdir()
         refused(copy / name, lambda: load_run(copy))  # noqa: B023
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
+def test_a_lock_that_is_no_file_keeps_nobody_waiting(tmp_path, kind):
+    """Opening a pipe to write waits for who reads it."""
+
+    def put(path: Path) -> Path:
+        path.parent.mkdir(parents=True)
+        {"pipe": os.mkfifo, "folder": Path.mkdir, "device": lambda path: path.symlink_to("/dev/full")}[kind](path)
+        return path
+
+    lock = put(tmp_path / "run" / ".lock")
+    journal = put(tmp_path / ".out.partial" / JOURNAL)
+    rows = put(tmp_path / "rows" / ".lock").parent
+    text = tmp_path / "a.txt"
+    text.write_text("some text")
+    with no_longer_than(20):
+        if kind != "device":  # which can be locked like a file
+            with pytest.raises(OSError, match=r"\.lock|No such device"), run_folder.locked(lock):
+                pass
+        with pytest.raises((OSError, UserError)):
+            Partial(tmp_path / "out", {"source": "a"}).__enter__()
+        if kind != "device":
+            with pytest.raises(UserError, match=r"\.lock|No such device"):
+                prepare_rows(Preparation((str(text),), "bytes", 16), rows, quiet=True)
+    assert journal.parent.is_dir()

@@ -227,6 +227,15 @@ def test_an_extension_is_a_python_file(tmp_path, read):
             load_extension(missing)
 
 
+@pytest.mark.parametrize("source", [b"def (", b"\xff\xfe", b"x = 1\0", b"(" * 300], ids=str)
+def test_an_extension_that_is_no_python_is_one_line(tmp_path, source):
+    path = tmp_path / "broken.py"
+    path.write_bytes(source)
+    with pytest.raises(UserError, match=rf"^--extension {path}: no Python that can be read \(") as caught:
+        load_extension(path)
+    assert "\n" not in str(caught.value)
+
+
 def command(name: str, *arguments: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     line = [sys.executable, "-m", f"experiments.{name}", *arguments]

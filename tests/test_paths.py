@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from zaya_jax.errors import UserError
-from zaya_jax.files import lines_of, make_folder, read_object, read_text
+from zaya_jax.files import blake2b_of, lines_of, make_folder, open_plain, read_object, read_text
 from zaya_jax.paths import absolute
 
 
@@ -35,8 +35,9 @@ def test_nothing_but_plain_files_is_read(tmp_path, kind):
         os.mkfifo(path)  # without a writer: opening it would wait for ever
     elif kind == "folder":
         path.mkdir()
-    with pytest.raises(UserError, match=f"{path}: (not a plain file|a folder)"):
-        read_text(path)
+    for read in (read_text, blake2b_of, lambda path: open_plain(path).__enter__()):
+        with pytest.raises(UserError, match=f"{path}: (not a plain file|a folder)"):
+            read(path)
 
 
 def test_text_of_windows_and_of_no_encoding(tmp_path):

@@ -7,7 +7,7 @@ holds it to them.
 import dataclasses
 import difflib
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -144,6 +144,31 @@ class Items:
         return isinstance(value, (tuple, list)) and len(value) >= self.least and all(map(self.of.allows, value))
 
 
+@dataclasses.dataclass(frozen=True)
+class Spelled:
+    """A text that a pattern fits as a whole."""
+
+    pattern: str
+    words: str
+
+    def allows(self, value: Any) -> bool:
+        return isinstance(value, str) and re.fullmatch(self.pattern, value) is not None
+
+
+@dataclasses.dataclass(frozen=True)
+class Values:
+    """An object of JSON, each of whose values a rule allows."""
+
+    of: Rule
+
+    @property
+    def words(self) -> str:
+        return f"an object whose values are each {self.of.words}"
+
+    def allows(self, value: Any) -> bool:
+        return isinstance(value, dict) and all(map(self.of.allows, value.values()))
+
+
 SWITCH = Choice((True, False))
 COUNT = Integer(1)
 SEED = Integer(0)
@@ -155,6 +180,19 @@ def check(field: str, value: T, rule: Rule) -> T:
     """`value`. UserError unless `rule` allows it."""
     if not rule.allows(value):
         raise UserError(f"{field}: got {shown(value)}, may be {rule.words}")
+    return value
+
+
+def check_object(where: str, value: Any, rules: Mapping[str, Rule]) -> dict[str, Any]:
+    """`value`, an object of JSON that has these fields at least. UserError, naming the field, where it is not.
+
+    Args:
+      where: what stands before a field's name, such as "manifest.json: ".
+    """
+    if not isinstance(value, dict):
+        raise UserError(f"{where.rstrip(': .')}: got {shown(value)}, may be an object of {', '.join(rules)}")
+    for name, rule in rules.items():
+        check(f"{where}{name}", value.get(name), rule)
     return value
 
 

@@ -6,6 +6,7 @@ with the file's name, and nothing half-written: a full disk or a killed process 
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ import stat
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from zaya_jax.errors import UserError
 from zaya_jax.paths import absolute, one_line
@@ -22,6 +23,7 @@ MAX_TEXT = 1 << 30  # bytes of a file that is read whole
 MAX_JSON = 100_000_000
 MAX_LINES = 1 << 40  # of a file of JSON lines, which a long run's may well be
 MAX_DEPTH = 100  # of JSON: deeper than any file's, and far from where Python's own comparisons and prints give up
+UNHELD = "backslashreplace"  # how a lone surrogate is written, which UTF-8 cannot hold
 UTF_8 = b"\xef\xbb\xbf"  # how a file begins that a Windows editor saved as UTF-8,
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # and one that PowerShell or Notepad saved as UTF-16
 
@@ -33,22 +35,46 @@ def read_bytes(path: str | os.PathLike[str], limit: int = MAX_TEXT) -> bytes:
       FileNotFoundError: no such file.
       UserError: a folder, a pipe (a shell's <(...) is one), a device; more than `limit` bytes; one that cannot be read.
     """
+    with open_plain(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise UserError(f"{absolute(path)}: {size} bytes, may be at most {limit}")
+        return file.read()
+
+
+@contextlib.contextmanager
+def open_plain(path: str | os.PathLike[str], buffering: int = -1) -> Iterator[BinaryIO]:
+    """A plain file, opened to read its bytes; what the system refuses while it is open becomes a line, too.
+
+    Args:
+      buffering: as of `open`.
+
+    Raises:
+      FileNotFoundError, UserError: as `read_bytes`.
+    """
     path = absolute(path)
     try:
-        # A pipe without a writer would keep `open` waiting.
-        with open(path, "rb", opener=lambda name, mode: os.open(name, mode | os.O_NONBLOCK)) as file:
-            found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode):
+        with open(path, "rb", buffering, opener=at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise UserError(f"{path}: not a plain file, may be no folder, pipe or device")
-            if found.st_size > limit:
-                raise UserError(f"{path}: {found.st_size} bytes, may be at most {limit}")
-            return file.read()
+            yield cast(BinaryIO, file)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise UserError(f"{path}: a folder, may be a plain file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or one_line(error)})") from None
+
+
+def at_once(name: str, flags: int) -> int:
+    """An `opener` for `open` that no pipe without another end keeps waiting; to write to one is refused."""
+    return os.open(name, flags | os.O_NONBLOCK, 0o666)
+
+
+def blake2b_of(path: str | os.PathLike[str]) -> str:
+    """A plain file's BLAKE2b in 32 hex digits. FileNotFoundError, UserError: as `read_bytes`."""
+    with open_plain(path) as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def read_text(path: str | os.PathLike[str], limit: int = MAX_TEXT) -> str:
@@ -226,7 +252,7 @@ def append(path: Path | str, text: str, sync: bool = False) -> None:
         whole = _whole_lines(path)
         if whole != file.tell():
             file.truncate(whole)
-        left = memoryview(text.encode("utf-8"))
+        left = memoryview(text.encode("utf-8", UNHELD))
         try:
             while left:  # a disk that is nearly full takes a part, and refuses the next
                 left = left[file.write(left) :]
@@ -312,9 +338,11 @@ def replacing(path: Path | str, shared: bool = False) -> Iterator[Path]:
 
 
 def write_text(path: Path | str, text: str, shared: bool = False) -> None:
-    """A text file in UTF-8, line ends as they are; see `replacing`."""
+    """A text file in UTF-8, line ends as they are; see `replacing`. Lone surrogates, which UTF-8 cannot hold (names of
+    files that are no text, odd names in JSON), are written as escapes.
+    """
     with replacing(path, shared) as partial:
-        partial.write_bytes(text.encode("utf-8"))
+        partial.write_bytes(text.encode("utf-8", UNHELD))
 
 
 @contextlib.contextmanager

@@ -14,6 +14,8 @@ from typing import Generic, TypeVar
 
 from zaya_jax.checks import no_such
 from zaya_jax.errors import UserError
+from zaya_jax.files import read_bytes
+from zaya_jax.paths import one_line
 
 NAME = re.compile("[a-z][a-z0-9_]*")
 AUTOREGRESSIVE = "autoregressive"
@@ -96,13 +98,19 @@ def load_extension(path: Path | str) -> None:
     """Runs a Python file that registers tasks, targets, layouts, objectives or model families.
 
     Raises:
-      FileNotFoundError: there is no such file. What the file itself raises keeps its traceback.
+      FileNotFoundError: there is no such file.
+      UserError: it is no Python. What the file itself raises keeps its traceback.
     """
     path = Path(path).expanduser().absolute()
     spec = importlib.util.spec_from_file_location(path.stem, path) if path.suffix == ".py" else None
     if spec is None or spec.loader is None or not path.is_file():
         raise FileNotFoundError(f"--extension {path}: no such file, may be a .py file that registers something")
-    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    source = read_bytes(path)
+    try:
+        code = compile(source, path, "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # a zero byte; nested too deeply
+        raise UserError(f"--extension {path}: no Python that can be read ({one_line(error)})") from None
+    exec(code, vars(importlib.util.module_from_spec(spec)))
 
 
 def kind_drafts(kind: object) -> bool:

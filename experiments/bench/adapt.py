@@ -22,11 +22,13 @@ from typing import Any
 
 from absl import flags
 
+from zaya_jax.checks import COUNT, check_object
 from zaya_jax.command_line import cli
 from zaya_jax.command_line.closing import closing
 from zaya_jax.errors import UserError
 from zaya_jax.files import make_folder, read_object, write_text
 from zaya_jax.paths import absolute
+from zaya_jax.reporting.result_files import read_record
 from zaya_jax.training.logging.metrics import read_metrics
 
 PROBE = 8  # steps that are timed; the first half is warm-up
@@ -67,7 +69,7 @@ def main() -> None:
     if not (output / "adapters").exists():
         size = f"--draft_vocabulary={_VOCABULARY.value}"
         command("experiments.adapters", f"--checkpoint={checkpoint}", f"--output={output / 'adapters'}", size)
-    start = read_object(workdir / "config.json")[_PHASE.value]["start"]
+    start = read_record(workdir / "config.json")[_PHASE.value]["start"]
     for batch in batches:
         clock(start, output, batch)
     print(closing({"adapters": output / "adapters", "numbers": output / "adapt.json"}, [
@@ -79,7 +81,7 @@ def steps_that_fit(output: Path) -> dict[str, Any]:
     """adapt.json: what a step takes, and how many fit --minutes; measured if it is not there."""
     path = output / "adapt.json"
     if path.exists():
-        return read_object(path)
+        return check_object(f"{path}: ", read_object(path), {"steps": COUNT})
     probe = output / "probe"
     train(probe, PROBE, "log_every=1")
     lines = [line for line in read_metrics(probe / "metrics.jsonl") if line["stage"] == _PHASE.value]

@@ -48,10 +48,10 @@ from zaya_jax.architecture.config import NO_MASK
 from zaya_jax.architecture.model import ZayaOutput
 from zaya_jax.command_line import cli, measured_device
 from zaya_jax.errors import UserError
-from zaya_jax.files import read_object
 from zaya_jax.interop.editing.mask import add_mask_token
 from zaya_jax.interop.families.smollm2 import find_gguf, write_smollm2
 from zaya_jax.paths import absolute
+from zaya_jax.reporting.result_files import begun, read_record
 from zaya_jax.reporting.tables import benchmarks
 from zaya_jax.runs import provenance
 from zaya_jax.tasks import make_task
@@ -117,7 +117,7 @@ def main() -> None:
                 raise UserError(f"--{flag}: got {value!r}, may be some of {', '.join(known)}")
     measured_device.check()
     path = absolute(_OUTPUT.value) if _OUTPUT.value else None
-    numbers = dict(read_object(path)) if path and path.exists() else {}
+    numbers = dict(begun(path, check_numbers) or {})
     names = ["checkpoint"] if _CHECKPOINT.value else _MODELS.value
     run: dict[str, Callable[[Model], Iterable[dict]]] = {
         "logits": lambda model: [logits_of(model)],
@@ -133,6 +133,14 @@ def main() -> None:
                 cli.write_numbers(path, numbers)  # after every row: an interrupted run keeps what it has
     for section in _ONLY.value:
         print(SHOW[section](numbers[section]) if section in numbers else f"{section}: no model for it", flush=True)
+
+
+def check_numbers(numbers: dict[str, Any]) -> None:
+    """Reads what an earlier command has measured as this one will."""
+    for section in (name for name in SHOW if numbers.get(name)):
+        SHOW[section](numbers[section])
+        for row in numbers[section]:
+            hash(measured_of(row)), ORDER.index(row["model"])
 
 
 def measured_of(row: dict) -> tuple:
@@ -176,7 +184,7 @@ def load_smollm2() -> Iterator[Model]:
         write_smollm2(folder)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         rows = []
-        for row in read_object(RESULTS / "bench" / "smollm2_parity.json")["prompts"][: _TEXTS.value]:
+        for row in read_record(RESULTS / "bench" / "smollm2_parity.json")["prompts"][: _TEXTS.value]:
             prompt = row["prompt"]
             if row["chat"]:
                 turns = [{"role": "user", "content": prompt}]

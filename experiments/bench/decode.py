@@ -37,6 +37,7 @@ from zaya_jax.command_line.models import decoding_form
 from zaya_jax.costs.flops import forward_flops
 from zaya_jax.costs.roofline import forward_traffic
 from zaya_jax.errors import UserError
+from zaya_jax.files import read_object
 from zaya_jax.runs import provenance
 from zaya_jax.runs.tokens import checkpoint_of
 from zaya_jax.sampling.planning.cost import AUTOREGRESSIVE, step_call
@@ -93,7 +94,7 @@ def read_model(scratch: Path) -> tuple[ZayaConfig, Zaya, Any, Path]:
     else:
         folder = checkpoint_of(_CHECKPOINT.value)
         config, variables = load_pretrained(folder)
-        if not (folder / "config.json").exists() or "model_type" not in (folder / "config.json").read_text():
+        if not (folder / "config.json").exists() or "model_type" not in read_object(folder / "config.json"):
             folder = scratch
     if _THEIRS.value and folder == scratch:
         save_huggingface(folder, config, variables)

@@ -32,9 +32,8 @@ from zaya_jax.command_line.completions import read_prompts
 from zaya_jax.command_line.models import decoding_form, load
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.rates import compiles, ratio_interval
-from zaya_jax.files import read_object
 from zaya_jax.interop.formats.adapter_folder import checksum
-from zaya_jax.paths import absolute
+from zaya_jax.reporting.result_files import begun
 from zaya_jax.reporting.tables.wall_clock import wall_clock_table
 from zaya_jax.runs import provenance
 from zaya_jax.runs.tokens import checkpoint_of, choose_template, choose_tokenizer
@@ -108,7 +107,7 @@ def main() -> None:
         "rows": [],
     }  # fmt: skip
     numbers["rows"] = measured_before(numbers)
-    there = {(row["prompts"], row["count"], row["temperature"], row["draft_temperature"]) for row in numbers["rows"]}
+    there = set(map(measured_of, numbers["rows"]))
     for prompts in sets:
         for sampler in samplers:
             if (prompts.name, len(prompts.timed), sampler.temperature, sampler.draft_temperature) in there:
@@ -119,11 +118,16 @@ def main() -> None:
     print(aligned(wall_clock_table(numbers)))
 
 
+def measured_of(row: dict[str, Any]) -> tuple:
+    """What a row is of."""
+    return row["prompts"], row["count"], row["temperature"], row["draft_temperature"]
+
+
 def measured_before(numbers: dict[str, Any]) -> list[dict[str, Any]]:
     """Rows of --output, where an earlier command of the same flags on such a machine has begun it."""
-    if not _OUTPUT.value or not absolute(_OUTPUT.value).exists():
+    before = begun(_OUTPUT.value, lambda found: (wall_clock_table(found), set(map(measured_of, found["rows"]))))
+    if before is None:
         return []
-    before = read_object(absolute(_OUTPUT.value))
     same = set(numbers) - {"rows", "environment"}
     if any(before.get(name) != numbers[name] for name in same):
         return []

@@ -23,7 +23,9 @@ not measured again. The parts (--parts):
 import contextlib
 import dataclasses
 import functools
+import io
 import math
+import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -44,12 +46,13 @@ from zaya_jax.evaluation.draw_variance import Noise, draw_noise, draw_weights
 from zaya_jax.evaluation.samplers import NamedSampler
 from zaya_jax.evaluation.task_accuracy import run_sampler, task_rows
 from zaya_jax.evaluation.variance import relative_variance, weight_variance
-from zaya_jax.files import make_folder, read_object, replacing
+from zaya_jax.files import make_folder, read_bytes, replacing
 from zaya_jax.interop.formats.native import load_native
-from zaya_jax.paths import absolute
+from zaya_jax.paths import absolute, one_line
 from zaya_jax.reporting.paper import stability as figures
 from zaya_jax.reporting.paper.figures import write
 from zaya_jax.reporting.paper.sweep_rows import MissingData
+from zaya_jax.reporting.result_files import begun
 from zaya_jax.reporting.tables import stability as tables
 from zaya_jax.runs import provenance
 from zaya_jax.runs.configuration import config_files, settings
@@ -60,7 +63,10 @@ from zaya_jax.training.optimizer import rates
 from zaya_jax.training.stability import spikes, trajectory
 from zaya_jax.training.state import init_state, make_eval_step, make_train_step, summarise
 
-PARTS = ("weights", "noise", "runs", "decode")
+PARTS = {  # by what tells a part's rows apart
+    "weights": ("arm",), "noise": ("arm", "at", "term"), "runs": ("arm", "rate", "seed"),
+    "decode": ("arm", "sampler", "temperature"),
+}  # fmt: skip
 TABLES = {
     "weights": tables.weights_table, "noise": tables.noise_table, "runs": tables.runs_table,
     "decode": tables.decode_table,
@@ -116,9 +122,9 @@ class Study:
 
     def _resume(self) -> None:
         """Takes over what --output holds. UserError where it is of another study."""
-        if not _OUTPUT.value or not absolute(_OUTPUT.value).exists():
+        before = begun(_OUTPUT.value, check_numbers)
+        if before is None:
             return
-        before = read_object(absolute(_OUTPUT.value))
         for name in set(self.numbers) - {"environment", *PARTS}:
             if before.get(name) != self.numbers[name]:
                 raise UserError(
@@ -146,8 +152,16 @@ class Study:
         path = self.workdir / "arms" / f"{arm}.npz"
         if not path.exists():
             raise UserError(f"{path}: no such file, is made by --parts=runs with --rates that have --base_rate")
-        with np.load(path) as arrays:
-            return jax.device_put(traverse_util.unflatten_dict(dict(arrays), sep="/"))
+        may_be = "delete it, and the rows of its arm's runs in --output"
+        try:
+            with np.load(io.BytesIO(read_bytes(path))) as arrays:
+                found = dict(arrays)
+        except (AttributeError, EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
+            raise UserError(f"{path}: cannot be read ({one_line(error)}); {may_be}") from None
+        wanted = {name: leaf.shape for name, leaf in traverse_util.flatten_dict(self.start, sep="/").items()}
+        if {name: array.shape for name, array in found.items()} != wanted:
+            raise UserError(f"{path}: not this model's arrays; {may_be}")
+        return jax.device_put(traverse_util.unflatten_dict(found, sep="/"))
 
     def batches(self, seed: int, count: int) -> list[dict[str, np.ndarray]]:
         """The data of one seed: the same for every arm and rate."""
@@ -156,6 +170,16 @@ class Study:
             self.stage.data_seed + seed, packing=self.stage.packing,
         )  # fmt: skip
         return [next(found) for _ in range(count)]
+
+
+def check_numbers(numbers: dict[str, Any]) -> None:
+    """Reads what an earlier command has measured as this one will."""
+    for part, fields in PARTS.items():
+        for row in numbers[part]:
+            {name: row[name] for name in fields}
+    for part, table in TABLES.items():
+        if numbers[part]:
+            table(numbers)
 
 
 def main() -> None:

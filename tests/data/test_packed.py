@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import struct
@@ -223,6 +224,86 @@ def test_mistakes_and_damage_are_one_line(corpus, rows, tmp_path):
         PackedRows(broken, "train")
 
 
+LIES = {
+    "shards[0].file": (["shards", 0, "file"], "../../x"),
+    "shards[0].rows": (["shards", 0, "rows"], "3"),
+    "shards[0].bytes": (["shards", 0, "bytes"], None),
+    "shards[0].split": (["shards", 0, "split"], []),
+    "shards[0].blake2b": (["shards", 0, "blake2b"], 7),
+    "token_bytes": (["token_bytes"], 3),
+    "row_length": (["row_length"], 10**30),
+    "counts.train": (["counts"], None),
+    "counts.train.documents": (["counts", "train", "documents"], -1),
+    "source.bytes": (["source", "bytes"], "x"),
+    "dropped": (["dropped"], [1]),
+    "tokenizer_name": (["tokenizer_name"], 3),
+}
+
+
+@pytest.mark.parametrize("field", LIES)
+def test_a_manifest_that_lies_is_named_with_its_field(rows, tmp_path, field):
+    """One whose digest fits, so that somebody has made it up."""
+    places, value = LIES[field]
+    manifest = json.loads((rows / "manifest.json").read_text())
+    inner = manifest
+    for place in places[:-1]:
+        inner = inner[place]
+    inner[places[-1]] = value
+    manifest["digest"] = packed.digest(manifest)
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=rf"manifest\.json: {re.escape(field)}: got .*, may be .*; delete the folder"):
+        PackedRows(tmp_path, "train")
+
+
+@pytest.fixture(scope="module")
+def unfinished(corpus, tmp_path_factory) -> Path:
+    """A preparation that stopped in its second pass, after two units."""
+    output, done, real = tmp_path_factory.mktemp("unfinished") / "rows", [], packing._write_unit
+
+    def write(what, output, number, *rest):
+        if len(done) == 2:
+            raise UserError("stopped")
+        done.append(number)
+        return real(what, output, number, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(documents, "UNIT_BYTES", 1000)
+        patch.setattr(packing, "_write_unit", write)
+        with pytest.raises(UserError, match="stopped"):
+            prepare_rows(options(corpus), output, quiet=True)
+    return output
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("plan.json", b"[]"), ("scan/00000.json", b"{}"), ("scan/00000.json", b'{"source": "a", "documents": "3"}'),
+        ("scan/00000.hashes", b""), ("scan/00000.hashes", b"x" * 999), ("scan/00001.hashes", None),
+        ("units/00000.json", b'{"shards": []}'), ("units/00001.json", b"\xff"),
+        ("units/00000.json", b'{"source": "a", "dropped": {}, "counts": {"x": {}}, "shards": []}'),
+        ("units/00000.json", b'{"source": "a", "dropped": {}, "counts": {}, "shards": [{}]}'),
+    ],
+)  # fmt: skip
+def test_damaged_notes_of_an_unfinished_preparation_are_named(corpus, unfinished, tmp_path, monkeypatch, name, data):
+    monkeypatch.setattr(documents, "UNIT_BYTES", 1000)
+    folder = tmp_path / "rows"
+    shutil.copytree(unfinished, folder)
+    (folder / name).unlink()
+    if data is not None:
+        (folder / name).write_bytes(data)
+    with pytest.raises(UserError, match=rf"{name}.*delete") as caught:
+        prepare_rows(options(corpus), folder, quiet=True)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
+def test_a_pipe_is_no_corpus(tmp_path, suffix):
+    path = tmp_path / f"pipe{suffix}"
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=rf"paths: {path}: not a plain file"):
+        prepare_rows(options(path), tmp_path / "rows", quiet=True)
+
+
 def test_a_file_that_changes_on_the_way_is_noticed(tmp_path, monkeypatch):
     corpus = write_corpus(tmp_path / "texts", 10)
     real = packing._first_ones
@@ -266,6 +347,14 @@ def test_folders_of_tfds_are_read_without_tensorflow(tmp_path, kind):
     assert sorted(text for unit in units for text in documents.Reader().documents(unit)) == sorted(expected)
     manifest = prepare_rows(options(folder), tmp_path / "rows", quiet=True)
     assert sum(c["documents"] for c in manifest["counts"].values()) == len(expected)
+    (shard,) = folder.glob(f"*-train.{kind}-*")
+    whole = shard.read_bytes()
+    for broken in (b"", b"x" * len(whole), whole[: len(whole) // 2]):
+        shard.write_bytes(broken)
+        if broken or kind == "array_record":
+            with pytest.raises(UserError, match=rf"paths: {shard}: .*(damaged|cannot be read)"):
+                prepare_rows(options(folder), tmp_path / f"broken{len(broken)}", quiet=True)
+    shard.write_bytes(whole)
     with pytest.raises(UserError, match="key: got 'body', may be a text"):
         prepare_rows(options(folder, key="body"), tmp_path / "other", quiet=True)
     with pytest.raises(UserError, match="tfds_split: got 'dev'"):

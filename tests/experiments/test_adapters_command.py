@@ -1,6 +1,7 @@
 """A run's adapters, written by themselves, with the tokens that the run learned to write."""
 
 import json
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -69,3 +70,25 @@ def test_the_folder_loads_onto_its_base_and_drafts_what_was_learned(run, tmp_pat
     assert jnp.array_equal(variables["params"]["mask_lora"], learned.astype(jnp.bfloat16).astype(learned.dtype))
     about = json.loads((tmp_path / "out" / "adapters.json").read_text())
     assert about["run"]["steps"] == 6 and "Blocks of 4 tokens" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"steps": "x"}, "convert.steps: got 'x', may be an integer"),
+        ({"batch_size": [1]}, "convert.batch_size: got [1], may be an integer"),
+        ({"objective": {"block_size": "4"}}, "convert.objective.block_size: got '4', may be an integer"),
+        ({"objective": 3}, "convert.objective: got 3, may be an object of block_size"),
+    ],
+    ids=str,
+)
+def test_a_damaged_config_of_the_run_is_named_with_its_field(run, tmp_path, change, says):
+    workdir, copy = run[0], tmp_path / "run"
+    shutil.copytree(workdir, copy)
+    config = json.loads((copy / "config.json").read_text())
+    config["convert"] |= change
+    (copy / "config.json").write_text(json.dumps(config))
+    done = commands.run("experiments.adapters", f"--checkpoint={copy}", f"--output={tmp_path / 'out'}")
+    chosen, line = done.stderr.splitlines()
+    assert done.returncode == 2 and line.startswith(f"error: {copy / 'config.json'}: {says}"), done.stderr
+    assert chosen.startswith("checkpoint: ") and not (tmp_path / "out").exists()

@@ -30,6 +30,20 @@ def test_mistakes_are_one_line(flags, says):
     assert process.returncode == 2 and process.stderr.startswith(says) and process.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{}", "rows: missing; choose another --output"), ('{"rows": [{}]}', "rows[0].tokens_per_second: missing"),
+        ('{"rows": 3}', "holds other values than it should"), ("[" * 100_000, "not valid JSON: nested too deeply"),
+    ],
+)  # fmt: skip
+def test_an_output_that_cannot_be_continued_is_named_and_left_alone(text, says, tmp_path):
+    (tmp_path / "numbers.json").write_text(text)
+    process = commands.run(MODULE, MODEL, "--tasks=addition", f"--output={tmp_path / 'numbers.json'}")
+    assert process.returncode == 2 and f"{tmp_path / 'numbers.json'}: {says}" in process.stderr, process.stderr
+    assert process.stderr.count("\n") == 1 and (tmp_path / "numbers.json").read_text() == text
+
+
 @pytest.mark.slow
 def test_a_small_run_writes_what_it_measured(tmp_path):
     output, prompts = tmp_path / "numbers.json", tmp_path / "sums.txt"

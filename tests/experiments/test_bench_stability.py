@@ -47,5 +47,18 @@ def test_two_arms_are_measured_once(tmp_path):
         assert table(numbers).count("\n") >= 3
     again = commands.run(MODULE, *flags)
     assert again.returncode == 0 and json.loads(output.read_text()) == numbers
+    arms = tmp_path / "run" / "arms" / "tidar.npz"
+    whole = arms.read_bytes()
+    for broken in (b"", whole[: len(whole) // 2], b"\x80\x04N."):
+        arms.write_bytes(broken)
+        damaged = commands.run(MODULE, *flags, "--parts=noise", "--draws=2,2,3", f"--output={tmp_path / 'other.json'}")
+        assert damaged.returncode == 2 and f"error: {arms}: cannot be read" in damaged.stderr, damaged.stderr
     other = commands.run(MODULE, *flags, "--config.convert.steps=3")
     assert other.returncode == 2 and "holds numbers of another steps: got 20, may be 3" in other.stderr
+    for change, says in (
+        ({"runs": [{}]}, r"runs[0].arm: missing"),
+        ({"noise": 3}, "holds other values than it should"),
+    ):
+        output.write_text(json.dumps(numbers | change))
+        damaged = commands.run(MODULE, *flags)
+        assert damaged.returncode == 2 and says in damaged.stderr and "choose another --output" in damaged.stderr

@@ -4,14 +4,16 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from safetensors.numpy import load_file, save_file
+from tokenizers import processors
 
 from tests import commands
 from tests.helpers import random_variables
-from tests.text.published import byte_level, publish
+from tests.text.published import SPELLED, byte_level, publish
 from zaya_jax import load_pretrained
 from zaya_jax.architecture import preset
 from zaya_jax.interop import save_huggingface
@@ -50,6 +52,18 @@ def test_there_and_compared(start, tmp_path):
     for line in ("1 x 4 tokens", "largest difference 0, 0 of their std", "KL 0 nats", "top-1 agreement 100.0%",
                  "36 equal, 0 differ"):  # fmt: skip
         assert line in result.stdout, result.stdout
+
+
+def test_a_text_is_compared_as_its_tokenizer_opens_and_ends_it(tmp_path):
+    model = byte_level()
+    pairs = [(token, model.token_to_id(token)) for token in ("<s>", "</s>")]
+    model.post_processor = processors.TemplateProcessing("<s> $A </s>", None, pairs)
+    folder = publish(tmp_path / "model", model, tokenizer_config=SPELLED)
+    code = "import sys; from absl import flags; from pathlib import Path; from experiments import compare; "
+    code += "from zaya_jax import preset; flags.FLAGS(['', '--text=cat']); "
+    code += "print(compare._tokens(Path(sys.argv[1]), preset('tiny', vocab_size=400)).tolist())"
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False)
+    assert done.stdout == f"[{model.encode('cat').ids}]\n", done.stderr
 
 
 def test_a_narrowed_copy_differs_a_little(start, tmp_path):

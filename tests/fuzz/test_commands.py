@@ -7,23 +7,31 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flax import traverse_util
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.data.test_packed import write_corpus
 from tests.fuzz import harness, hostile
 from tests.fuzz.harness import command, fuzzed, nothing_left, run
-from tests.helpers import random_variables
+from tests.helpers import random_variables, small_config
 from tests.reporting import made_up_sweeps
 from tests.reporting.made_up_run import build_run
 from tests.text.published import SPELLED, byte_level, publish
 from zaya_jax import preset
+from zaya_jax.architecture.config import NO_MASK
 from zaya_jax.data.builders import prepare_chats, prepare_text
 from zaya_jax.data.chat import ChatSource, survey
+from zaya_jax.data.packed import MANIFEST, PackedRows, digest, verify
+from zaya_jax.data.packing import Preparation, prepare_rows
 from zaya_jax.data.pipeline import eval_batches
+from zaya_jax.data.splits import SPLITS
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.answers import Answers
 from zaya_jax.interop import save_huggingface
 from zaya_jax.interop.conversion.conversion import convert
+from zaya_jax.interop.editing.mask import add_mask_token
+from zaya_jax.interop.formats.adapter_folder import load_adapters, save_adapters
 from zaya_jax.reporting.html.report import write_report
 from zaya_jax.reporting.plots.plots import draw_figures
 from zaya_jax.reporting.results import write_sweep
@@ -202,6 +210,78 @@ def test_data_files(published, kind, data):
             next(iter(eval_batches(source, model, 32, 2)))
 
         run(use, f"{kind} {damaged[:200]!r}")
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory) -> tuple[Files, tuple]:
+    """(files of a folder of adapters, the model that they belong to)."""
+    config = small_config(mask_token_id=NO_MASK)
+    base = config, random_variables(config)
+    config, variables = add_mask_token(*base)
+    config = config.replace(lora_rank=2, lora_alpha=2.0, lora_rows="drafts")
+    flat = traverse_util.flatten_dict(random_variables(config, seed=1)) | traverse_util.flatten_dict(variables)
+    folder = tmp_path_factory.mktemp("adapters") / "adapters"
+    more = {"draft_vocabulary": [1, 5], "anchors": [1, 3]}
+    save_adapters(folder, config, traverse_util.unflatten_dict(flat), base, 4, {"name": "base"}, "", **more)
+    return files_of(folder), base
+
+
+@fuzzed
+@given(data=st.data())
+def test_adapters(adapters, data):
+    whole, base = adapters
+    files, which = data.draw(hostile.damaged_folder(whole))
+    with tempfile.TemporaryDirectory() as top:
+        folder = hostile.write(Path(top) / "adapters", files)
+        run(lambda: load_adapters(folder, *base), f"adapters whose {which} was damaged")
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory) -> tuple[Preparation, Files]:
+    """(what packed rows are made of, their files)."""
+    top = tmp_path_factory.mktemp("rows")
+    what = Preparation((str(write_corpus(top / "texts", 20)),), "bytes", 48)
+    prepare_rows(what, top / "rows", quiet=True)
+    return what, files_of(top / "rows")
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@fuzzed
+@given(data=st.data())
+def test_packed_rows(rows, signed, data):
+    """`signed`: with a digest that fits, so that what it covers is no protection."""
+    files, which = data.draw(hostile.damaged_folder(rows[1]))
+    with tempfile.TemporaryDirectory() as top:
+        folder = hostile.write(Path(top) / "rows", files)
+        if signed and isinstance(made := _json(folder / MANIFEST), dict):
+            (folder / MANIFEST).write_text(json.dumps(made | {"digest": digest(made)}))
+
+        def use() -> None:
+            for split in SPLITS:
+                source = PackedRows(folder, split)
+                for number in range(min(3, len(source))):
+                    source.read(number, 0)
+            verify(folder)
+
+        run(use, f"packed rows whose {which} was damaged")
+
+
+@fuzzed
+@given(data=st.data())
+def test_unfinished_rows(rows, data):
+    """A preparation that stopped before it wrote its manifest."""
+    what, whole = rows
+    files, which = data.draw(hostile.damaged_folder({name: data for name, data in whole.items() if name != MANIFEST}))
+    with tempfile.TemporaryDirectory() as top:
+        folder = hostile.write(Path(top) / "rows", files)
+        run(lambda: prepare_rows(what, folder, quiet=True), f"unfinished rows whose {which} was damaged")
+
+
+def _json(path: Path) -> object:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 @fuzzed

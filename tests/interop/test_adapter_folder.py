@@ -1,6 +1,7 @@
 """Adapters in a folder of their own: what is saved is what is loaded, onto that model and no other."""
 
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from flax import traverse_util
 
 from tests.helpers import random_variables, small_config
 from zaya_jax.architecture.config import NO_MASK
+from zaya_jax.errors import UserError
 from zaya_jax.interop.editing.adapters import is_adapter
 from zaya_jax.interop.editing.mask import add_mask_token
 from zaya_jax.interop.formats.adapter_folder import ABOUT, ARRAYS, checksum, load_adapters, save_adapters
@@ -115,11 +117,38 @@ def test_damaged_words_are_named(folder, published, change, message):
 def test_damaged_arrays_and_missing_files_are_named(folder, published):
     path = folder / ARRAYS
     path.write_bytes(path.read_bytes()[:-7])
-    with pytest.raises(ValueError, match=f"{ARRAYS}: cannot be read"):
+    with pytest.raises(UserError, match=f"{ARRAYS}: truncated or not a safetensors file"):
         load_adapters(folder, *published)
     path.unlink()
-    with pytest.raises(ValueError, match=f"{ARRAYS}: cannot be read"):
+    with pytest.raises(FileNotFoundError, match=f"{ARRAYS}: no such file"):
         load_adapters(folder, *published)
     (folder / ABOUT).unlink()
     with pytest.raises(FileNotFoundError, match=f"holds no {ABOUT}"):
+        load_adapters(folder, *published)
+
+
+@pytest.mark.parametrize("name", [ABOUT, ARRAYS])
+def test_a_pipe_does_not_hang(folder, published, name):
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(UserError, match=f"{name}: not a plain file"):
+        load_adapters(folder, *published)
+
+
+@pytest.mark.parametrize("dtype", ["I16", "F8_E4M3"])
+def test_arrays_of_numbers_that_are_no_weights_are_named(folder, published, dtype):
+    path = folder / ARRAYS
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    name = next(name for name in header if name != "__metadata__")
+    first, last = header[name]["data_offsets"]
+    header[name]["dtype"] = dtype
+    if dtype.startswith("F8"):  # of half the bytes: the next tensor takes the others
+        header[name]["data_offsets"], header["z"] = [first, (first + last) // 2], {
+            "dtype": "U8", "shape": [(last - first) // 2], "data_offsets": [(first + last) // 2, last],
+        }  # fmt: skip
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
+    with pytest.raises(UserError, match=rf"{ARRAYS}: {name}: dtype: got {dtype}, may be one of F32, BF16, F16"):
         load_adapters(folder, *published)

@@ -1,11 +1,24 @@
 """results.csv and run directories: what goes in comes out, and what is garbled is named in one line."""
 
 import json
+import os
 
 import pytest
 
+from tests.helpers import no_longer_than
 from tests.reporting.made_up_run import CONFIG, result_rows
-from zaya_jax.reporting.results import RESULT_COLUMNS, read_results, read_sweep, wilson, write_results, write_sweep
+from zaya_jax.errors import UserError
+from zaya_jax.reporting.html.report import write_report
+from zaya_jax.reporting.result_files import begun
+from zaya_jax.reporting.results import (
+    RESULT_COLUMNS,
+    read_results,
+    read_rows,
+    read_sweep,
+    wilson,
+    write_results,
+    write_sweep,
+)
 from zaya_jax.reporting.run_files import load_run
 
 
@@ -144,6 +157,30 @@ def test_missing_parts_are_named(make_run):
     assert "pretrain" not in missing
 
 
+@pytest.mark.parametrize("start", ["convert", "control"])
+def test_a_phase_that_starts_from_itself_or_a_later_one_has_an_end(make_run, start):
+    """No run's config says so; a damaged one used to be followed round for ever."""
+    path = make_run()
+    values = CONFIG | {"phases": ["pretrain", "convert", "control"]}
+    values["convert"] = CONFIG["convert"] | {"start": start}
+    values["control"] = CONFIG["control"] | {"start": "convert"}
+    (path / "config.json").write_text(json.dumps(values))
+    run = load_run(path)
+    with no_longer_than(10):
+        assert run.path_to("convert") == ("convert",) and run.path_to("control") == ("convert", "control")
+
+
+def test_what_utf_8_cannot_hold_is_written_as_escapes(make_run, tmp_path):
+    path = make_run()
+    (path / "config.json").write_text(json.dumps(CONFIG | {"name": "\ud800"}))
+    assert "\\ud800: report" in write_report(load_run(path), [], path / "report.html").read_text()
+    rows = [result_rows()[0] | {"model": "a\udcff"}]
+    write_results(tmp_path / "r.csv", rows)
+    assert read_results(tmp_path / "r.csv")[0]["model"] == "a\\udcff"
+    write_sweep(tmp_path / "s.csv", {"a\udcff": ({}, rows)})
+    assert read_sweep(tmp_path / "s.csv")[0]["run"] == "a\\udcff"
+
+
 def test_model_by_preset_or_by_fields(make_run):
     path = make_run()
     by_preset = load_run(path).model
@@ -163,3 +200,40 @@ def test_wilson_against_published_values():
     for bad in ((1, 0), (-1, 4), (5, 4)):
         with pytest.raises(ValueError, match="successes, total"):
             wilson(*bad)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_a_table_that_is_no_plain_file_is_named(tmp_path, kind):
+    path = tmp_path / "results.csv"
+    os.mkfifo(path) if kind == "pipe" else path.mkdir()
+    with pytest.raises(UserError, match=r"results\.csv: (not a plain file|a folder)"):
+        read_rows(tmp_path)
+
+
+NUMBERS = {"rows": [{"a": 1.5, "b": [1]}]}
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({}, "rows: missing; choose another --output, or delete it"),
+        ({"rows": [{"b": [1]}]}, r"rows\[0\]\.a: missing; choose"),
+        ({"rows": [{"a": "x", "b": [1]}]}, r"holds other values than it should \(ValueError"),
+        ({"rows": [{"a": 1.5, "b": 3}]}, r"holds other values than it should \(TypeError"),
+        ({"rows": 3}, r"holds other values than it should \(TypeError"),
+        ([], "got '\\[\\]', may be a JSON object; choose"),
+    ],
+    ids=str,
+)
+def test_what_a_benchmark_continues_is_read_before_it_measures(tmp_path, values, says):
+    path = tmp_path / "numbers.json"
+
+    def read(found):
+        return [f"{row['a']:.2f}" + str(len(row["b"])) for row in found["rows"]]
+
+    assert begun(None, read) is None and begun(path, read) is None
+    path.write_text(json.dumps(NUMBERS))
+    assert begun(path, read) == NUMBERS
+    path.write_text(json.dumps(values))
+    with pytest.raises(UserError, match=rf"numbers\.json: {says}"):
+        begun(path, read)

@@ -88,3 +88,14 @@ def test_a_run_goes_on_with_the_rows_it_began_with(rows, tmp_path):
     prepare_rows(Preparation((str(text),), "bytes", 48), tmp_path / "other", quiet=True)
     with pytest.raises(UserError, match=r"packed: .*/other holds other rows than this run began with"):
         same_rows(tmp_path, {"packed": PackedRows(tmp_path / "other", "train")})
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"packed": []}', '{"other": [], "packed": 3}'])
+def test_a_damaged_note_of_the_rows_is_one_line(rows, tmp_path, text):
+    path = tmp_path / "data" / "packed.json"
+    path.parent.mkdir()
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"packed\.json: .*delete the file|holds other rows than this run began with"):
+        same_rows(tmp_path, {"packed": PackedRows(rows, "train")})
+    path.write_text('{"other": []}')
+    same_rows(tmp_path, {"packed": PackedRows(rows, "train")})

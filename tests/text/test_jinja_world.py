@@ -28,7 +28,7 @@ HARMFUL = {
     "a product from the left": "{{ 10**9 * 'a' }}",
     "a list": "{{ [0] * 10**9 }}",
     "a list of long numbers": "{{ [('9' * 4000) | int] * 100000 }}",
-    "a power": "{{ 9 ** 999999999 }}",
+    "a power": f"{{{{ (2 ** {jinja_world.DIGITS}) is number }}}}",  # which takes no time where nothing looks at it
     "a product of numbers": "{{ (10**200) * (10**200) }}",
     "a tree of sums": LONG + "{{ " + tree("a", 10) + " }}",
     "a long concatenation": LONG + "{{ " + " ~ ".join(["a"] * 999) + " }}",

@@ -96,6 +96,47 @@ def test_new_tokens_get_the_ids_that_transformers_gives_them(tmp_path):
     assert alone.vocab_size == size and alone.pad_id == alone.eos_id
 
 
+@pytest.mark.parametrize("compared", [False, True], ids=["pinned", "transformers"])
+@pytest.mark.parametrize(
+    ("kind", "name", "before"),
+    [
+        ("byte_level", "GPT2Tokenizer", 1), ("byte_level", "GPTNeoXTokenizer", 1), ("byte_level", "Qwen2Tokenizer", 1),
+        ("fallback_bpe", "Qwen2Tokenizer", 1), ("fallback_bpe", "GemmaTokenizer", 1),  # <mask>
+        ("fallback_bpe", "LlamaTokenizer", 0), ("byte_level", "PreTrainedTokenizerFast", 0),
+    ],
+)  # fmt: skip
+def test_new_tokens_come_after_those_that_a_class_adds(kind, name, before, compared, tmp_path, monkeypatch):
+    """Such as "<|endoftext|>", which nothing names and the vocabulary does not have."""
+    model = KINDS[kind]()
+    folder = publish(tmp_path, model, tokenizer_config=NAMED | {"tokenizer_class": name, LISTS[0]: ["<new>"]})
+    if compared:
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        same_as_transformers(pytest.importorskip("transformers", minversion="5", reason="the parity extra"), folder)
+    assert load_tokenizer(folder).special_ids["<new>"] == model.get_vocab_size() + before
+    without = publish(tmp_path / "without", model, tokenizer_config=NAMED | {"tokenizer_class": name})
+    assert load_tokenizer(without).vocab_size == model.get_vocab_size()
+
+
+def test_a_class_names_what_its_files_leave_out(tmp_path):
+    """transformers' GPT2Tokenizer begins and ends texts with "<|endoftext|>" where no file says otherwise."""
+    model = byte_level()
+    model.add_special_tokens(["<|endoftext|>"])
+    end = model.token_to_id("<|endoftext|>")
+    tokenizer = load_tokenizer(publish(tmp_path, model, tokenizer_config={"tokenizer_class": "GPT2Tokenizer"}))
+    assert (tokenizer.bos_id, tokenizer.eos_ids) == (end, (end,))
+    values = {"tokenizer_class": "GPT2Tokenizer", "bos_token": None}
+    assert load_tokenizer(publish(tmp_path, model, tokenizer_config=values)).bos_id is None
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "fallback_bpe", "ended_words", "unigram"])
+def test_llamas_class_leaves_a_file_as_it_is_that_has_bytes_anywhere(kind, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    model = KINDS[kind]()
+    model.post_processor = processors.ByteLevel(trim_offsets=False)
+    folder = publish(tmp_path, model, tokenizer_config=NAMED | {"tokenizer_class": "LlamaTokenizerFast"})
+    same_as_transformers(pytest.importorskip("transformers", minversion="5", reason="the parity extra"), folder)
+
+
 @pytest.mark.parametrize(
     ("values", "files", "wrong"),
     [

@@ -13,7 +13,7 @@ import tokenizers
 
 from zaya_jax.data import builders
 from zaya_jax.errors import UserError
-from zaya_jax.files import read_object, write_text
+from zaya_jax.files import blake2b_of, read_object, write_text
 from zaya_jax.text.tokenizers import Tokenizer
 
 REMEMBERED = 8 << 20  # bytes: larger files are not read again while their size and times stay
@@ -37,11 +37,7 @@ class Digests:
         key = f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}"
         if key in self._known:
             return self._known[key]
-        digest = blake2b(digest_size=16)
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        self._known[key] = digest.hexdigest()
+        self._known[key] = blake2b_of(path)
         if self._memory is not None and status.st_size >= REMEMBERED:
             self._keep()
         return self._known[key]

@@ -5,13 +5,14 @@ or a TFRecord shard is never cut. A folder that holds a data set which tensorflo
 ArrayRecord) is read as that, without TensorFlow.
 """
 
+import contextlib
 import dataclasses
 import json
 import struct
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
@@ -19,6 +20,7 @@ from array_record.python import array_record_module
 from zaya_jax.data import builders
 from zaya_jax.data.chat import chat_text, check_messages, check_tools
 from zaya_jax.errors import UserError
+from zaya_jax.files import open_plain
 from zaya_jax.paths import absolute, one_line
 
 UNIT_BYTES = 1 << 25  # of sources: so much work is lost when a process is killed
@@ -75,7 +77,7 @@ def find(paths: Sequence[str | Path], chats: bool, tfds_split: str = "train") ->
 def _line_cuts(path: Path, size: int) -> list[tuple[int, int]]:
     """Ranges of bytes that end at line ends."""
     cuts, start = [], 0
-    with path.open("rb") as file:
+    with _source(path) as file:
         while size - start > UNIT_BYTES * 3 // 2:
             file.seek(start + UNIT_BYTES)
             file.readline()
@@ -85,10 +87,12 @@ def _line_cuts(path: Path, size: int) -> list[tuple[int, int]]:
 
 
 def _of_tfds(folder: Path, split: str) -> Iterator[Piece]:
-    builder = _builder(folder)
-    if split not in builder.info.splits:
-        raise UserError(f"tfds_split: got {split!r}, may be of {folder}: {', '.join(builder.info.splits)}")
-    for path in map(Path, builder.info.splits[split].filepaths):
+    with _tfds_errors(folder):
+        splits = tfds.builder_from_directory(folder).info.splits
+        files = [Path(path) for path in splits[split].filepaths] if split in splits else None
+    if files is None:
+        raise UserError(f"tfds_split: got {split!r}, may be of {folder}: {', '.join(splits)}")
+    for path in files:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file, but {folder / TFDS_INFO} names it")
         kind = "array_record" if "array_record" in path.name else "tfrecord" if "tfrecord" in path.name else ""
@@ -98,20 +102,54 @@ def _of_tfds(folder: Path, split: str) -> Iterator[Piece]:
         if kind == "tfrecord":
             yield Piece(str(path), kind, 0, size, size)
             continue
-        reader = array_record_module.ArrayRecordReader(str(path))
-        count = reader.num_records()
-        reader.close()
+        count = _records(path)
         each = max(1, count * UNIT_BYTES // max(1, size))
         for start in range(0, count, each):
             end = min(count, start + each)
             yield Piece(str(path), kind, start, end, size * (end - start) // count)
 
 
-def _builder(folder: Path) -> Any:
+@contextlib.contextmanager
+def _source(path: Path | str) -> Iterator[BinaryIO]:
+    """A plain file, opened. UserError, in the words of a corpus, for what is none or cannot be read."""
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(open_plain(path))
+        except (FileNotFoundError, UserError) as error:
+            raise UserError(f"paths: {error}") from None
+        yield file
+
+
+def _records(path: Path) -> int:
+    """How many an ArrayRecord file holds."""
+    with _damaged_records(path):
+        reader = array_record_module.ArrayRecordReader(str(path))
+        count = reader.num_records()
+        reader.close()
+    return count
+
+
+@contextlib.contextmanager
+def _damaged_records(path: Path | str) -> Iterator[None]:
     try:
-        return tfds.builder_from_directory(folder)
+        yield
+    except (RuntimeError, IndexError, ValueError) as error:  # of ArrayRecord's reader
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"paths: {path}: not an ArrayRecord file, or damaged ({one_line(error)[:100]})") from None
+
+
+@contextlib.contextmanager
+def _tfds_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # tfds raises what it likes of a damaged folder
         raise UserError(f"paths: {folder}: not a folder that tensorflow-datasets reads ({one_line(error)})") from error
+
+
+def _features(folder: Path) -> Any:
+    with _tfds_errors(folder):
+        return tfds.builder_from_directory(folder).info.features
 
 
 class Reader:
@@ -136,12 +174,9 @@ class Reader:
             yield from getattr(self, f"_{piece.kind}")(piece)
 
     def _bytes(self, piece: Piece) -> bytes:
-        try:
-            with open(piece.path, "rb") as file:
-                file.seek(piece.start)
-                data = file.read(piece.end - piece.start)
-        except OSError as error:
-            raise UserError(f"paths: {piece.path}: cannot be read ({error.strerror or one_line(error)})") from None
+        with _source(piece.path) as file:
+            file.seek(piece.start)
+            data = file.read(piece.end - piece.start)
         if len(data) != piece.end - piece.start:
             raise UserError(f"paths: {piece.path}: has become shorter")
         self._read.update(data)
@@ -164,16 +199,17 @@ class Reader:
             yield builders._encodable(chat_text(messages, check_tools(record.get("tools"), where)), where)
 
     def _array_record(self, piece: Piece) -> Iterator[str]:
-        features = _builder(Path(piece.path).parent).info.features
-        reader = array_record_module.ArrayRecordReader(piece.path)
-        for start in range(piece.start, piece.end, RECORDS_AT_ONCE):
-            for record in reader.read(start, min(start + RECORDS_AT_ONCE, piece.end)):
-                yield self._of_record(record, features, piece)
-        reader.close()
+        features = _features(Path(piece.path).parent)
+        with _damaged_records(piece.path):
+            reader = array_record_module.ArrayRecordReader(piece.path)
+            for start in range(piece.start, piece.end, RECORDS_AT_ONCE):
+                for record in reader.read(start, min(start + RECORDS_AT_ONCE, piece.end)):
+                    yield self._of_record(record, features, piece)
+            reader.close()
 
     def _tfrecord(self, piece: Piece) -> Iterator[str]:
-        features = _builder(Path(piece.path).parent).info.features
-        with open(piece.path, "rb") as file:
+        features = _features(Path(piece.path).parent)
+        with _source(piece.path) as file:
             while head := file.read(12):  # length, its checksum; then the record and its checksum
                 size = struct.unpack("<Q", head[:8])[0] if len(head) == 12 else piece.size
                 body = file.read(size + 4) if size <= piece.size else b""
@@ -187,7 +223,8 @@ class Reader:
             values = features.deserialize_example_np(record)
         except Exception as error:  # protobuf and tfds raise what they like
             raise UserError(f"paths: {piece.path}: a record that cannot be read ({one_line(error)[:100]})") from error
-        value = values.get(self._key) if isinstance(values, dict) else None
+        values = values if isinstance(values, dict) else {}
+        value = values.get(self._key)
         if not isinstance(value, bytes):
             texts = sorted(name for name, found in values.items() if isinstance(found, bytes))
             raise UserError(f"key: got {self._key!r}, may be a text of {piece.path}: {json.dumps(texts)}")

@@ -11,9 +11,9 @@ a token, 1 for an answer's.
 
 import bisect
 import collections
-import hashlib
 import itertools
 import json
+import os
 import threading
 from hashlib import blake2b
 from pathlib import Path
@@ -22,12 +22,25 @@ from typing import Any
 import numpy as np
 from array_record.python import array_record_module
 
-from zaya_jax.data.splits import require_split
+from zaya_jax.checks import Choice, Integer, Spelled, Text, Unset, Values, check_object, shown
+from zaya_jax.data.splits import SPLITS, require_split
 from zaya_jax.errors import UserError
-from zaya_jax.files import read_object
+from zaya_jax.files import blake2b_of, read_object, remedy
 from zaya_jax.paths import one_line
 
 MANIFEST, ROWS, FORMAT = "manifest.json", "rows", 1
+NATURAL = Integer(0, 2**62)
+SHARD = {  # what a manifest says of each
+    "file": Spelled(r"(train|validation|test)-\d{5,9}\.array_record", "SPLIT-NUMBER.array_record"),
+    "split": Choice(SPLITS), "rows": Integer(1, 2**48), "bytes": NATURAL, "content": Text(), "blake2b": Text(),
+}  # fmt: skip
+RULES = {
+    "kind": Choice(("text", "chat")), "row_length": Integer(2, 2**24), "packing": Text(), "tokenizer": Text(),
+    "tokenizer_name": Text(), "token_bytes": Choice((2, 4)), "template": Unset(Text()),
+    "dropped": Values(NATURAL),
+}  # fmt: skip
+COUNTS = dict.fromkeys(("documents", "rows", "tokens", "answers", "bytes"), NATURAL)  # of a split
+REMEDY = "delete the folder that experiments.prepare made, and the same command makes it"
 OPEN_SHARDS = 128  # files that are kept open
 _SOME = 1 << 31
 READ = "readahead_buffer_size:0"  # rows are read in no order
@@ -119,20 +132,36 @@ def read_manifest(folder: Path) -> dict[str, Any]:
       UserError: it is unfinished, damaged, or something else.
     """
     path = folder / MANIFEST
-    if not path.is_file():
+    if not os.path.lexists(path):
         what = (
             "unfinished; the command that began it finishes it" if (folder / "plan.json").exists() else "no such file"
         )
         raise UserError(f"{path}: {what}; may be a folder that experiments.prepare wrote")
-    manifest = read_object(path)
+    with remedy(REMEDY):
+        manifest = read_object(path)
     if manifest.get("format") != FORMAT or manifest.get("digest") != digest(manifest):
         raise damaged(path, "damaged, or not a manifest of packed rows")
+    with remedy(REMEDY):
+        check_object(f"{path}: ", manifest, RULES)
+        counts = manifest.get("counts")
+        for split in SPLITS:
+            check_object(f"{path}: counts.{split}.", counts.get(split) if isinstance(counts, dict) else None, COUNTS)
+        check_object(f"{path}: source.", manifest.get("source"), {"bytes": NATURAL})
+        check_shards(path, manifest["shards"])
     for shard in manifest["shards"]:
         file = folder / ROWS / shard["file"]
         size = file.stat().st_size if file.is_file() else None
         if size != shard["bytes"]:
             raise damaged(file, "missing" if size is None else f"{size} bytes, {shard['bytes']} were written")
     return manifest
+
+
+def check_shards(path: Path, shards: Any) -> None:
+    """UserError, naming the file that says so and the field, for what is no list of shards' entries."""
+    if not isinstance(shards, list):
+        raise UserError(f"{path}: shards: got {shown(shards)}, may be a list of objects")
+    for number, shard in enumerate(shards):
+        check_object(f"{path}: shards[{number}].", shard, SHARD)
 
 
 def digest(manifest: dict[str, Any]) -> str | None:
@@ -150,16 +179,10 @@ def verify(folder: Path) -> int:
     shards = read_manifest(folder)["shards"]
     for shard in shards:
         path = folder / ROWS / shard["file"]
-        if checksum(path) != shard["blake2b"]:
+        if blake2b_of(path) != shard["blake2b"]:
             raise damaged(path, "not the bytes that were written")
     return len(shards)
 
 
-def checksum(path: Path) -> str:
-    """Of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: blake2b(digest_size=16)).hexdigest()
-
-
 def damaged(path: Path, what: str) -> UserError:
-    return UserError(f"{path}: {what}; delete the folder that experiments.prepare made, and the same command makes it")
+    return UserError(f"{path}: {what}; {REMEDY}")

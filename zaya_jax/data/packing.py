@@ -31,7 +31,7 @@ import numpy as np
 from array_record.python import array_record_module
 from tqdm import tqdm
 
-from zaya_jax.checks import Integer, check
+from zaya_jax.checks import Integer, Text, Values, check, check_object
 from zaya_jax.data import packed
 from zaya_jax.data.builders import PART_PERCENTS, SPLIT_BY, SPLIT_PERCENTS
 from zaya_jax.data.chat import ChatSource
@@ -40,12 +40,27 @@ from zaya_jax.data.documents import Piece, Reader, find
 from zaya_jax.data.pipeline import PACKINGS, encode_document, pack
 from zaya_jax.data.splits import SPLITS, divide, split_of, stable_hash
 from zaya_jax.errors import UserError
-from zaya_jax.files import WriteError, flush, make_folder, read_object, refused_in_one_line, replacing, write_text
+from zaya_jax.files import (
+    WriteError,
+    at_once,
+    blake2b_of,
+    flush,
+    make_folder,
+    read_bytes,
+    read_object,
+    refused_in_one_line,
+    remedy,
+    replacing,
+    write_text,
+)
 from zaya_jax.paths import one_line
 from zaya_jax.text.templates import BESIDE_TOKENIZER, ChatTemplate, beside_tokenizer, load_template
 from zaya_jax.text.tokenizers import Tokenizer, load_tokenizer
 
 GROUP_TOKENS, GROUP_ROWS = 1 << 20, 64  # at least so much is packed together: an unfilled row more weighs nothing
+# units' notes
+SCANNED = {"source": Text(), "documents": Integer(0, 2**40)}
+WRITTEN = {"source": Text(), "dropped": Values(packed.NATURAL), "counts": Values(Values(packed.NATURAL))}
 BUSY = 0.2  # seconds between looks at units that other processes have
 
 
@@ -146,7 +161,8 @@ def _claim(
     }  # fmt: skip
     path = output / "plan.json"
     if path.exists():
-        theirs = read_object(path)
+        with remedy(packed.REMEDY):
+            theirs = read_object(path)
         if wrong := next((name for name in plan if plan[name] != theirs.get(name)), None):
             raise UserError(f"output: {output} holds rows of other {wrong}; choose another, or delete it")
     elif any(entry.name != ".lock" for entry in output.iterdir()):
@@ -219,10 +235,10 @@ def _unit_job(work: Callable, what: Preparation, output: Path, folder: str, job:
     try:
         if note.exists():
             return number, None
-        with open(output / ".lock", "a") as lock:
+        with open(output / ".lock", "a", opener=at_once) as lock:
             try:  # the kernel drops a killed process's lock; NFS 4 and Lustre know these
                 fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
-            except OSError:
+            except (BlockingIOError, PermissionError):
                 return number, ""
             if not note.exists():
                 write_text(note, json.dumps(work(what, output, *job)) + "\n", shared=True)
@@ -239,11 +255,11 @@ def _scan(what: Preparation, output: Path, job: tuple) -> tuple[int, str | None]
 
 
 def _scan_unit(what: Preparation, output: Path, number: int, unit: list[Piece]) -> dict[str, Any]:
-    """Hashes of a unit's documents, 0 for a blank one, beside its note."""
+    """Hashes of a unit's documents, uint64 (little-endian), 0 for a blank one, beside its note."""
     reader = Reader(what.key, what.chats)
-    hashes = np.array([_hash(text) for text in reader.documents(unit)], np.uint64)
-    with replacing(output / "scan" / f"{number:05}.npy", shared=True) as path, path.open("wb") as file:
-        np.save(file, hashes)
+    hashes = np.array([_hash(text) for text in reader.documents(unit)], "<u8")
+    with replacing(output / "scan" / f"{number:05}.hashes", shared=True) as path:
+        path.write_bytes(hashes.tobytes())
     return {"source": reader.digest, "documents": len(hashes)}
 
 
@@ -253,13 +269,40 @@ def _hash(text: str) -> int:
 
 def _first_ones(output: Path, units: int) -> list[bytes]:
     """For each unit a bit a document, 1 where it is not blank and equal to none before it."""
-    hashes = [np.load(output / "scan" / f"{i:05}.npy") for i in range(units)]
+    hashes = [_hashes(output, i) for i in range(units)]
     everything = np.concatenate([*hashes, np.zeros(0, np.uint64)])
     values, first = np.unique(everything, return_index=True)
     keep = np.zeros(len(everything), bool)
     keep[first[values != 0]] = True
     ends = np.cumsum([len(each) for each in hashes])
     return [np.packbits(part).tobytes() for part in np.split(keep, ends[:-1])]
+
+
+def _hashes(output: Path, unit: int) -> np.ndarray:
+    path, documents = output / "scan" / f"{unit:05}.hashes", _note(output / "scan" / f"{unit:05}.json")["documents"]
+    try:
+        data = read_bytes(path, limit=8 * documents)
+    except (OSError, UserError) as error:
+        raise UserError(f"{one_line(error)}; {packed.REMEDY}") from None
+    if len(data) != 8 * documents:
+        raise packed.damaged(path, f"{len(data)} bytes, {8 * documents} were written")
+    return np.frombuffer(data, "<u8")
+
+
+def _note(path: Path) -> dict[str, Any]:
+    """What `_unit_job` wrote of a unit. UserError, naming the file, for one that is damaged."""
+    try:
+        note = read_object(path)
+    except (OSError, UserError) as error:
+        raise UserError(f"{one_line(error)}; {packed.REMEDY}") from None
+    with remedy(packed.REMEDY):
+        if path.parent.name == "scan":
+            return check_object(f"{path}: ", note, SCANNED)
+        check_object(f"{path}: ", note, WRITTEN)
+        packed.check_shards(path, note.get("shards"))
+        if unknown := set(note["counts"]) - set(SPLITS):
+            raise UserError(f"{path}: counts: got {min(unknown)!r:.60}, may be of {', '.join(SPLITS)}")
+    return note
 
 
 # --- second pass ------------------------------------------------------------------------------------------------------
@@ -279,7 +322,7 @@ def _write_unit(what: Preparation, output: Path, number: int, unit: list[Piece],
     tokenizer, template = _worker_tools(what)
     source = ChatSource(None, template) if template is not None else None
     counts: dict[str, Counter] = {split: Counter() for split in SPLITS}
-    reader, scanned = Reader(what.key, what.chats), read_object(output / "scan" / f"{number:05}.json")
+    reader, scanned = Reader(what.key, what.chats), _note(output / "scan" / f"{number:05}.json")
     keep = np.unpackbits(np.frombuffer(kept, np.uint8), count=scanned["documents"])
     dropped, seen = Counter(), 0
     with contextlib.ExitStack() as stack:
@@ -363,7 +406,7 @@ class _Shard:
             self._partial.replace(self._path)
         return {
             "file": self._path.name, "split": self._split, "rows": self._rows, "bytes": self._path.stat().st_size,
-            "content": self._content.hexdigest(), "blake2b": packed.checksum(self._path),
+            "content": self._content.hexdigest(), "blake2b": blake2b_of(self._path),
         }  # fmt: skip
 
     def abandon(self) -> None:
@@ -390,7 +433,7 @@ def _finish(
     what: Preparation, output: Path, units: list[list[Piece]], tokenizer: Tokenizer, template: ChatTemplate | None
 ) -> None:
     """Writes manifest.json of all units' notes."""
-    notes = [read_object(output / "units" / f"{i:05}.json") for i in range(len(units))]
+    notes = [_note(output / "units" / f"{i:05}.json") for i in range(len(units))]
     counts: dict[str, Counter] = {split: Counter() for split in SPLITS}
     dropped: Counter = Counter()
     for note in notes:

@@ -8,7 +8,6 @@ changed, whoever opens it has just read the source, which is no smaller.
 
 import contextlib
 import fcntl
-import hashlib
 import io
 import json
 import shutil
@@ -19,7 +18,7 @@ from typing import Any, Protocol
 import tensorflow_datasets as tfds
 
 from zaya_jax.errors import UserError
-from zaya_jax.files import WriteError, flush, read_object, refused_in_one_line, write_text
+from zaya_jax.files import WriteError, at_once, blake2b_of, flush, read_object, refused_in_one_line, write_text
 
 MANIFEST = "manifest.json"
 _checked: dict[Path, list[tuple[str, int, int]]] = {}  # folder -> its files' names, sizes and times when they were read
@@ -57,7 +56,7 @@ def prepare(kind: Any, options: dict[str, Any], data_dir: Path) -> Path:
     if not (target / MANIFEST).exists():
         with refused_in_one_line(base), contextlib.ExitStack() as stack:
             base.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(open(base / ".lock", "w"))
+            lock = stack.enter_context(open(base / ".lock", "w", opener=at_once))
             # The kernel drops the lock of a killed process, so whoever holds it may sweep up what an earlier one left;
             # other processes of a multi-process run wait here and find it done.
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -80,7 +79,7 @@ def check(folder: Path) -> None:
             raise _damaged(path, "missing")
         if path.stat().st_size != known["bytes"]:
             raise _damaged(path, f"damaged ({path.stat().st_size} bytes, {known['bytes']} were written)")
-        if _checksum(path) != known["blake2b"]:
+        if blake2b_of(path) != known["blake2b"]:
             raise _damaged(path, "damaged (not the bytes that were written)")
     _checked[folder] = now
 
@@ -115,7 +114,7 @@ def _write(builder: Any, scratch: Path, target: Path) -> None:
         folder = Path(builder.data_dir)
         _read_back(builder, folder, target)
         files = {
-            path.name: {"bytes": path.stat().st_size, "blake2b": _checksum(path)} for path in sorted(folder.iterdir())
+            path.name: {"bytes": path.stat().st_size, "blake2b": blake2b_of(path)} for path in sorted(folder.iterdir())
         }
         documents = {split: count for split, (count, _) in builder.contents.items()}
         manifest = {"files": files, "documents": documents, "split": builder.division}
@@ -141,11 +140,6 @@ def _read_back(written: Written, folder: Path, target: Path) -> None:
         raise WriteError(target, f"what was written cannot be read back ({type(error).__name__})") from error
     if found != written.contents:
         raise WriteError(target, "what was written reads back otherwise")
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: blake2b(digest_size=16)).hexdigest()
 
 
 def _damaged(path: Path, what: str) -> UserError:

@@ -1,13 +1,14 @@
 """Result files of JSON: what one lacks is told in a line that names the file and the place in it."""
 
 import contextlib
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from zaya_jax.errors import UserError
-from zaya_jax.files import read_object
-from zaya_jax.paths import one_line
+from zaya_jax.files import read_object, remedy
+from zaya_jax.paths import absolute, one_line
 
 # What arithmetic, formats and look-ups answer to a number that is a text, a list that is empty, and the like.
 _ODD = (ArithmeticError, AttributeError, LookupError, StopIteration, TypeError, ValueError)
@@ -31,6 +32,23 @@ def read_record(path: Path) -> Record:
       FileNotFoundError, UserError: as `read_object`.
     """
     return Record(read_object(path), path, "")
+
+
+def begun(path: Path | str | None, read: Callable[[Record], object]) -> Record | None:
+    """What an earlier command of a benchmark left in its --output, to be continued; None where there is nothing.
+
+    Args:
+      read: looks at everything in it that the benchmark will read, so that damage is noticed before anything is timed.
+
+    Raises:
+      UserError: another file, or a damaged one; says its name and the place in it.
+    """
+    if path is None or not os.path.lexists(path := absolute(path)):
+        return None
+    with remedy("choose another --output, or delete it"), made_of(f"--output {path}"):
+        record = read_record(path)
+        read(record)
+    return record
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 from zaya_jax import moved
 from zaya_jax.checks import no_such, shown
 from zaya_jax.errors import UserError
-from zaya_jax.files import parse_json, read_text, replacing
+from zaya_jax.files import UNHELD, UTF_8, open_plain, parse_json, read_text, replacing
 
 Row = dict[str, Any]  # a line of results.csv: text, float, or None where the column does not apply
 
@@ -133,8 +133,8 @@ def read_rows(folder: Path) -> list[Row]:
       FileNotFoundError, UserError: as `read_results`.
     """
     path = folder / RESULTS
-    with path.open(encoding="utf-8", errors="replace") as file:
-        if file.readline().startswith(SWEEP_COLUMNS[0] + ","):
+    with open_plain(path) as file:
+        if file.readline().removeprefix(UTF_8).startswith(f"{SWEEP_COLUMNS[0]},".encode()):
             return read_sweep(path)
     return [{"run": folder.name, "changes": {}, **row} for row in read_results(path)]
 
@@ -154,7 +154,7 @@ def read_results(path: Path | str) -> list[Row]:
 
 
 def _write_table(path: Path, header: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
-    with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+    with replacing(path) as partial, partial.open("w", encoding="utf-8", errors=UNHELD, newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(lines)

@@ -125,6 +125,8 @@ class Run:
             start = self.config.get(at, {}).get("start")
             if start is None and "phases" not in self.config and before:
                 start = before[0]  # everything started from pretraining then
+            if start in names and start not in before:
+                break  # of a later one, or itself: no run's config
             at = start or (before[-1] if before else "")
         return tuple(reversed(path))
 

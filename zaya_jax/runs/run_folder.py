@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from zaya_jax import moved
 from zaya_jax.checks import shown
 from zaya_jax.errors import UserError
-from zaya_jax.files import make_folder, read_object, read_text, refused_in_one_line, remedy, write_text
+from zaya_jax.files import at_once, make_folder, read_object, read_text, refused_in_one_line, remedy, write_text
 from zaya_jax.reporting.results import ENVIRONMENT, METRICS
 from zaya_jax.reporting.run_files import REMEDIES, load_run, read_environment
 from zaya_jax.runs.provenance import describe
@@ -33,7 +33,7 @@ def locked(path: Path, waiting: str | None = None, field: str = "") -> Iterator[
       UserError: another process holds it, and `waiting` is None; its folder cannot be made.
     """
     make_folder(path.parent, field)
-    with path.open("w") as file:
+    with open(path, "w", opener=at_once) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

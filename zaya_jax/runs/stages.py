@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from zaya_jax.data.chat import ChatSource, survey
 from zaya_jax.data.packed import PackedRows
 from zaya_jax.data.pipeline import Source, make_train_iterator
 from zaya_jax.errors import UserError
-from zaya_jax.files import make_folder, read_object, write_text
+from zaya_jax.files import make_folder, read_object, remedy, write_text
 from zaya_jax.interop.formats.native import CheckpointError, newest_step, write_model_file
 from zaya_jax.parallel import Placement, is_first, wait_for_all
 from zaya_jax.paths import absolute
@@ -140,12 +141,13 @@ def same_rows(workdir: Path, sources: Mapping[str, Source | PackedRows]) -> None
     """Notes which packed rows a run trains on; UserError where it has begun with others, that lay in the same place."""
     path = workdir / "data" / "packed.json"
     mine = {name: each.manifest["digest"] for name, each in sources.items() if isinstance(each, PackedRows)}
-    theirs = read_object(path) if path.exists() else {}
+    with remedy("delete the file if the folders that data.mixture names are as they were"):
+        theirs = read_object(path) if os.path.lexists(path) else {}
     for name in mine.keys() & theirs.keys():
         if mine[name] != theirs[name]:
             folder = getattr(sources[name], "folder", name)
             raise UserError(f"{name}: {folder} holds other rows than this run began with; choose another --workdir")
-    if mine.items() - theirs.items():
+    if any(name not in theirs for name in mine):
         make_folder(path.parent)
         write_text(path, json.dumps(theirs | mine, indent=2) + "\n")
 

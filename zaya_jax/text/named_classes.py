@@ -37,6 +37,15 @@ _OTHERS = (
     "Reformer", "RemBert", "Roberta", "SeamlessM4T", "Siglip2", "Splinter", "T5", "Tipsv2", "Udop",
     "VideoPrism", "Whisper", "XGLM", "XLMRoberta", "XLNet",
 )  # fmt: skip
+# The special tokens of a class where tokenizer_config.json does not name them (null is a name for none).
+_ENDS = dict.fromkeys(("bos", "eos", "unk"), "<|endoftext|>")
+_DEFAULTS = {
+    "GPT2Tokenizer": _ENDS,
+    "GPTNeoXTokenizer": _ENDS | {"pad": "<|padding|>"},
+    "Qwen2Tokenizer": dict.fromkeys(("eos", "unk", "pad"), _ENDS["eos"]),
+    "GemmaTokenizer": {"bos": "<bos>", "eos": "<eos>", "unk": "<unk>", "pad": "<pad>", "mask": "<mask>"},
+    "LlamaTokenizer": {"bos": "<s>", "eos": "</s>", "unk": "<unk>"},
+}  # fmt: skip
 # the class of a folder that names none, by its model_type
 _OF_MODEL = {
     "qwen3": "Qwen2Tokenizer", "qwen3_moe": "Qwen2Tokenizer", "gpt2": "GPT2Tokenizer", "gpt_neox": "GPTNeoXTokenizer",
@@ -46,8 +55,10 @@ _OF_MODEL = {
 
 def rebuilt(
     where: Path, description: Mapping[str, Any], values: Mapping[str, Any], config: Mapping[str, Any]
-) -> dict[str, Any] | None:
-    """A tokenizer.json as the named class has it; None where the file is read as it is.
+) -> tuple[dict[str, Any], dict[str, str]] | None:
+    """(a tokenizer.json as the named class has it, the class's own special tokens by their roles).
+
+    None where the file is read as it is.
 
     Args:
       where: tokenizer_config.json, for messages.
@@ -65,8 +76,10 @@ def rebuilt(
     name = "Qwen2Tokenizer" if kind == "qwen2" else _OF_MODEL.get(str(kind), given) if given == "None" else given
     by_bytes = "ByteLevel" in json.dumps(description.get("pre_tokenizer"))
     is_bpe = model.get("type") == "BPE"
-    steps = _byte_level(name, values) or (None if by_bytes else _spelled_spaces(name, values)) if is_bpe else None
-    as_it_is = given == "LlamaTokenizer" and is_bpe  # of bytes
+    # as transformers looks for it: wherever it stands in the file, as a post-processor, too
+    as_it_is = given == "LlamaTokenizer" and '"ByteLevel"' in json.dumps(description)
+    spaces = None if by_bytes or as_it_is else _spelled_spaces(name, values)
+    steps = _byte_level(name, values) or spaces if is_bpe else None
     if steps is None and (given.removesuffix("Tokenizer") in _OTHERS or (given in _KNOWN and not as_it_is)):
         may_be = f"{', '.join(_KNOWN)} over a BPE of their kind, or none"
         got = f"{given} over a {model.get('type')}{' of bytes' if by_bytes else ''}"
@@ -76,9 +89,10 @@ def rebuilt(
     if steps is None:
         return None
     changes, normalizer, pre_tokenizer, decoder = steps
-    return dict(description) | {
+    changed = dict(description) | {
         "model": model | changes, "normalizer": normalizer, "pre_tokenizer": pre_tokenizer, "decoder": decoder,
     }  # fmt: skip
+    return changed, _DEFAULTS[name]
 
 
 def _byte_level(name: str, values: Mapping[str, Any]) -> tuple[dict, Any, Any, Any] | None:

@@ -59,8 +59,8 @@ class PublishedTokenizer:
             tokens, no EOS.
         """
         values = read_object(path.with_name(SPELLED))
-        tokens = SpecialTokens.read(path, description)
-        model = _as_named(path, description, values) or model
+        model, defaults = _as_named(path, description, values) or (model, {})
+        tokens = SpecialTokens.read(path, description, defaults)
         check_added(path, model, description.get("added_tokens") or ())
         tokens.give(path, model)
         named = named_ids(path, model, tokens.spelled)
@@ -335,10 +335,14 @@ def _tidies(path: Path, model: tokenizers.Tokenizer, values: Mapping[str, Any]) 
     )
 
 
-def _as_named(path: Path, description: Mapping[str, Any], values: Mapping[str, Any]) -> tokenizers.Tokenizer | None:
-    """The tokenizer as transformers 5 builds it where the files name a class of its own; None: tokenizer.json's."""
+def _as_named(
+    path: Path, description: Mapping[str, Any], values: Mapping[str, Any]
+) -> tuple[tokenizers.Tokenizer, dict[str, str]] | None:
+    """(the tokenizer as transformers 5 builds it, its class's own special tokens by their roles) where the files name
+    a class of its own; None: tokenizer.json's.
+    """
     where = path.with_name(SPELLED)
     if values.get("split_special_tokens"):
         raise UserError(f"tokenizer: {where}: split_special_tokens: got true, may be false")
-    changed = rebuilt(where, description, values, read_object(path.with_name("config.json")))
-    return None if changed is None else _from_json(path, json.dumps(changed))
+    found = rebuilt(where, description, values, read_object(path.with_name("config.json")))
+    return None if found is None else (_from_json(path, json.dumps(found[0])), found[1])

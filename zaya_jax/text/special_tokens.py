@@ -37,6 +37,7 @@ class SpecialTokens:
 
     Attributes:
       roles: by the names of `NAMED`.
+      defaults: by the same, what no file names and no vocabulary has, but the tokenizer's class adds.
       own: by a model's own names ("image_token").
       listed: without a name; the ones that are not special are text.
       numbered: by the ids that they should have.
@@ -44,6 +45,7 @@ class SpecialTokens:
     """
 
     roles: Mapping[str, AddedToken]
+    defaults: Mapping[str, AddedToken]
     own: Mapping[str, AddedToken]
     listed: Sequence[AddedToken]
     numbered: Mapping[int, AddedToken]
@@ -55,8 +57,13 @@ class SpecialTokens:
         return {role: token.content for role, token in self.roles.items()}
 
     @classmethod
-    def read(cls, path: Path, description: Mapping[str, Any]) -> "SpecialTokens":
+    def read(
+        cls, path: Path, description: Mapping[str, Any], defaults: Mapping[str, str] | None = None
+    ) -> "SpecialTokens":
         """Those of the files beside a tokenizer.json, at `path`, with its `description`.
+
+        Args:
+          defaults: spellings by roles, of the tokenizer's class.
 
         Raises:
           UserError: one line: a file that cannot be read, or a token that is none.
@@ -71,17 +78,26 @@ class SpecialTokens:
             if given is not None:
                 wrong = f"{name}: got {given!r:.200}, must be a token of {path}"
                 roles[name.removesuffix("_token")] = _token(source, name, given, True, wrong)
+        of_class = {
+            role: AddedToken(spelling, special=True, normalized=False)
+            for role, spelling in (defaults or {}).items()
+            if f"{role}_token" not in values and f"{role}_token" not in mapped
+        }
+        there = _spellings(description)
+        roles |= {role: token for role, token in of_class.items() if token.content in there}
+        missing = {role: token for role, token in of_class.items() if token.content not in there}
         own, listed = _others(where, values, before, mapped)
         if decoder is not None:
-            return cls(roles, own, listed, _numbered(where, decoder), f"{where}: added_tokens_decoder")
+            return cls(roles, missing, own, listed, _numbered(where, decoder), f"{where}: added_tokens_decoder")
         where = path.with_name(ADDED_BEFORE)
-        return cls(roles, own, listed, _numbered_before(where, description, _known_special(values, mapped)), f"{where}")
+        numbered = _numbered_before(where, description, _known_special(values, mapped))
+        return cls(roles, missing, own, listed, numbered, f"{where}")
 
     def give(self, path: Path, model: tokenizers.Tokenizer) -> None:
         """Adds all of them to the tokenizer, and makes those that have a name special.
 
-        A padding token that the tokenizer does not have is left out, as nobody reads what fills a row, unless others
-        would get its id.
+        A padding token that the tokenizer does not have is left out, as nobody reads what fills a row, and so is what
+        only its class adds, unless others would get their ids.
 
         Raises:
           UserError: one line: a beginning or an end that the tokenizer does not have, or a token that cannot have the
@@ -90,7 +106,8 @@ class SpecialTokens:
         where = path.with_name(SPELLED)
         tokens = [token for _, token in sorted(self.numbered.items())]
         there = {token.content for token in (*model.get_added_tokens_decoder().values(), *tokens)}
-        named = [*self.roles.values(), *self.own.values()]
+        every = {**self.roles, **self.defaults}
+        named = [*(every[role] for role in NAMED if role in every), *self.own.values()]
         new = [token for token in (*named, *self.listed) if token.content not in there]
         for token in new:
             if any(repr(other) != repr(token) for other in new if other.content == token.content):
@@ -100,7 +117,8 @@ class SpecialTokens:
             if self.roles[role].content in unknown:
                 got = f"got {self.roles[role].content!r}"
                 raise UserError(f"tokenizer: {where}: {role}_token: {got}, must be a token of {path}")
-        if new and new[-1] is self.roles.get("pad") and new[-1].content in unknown:
+        optional = [*self.defaults.values(), *(token for role, token in self.roles.items() if role == "pad")]
+        while new and new[-1].content in unknown and any(new[-1] is token for token in optional):
             new.pop()
         names = {token.content for token in named}
         for token in (*tokens, *new):
@@ -109,6 +127,13 @@ class SpecialTokens:
         for id_, token in self.numbered.items():
             if model.token_to_id(token.content) != id_:
                 raise UserError(f"tokenizer: {self.source}: {token.content!r} cannot have id {id_}")
+
+
+def _spellings(description: Mapping[str, Any]) -> set[str]:
+    """All tokens of a tokenizer.json's BPE, the only kind that a class of transformers' builds here."""
+    vocabulary = (description.get("model") or {}).get("vocab")
+    added = (token.get("content") for token in description.get("added_tokens") or ())
+    return {*(vocabulary if isinstance(vocabulary, dict) else ()), *added}
 
 
 def _token(where: Path, name: str, given: Any, special: bool | None, wrong: str) -> AddedToken:

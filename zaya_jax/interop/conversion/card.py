@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from zaya_jax.architecture import ZayaConfig
-from zaya_jax.files import read_object
+from zaya_jax.files import UNHELD, read_object
 from zaya_jax.registry import kind_drafts
 
 CARD_FILE = "README.md"
@@ -27,7 +27,7 @@ def write_card(
     parts = [_front(config, format), _made(config, source, format, made, stages, notes), _mask(config),
              _sample(config, format, block_size), _licence()]  # fmt: skip
     # paths may hold bytes that are no text, and a run's name what JSON alone can spell
-    (folder / CARD_FILE).write_bytes("\n".join(parts).encode("utf-8", "backslashreplace"))
+    (folder / CARD_FILE).write_bytes("\n".join(parts).encode("utf-8", UNHELD))
 
 
 def _front(config: ZayaConfig, format: str) -> str:

@@ -8,26 +8,26 @@ model that they belong to.
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 from flax import traverse_util
-from safetensors.flax import load_file, save_file
+from safetensors.flax import save_file
 
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.architecture.config import NO_MASK
 from zaya_jax.architecture.draft_vocabulary import with_draft_vocabulary
-from zaya_jax.checks import Choice, Integer, Items, Number, Rule, check
+from zaya_jax.checks import Choice, Integer, Items, Number, Rule, check, check_object
 from zaya_jax.errors import UserError
 from zaya_jax.files import new_folder, read_object, write_text
 from zaya_jax.interop.editing.adapters import is_adapter
 from zaya_jax.interop.editing.mask import add_mask_token
 from zaya_jax.interop.formats.names import abstract_variables
-from zaya_jax.paths import one_line
+from zaya_jax.interop.formats.tensorfile import STORED, read_header
 
 ARRAYS, ABOUT, CARD = "adapters.safetensors", "adapters.json", "README.md"
 RULES = {
@@ -96,12 +96,11 @@ def save_adapters(
 
 def read_about(directory: Path) -> dict[str, Any]:
     """adapters.json, every field that loading needs checked. UserError, FileNotFoundError: naming the file."""
-    if not (directory / ABOUT).is_file():
+    if not os.path.lexists(directory / ABOUT):
         raise FileNotFoundError(f"adapters {directory}: holds no {ABOUT}, may be a folder of `experiments.adapters`")
     about = read_object(directory / ABOUT)
     where, base = f"{directory / ABOUT}", about.get("base")
-    for name, rule in RULES.items():
-        check(f"{where}: {name}", about.get(name), rule)
+    check_object(f"{where}: ", about, RULES)
     if not isinstance(base, dict) or not isinstance(base.get("checksum"), str):
         raise UserError(f"{where}: base: got {base!r:.60}, may be an object with the checksum of a model")
     if not isinstance(about.get("mask_row"), bool):
@@ -138,20 +137,19 @@ def load_adapters(
         )
     config, variables = _with_mask(config, variables, None if about["mask_row"] else about["mask_token_id"])
     config = config.replace(**{name: about[name] for name in ("lora_rank", "lora_alpha", "lora_rows")})
-    try:
-        arrays = load_file(directory / ARRAYS)
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{directory / ARRAYS}: cannot be read: {one_line(error)}") from None
+    file = read_header(directory / ARRAYS)
     wanted = {path: leaf for path, leaf in abstract_variables(config).items() if is_adapter(path)}
     flat = cast(dict, traverse_util.flatten_dict(dict(variables)))
-    for name in sorted({"/".join(path) for path in wanted} | set(arrays)):
+    for name in sorted({"/".join(path) for path in wanted} | set(file.tensors)):
         path = tuple(name.split("/"))
         got, may_be = (
-            found.shape if found is not None else "nothing" for found in (arrays.get(name), wanted.get(path))
+            found.shape if found is not None else "nothing" for found in (file.tensors.get(name), wanted.get(path))
         )
         if got != may_be:
-            raise UserError(f"{directory / ARRAYS}: {name}: got {got}, may be {may_be}")
-        flat[path] = arrays[name].astype(wanted[path].dtype)
+            raise UserError(f"{file.path}: {name}: got {got}, may be {may_be}")
+        if (dtype := file.tensors[name].dtype) not in STORED:
+            raise UserError(f"{file.path}: {name}: dtype: got {dtype}, may be one of {', '.join(STORED)}")
+        flat[path] = jnp.asarray(file.read(name), wanted[path].dtype)
     out = traverse_util.unflatten_dict(flat)
     if about.get("draft_vocabulary"):
         try:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from zaya_jax.errors import UserError
-from zaya_jax.files import append_lines, make_folder, read_lines, remedy
+from zaya_jax.files import append_lines, at_once, make_folder, read_lines, remedy
 
 JOURNAL = "journal.jsonl"
 REMEDY = "delete the folder to begin anew"
@@ -38,7 +38,7 @@ class Partial:
     def __enter__(self) -> "Partial":
         """Raises UserError: another conversion stands or runs there."""
         make_folder(self.path)
-        self._journal = open(self.path / JOURNAL, "ab")
+        self._journal = open(self.path / JOURNAL, "ab", opener=at_once)
         try:
             fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._read()

@@ -21,7 +21,7 @@ import ml_dtypes
 import numpy as np
 
 from zaya_jax.errors import UserError
-from zaya_jax.files import parse_json, replacing
+from zaya_jax.files import open_plain, parse_json, replacing
 from zaya_jax.paths import one_line
 
 Spec = tuple[tuple[int, ...], np.dtype]  # a tensor's shape and dtype
@@ -65,7 +65,7 @@ class TensorFile:
         out = np.empty(tensor.shape, STORED[tensor.dtype])
         flat = out.reshape(-1)
         try:
-            with open(self.path, "rb", buffering=0) as file:
+            with open(self.path, "rb", buffering=0) as file:  # whose header has been read
                 file.seek(tensor.start)
                 if tensor.dtype == "F16":
                     for begin in range(0, flat.size, BLOCK // 2):
@@ -120,22 +120,20 @@ def read_header(path: Path) -> TensorFile:
 
     Raises:
       FileNotFoundError: no such file.
-      UserError: one line naming the file, and the tensor where it is one's fault.
+      UserError: one line naming the file, and the tensor where it is one's fault; a pipe or a device, too.
     """
-    try:
-        with open(path, "rb", buffering=0) as file:
+    with open_plain(path, buffering=0) as file:
+        try:
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little") if size >= 8 else size
             if length > min(size - 8, MAX_HEADER):
                 raise UserError(f"a header of {length} bytes in {size}")
             values = parse_json(_exactly(file, length), strict=True)
-        return TensorFile(path, _tensors(values, 8 + length, size))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        message = one_line(error)
-        kind = "" if message.startswith("tensor ") else "truncated or not a safetensors file: "
-        raise UserError(f"{path}: {kind}{message}") from None
+            return TensorFile(path, _tensors(values, 8 + length, size))
+        except (OSError, ValueError) as error:
+            message = one_line(error)
+            kind = "" if message.startswith("tensor ") else "truncated or not a safetensors file: "
+            raise UserError(f"{path}: {kind}{message}") from None
 
 
 def _exactly(file: Any, count: int) -> bytes:
