@@ -74,7 +74,7 @@ def at_once(name: str, flags: int) -> int:
 def blake2b_of(path: str | os.PathLike[str]) -> str:
     """A plain file's BLAKE2b in 32 hex digits. FileNotFoundError, UserError: as `read_bytes`."""
     with open_plain(path) as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()  # pyrefly: ignore[no-matching-overload]
 
 
 def read_text(path: str | os.PathLike[str], limit: int = MAX_TEXT) -> str:

@@ -43,10 +43,10 @@ def begun(path: Path | str | None, read: Callable[[Record], object]) -> Record |
     Raises:
       UserError: another file, or a damaged one; says its name and the place in it.
     """
-    if path is None or not os.path.lexists(path := absolute(path)):
+    if path is None or not os.path.lexists(there := absolute(path)):
         return None
-    with remedy("choose another --output, or delete it"), made_of(f"--output {path}"):
-        record = read_record(path)
+    with remedy("choose another --output, or delete it"), made_of(f"--output {there}"):
+        record = read_record(there)
         read(record)
     return record
 

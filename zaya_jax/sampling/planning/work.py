@@ -53,7 +53,8 @@ class StepWork:
 def step_work(model: Zaya, variables: Any, sampler: SamplerConfig) -> StepWork:
     """Counts a step of any sampler but "auto"; nothing is computed or compiled."""
     leaves, tree = jax.tree.flatten(variables)
-    target, draft = _counted(model, tree, tuple((x.shape, jnp.dtype(x.dtype)) for x in leaves), plan_of(sampler))
+    shapes = tuple((x.shape, jnp.dtype(x.dtype)) for x in leaves)
+    target, draft = _counted(model, tree, shapes, plan_of(sampler))  # pyrefly: ignore[bad-argument-type]
     params = variables["params"]
     beside = ("embed_tokens", "drafter", "drafter_head")
     read = jax.tree.leaves({name: x for name, x in params.items() if name not in beside})
