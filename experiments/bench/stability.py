@@ -158,7 +158,8 @@ class Study:
                 found = dict(arrays)
         except (AttributeError, EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
             raise UserError(f"{path}: cannot be read ({one_line(error)}); {may_be}") from None
-        wanted = {name: np.shape(leaf) for name, leaf in traverse_util.flatten_dict(self.start, sep="/").items()}
+        start: dict[str, Any] = traverse_util.flatten_dict(self.start, sep="/")
+        wanted = {name: np.shape(leaf) for name, leaf in start.items()}
         if {name: array.shape for name, array in found.items()} != wanted:
             raise UserError(f"{path}: not this model's arrays; {may_be}")
         return jax.device_put(traverse_util.unflatten_dict(found, sep="/"))
