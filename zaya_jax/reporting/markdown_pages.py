@@ -149,6 +149,7 @@ TABLES: dict[str, Maker] = {
     "drafts_learned": _learned(*(f"smollm2/drafts{run}" for run in ("/first", "/second", ""))),
     "stability_weights": _stability(stability.weights_table),
     "stability_noise": _stability(stability.noise_table),
+    "stability_runs": _stability(stability.runs_table),
     "queue": _section("queue", "rows", benchmarks.queue_table),
     "policies_list_programs": _policies("list_programs", rollouts.rewards_table),
     "policies_list_programs_cost": _policies("list_programs", rollouts.costs_table),

@@ -119,8 +119,9 @@ INTRODUCTION = (
 _STABILITY = (
     Input(
         "stability/tiny.json",
-        "python -m experiments.bench.stability --config=configs/stability.py --workdir=runs/stability "
-        "--parts=weights,noise --at=checkpoint --draws=8,3,3 --output=results/stability/tiny.json",
+        "python -m experiments.bench.stability --config=configs/stability.py --config.convert.steps=150 "
+        "--workdir=runs/stability --parts=weights,noise,runs --at=checkpoint --draws=8,3,3 "
+        "--rates=0.004,0.008,0.016,0.032,0.064 --output=results/stability/tiny.json",
     ),
 )
 _TASKS = (_sweep("study"), _sweep("gsm_symbolic", optional=True))
@@ -149,6 +150,8 @@ FIGURES: Mapping[str, PaperFigure] = {
         "layout-unaware CCA against CCA along the text: AR loss and T", (_sweep("architecture"),), negative_control
     ),
     "stability_noise": PaperFigure("gradient variance of nine objectives by source", _STABILITY, stability.noise),
+    "stability_norms": PaperFigure("gradient norms of nine objectives in training", _STABILITY, stability.norms),
+    "stability_margin": PaperFigure("learning rates that nine objectives stand", _STABILITY, stability.margin),
 }
 
 
