@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from zaya_jax.aot.compiled import Calls, Memory, amd_kernels, anatomy, shape_bytes
+from zaya_jax.aot.traffic import kernels
 
 # In the form of XLA's text for gfx942: a loop of 40 rounds in a loop of unknown length, a conditional, an
 # asynchronous wrapper whose -done names the same computation again, tuples and comments in shapes.
@@ -82,6 +83,11 @@ def test_hlo_is_counted_as_by_hand():
     }  # fmt: skip
     assert (found.grouped_matmuls, found.library_matmuls, list(found.other_calls)) == (1, 1, ["__cub$DeviceRadixSort"])
     assert (found.fusions, found.open_loops) == (1, 1)
+
+
+def test_a_ragged_exchange_moves_what_it_sends():
+    sent, back = (kernel for kernel in kernels(HLO) if kernel.name in ("sent", "back"))
+    assert (sent.reads, sent.writes) == (back.reads, back.writes) == (64 * 4, 64 * 4)
 
 
 def test_no_program_is_refused():

@@ -110,7 +110,7 @@ def anatomy(hlo: str) -> Anatomy:
         times, shapes = executions[name], {i.name: i.shape for i in instructions}
         for i in instructions:
             if i.kind in COLLECTIVES:
-                collectives[i.kind].append((times, _handed(i, shapes)))
+                collectives[i.kind].append((times, handed(i, shapes)))
             elif i.opcode == "custom-call":
                 match = re.search(r'custom_call_target="([^"]*)"', i.attributes)
                 custom_calls[match[1] if match else "?"].append((times, 0))
@@ -124,7 +124,7 @@ def anatomy(hlo: str) -> Anatomy:
     )
 
 
-def _handed(i: Instruction, shapes: Mapping[str, str]) -> int:
+def handed(i: Instruction, shapes: Mapping[str, str]) -> int:
     """Bytes of a collective that a device hands over or gets, the larger.
 
     Of a ragged all-to-all, whose buffers have room for the worst case: what fills the smaller one.

@@ -12,7 +12,7 @@ import dataclasses
 import re
 from collections.abc import Iterable
 
-from zaya_jax.aot.compiled import Instruction, callees, computations_of, shape_bytes, trips
+from zaya_jax.aot.compiled import Instruction, callees, computations_of, handed, shape_bytes, trips
 
 # What moves nothing by itself: names, or computations whose own instructions are counted.
 _CONTROL = {"while", "conditional", "call"}
@@ -121,6 +121,8 @@ def wastes(found: Iterable[Kernel], most: int = 5) -> list[Kernel]:
 
 def _moved(i: Instruction, shapes: dict[str, str], computations: dict[str, list[Instruction]]) -> tuple[int, int]:
     """(bytes read, bytes written)."""
+    if i.kind == "ragged-all-to-all":
+        return (handed(i, shapes),) * 2
     out = shape_bytes(_product_of(i) or i.shape)
     if i.opcode in _TAKES:
         return out, out
