@@ -110,7 +110,8 @@ def compile_here(target: targets.Target, setup: settings.Settings, name: str) ->
         raise UserError(str(error).splitlines()[0]) from None
     seconds = {"trace": traced - start, "compile": time.perf_counter() - traced}
     hlo = executable.as_text()
-    memory, parts, moved = compiled.Memory.of(executable), compiled.anatomy(hlo), counted(hlo, name)
+    memory, parts = compiled.Memory.of(executable), compiled.anatomy(hlo)
+    moved = traffic.kernels(hlo, steps=name != "train")
     kernels = compiled.amd_kernels(Path(os.environ["TMPDIR"])) if target.platform == "rocm" else None
     return {
         "compiles": True,
@@ -131,14 +132,6 @@ def compile_here(target: targets.Target, setup: settings.Settings, name: str) ->
         "other_calls": sorted(parts.other_calls),
         "kernels": kernels and dataclasses.asdict(kernels),
     }
-
-
-def counted(hlo: str, name: str) -> list[traffic.Kernel]:
-    """A program's kernels. A train step is one step, whatever loops are in it: attention's, over as many tiles as the
-    documents of a row need, count one round each time.
-    """
-    found = traffic.kernels(hlo)
-    return [dataclasses.replace(kernel, in_step=False) for kernel in found] if name == "train" else found
 
 
 def largest_write(found: list[traffic.Kernel], vocab: int) -> int:

@@ -43,8 +43,12 @@ class Kernel:
         return (self.reads + self.writes) * self.times
 
 
-def kernels(hlo: str) -> list[Kernel]:
+def kernels(hlo: str, steps: bool = True) -> list[Kernel]:
     """Every kernel of `Compiled.as_text()`, the one that moves the most first.
+
+    Args:
+      steps: whether a loop of unknown length is one around steps. In a train step it is not: attention's, over as many
+        tiles as a row's documents need, counts one round each time it is run.
 
     Raises:
       UserError: text without an entry computation.
@@ -63,7 +67,7 @@ def kernels(hlo: str) -> list[Kernel]:
                 if is_step or name in stepping:
                     stepping.add(callee)
     found = [
-        dataclasses.replace(kernel, times=times[name], in_step=name in stepping)
+        dataclasses.replace(kernel, times=times[name], in_step=steps and name in stepping)
         for name in computations
         if times[name]  # not those within a fusion, or a reduction's
         for kernel in own[name]
