@@ -26,8 +26,9 @@ phase; alpha = 1, which is TiDAR's own for most of its runs; that mid-training o
 1e6 and extension and SFT use 5e6, as ZAYA1's own phases of these contexts do; that the optimizer's state comes along
 into the extension and nowhere else; all data and their mixtures; 50B tokens of SFT (its size is unstated); float32
 parameters under bfloat16 compute; how it lies over devices (weights over 8 of them by FSDP, rows of 128k cut in 4 from
-32 devices on) and in how many pieces a step's batch is run. At 64k slots a device, fetching experts' weights moves a
-seventh of the bytes that sending tokens to experts does (results/lower: fsdp 8 against expert 8).
+32 devices on) and in how many pieces a step's batch is run. At 64k slots a device, fetching experts'
+weights sends about what a ragged all-to-all of tokens sends (a seventh of what gathering them does) in half of the
+memory (results/lower: fsdp 8 against expert 8).
 
 In SFT only answers have a loss, drafts included. Objectives shift every row's block grid by a random offset, so drafts
 are trained at every distance from a turn's start (docs/method.md#training).

@@ -13,6 +13,7 @@ from zaya_jax.reporting.result_files import made_of, read_record
 from zaya_jax.reporting.results import read_results, read_sweep
 from zaya_jax.reporting.tables import benchmarks, drafting, rollouts, runs, stability
 from zaya_jax.reporting.tables.decode import decode_table
+from zaya_jax.reporting.tables.rivals import rivals_table
 from zaya_jax.reporting.tables.rollouts import Run, run_of
 from zaya_jax.reporting.tables.wall_clock import learned_table, wall_clock_table
 from zaya_jax.training.logging.metrics import read_metrics
@@ -144,6 +145,7 @@ TABLES: dict[str, Maker] = {
     ),
     "drafts": _clock("smollm2/drafts/wall_clock"),
     "drafts_second": _clock("smollm2/drafts/second/wall_clock"),
+    "rivals_list_programs": _maker(["rivals/list_programs/results.csv"], read_sweep, rivals_table),
     "ngram_smollm2": _clock("rivals/smollm2/ngram"),
     "word_problems_learned": _learned(*(f"smollm2/word_problems{run}" for run in ("/first", "/second", ""))),
     "drafts_learned": _learned(*(f"smollm2/drafts{run}" for run in ("/first", "/second", ""))),

@@ -15,6 +15,7 @@ from zaya_jax.reporting.paper import stability
 from zaya_jax.reporting.paper.ablations import block_size, masking, negative_control
 from zaya_jax.reporting.paper.benchmarks import anchors, free_slots, strategies
 from zaya_jax.reporting.paper.marks import Drawn
+from zaya_jax.reporting.paper.rivals import rivals
 from zaya_jax.reporting.paper.roofline import roofline
 from zaya_jax.reporting.paper.samplers import beta, pass_at_16, speedup
 from zaya_jax.reporting.paper.sweep_rows import MissingData
@@ -124,6 +125,13 @@ _STABILITY = (
         "--rates=0.004,0.008,0.016,0.032,0.064 --output=results/stability/tiny.json",
     ),
 )
+_RIVALS = (
+    Input(
+        "rivals/list_programs/results.csv",
+        "python -m experiments.sweep --config=configs/sweeps/rivals.py:steps=200,seeds=1 "
+        "--workdir=results/rivals/list_programs",
+    ),
+)
 _TASKS = (_sweep("study"), _sweep("gsm_symbolic", optional=True))
 _SAMPLERS = _bench("samplers", "--threads=1 --only=anchors,strategies,auto,predicted")
 FIGURES: Mapping[str, PaperFigure] = {
@@ -150,6 +158,7 @@ FIGURES: Mapping[str, PaperFigure] = {
         "layout-unaware CCA against CCA along the text: AR loss and T", (_sweep("architecture"),), negative_control
     ),
     "stability_noise": PaperFigure("gradient variance of nine objectives by source", _STABILITY, stability.noise),
+    "rivals": PaperFigure("tokens per forward-equivalent of ways to draft (Zyphra)", _RIVALS, rivals),
     "stability_norms": PaperFigure("gradient norms of nine objectives in training", _STABILITY, stability.norms),
     "stability_margin": PaperFigure("learning rates that nine objectives stand", _STABILITY, stability.margin),
 }
