@@ -32,4 +32,5 @@ def test_a_row_says_what_auto_chose():
     ]  # fmt: skip
     other = {"auto": "drafter", "auto_drafter": "ngram", "auto_ratio": None}  # it was not what was timed
     assert "| ngram, not timed |" in wall_clock_table({"rows": [row | other]})
+    assert "| drafts, not timed |" in wall_clock_table({"rows": [row | other | {"auto_drafter": None}]})
     assert "| ngram, 3 drafts |" in wall_clock_table({"rows": [row | {"drafter": "ngram", "anchors": []}]})

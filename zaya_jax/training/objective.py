@@ -19,8 +19,8 @@ from zaya_jax.registry import Registry, caller, kind_drafts
 
 Array = jax.Array
 LOGITS_AT_ONCE = 2**26  # logits that exist at once: 256 MiB in float32
-# Tokens whose logits exist at once at least: every piece reads the head's weights and adds up their gradient, which of
-# ZAYA1-8B's vocabulary is 10 GB (results/lower), as much as the logits of 1,000 tokens move.
+# Tokens whose logits exist at once at least: every piece reads the head's weights and adds up their gradient, which are
+# as large as the logits of `hidden_size` tokens each, 2 GB for ZAYA1-8B.
 TOKENS_AT_ONCE = 1024
 
 

@@ -28,10 +28,7 @@ COLOURS = {
 }  # fmt: skip
 KINDS = {"two_pass": "two passes", "likeliest": "likeliest drafts", "tree": "tree"}  # by how a sampler's name ends
 COUNTED = ("tokens_per_forward", "tokens_per_forward_equivalent")
-NO_PUBLISHED = (
-    "Published numbers are of other targets, data and budgets (TiDAR-8B 8.25 tokens a forward, EAGLE-3 3.5 to 4.4, "
-    "DFlash 6.0, all at temperature 0) and are not drawn."
-)
+NO_PUBLISHED = "Published numbers are of other targets, data and budgets, and are not drawn."
 
 
 def rivals(rows: Sequence[Row]) -> Drawn:

@@ -5,10 +5,9 @@ from collections.abc import Iterable
 import numpy as np
 
 from zaya_jax.costs.flops import si
+from zaya_jax.reporting.paper.rivals import METHOD
 from zaya_jax.reporting.results import Row
 from zaya_jax.reporting.tables.cells import markdown, mean
-
-METHOD = ":method"  # the argument that its jobs change
 
 
 def rivals_table(rows: Iterable[Row]) -> str:

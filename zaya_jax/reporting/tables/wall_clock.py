@@ -35,7 +35,7 @@ def wall_clock_table(numbers: Mapping[str, Any]) -> str:
 def _auto(row: Mapping[str, Any]) -> str:
     """What mode auto chose, and how fast it was, if it was timed."""
     if row["auto_ratio"] is None:
-        return f"{row['auto_drafter']}, not timed"
+        return f"{row['auto_drafter'] or 'drafts'}, not timed"
     return f"{'drafts' if row['auto'] != 'autoregressive' else 'AR'}, {row['auto_ratio']:.2f}x"
 
 
