@@ -1,5 +1,6 @@
 """The report says what the run's files say, nothing else, in one safe file."""
 
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -8,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from tests.reporting.made_up_run import CONFIG, ENVIRONMENT, result_rows
+from zaya_jax.costs.flops import drafter_count
 from zaya_jax.errors import UserError
 from zaya_jax.reporting.html.report import redraw, write_report
 from zaya_jax.reporting.plots.plots import CAPTIONS, FIGURES
 from zaya_jax.reporting.results import write_results
 from zaya_jax.reporting.run_files import load_run
+from zaya_jax.training.drafter_objective import FROZEN_TARGET, DrafterObjective
 
 PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63606060000000040001f61738550000"
@@ -106,6 +109,28 @@ def test_the_report_tells_what_was_trained_from_what_was_frozen(make_run, phases
         config[phase]["optimizer"] = {"freeze": patterns}
     (run / "config.json").write_text(json.dumps(config))
     assert says in report(run, [])
+
+
+def test_the_report_counts_a_drafter_beside_a_frozen_model(make_run):
+    run = make_run()
+    config = json.loads((run / "config.json").read_text())
+    objective = DrafterObjective("mtp", block_size=4)
+    config["convert"] |= {"objective": dataclasses.asdict(objective), "optimizer": {"freeze": FROZEN_TARGET}}
+    for phase in ("pretrain", "control"):
+        config[phase]["steps"] = 0
+    (run / "config.json").write_text(json.dumps(config))
+    drafter = drafter_count(load_run(run).model.replace(drafter=objective.drafter))
+    assert 0 < drafter < 100_000
+    assert f"{366_627 + drafter:,} parameters ({drafter:,} trained, 366,627 frozen), one" in report(run, [])
+
+
+def test_a_drafter_that_cannot_be_is_one_line(make_run):
+    run = make_run()
+    config = json.loads((run / "config.json").read_text())
+    config["convert"]["objective"] = {"kind": "mtp", "block_size": 1}
+    (run / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"config\.json: convert\.objective: Objective\.block_size: got 1"):
+        report(run, [])
 
 
 def test_a_pattern_that_freezes_nothing_is_one_line(make_run):

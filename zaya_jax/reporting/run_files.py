@@ -12,6 +12,8 @@ from flax import traverse_util
 
 from zaya_jax import moved
 from zaya_jax.architecture import ZayaConfig, preset
+from zaya_jax.architecture.drafters.config import KINDS as DRAFTERS
+from zaya_jax.architecture.drafters.config import DrafterConfig
 from zaya_jax.architecture.execution import without_execution
 from zaya_jax.checks import shown
 from zaya_jax.errors import UserError
@@ -19,6 +21,7 @@ from zaya_jax.files import read_lines, read_object, remedy
 from zaya_jax.interop.formats.names import abstract_variables
 from zaya_jax.registry import kind_drafts
 from zaya_jax.reporting.results import COMPARED, ENVIRONMENT, KINDS, METRICS, RESULTS, SAMPLES, Row, read_results
+from zaya_jax.training.drafter_objective import DrafterObjective
 from zaya_jax.training.logging.metrics import REMEDY as METRICS_REMEDY
 from zaya_jax.training.logging.metrics import read_metrics
 from zaya_jax.training.optimizer import OptimizerConfig, frozen_parameters, moving
@@ -54,10 +57,11 @@ class Run:
 
     @property
     def model(self) -> ZayaConfig | None:
-        """The model's shape from config.json (a preset's name, or every field); None where there is none.
+        """The model's shape from config.json (a preset's name, or every field), with the drafter that a phase trains;
+        None where there is none.
 
         Raises:
-          UserError: a field that makes no ZayaConfig.
+          UserError: a field that makes no ZayaConfig, or no objective of a drafter.
         """
         fields = self.config.get("model")
         if not fields:
@@ -66,9 +70,11 @@ class Run:
             fields = without_execution(dict(fields))
             if fields.get("layer_types") is not None:
                 fields["layer_types"] = tuple(fields["layer_types"])
-            return preset(fields.pop("preset"), **fields) if "preset" in fields else ZayaConfig(**fields)
+            model = preset(fields.pop("preset"), **fields) if "preset" in fields else ZayaConfig(**fields)
         except (TypeError, ValueError) as error:
             raise UserError(f"{self.directory / 'config.json'}: model: {error}") from None
+        drafters = [drafter for phase in self.phases if (drafter := self._drafter(phase)) is not None]
+        return model.replace(drafter=drafters[-1]) if drafters else model
 
     @property
     def trained_parameters(self) -> int:
@@ -95,6 +101,16 @@ class Run:
         """Names of the training phases that have steps, in order, whether they have been run or not."""
         names = _phase_names(self.config)
         return tuple(name for name in names if self.config.get(name, {}).get("steps") != 0)
+
+    def _drafter(self, phase: str) -> DrafterConfig | None:
+        """The drafter beside the model that a phase trains; None where its objective has none."""
+        fields = self.config.get(phase, {}).get("objective") or {}
+        if not isinstance(fields, dict) or fields.get("kind") not in DRAFTERS:
+            return None
+        try:
+            return DrafterObjective(**fields).drafter
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{self.directory / 'config.json'}: {phase}.objective: {error}") from None
 
     @property
     def sampled(self) -> str | None:
