@@ -112,6 +112,14 @@ def test_two_passes_are_exactly_autoregressive(temperature, draft_temperature, x
     assert gap(sampler) < 1e-9
 
 
+@pytest.mark.parametrize("lookup", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("processing", ["everything", "stop", pytest.param("penalty", marks=pytest.mark.slow)])
+def test_drafts_that_the_text_replaces_stay_lossless(processing, lookup, x64):
+    """With anchors that leave slots without a draft, which look-ups fill; and tokens that are never drafted."""
+    sampler = SamplerConfig("single_pass", SIZE, (1,), lookup=lookup, **PROCESSING[processing])
+    assert gap(sampler) < 1e-9 and gap(sampler, (0, 1)) < 1e-9
+
+
 @pytest.mark.parametrize("drafted", [pytest.param((1,), marks=pytest.mark.slow), (0, 1)], ids=str)
 @pytest.mark.parametrize(
     ("mode", "processing"), [("single_pass", "both truncated"), ("single_pass", "penalty"), ("two_pass", "stop")]

@@ -8,6 +8,7 @@ from zaya_jax.checks import FLOAT32, Integer, Number, Unset, check, check_fields
 from zaya_jax.errors import UserError
 from zaya_jax.sampling.core.targets import ALIASES, MODES, find_target, targets_of
 from zaya_jax.sampling.drafters import all_drafters, find_drafter
+from zaya_jax.sampling.drafters.ngram import NGRAM
 from zaya_jax.sampling.planning.branch_points import Acceptance, best_anchors
 from zaya_jax.sampling.values import plain_tuple
 
@@ -75,6 +76,9 @@ class SamplerConfig:
         tree's draft_temperature is 1 where none is given (0 makes it a chain).
       ngram_weight: for a tree, the weight of the text's own 3-gram statistics in a node's score, beside the logarithm
         of the drafter's probability.
+      lookup: for single_pass, of a lossless target: where the text's last `lookup` tokens (1 to 3) occurred before, what
+        followed them there is verified in place of the drafts, as drafter "ngram" proposes; 0: never. It costs no query
+        token.
       stop_tokens: ids that end a row (and are kept as its last token).
       stop_strings: texts that end a row, which is cut after the token that completes one (needs a tokenizer). A
         special token's spelling, which no text holds, stands for the token.
@@ -108,6 +112,7 @@ class SamplerConfig:
     draft_length: Annotated[int, Integer(1, LARGEST_BLOCK)] = 6
     tree_size: Annotated[int, Integer(0, LARGEST_BLOCK)] = 0
     ngram_weight: Annotated[float, WEIGHT] = 0.0
+    lookup: Annotated[int, Integer(0, NGRAM.longest)] = 0
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -136,6 +141,8 @@ class SamplerConfig:
         self._check_stops()
 
     def _check_drafter(self) -> None:
+        if self.lookup and (self.mode != "single_pass" or not self.lossless):
+            _fail("lookup", self.lookup, f"0 when mode is {self.mode!r} and target {self.target!r}")
         if self.mode != "drafter":
             if self.drafter is not None:
                 _fail("drafter", self.drafter, f"None when mode is {self.mode!r}")
@@ -210,6 +217,11 @@ class SamplerConfig:
     def lossless(self) -> bool:
         """Does it sample exactly the AR distribution?"""
         return find_target(str(self.target)).lossless
+
+    @property
+    def observer(self) -> str | None:
+        """The drafter that sees the text; None for none."""
+        return NGRAM.name if self.lookup else self.drafter
 
     @property
     def drafts(self) -> bool:

@@ -26,7 +26,7 @@ def decode(model: Zaya, variables: Any, request: Request, sampler: SamplerConfig
     check(model.config, request, sampler)
     require_drafter(model.config, variables, sampler)
     _check_session(model, request.session)
-    request = _drafted_by(request, sampler.drafter)
+    request = _drafted_by(request, sampler.observer)
     texts, unread = request.texts, request.unread
     change = "samples, max_new_tokens or the prompts given at once may be fewer"
     longest = max(map(len, texts)) + request.max_new_tokens

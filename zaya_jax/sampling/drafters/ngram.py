@@ -39,7 +39,7 @@ class Text(struct.PyTreeNode):
         batch, n = tokens.shape
         index = jnp.arange(n, dtype=jnp.int32)
         slot = jnp.where(index < count[:, None], first[:, None] + index, self.tokens.shape[1])
-        return self.replace(tokens=self.tokens.at[jnp.arange(batch)[:, None], slot].set(tokens, mode="drop"))
+        return self.replace(tokens=self.tokens.at[jnp.arange(batch)[:, None], slot].set(tokens.astype(self.tokens.dtype), mode="drop"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,25 +63,36 @@ class NGram(Drafter):
         return state.write(rows.tokens, rows.first, rows.count)
 
     def propose(self, setup: Setup, state: Text, pending_token: Array, cache: Cache) -> Proposal:
-        one = jnp.ones_like(pending_token)
-        text = state.write(pending_token[:, None], cache.length, one).tokens
-        history = setup.drafter_variables.get("history")
-        look_up = jax.vmap(self._look_up, in_axes=(0, 0, None, None))
-        return Proposal(*look_up(text, cache.length, history, setup.plan.draft_length))
+        found = self.look_up(state, pending_token, cache.length, setup.drafter_variables.get("history"), setup.plan.draft_length)
+        return Proposal(*found)
 
-    def _look_up(self, text: Array, last: Array, history: Array | None, length: int) -> tuple[Array, Array]:
+    def look_up(
+        self, state: Text, pending_token: Array, position: Array, history: Array | None, length: int, least: int = 1
+    ) -> tuple[Array, Array]:
+        """What followed the last time: (tokens, whether they exist) [B, length], after int32 [B] at `position`.
+
+        Args:
+          least: tokens of the suffix that must have matched, 1 .. longest.
+        """
+        text = state.write(pending_token[:, None], position, jnp.ones_like(pending_token)).tokens
+        look_up = jax.vmap(self._look_up, in_axes=(0, 0, None, None, None))
+        return look_up(text, position, history, length, least)
+
+    def _look_up(
+        self, text: Array, last: Array, history: Array | None, length: int, least: int
+    ) -> tuple[Array, Array]:
         """Of one text [S], whose newest token stands at `last`: (tokens, whether they exist) [length]."""
         ahead = jnp.arange(length, dtype=jnp.int32)
         matched, end = self._match(text, text, last, jnp.arange(text.shape[0]) < last)
         tokens = text[end + 1 + ahead % jnp.maximum(last - end, 1)]
-        exists = jnp.broadcast_to(matched > 0, tokens.shape)
+        exists = jnp.broadcast_to(matched >= least, tokens.shape)
         if history is None or not history.shape[0]:
             return tokens, exists
         others, end = self._match(history, text, last, history != END)
         at = end + 1 + ahead
         found = jnp.where(at < history.shape[0], history[jnp.minimum(at, history.shape[0] - 1)], END)
         runs = jnp.cumprod(found != END).astype(bool)
-        better = others > matched
+        better = (others > matched) & (others >= least)
         return jnp.where(better, jnp.maximum(found, 0), tokens), jnp.where(better, runs, exists)
 
     def _match(self, where: Array, text: Array, last: Array, allowed: Array) -> tuple[Array, Array]:

@@ -42,6 +42,12 @@ class Plan(NamedTuple):
     drafter: str = ""  # of `zaya_jax.sampling.drafters`
     draft_length: int = 0  # drafts after one another, at most
     tree_size: int = 0  # drafts in all, where they form a tree; 0: they form a chain
+    lookup: int = 0  # of single_pass: see SamplerConfig
+
+    @property
+    def observer(self) -> str:
+        """The drafter whose state the cache holds; "" for none."""
+        return "ngram" if self.lookup else self.drafter
 
 
 class Options(NamedTuple):
@@ -89,7 +95,7 @@ class Setup(NamedTuple):
     @property
     def drafter_variables(self) -> Any:
         """What the plan's drafter learned; {} where it learns nothing."""
-        return self.variables.get(DRAFTERS, {}).get(self.plan.drafter, {})
+        return self.variables.get(DRAFTERS, {}).get(self.plan.observer, {})
 
     def draft_pass(self, rows: int, read: Any) -> None:
         """A drafter says so wherever it runs a network of its own.
@@ -160,6 +166,7 @@ class Drafted(struct.PyTreeNode):
     index: Array  # int32 [B, drafts]: where the tokens stand in the drafts' vocabulary
     logits: Array  # [B, drafts, K]: what drew them, over that vocabulary
     exists: Array  # bool [B, drafts]: False where no slot was left to draw from
+    fixed: Array | None = None  # bool [B, drafts]: drafts that nothing drew, whose logits and index mean nothing
 
 
 class Verdict(NamedTuple):
@@ -270,6 +277,8 @@ def verify(setup: Setup, logits: Array, drafted: Drafted, first: Array, progress
     )
     position = first[:, None] + jnp.arange(n - 1, dtype=jnp.int32)
     log_accept = log_acceptance(log_p[:, :-1], log_q, drafted.tokens, drafted.index)
+    if drafted.fixed is not None:  # q is one-hot
+        log_accept = jnp.where(drafted.fixed, at_token(log_p[:, :-1], drafted.tokens), log_accept)
     log_accept = jnp.where(drafted.exists, log_accept, -jnp.inf)
     survives = setup.noise.accept(position, log_accept)
     accepted = jnp.cumprod(survives, axis=1, dtype=jnp.int32).sum(axis=1, dtype=jnp.int32)
@@ -277,9 +286,14 @@ def verify(setup: Setup, logits: Array, drafted: Drafted, first: Array, progress
     distribution = log_p[:, 0]
     if n > 1:  # after all drafts nothing was drafted: q = 0 there, and the residual is p itself
         at = accepted[:, None, None]
-        rejected = jnp.take_along_axis(log_q, jnp.minimum(at, n - 2), axis=1)[:, 0]
-        rejected = jnp.where(accepted[:, None] < n - 1, rejected, -jnp.inf)
+        within = jnp.minimum(at, n - 2)
+        rejected = jnp.take_along_axis(log_q, within, axis=1)[:, 0]
         rejected = rejected if setup.vocabulary is None else setup.vocabulary.whole(rejected, vocab)
+        if drafted.fixed is not None:
+            token, fixed = (jnp.take_along_axis(x, within[:, 0], axis=1) for x in (drafted.tokens, drafted.fixed))
+            one_hot = jnp.where(jnp.arange(vocab) == token, 0.0, -jnp.inf).astype(rejected.dtype)
+            rejected = jnp.where(fixed, one_hot, rejected)
+        rejected = jnp.where(accepted[:, None] < n - 1, rejected, -jnp.inf)
         distribution = log_residual(jnp.take_along_axis(log_p, at, axis=1)[:, 0], rejected)
     pending_token = setup.noise.draw(Purpose.PENDING, first + accepted, distribution, setup.options.processing.warm)
 

@@ -108,9 +108,9 @@ def method(plan: Plan) -> Method:
 
 def with_drafter(setup: Setup, cache: Cache) -> Cache:
     """The cache with the state of the plan's drafter: a session's, or that of an empty text where nothing was read."""
-    if not setup.plan.drafter:
+    if not setup.plan.observer:
         return cache
-    drafter, empty = find_drafter(setup.plan.drafter), cache.length == 0
+    drafter, empty = find_drafter(setup.plan.observer), cache.length == 0
     fresh = cache.replace(drafter={drafter.name: drafter.init(setup, cache.length.shape[0], cache.capacity)})
     if cache.drafter is None:
         return fresh

@@ -13,6 +13,7 @@ from flax import struct
 from zaya_jax.architecture import Cache, Layout
 from zaya_jax.sampling.core.distributions import at_token
 from zaya_jax.sampling.core.random_streams import Purpose
+from zaya_jax.sampling.drafters.ngram import NGRAM, Text
 from zaya_jax.sampling.strategies.base import (  # fmt: skip
     Drafted,
     Follow,
@@ -62,7 +63,8 @@ def read(setup: Setup, tokens: Array, count: Array, cache: Cache) -> tuple[tuple
     hidden, cache = setup.forward(layout, cache)
     logits = setup.head(jnp.take_along_axis(hidden, (count - 1)[:, None, None], axis=1))
     slots = hidden[:, layout.clean_size :]
-    return (with_next(setup, logits, slots), slots), cache.commit(count)
+    committed = _noted(cache.commit(count), tokens, cache.length, count)
+    return (with_next(setup, logits, slots), slots), committed
 
 
 def begin(
@@ -75,7 +77,26 @@ def begin(
     exists = jnp.full((batch, size - 1), bool(setup.plan.anchors))
     slots = slots[:, 1:] if setup.plan.anchors else jnp.zeros((batch, size - 1, slots.shape[-1]), slots.dtype)
     drafted = draft(setup, setup.draft_head(slots), exists, cache.length + 1)
-    return result, Proposal(pending_token, drafted), cache
+    return result, _proposal(setup, pending_token, drafted, cache), cache
+
+
+def _proposal(setup: Setup, pending_token: Array, drafted: Drafted, cache: Cache) -> Proposal:
+    """With what the text itself suggests in place of the drafts, where its last tokens occurred before."""
+    if setup.plan.lookup:
+        assert cache.drafter is not None  # `with_drafter`
+        text: Text = cache.drafter[NGRAM.name]
+        history, length = setup.drafter_variables.get("history"), drafted.tokens.shape[1]
+        tokens, fixed = NGRAM.look_up(text, pending_token, cache.length, history, length, setup.plan.lookup)
+        tokens = jnp.where(fixed, tokens, drafted.tokens)
+        drafted = drafted.replace(tokens=tokens, exists=drafted.exists | fixed, fixed=fixed)
+    return Proposal(pending_token, drafted)
+
+
+def _noted(cache: Cache, tokens: Array, first: Array, count: Array) -> Cache:
+    """The cache, whose text for look-ups has tokens[:, :count] more; as it was where nothing is looked up."""
+    if not cache.drafter:
+        return cache
+    return cache.replace(drafter={NGRAM.name: cache.drafter[NGRAM.name].write(tokens, first, count)})
 
 
 def first_pending(setup: Setup, logits: Array, cache: Cache, progress: Progress) -> tuple[StepResult, Array]:
@@ -105,11 +126,13 @@ def step(
 
     def follow(active: Array, kept: Array) -> tuple[Proposal, Cache]:
         # The pending token before the block was kept a step ago, the one after it is not in the forward.
-        committed = pending.commit(jnp.where(active, jnp.minimum(verdict.accepted, kept) + 1, 0))
+        count = jnp.where(active, jnp.minimum(verdict.accepted, kept) + 1, 0)
+        committed = _noted(pending.commit(count), proposal.block, cache.length, count)
         row, exists = _next_slots(verdict.accepted + 1, plan)
         slots = jnp.take_along_axis(read if at_once else hidden, row[:, :, None], axis=1)
         slots = slots if at_once else setup.draft_head(slots)
-        return Proposal(verdict.pending_token, draft(setup, slots, exists, committed.length + 1)), committed
+        drafted = draft(setup, slots, exists, committed.length + 1)
+        return _proposal(setup, verdict.pending_token, drafted, committed), committed
 
     return verdict.result, follow
 
