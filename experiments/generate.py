@@ -266,7 +266,7 @@ def compare(engine: Engine, queue: list[Prompt], longest: int, width: int, draft
     """Samples the same rows one token a forward, and says on stderr how much faster drafting was."""
     assert engine.sampler is not None  # `Engine.choose`
     plain = dataclasses.replace(
-        engine.sampler, mode="autoregressive", anchors="all", acceptance=None, target=None, drafter=None
+        engine.sampler, mode="autoregressive", anchors="all", acceptance=None, target=None, drafter=None, lookup=0
     )  # fmt: skip
     with Meter() as meter:
         alone = dataclasses.replace(engine, sampler=plain, meter=meter)

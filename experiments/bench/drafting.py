@@ -38,6 +38,7 @@ from zaya_jax.reporting.tables.wall_clock import wall_clock_table
 from zaya_jax.runs import provenance
 from zaya_jax.runs.tokens import checkpoint_of, choose_template, choose_tokenizer
 from zaya_jax.sampling import Request, SamplerConfig, choose_sampler, generate
+from zaya_jax.sampling.config import LONGEST_LOOKUP
 from zaya_jax.sampling.drafters.base import find_drafter
 from zaya_jax.sampling.options import plan_of
 from zaya_jax.sampling.planning.auto import Choice, drafters_of
@@ -58,6 +59,9 @@ _DRAFT = flags.DEFINE_float(
     "draft_temperature", None, "Of the drafts; default: the target's.", lower_bound=0.0, upper_bound=FLOAT32
 )
 _DRAFTER = flags.DEFINE_string("drafter", None, "Drafts by it (SamplerConfig.drafter) instead of by mask tokens.")
+_LOOKUP = flags.DEFINE_integer(
+    "lookup", None, "SamplerConfig.lookup; None: as auto finds best.", lower_bound=0, upper_bound=LONGEST_LOOKUP
+)
 _BLOCK = flags.DEFINE_integer("block_size", 8, "At most; of adapters, theirs.", lower_bound=2, upper_bound=1024)
 _NEW = flags.DEFINE_integer("max_new_tokens", 128, "Tokens of a text, at most.", lower_bound=4, upper_bound=2**24)
 _SEED = flags.DEFINE_integer("seed", 1_000, "Of problems and rows.", lower_bound=0, upper_bound=2**31 - 1)
@@ -83,6 +87,8 @@ def main() -> None:
         ]
     except UserError as error:
         raise UserError(str(error).replace("SamplerConfig.temperature:", "--temperatures:", 1)) from error
+    if _LOOKUP.value and _DRAFTER.value is not None:
+        raise UserError(f"--lookup: got {_LOOKUP.value}, may be 0 beside --drafter")
     if (most := min(_PROMPTS.value // 2, _PROBES.value)) < _BATCH.value:
         raise UserError(f"--batch: got {_BATCH.value}, may be at most {most}: --probes, and half of --prompts")
     for name in _TASKS.value:
@@ -103,7 +109,8 @@ def main() -> None:
     numbers: dict[str, Any] = {
         "hardware": provenance.hardware(), "environment": provenance.describe(), "checkpoint": _CHECKPOINT.value,
         "adapters": _ADAPTERS.value, "checksum": of_model, "chat": _CHAT.value, "batch": _BATCH.value,
-        "seed": _SEED.value, "drafter": _DRAFTER.value, "dtype": model.config.dtype, "max_new_tokens": _NEW.value,
+        "seed": _SEED.value, "drafter": _DRAFTER.value,
+        "lookup": _LOOKUP.value, "dtype": model.config.dtype, "max_new_tokens": _NEW.value,
         "rows": [],
     }  # fmt: skip
     numbers["rows"] = measured_before(numbers)
@@ -112,7 +119,9 @@ def main() -> None:
         for sampler in samplers:
             if (prompts.name, len(prompts.timed), sampler.temperature, sampler.draft_temperature) in there:
                 continue
-            sampler = dataclasses.replace(sampler, block_size=block_size, stop_tokens=tokenizer.eos_ids)
+            sampler = dataclasses.replace(
+                sampler, lookup=_LOOKUP.value, block_size=block_size, stop_tokens=tokenizer.eos_ids
+            )
             numbers["rows"].append(measure(model, variables, prompts, sampler))
             cli.write_numbers(_OUTPUT.value, numbers)
     print(aligned(wall_clock_table(numbers)))
@@ -162,13 +171,14 @@ def plan(model: Zaya, variables: Any, prompts: Prompts, sampler: SamplerConfig) 
         return choice, dataclasses.replace(sampler, mode="drafter", drafter=_DRAFTER.value, draft_length=length)
     best = next((each for each in choice.candidates if each.anchors), None)
     size, anchors = (sampler.block_size, (1,)) if best is None else (best.block_size, best.anchors)
-    return choice, dataclasses.replace(sampler, mode="single_pass", block_size=size, anchors=anchors)
+    lookup = 0 if best is None else best.lookup
+    return choice, dataclasses.replace(sampler, mode="single_pass", block_size=size, anchors=anchors, lookup=lookup)
 
 
 def measure(model: Zaya, variables: Any, prompts: Prompts, sampler: SamplerConfig) -> dict[str, Any]:
     """A row of the result: see the module's docstring."""
     choice, drafting = plan(model, variables, prompts, sampler)
-    plain = dataclasses.replace(drafting, mode="autoregressive", anchors="all", drafter=None)
+    plain = dataclasses.replace(drafting, mode="autoregressive", anchors="all", drafter=None, lookup=0)
     sides = {"plain": plain, "drafting": drafting}
     tokens, seconds = {name: [] for name in sides}, {name: [] for name in sides}
     forwards = same = 0
@@ -195,6 +205,7 @@ def measure(model: Zaya, variables: Any, prompts: Prompts, sampler: SamplerConfi
         "prompts": prompts.name, "count": len(prompts.timed), "temperature": sampler.temperature,
         "draft_temperature": sampler.draft_temperature, "drafter": drafting.drafter,
         "block_size": plan_of(drafting).block_size, "anchors": list(drafting.anchor_list),
+        "lookup": drafting.lookup,
         "query_tokens": drafting.rows_per_forward,
         "tokens_per_forward": sum(tokens["drafting"]) / forwards, "tokens": tokens, "seconds": seconds,
         "tokens_per_second": rates, "ratio": ratio, "interval": interval, "same": same,

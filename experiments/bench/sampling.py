@@ -308,7 +308,9 @@ def auto_section(bench: Bench) -> list[dict]:
                 asked = bench.sampler("auto", temperature)
                 request = Request(prompts[-batch:], bench.new_tokens)
                 choice = choose_sampler(bench.model, bench.variables, request, asked, bench.repeats)
-                plain = dataclasses.replace(choice.sampler, mode="autoregressive", anchors="all", drafter=None)
+                plain = dataclasses.replace(
+                    choice.sampler, mode="autoregressive", anchors="all", drafter=None, lookup=0
+                )
                 sides = {"AR": plain, "auto": choice.sampler}
                 times = race(bench, sides, fresh, batch)
                 speed = {side: t["tokens"] / t["milliseconds"] for side, t in times.items()}

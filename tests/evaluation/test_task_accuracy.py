@@ -59,7 +59,8 @@ def test_a_killed_evaluation_resumes_to_the_same_answers(tmp_path):
     assert len(lines) == 1 + 6
     for kept in ("".join(lines[:3]), "".join(lines[:4]) + lines[4][:10], lines[0][:5], ""):
         path.write_text(kept)
-        assert answers_of(resumed := run(path)) == answers_of(whole)
+        resumed = run(path)
+        assert answers_of(resumed) == answers_of(whole)
         # A text that is made again stands in another row of its batch; some CPUs' products round by the row.
         np.testing.assert_allclose(np.concatenate(resumed.log_target), np.concatenate(whole.log_target), atol=1e-5)
         again = [json.loads(line) for line in path.read_text().splitlines()]

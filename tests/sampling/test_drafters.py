@@ -162,6 +162,36 @@ def test_fixed_drafts_give_the_autoregressive_sample_itself(temperature, sampler
     assert sum(map(sum, got.accepted)) == sum(map(len, got.tokens))
 
 
+@pytest.mark.parametrize("anchors", [(1,), "all"], ids=str)
+def test_what_the_text_suggests_takes_the_place_of_drafts(anchors):
+    """Greedily the text is autoregression's; where it repeats itself, more of a block is accepted; batched, queued and
+    in a second turn as in one go.
+    """
+    model, variables = small_model()
+    sampler = SamplerConfig("single_pass", 4, anchors, temperature=0.0, lookup=2)
+    got = generate(model, variables, TEXTS, sampler, 24)
+    without = generate(model, variables, TEXTS, dataclasses.replace(sampler, lookup=0), 24)
+    assert got.tokens == without.tokens == plain_tokens(0.0)
+    assert got.tokens_per_forward > without.tokens_per_forward + 0.1
+    prompts = [Prompt(text, 0) for text in TEXTS]
+    queue = {one.index: one for one, _ in generate_queue(model, variables, prompts, sampler, 24, longest=8, batch=2)}
+    assert [queue[i].tokens for i in range(4)] == got.tokens
+    assert [queue[i].accepted for i in range(4)] == got.accepted
+    begun = generate(model, variables, TEXTS, sampler, 12)
+    more = generate(model, variables, [[token] for token in (1, 2, 3, 4)], sampler, 12, session=begun.session)
+    whole = [[*text, *row, token] for text, row, token in zip(TEXTS, begun.tokens, (1, 2, 3, 4), strict=True)]
+    anew = generate(model, variables, whole, sampler, 12)
+    assert (more.tokens, more.accepted) == (anew.tokens, anew.accepted)
+
+
+def test_a_look_up_wants_as_many_tokens_as_asked():
+    """After [.., 1, 2, 3, 1, 2] two tokens occurred before, three did not."""
+    text, pending, at = Text(jnp.array([[5, 1, 2, 3, 1, 0, 0, 0]], jnp.int32)), jnp.array([2]), jnp.array([5])
+    for least, exists in ((1, True), (2, True), (3, False)):
+        tokens, found = NGram("mine", "A sentence.").look_up(text, pending, at, None, 4, least)
+        assert found.tolist() == [[exists] * 4] and tokens.tolist() == [[3, 1, 2, 3]]
+
+
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_a_tree_of_one_branch_is_the_chain_bit_for_bit(temperature):
     chain = dataclasses.replace(LOOKUP, temperature=temperature)

@@ -119,6 +119,8 @@ class Meter:
             parts.append(
                 f"branch points {s.anchors if isinstance(s.anchors, str) else ','.join(map(str, s.anchor_list))}"
             )
+        if s.lookup:
+            parts.append(f"lookup {s.lookup}")
         target = find_target(str(s.target))
         if not target.lossless:
             parts.append(f"target {s.target}" + (f" (beta {s.beta:g})" if target.beta else ""))

@@ -60,7 +60,10 @@ def define(values: flags.FlagValues) -> None:
         flag_values=values,
     )  # fmt: skip
     number("min_new_tokens", "Tokens a row has at least before anything stops it.")
-    number("lookup", "single_pass: the text's last so many tokens (1 to 3), where they occurred before, draft; 0: never.")
+    flags.DEFINE_integer(
+        "lookup", None, "single_pass: where the text's last so many tokens occurred before, what followed them is "
+        "verified in place of the drafts; 0, the default: never (auto tries both).", flag_values=values,
+    )  # fmt: skip
     text("drafter", None, f"Mode drafter: what proposes. {', '.join(each.name for each in all_drafters())}.")
     number("draft_length", "Mode drafter: tokens proposed after one another, at most.")
     number("tree_size", "Mode drafter: nodes of a tree of drafts; 0: a chain.")

@@ -15,6 +15,7 @@ from zaya_jax.sampling.values import plain_tuple
 LARGEST_BLOCK = 1024  # slots; a forward of single_pass with all anchors then has a million query tokens
 # Below it logits in float32, whose own rounding is about as large, name one token: that is greedy decoding.
 COLDEST = 1e-6
+LONGEST_LOOKUP = 16  # tokens
 LIMIT = Integer(0)
 TEMPERATURE, SHARE = Number(0, FLOAT32), Number(0, 1)
 NUCLEUS = Number(0, 1, above=True)
@@ -76,9 +77,9 @@ class SamplerConfig:
         tree's draft_temperature is 1 where none is given (0 makes it a chain).
       ngram_weight: for a tree, the weight of the text's own 3-gram statistics in a node's score, beside the logarithm
         of the drafter's probability.
-      lookup: for single_pass, of a lossless target: where the text's last `lookup` tokens (1 to 3) occurred before, what
-        followed them there is verified in place of the drafts, as drafter "ngram" proposes; 0: never. It costs no query
-        token.
+      lookup: for single_pass of target "autoregressive": where the text's last `lookup` tokens (at most 16) occurred
+        before, what followed them there is verified in place of the drafts, as drafter "ngram" proposes; 0 (and None,
+        but that "auto" then tries both): never. It costs no query token, and no exactness.
       stop_tokens: ids that end a row (and are kept as its last token).
       stop_strings: texts that end a row, which is cut after the token that completes one (needs a tokenizer). A
         special token's spelling, which no text holds, stands for the token.
@@ -112,7 +113,7 @@ class SamplerConfig:
     draft_length: Annotated[int, Integer(1, LARGEST_BLOCK)] = 6
     tree_size: Annotated[int, Integer(0, LARGEST_BLOCK)] = 0
     ngram_weight: Annotated[float, WEIGHT] = 0.0
-    lookup: Annotated[int, Integer(0, NGRAM.longest)] = 0
+    lookup: Annotated[int | None, Unset(Integer(0, LONGEST_LOOKUP))] = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -141,8 +142,10 @@ class SamplerConfig:
         self._check_stops()
 
     def _check_drafter(self) -> None:
-        if self.lookup and (self.mode != "single_pass" or not self.lossless):
+        if self.lookup and (self.mode not in ("single_pass", "auto") or self.target != "autoregressive"):
             _fail("lookup", self.lookup, f"0 when mode is {self.mode!r} and target {self.target!r}")
+        if self.lookup is None and self.mode != "auto":
+            object.__setattr__(self, "lookup", 0)
         if self.mode != "drafter":
             if self.drafter is not None:
                 _fail("drafter", self.drafter, f"None when mode is {self.mode!r}")

@@ -16,7 +16,7 @@ def plan_of(sampler: SamplerConfig) -> Plan:
         length, tree = sampler.draft_length, sampler.tree_size
         return Plan(sampler.mode, 1 + (tree or length), (), sampler.target, sampler.drafter, length, tree)
     block_size = 1 if sampler.mode == "autoregressive" else sampler.block_size
-    return Plan(sampler.mode, block_size, sampler.anchor_list, sampler.target, lookup=sampler.lookup)
+    return Plan(sampler.mode, block_size, sampler.anchor_list, sampler.target, lookup=sampler.lookup or 0)
 
 
 def options_of(sampler: SamplerConfig, dtype: Any = np.float32) -> Options:

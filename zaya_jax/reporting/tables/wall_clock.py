@@ -17,6 +17,7 @@ def wall_clock_table(numbers: Mapping[str, Any]) -> str:
     for row in numbers["rows"]:
         rates, (low, high) = row["tokens_per_second"], row["interval"]
         shape = f"{row['block_size']}, {' '.join(map(str, row['anchors']))}"
+        shape += f", lookup {row['lookup']}" if row.get("lookup") else ""
         if drafter := row.get("drafter"):
             shape = f"{drafter}, {row['block_size'] - 1} drafts"
         rows.append(

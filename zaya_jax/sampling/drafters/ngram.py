@@ -39,7 +39,9 @@ class Text(struct.PyTreeNode):
         batch, n = tokens.shape
         index = jnp.arange(n, dtype=jnp.int32)
         slot = jnp.where(index < count[:, None], first[:, None] + index, self.tokens.shape[1])
-        return self.replace(tokens=self.tokens.at[jnp.arange(batch)[:, None], slot].set(tokens.astype(self.tokens.dtype), mode="drop"))
+        return self.replace(
+            tokens=self.tokens.at[jnp.arange(batch)[:, None], slot].set(tokens.astype(self.tokens.dtype), mode="drop")
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +65,8 @@ class NGram(Drafter):
         return state.write(rows.tokens, rows.first, rows.count)
 
     def propose(self, setup: Setup, state: Text, pending_token: Array, cache: Cache) -> Proposal:
-        found = self.look_up(state, pending_token, cache.length, setup.drafter_variables.get("history"), setup.plan.draft_length)
-        return Proposal(*found)
+        history = setup.drafter_variables.get("history")
+        return Proposal(*self.look_up(state, pending_token, cache.length, history, setup.plan.draft_length))
 
     def look_up(
         self, state: Text, pending_token: Array, position: Array, history: Array | None, length: int, least: int = 1
@@ -79,7 +81,7 @@ class NGram(Drafter):
         return look_up(text, position, history, length, least)
 
     def _look_up(
-        self, text: Array, last: Array, history: Array | None, length: int, least: int
+        self, text: Array, last: Array, history: Array | None, length: int, least: int = 1
     ) -> tuple[Array, Array]:
         """Of one text [S], whose newest token stands at `last`: (tokens, whether they exist) [length]."""
         ahead = jnp.arange(length, dtype=jnp.int32)

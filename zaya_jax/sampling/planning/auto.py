@@ -32,6 +32,7 @@ from zaya_jax.timing import medians
 
 MARGIN = 1.05  # drafting must be predicted, and then measured, to be this much faster than autoregression
 HEATS = 4  # generations of a race whose batch is smaller than the request
+LOOKUP = 3  # what is tried where the sampler's `lookup` is None
 PROBE_TOKENS = 64  # new tokens of each prompt that measure acceptance and the race
 
 
@@ -46,11 +47,13 @@ class Candidate:
     cost: float  # of a step: a forward and a drafter's own passes, in the unit of the cost curve
     speedup: float  # tokens per second over autoregression's
     drafter: str = ""  # which proposes block_size - 1 tokens
+    lookup: int = 0  # of SamplerConfig
 
     def __str__(self) -> str:
         name = "autoregressive"
         if self.anchors:
             name = f"single_pass, block {self.block_size}, anchors {list(self.anchors)}"
+            name += f", lookup {self.lookup}" if self.lookup else ""
         elif self.drafter:
             name = f"drafter {self.drafter}, {self.block_size - 1} drafts"
         return f"{name}: {self.rows} query tokens, T {self.tokens:.2f}, {self.speedup:.2f}x"
@@ -67,12 +70,15 @@ class Choice:
     cost: dict[int, float] = dataclasses.field(default_factory=dict)  # milliseconds of a forward by query tokens
 
 
-def candidates(acceptance: Acceptance, cost: Mapping[int, float], block_size: int) -> tuple[Candidate, ...]:
+def candidates(
+    acceptance: Acceptance, cost: Mapping[int, float], block_size: int, lookup: int = 0
+) -> tuple[Candidate, ...]:
     """Block sizes up to `block_size` (2, 3, 4, 6, 8, 12, ... and itself), each with its best anchors for every budget.
 
     Args:
       acceptance: runs or rates, as for `best_anchors`. A smaller block's drafts are taken to be as good.
       cost: of a forward by query tokens, in any unit; must hold 1, the autoregressive forward.
+      lookup: with which the acceptance was measured. What look-ups add where a block is missing is not counted.
 
     Returns:
       By predicted tokens per second, fastest first; autoregression is among them.
@@ -89,7 +95,7 @@ def candidates(acceptance: Acceptance, cost: Mapping[int, float], block_size: in
             anchors = best_anchors(acceptance, size, budget)
             rows, tokens = size * (1 + budget), expected_tokens(acceptance, size, anchors)
             price = cost_at(cost, rows)
-            out.append(Candidate(size, anchors, rows, tokens, price, tokens / price * cost[1]))
+            out.append(Candidate(size, anchors, rows, tokens, price, tokens / price * cost[1], lookup=lookup))
     return tuple(sorted(out, key=lambda c: -c.speedup))
 
 
@@ -133,7 +139,9 @@ def choose_sampler(
     size, new = sampler.block_size, min(request.max_new_tokens, PROBE_TOKENS)
     probe = request.replace(prompts=request.texts, max_new_tokens=new, session=None, streamer=None)
     fewest = min(sampler.min_new_tokens, new)
-    plain = dataclasses.replace(sampler, mode="autoregressive", target="autoregressive", min_new_tokens=fewest)
+    plain = dataclasses.replace(
+        sampler, mode="autoregressive", target="autoregressive", lookup=0, min_new_tokens=fewest
+    )
 
     def choice(chosen: SamplerConfig, reason: str, *found: Any) -> Choice:
         return Choice(dataclasses.replace(chosen, min_new_tokens=sampler.min_new_tokens), reason, *found)
@@ -141,7 +149,8 @@ def choose_sampler(
     if size == 1 or new < 4:
         reason = f"nothing to draft with block size {size} and {request.max_new_tokens} new tokens"
         return choice(plain, f"autoregressive: {reason}")
-    found = _measure(model, variables, probe, plain, sampler.target, batch or probe.rows, repeats)
+    lookups = (0, LOOKUP) if sampler.lookup is None and sampler.target == "autoregressive" else (sampler.lookup or 0,)
+    found = _measure(model, variables, probe, plain, (sampler.target, lookups), batch or probe.rows, repeats)
     if found is None:
         return choice(plain, "autoregressive: no text is long enough to measure acceptance")
     (best, *_), _, cost = found
@@ -150,7 +159,7 @@ def choose_sampler(
     if best.speedup < MARGIN:
         return choice(plain, f"autoregressive: drafting is not predicted to pay {why}", *found)
     racer = _drafting(plain, best.drafter, best.block_size - 1) if best.drafter else None
-    racer = racer or _single_pass(plain, sampler.target, best.block_size, best.anchors)
+    racer = racer or _single_pass(plain, sampler.target, best.block_size, best.anchors, best.lookup)
     heats = [probe]
     if batch:  # a seed is one for all rows, or one for each
         starts = range(0, len(probe.texts) - batch + 1, batch)
@@ -184,8 +193,11 @@ def drafters_of(model: Zaya, variables: Any) -> tuple[str, ...]:
     return tuple(out)
 
 
-def _single_pass(plain: SamplerConfig, target: str | None, size: int, anchors: str | tuple[int, ...]) -> SamplerConfig:
-    return dataclasses.replace(plain, mode="single_pass", block_size=size, anchors=anchors, target=target)
+def _single_pass(
+    plain: SamplerConfig, target: str | None, size: int, anchors: str | tuple[int, ...], lookup: int
+) -> SamplerConfig:
+    shape = dict(block_size=size, anchors=anchors, target=target, lookup=lookup)
+    return dataclasses.replace(plain, mode="single_pass", **shape)
 
 
 def _drafting(plain: SamplerConfig, drafter: str, length: int) -> SamplerConfig:
@@ -193,31 +205,38 @@ def _drafting(plain: SamplerConfig, drafter: str, length: int) -> SamplerConfig:
 
 
 def _measure(
-    model: Zaya, variables: Any, probe: Request, plain: SamplerConfig, target: str | None, rows: int, repeats: int
-) -> tuple[tuple[Candidate, ...], tuple[float, ...], dict[int, float]] | None:
-    """(candidates, fastest first; acceptance of single_pass's slots; cost by query tokens); None: texts too short."""
-    size, masks = plain.block_size, model.config.mask_token_id != NO_MASK
+    model: Zaya, variables: Any, probe: Request, plain: SamplerConfig, asked: tuple[str | None, tuple[int, ...]],
+    rows: int, repeats: int,
+) -> tuple[tuple[Candidate, ...], tuple[float, ...], dict[int, float]] | None:  # fmt: skip
+    """(candidates, fastest first; acceptance of single_pass's slots; cost by query tokens); None: texts too short.
+
+    Args:
+      asked: single_pass's target, and the look-ups to try; the acceptance told is the first's.
+    """
+    (target, lookups), size, masks = asked, plain.block_size, model.config.mask_token_id != NO_MASK
     names = drafters_of(model, variables) if target == "autoregressive" else ()
     samplers = {name: _drafting(plain, name, size - 1) for name in names}
-    samplers |= {"single_pass": _single_pass(plain, target, size, "all")} if masks else {}
+    ours = {f"single_pass {n}": _single_pass(plain, target, size, "all", n) for n in lookups} if masks else {}
+    samplers |= ours
     accepted = {name: decode(model, variables, probe, each).accepted for name, each in samplers.items()}
     if all(len(row) <= 2 for runs in accepted.values() for row in runs):
         return None
-    ours = accepted.get("single_pass", [])
-    acceptance = evidence(ours, size) if masks else ()
+    acceptance = [evidence(accepted[name], size) for name in ours]
     lengths = sorted({max(1, (size - 1) // 2), size - 1})
     theirs = {name: {n: plan_of(_drafting(plain, name, n)) for n in lengths} for name in names}
-    plans = [AUTOREGRESSIVE, *(_probes(acceptance, size) if masks else ())]
+    plans = [AUTOREGRESSIVE, *(_probes(acceptance[0], size) if masks else ())]
     plans += [plan for by_length in theirs.values() for plan in by_length.values()]
     longest = max(map(len, probe.prompts))
     times = forward_cost(model, variables, plans, rows, longest, repeats=repeats, label="auto: cost")
     cost = {rows_of(plan): ms for plan, ms in times.items() if not plan.drafter}
-    ranked = candidates(acceptance, cost, size) if masks else (Candidate(1, (), 1, 1.0, cost[1], 1.0),)
+    ranked = (Candidate(1, (), 1, 1.0, cost[1], 1.0),)
+    for lookup, runs in zip(lookups, acceptance, strict=False):  # no runs where nothing is masked
+        ranked += tuple(each for each in candidates(runs, cost, size, lookup) if each.anchors)
     for name, by_length in theirs.items():
         costs = {n: times[plan] for n, plan in by_length.items()}
         ranked += drafter_candidates(name, accepted[name], costs, cost[1], size - 1)
     ranked = tuple(sorted(ranked, key=lambda c: -c.speedup))
-    return ranked, acceptance_curve(ours, size) if masks else (), cost
+    return ranked, next((acceptance_curve(accepted[name], size) for name in ours), ()), cost
 
 
 def _race(plain: Callable[[], list[Generation]], racer: Callable[[], list[Generation]], repeats: int) -> float:

@@ -5,6 +5,8 @@ earlier) and after it stand drafts, drawn from stored logits. A forward reads [p
 each anchor]. Autoregressive decoding is the same step with a block of one and nothing drafted.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,8 +87,9 @@ def _proposal(setup: Setup, pending_token: Array, drafted: Drafted, cache: Cache
     if setup.plan.lookup:
         assert cache.drafter is not None  # `with_drafter`
         text: Text = cache.drafter[NGRAM.name]
-        history, length = setup.drafter_variables.get("history"), drafted.tokens.shape[1]
-        tokens, fixed = NGRAM.look_up(text, pending_token, cache.length, history, length, setup.plan.lookup)
+        history, length, least = setup.drafter_variables.get("history"), drafted.tokens.shape[1], setup.plan.lookup
+        drafter = dataclasses.replace(NGRAM, longest=max(NGRAM.longest, least))
+        tokens, fixed = drafter.look_up(text, pending_token, cache.length, history, length, least)
         tokens = jnp.where(fixed, tokens, drafted.tokens)
         drafted = drafted.replace(tokens=tokens, exists=drafted.exists | fixed, fixed=fixed)
     return Proposal(pending_token, drafted)
