@@ -11,8 +11,17 @@ from tests.helpers import random_variables, small_config
 from tests.sampling.test_generate import NEW, model_of, prompts_of
 from zaya_jax.architecture import Zaya
 from zaya_jax.architecture.config import NO_MASK
-from zaya_jax.sampling import SamplerConfig, acceptance_curve, best_anchors, evidence, expected_tokens, generate
-from zaya_jax.sampling.planning.auto import candidates, drafter_candidates
+from zaya_jax.sampling import (
+    Request,
+    SamplerConfig,
+    acceptance_curve,
+    best_anchors,
+    choose_sampler,
+    evidence,
+    expected_tokens,
+    generate,
+)
+from zaya_jax.sampling.planning.auto import LOOKUP, candidates, drafter_candidates
 from zaya_jax.sampling.planning.cost import cost_at
 
 RUNS = st.lists(st.lists(st.integers(1, 5), max_size=8).map(lambda run: [1, *run]), min_size=1, max_size=4)
@@ -226,6 +235,29 @@ def test_auto_takes_what_wins_the_race(forward, racer, mode, because, monkeypatc
     assert got.sampler.mode == mode and because in got.reason
     assert (got.sampler.top_k, got.sampler.stop_tokens) == (9, (2,))
     assert got.tokens == generate(model, variables, prompts, got.sampler, NEW, seed=1).tokens
+
+
+@pytest.mark.parametrize(("asked", "tried"), [(None, {0, LOOKUP}), (2, {2})])
+def test_auto_tries_drafts_with_and_without_lookup(asked, tried, monkeypatch):
+    """Unless one was asked for; by the clock that is put in every forward costs the same."""
+    model, variables = model_of()
+
+    def medians(calls, repeats, label):
+        for call in calls.values():
+            call()
+        return {name: 1.0 if i == 0 or "cost" in label else 0.5 for i, name in enumerate(calls)}
+
+    monkeypatch.setattr("zaya_jax.sampling.planning.cost.medians", medians)
+    monkeypatch.setattr("zaya_jax.sampling.planning.auto.medians", medians)
+    monkeypatch.setattr("zaya_jax.sampling.planning.auto.drafters_of", lambda *model: ())
+    sampler = SamplerConfig("auto", 2, temperature=0.0, lookup=asked)
+    choice = choose_sampler(model, variables, Request(prompts_of(model), 32), sampler)
+    assert {each.lookup for each in choice.candidates if each.anchors} == tried
+    assert sum(not each.anchors for each in choice.candidates) == 1  # autoregression, once
+    best = choice.candidates[0]
+    assert (choice.sampler.mode, choice.sampler.lookup) == ("single_pass", best.lookup)
+    assert best.tokens == max(each.tokens for each in choice.candidates)
+    assert SamplerConfig().lookup == 0
 
 
 @pytest.mark.slow

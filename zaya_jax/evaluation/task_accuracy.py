@@ -309,13 +309,16 @@ def _made_by(
     variables: dict, task: Task, problems: Sequence[Problem], sampler: NamedSampler, protocol: EvaluationProtocol
 ) -> dict[str, Any]:
     """What decides an answer; the number of problems does not, so a longer evaluation resumes after a shorter one."""
+    settings = dataclasses.asdict(sampler.config)
+    if not settings["lookup"]:  # older files do not have it
+        del settings["lookup"]
     return {
         "task": repr(task),
         "first_problem": problems[0].identity,
         "seed": protocol.seed,
         "samples": protocol.samples,
         "max_new_tokens": protocol.max_new_tokens,
-        "sampler": dataclasses.asdict(sampler.config),
+        "sampler": settings,
         "weights": fingerprint(variables),
     }
 
