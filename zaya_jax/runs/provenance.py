@@ -54,11 +54,14 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def cpu_name() -> str:
+def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Its own name; where that has no number ("AMD EPYC", as virtual machines say), with its family and model."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        pairs = (line.partition(":")[::2] for line in cpuinfo.read_text().splitlines())
+        said = {key.strip(): value.strip() for key, value in pairs}
+        if name := said.get("model name"):
+            numbers = [f"{key.removeprefix('cpu ')} {said[key]}" for key in ("cpu family", "model") if key in said]
+            return name if any(map(str.isdigit, name)) or not numbers else f"{name} ({', '.join(numbers)})"
     return platform.processor() or platform.machine()
 
 
