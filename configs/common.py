@@ -134,7 +134,7 @@ def evaluation(tasks: tuple[str, ...], prompts: int, **changes: Any) -> ConfigDi
     c.samples = 1  # of each, at temperatures above 0: 16 for pass@16
     c.batch = 64  # rows: prompts x samples
     c.max_new_tokens = 64
-    c.samplers = ("autoregressive", "lossless", "mix_stale")  # and "lossless_two_pass", "mix_fresh"
+    c.samplers = ("autoregressive", "lossless", "mix_stale")  # and "lossless_lookup", "lossless_two_pass", "mix_fresh"
     c.temperatures = (0.0, 1.0)
     c.draft_temperature = placeholder(float)  # None: the target's
     c.draft_length = placeholder(int)  # of samplers of mode "drafter"; None: what the phase trains

@@ -6,6 +6,7 @@ from typing import Any
 
 from zaya_jax.checks import no_such
 from zaya_jax.sampling import SamplerConfig, all_drafters, all_targets
+from zaya_jax.sampling.planning.auto import LOOKUP
 
 TREE_SIZE = 15  # nodes of the trees that are compared by name
 
@@ -31,6 +32,7 @@ def known_samplers() -> dict[str, dict[str, Any]]:
     return {
         "autoregressive": {"mode": "autoregressive"},
         "lossless": {"mode": "single_pass"},
+        "lossless_lookup": {"mode": "single_pass", "lookup": LOOKUP},
         "lossless_two_pass": {"mode": "two_pass"},
         **{target.name: {"mode": target.modes[0], "target": target.name} for target in lossy},
         **drafters,
