@@ -95,6 +95,11 @@ def test_an_earlier_config_files_names_are_gone(tmp_path):
         ("configs/quickstrat.py", "--config: configs/quickstrat.py: no such file, did you mean configs/quickstart.py?"),
         ("quickstart", "--config: quickstart: no such file, did you mean configs/quickstart.py?"),
         ("/nowhere/x.py", "--config: /nowhere/x.py: no such file"),
+        (
+            "results/quickstart/config.json",
+            "--config: got 'results/quickstart/config.json', may be a Python file such as configs/quickstart.py (a run's "
+            "config.json records what it ran with)",
+        ),
         ("", "--config: got '', may be a config file such as configs/quickstart.py"),
         ("configs/sweeps/study.py:fast", "--config: configs/sweeps/study.py: its get_config takes no :argument"),
         ("configs/quickstart.py:blocksize=3", "config argument 'blocksize': unknown, did you mean block_size?"),

@@ -83,6 +83,9 @@ def load(spec: str) -> ConfigDict:
         raise UserError(f"--{CONFIG}: got {shown(spec)}, may be a config file such as configs/quickstart.py")
     if not absolute(path).exists():
         raise UserError(f"--{CONFIG}: {shown(path)[1:-1]}: no such file{_near_files(path)}")
+    if path.lower().endswith(".json"):
+        may_be = "a Python file such as configs/quickstart.py (a run's config.json records what it ran with)"
+        raise UserError(f"--{CONFIG}: got {shown(path)}, may be {may_be}")
     source = read_bytes(path)
     module = types.ModuleType(f"{CONFIG}_file")
     module.__file__ = path
