@@ -97,8 +97,8 @@ def test_an_earlier_config_files_names_are_gone(tmp_path):
         ("/nowhere/x.py", "--config: /nowhere/x.py: no such file"),
         (
             "results/quickstart/config.json",
-            "--config: got 'results/quickstart/config.json', may be a Python file such as configs/quickstart.py (a run's "
-            "config.json records what it ran with)",
+            "--config: got 'results/quickstart/config.json', may be a Python file such as configs/quickstart.py (a "
+            "run's config.json records what it ran with)",
         ),
         ("", "--config: got '', may be a config file such as configs/quickstart.py"),
         ("configs/sweeps/study.py:fast", "--config: configs/sweeps/study.py: its get_config takes no :argument"),
