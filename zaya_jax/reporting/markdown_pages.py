@@ -145,6 +145,7 @@ TABLES: dict[str, Maker] = {
     ),
     "drafts": _clock("smollm2/drafts/wall_clock"),
     "drafts_second": _clock("smollm2/drafts/second/wall_clock"),
+    "drafts_older_processor": _clock("smollm2/drafts/wall_clock_older_processor"),
     "rivals_list_programs": _maker(["rivals/list_programs/results.csv"], read_sweep, rivals_table),
     "ngram_smollm2": _clock("rivals/smollm2/ngram"),
     "word_problems_learned": _learned(*(f"smollm2/word_problems{run}" for run in ("/first", "/second", ""))),
