@@ -109,7 +109,8 @@ class NGram(Drafter):
         return best, jnp.max(jnp.where(length == best, index, 0))
 
 
-NGRAM = register_drafter(NGram("ngram", "Proposes what followed the text's last few tokens when they last occurred."))
+NGRAM = NGram("ngram", "Proposes what followed the text's last few tokens when they last occurred.")
+register_drafter(NGRAM)
 
 
 def with_history(variables: Mapping[str, Any], texts: Sequence[Sequence[int]]) -> dict[str, Any]:
