@@ -237,10 +237,8 @@ def test_auto_takes_what_wins_the_race(forward, racer, mode, because, monkeypatc
     assert got.tokens == generate(model, variables, prompts, got.sampler, NEW, seed=1).tokens
 
 
-@pytest.mark.parametrize(("asked", "tried"), [(None, {0, LOOKUP}), (2, {2})])
-def test_auto_tries_drafts_with_and_without_lookup(asked, tried, monkeypatch):
-    """Unless one was asked for; by the clock that is put in every forward costs the same."""
-    model, variables = model_of()
+def put_in_a_clock(monkeypatch):
+    """By which every forward costs the same, and what races autoregression is twice as fast."""
 
     def medians(calls, repeats, label):
         for call in calls.values():
@@ -249,6 +247,14 @@ def test_auto_tries_drafts_with_and_without_lookup(asked, tried, monkeypatch):
 
     monkeypatch.setattr("zaya_jax.sampling.planning.cost.medians", medians)
     monkeypatch.setattr("zaya_jax.sampling.planning.auto.medians", medians)
+
+
+@pytest.mark.parametrize(("asked", "tried"), [(None, {0, LOOKUP}), (2, {2})])
+def test_auto_tries_drafts_with_and_without_lookup(asked, tried, monkeypatch):
+    """Unless one was asked for; by the clock that is put in every forward costs the same."""
+    model, variables = model_of()
+
+    put_in_a_clock(monkeypatch)
     monkeypatch.setattr("zaya_jax.sampling.planning.auto.drafters_of", lambda *model: ())
     sampler = SamplerConfig("auto", 2, temperature=0.0, lookup=asked)
     choice = choose_sampler(model, variables, Request(prompts_of(model), 32), sampler)
@@ -266,13 +272,7 @@ def test_auto_takes_prompt_lookup_where_there_is_no_mask_token(monkeypatch):
     config = small_config(mask_token_id=NO_MASK)
     model, variables = Zaya(config), random_variables(config)
 
-    def medians(calls, repeats, label):
-        for call in calls.values():
-            call()
-        return {name: 1.0 if i == 0 or "cost" in label else 0.5 for i, name in enumerate(calls)}
-
-    monkeypatch.setattr("zaya_jax.sampling.planning.cost.medians", medians)
-    monkeypatch.setattr("zaya_jax.sampling.planning.auto.medians", medians)
+    put_in_a_clock(monkeypatch)
     got = generate(model, variables, [[1, 2, 3], [4]], SamplerConfig("auto", 4, temperature=0.0), 32)
     assert (got.sampler.mode, got.sampler.drafter) == ("drafter", "ngram") and got.sampler.draft_length in (1, 2, 3)
     assert "drafter ngram" in got.reason and "won the race with 2.00x" in got.reason
