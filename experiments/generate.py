@@ -265,11 +265,8 @@ def every_row(prompts: Iterable[int], samples: int) -> list[tuple[int, int]]:
 def compare(engine: Engine, queue: list[Prompt], longest: int, width: int, drafted: list[list[int]]) -> None:
     """Samples the same rows one token a forward, and says on stderr how much faster drafting was."""
     assert engine.sampler is not None  # `Engine.choose`
-    plain = dataclasses.replace(
-        engine.sampler, mode="autoregressive", anchors="all", acceptance=None, target=None, drafter=None, lookup=0
-    )  # fmt: skip
     with Meter() as meter:
-        alone = dataclasses.replace(engine, sampler=plain, meter=meter)
+        alone = dataclasses.replace(engine, sampler=engine.sampler.plain, meter=meter)
         made = [sequence.tokens for sequence in alone.queue(queue, longest, width)]
         if not meter.timed_tokens:
             list(alone.queue(queue[-width:], longest, width, again=True))

@@ -178,8 +178,7 @@ def plan(model: Zaya, variables: Any, prompts: Prompts, sampler: SamplerConfig) 
 def measure(model: Zaya, variables: Any, prompts: Prompts, sampler: SamplerConfig) -> dict[str, Any]:
     """A row of the result: see the module's docstring."""
     choice, drafting = plan(model, variables, prompts, sampler)
-    plain = dataclasses.replace(drafting, mode="autoregressive", anchors="all", drafter=None, lookup=0)
-    sides = {"plain": plain, "drafting": drafting}
+    sides = {"plain": drafting.plain, "drafting": drafting}
     tokens, seconds = {name: [] for name in sides}, {name: [] for name in sides}
     forwards = same = 0
     groups = [prompts.timed[i : i + _BATCH.value] for i in range(0, len(prompts.timed), _BATCH.value)]

@@ -308,13 +308,12 @@ def auto_section(bench: Bench) -> list[dict]:
                 asked = bench.sampler("auto", temperature)
                 request = Request(prompts[-batch:], bench.new_tokens)
                 choice = choose_sampler(bench.model, bench.variables, request, asked, bench.repeats)
-                plain = dataclasses.replace(
-                    choice.sampler, mode="autoregressive", anchors="all", drafter=None, lookup=0
-                )
-                sides = {"AR": plain, "auto": choice.sampler}
+                sides = {"AR": choice.sampler.plain, "auto": choice.sampler}
                 times = race(bench, sides, fresh, batch)
                 speed = {side: t["tokens"] / t["milliseconds"] for side, t in times.items()}
-                if plain == choice.sampler:  # one program under two names: any other ratio would be noise
+                if (
+                    choice.sampler.plain == choice.sampler
+                ):  # one program under two names: any other ratio would be noise
                     speed["auto"] = speed["AR"]
                 row = {
                     "prompts": name, "batch": batch, "temperature": temperature, "reason": choice.reason,

@@ -8,7 +8,6 @@ from zaya_jax.checks import FLOAT32, Integer, Number, Unset, check, check_fields
 from zaya_jax.errors import UserError
 from zaya_jax.sampling.core.targets import ALIASES, MODES, find_target, targets_of
 from zaya_jax.sampling.drafters import all_drafters, find_drafter
-from zaya_jax.sampling.drafters.ngram import NGRAM
 from zaya_jax.sampling.planning.branch_points import Acceptance, best_anchors
 from zaya_jax.sampling.values import plain_tuple
 
@@ -222,9 +221,10 @@ class SamplerConfig:
         return find_target(str(self.target)).lossless
 
     @property
-    def observer(self) -> str | None:
-        """The drafter that sees the text; None for none."""
-        return NGRAM.name if self.lookup else self.drafter
+    def plain(self) -> "SamplerConfig":
+        """Autoregression with this sampler's processing and stops: what drafting is compared with."""
+        neither = dict(anchors="all", acceptance=None, target=None, drafter=None, tree_size=0, lookup=0)
+        return dataclasses.replace(self, mode="autoregressive", **neither)
 
     @property
     def drafts(self) -> bool:

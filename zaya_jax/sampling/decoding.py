@@ -26,12 +26,12 @@ def decode(model: Zaya, variables: Any, request: Request, sampler: SamplerConfig
     check(model.config, request, sampler)
     require_drafter(model.config, variables, sampler)
     _check_session(model, request.session)
-    request = _drafted_by(request, sampler.observer)
+    plan, options = plan_of(sampler), options_of(sampler)
+    request = _drafted_by(request, plan.observer)
     texts, unread = request.texts, request.unread
     change = "samples, max_new_tokens or the prompts given at once may be fewer"
     longest = max(map(len, texts)) + request.max_new_tokens
     require_cache(model.config, request.rows, longest, "generate", change, variables)
-    plan, options = plan_of(sampler), options_of(sampler)
     keys, limit = row_keys(request.seed, request.rows), np.int32(request.max_new_tokens)
     width, buffer = bucket(max(map(len, unread))), bucket(request.max_new_tokens)
     # Two blocks of slack: a forward writes a block beyond the committed tokens, and the last commit may end past limit.
@@ -158,7 +158,7 @@ def _check_session(model: Zaya, session: Session | None) -> None:
         )
 
 
-def _drafted_by(request: Request, drafter: str | None) -> Request:
+def _drafted_by(request: Request, drafter: str) -> Request:
     """The request, its session's cache as the sampler can use it: without a drafter that will not see what follows; and
     empty, so that the texts are read again, where the sampler's has not seen them.
     """
