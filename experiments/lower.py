@@ -40,6 +40,7 @@ from zaya_jax.paths import absolute
 from zaya_jax.runs import provenance
 from zaya_jax.runs.configuration import config_files, settings
 from zaya_jax.runs.configuration.stage import Stage
+from zaya_jax.runs.sizes import on_devices
 
 _CONFIG = config_files.define_config("Config file, with an optional :argument.")
 _TARGET = flags.DEFINE_string("target", None, f"The GPU: {', '.join(targets.TARGETS)}.")
@@ -101,6 +102,8 @@ def compile_here(target: targets.Target, setup: settings.Settings, name: str) ->
     """Compiles one program in this process and takes it apart."""
     devices = targets.devices(target, _DEVICES.value if name == "train" else 1)
     program = make_program(setup, name, devices)
+    for left in Path(os.environ["TMPDIR"]).iterdir():  # kernels of the programs that chose the experts' form
+        left.unlink()
     start = time.perf_counter()
     lowered = program.lower(target.platform)
     traced = time.perf_counter()
@@ -131,6 +134,7 @@ def compile_here(target: targets.Target, setup: settings.Settings, name: str) ->
         "library_matmuls": parts.library_matmuls,
         "other_calls": sorted(parts.other_calls),
         "kernels": kernels and dataclasses.asdict(kernels),
+        "expert_backend": program.execution.expert_backend,  # what "auto" became
     }
 
 
@@ -144,9 +148,10 @@ def make_program(setup: settings.Settings, name: str, devices: list[jax.Device])
     stage = chosen_stage(setup)
     objective, optimizer = stage.phase.objective, stage.phase.optimizer
     if name == "train":
+        placement = stage.placement(devices)
         return train_program(
-            stage.model, objective, optimizer, stage.batch_size, stage.row_length, devices[0],
-            stage.placement(devices), stage.execution,
+            stage.model, objective, optimizer, stage.batch_size, stage.row_length, devices[0], placement,
+            on_devices(stage, placement, devices[0]).execution,
         )  # fmt: skip
     size = objective.block_size
     anchors = setup.anchor_budget or size

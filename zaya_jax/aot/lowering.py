@@ -47,6 +47,8 @@ def table(found: dict[str, Any]) -> str:
         for kernel in found["wastes"]:
             written = binary(kernel["writes"] * kernel["times"])
             lines.append(f"                    {written} in {kernel['times']} x {kernel['shape']} {kernel['source']}")
+    if found.get("expert_backend", "auto") != "auto":
+        lines.append(f"  experts           {found['expert_backend']}")
     lines.append(f"  collectives       {_collectives(found['collectives'])}")
     calls = f"{found['grouped_matmuls']} grouped, {found['library_matmuls']} other"
     lines.append(f"  library products  {calls}; other custom calls: {', '.join(found['other_calls']) or 'none'}")
@@ -68,7 +70,8 @@ def lowered_table(runs: Iterable[dict[str, Any]]) -> str:
     for run in runs:
         for found in run["programs"].values():
             how = run.get("execution", run["model"])  # in the model before 0.2
-            chosen = (how["expert_backend"], how.get("expert_exchange", "auto"))
+            experts = found.get("expert_backend", how["expert_backend"])  # older files: what the config said
+            chosen = (experts, how.get("expert_exchange", "auto"))
             model = ", ".join([run["name"], *(each for each in chosen if each != "auto")])
             start = f"| {run['target']} ({run['architecture']}) | {model} | {found['program']} | "
             if not found["compiles"]:

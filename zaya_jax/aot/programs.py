@@ -37,6 +37,7 @@ class Program:
     static: dict[str, Any]
     flops: float  # of one step, all devices together, by `zaya_jax.costs.flops`
     traffic: float | None  # bytes one step must at least move (decoding); None for training
+    execution: Execution  # how the model in it computes
 
     def lower(self, platform: str) -> Any:
         """Traced and lowered for "rocm" or "cuda", whatever this machine has."""
@@ -74,6 +75,7 @@ def train_program(
         static={},
         flops=training_flops(config, batch, row, tidar, objective.block_size, execution.remat),
         traffic=None,
+        execution=execution,
     )
 
 
@@ -120,7 +122,7 @@ def decode_programs(
         reading = (model, variables, *whole((prompts, keys, integer, options)))
         if name == "autoregressive":
             flops = forward_flops(config, batch * width, context, head_rows=batch).total
-            out["prefill"] = Program(start, reading, static, flops, _traffic(config, width, batch, 0, 1))
+            out["prefill"] = Program(start, reading, static, flops, _traffic(config, width, batch, 0, 1), execution)
         state = jax.eval_shape(
             lambda variables, *rest, static=static: start(model, variables, *rest, **static), *reading[1:]
         )
@@ -132,6 +134,7 @@ def decode_programs(
             {"plan": plan},
             flops=forward_flops(config, batch * rows, context + rows, head_rows=batch * heads).total,
             traffic=_traffic(config, rows, batch, context, heads),
+            execution=execution,
         )
     return out
 

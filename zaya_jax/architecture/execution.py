@@ -19,7 +19,8 @@ class Execution:
     So it is the user's choice for a machine and stands in no checkpoint and in no key of a training stage.
 
     Attributes:
-      expert_backend: see `architecture.moe.experts`; "dense" is the reference implementation.
+      expert_backend: see `architecture.moe.experts`; "dense" is the reference implementation; "auto": by the number of
+        tokens, and in a training step on GPUs by the bytes that compiled forms move (`aot.experts`).
       attention_backend: "structured": short rows at once, long ones tile by tile; "tiled": tile by tile for short rows
         too; "dense": the reference implementation, which builds the row x row mask.
       qkv_backend: "fused": one matrix product for all of attention's projections, one a head for the grouped

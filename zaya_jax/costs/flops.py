@@ -263,8 +263,7 @@ def training_memory(
     share = 1 if trained.parameters is None else trained.parameters / count.total
     matrices = matrix_count(config)
     second = state if optimizer == "adamw" else state - held(matrices, count.experts)  # moments beyond the first
-    rows = -(-batch // split.batch) * -(-row_length // split.sequence)
-    drafts = -(-batch // split.batch) * -(-_drafts(row_length, tidar, block_size, trained.blocks) // split.sequence)
+    rows, drafts = rows_of_a_step(batch, row_length, tidar, block_size, split, trained)
     # the clean and the draft half take turns at the head
     logits = min(max(rows, drafts), piece_size(config.vocab_size)) * config.vocab_size * 4
     return TrainingMemory(
@@ -277,6 +276,15 @@ def training_memory(
         ),
         logits=2 * logits,
     )
+
+
+def rows_of_a_step(
+    batch: int, row_length: int, tidar: bool, block_size: int, split: Split, trained: Trained
+) -> tuple[int, int]:
+    """(context tokens, mask tokens) of a training step on each device; arguments as `training_memory` takes them."""
+    here = -(-batch // split.batch)
+    drafts = _drafts(row_length, tidar, block_size, trained.blocks)
+    return here * -(-row_length // split.sequence), here * -(-drafts // split.sequence)
 
 
 def matrix_count(config: ZayaConfig) -> int:

@@ -4,14 +4,18 @@ A bound from below: of what is an estimate (`training_memory`) half counts, sinc
 and twice as much. What is refused would fail; not all that is let through fits.
 """
 
+import dataclasses
 import math
 from collections.abc import Container
 
 import jax
 from flax import traverse_util
 
+from zaya_jax.aot.experts import settled
 from zaya_jax.architecture import Zaya
-from zaya_jax.costs.flops import Split, Trained, TrainingMemory, parameter_count, training_memory
+from zaya_jax.costs.flops import (
+    Split, Trained, TrainingMemory, parameter_count, rows_of_a_step, training_memory,
+)  # fmt: skip
 from zaya_jax.interop.formats.names import abstract_variables
 from zaya_jax.memory import binary, device_memory, host_memory, require
 from zaya_jax.parallel import Placement
@@ -36,7 +40,7 @@ def check(setup: Settings, placements: dict[str, Placement | None], trained: Con
         if name in trained:
             continue
         placement = placements[name]
-        memory = stage_memory(stage, split_of(placement))
+        memory = stage_memory(on_devices(stage, placement), split_of(placement))
         device, sharers = (None, 1) if placement is None else (placement.mesh.devices.flat[0], placement.mesh.size)
         parts = f"parameters {binary(memory.parameters)}, the optimizer's state {binary(memory.optimizer)}, "
         parts += f"activations and gradients about {binary(memory.gradients + memory.logits + memory.activations)}"
@@ -63,6 +67,27 @@ def stage_memory(stage: Stage, split: Split) -> TrainingMemory:
         stage.model, stage.batch_size // optimizer.accumulate, stage.row_length, objective.masks,
         objective.block_size, optimizer.name, optimizer.ema_decay > 0, split, stage.execution, trained(stage),
     )  # fmt: skip
+
+
+def on_devices(stage: Stage, placement: Placement | None, device: jax.Device | None = None) -> Stage:
+    """The stage as its step is compiled: execution.expert_backend "auto" is what these devices make of it.
+
+    Args:
+      device: where it runs if there is no placement; jax.devices()[0] by default.
+    """
+    split, objective = split_of(placement), stage.phase.objective
+    if split.experts > 1:  # tokens go to their experts' devices: `moe.across`
+        return stage
+    if placement is None:
+        device = device or jax.devices()[0]
+    else:
+        mine = placement.mesh.local_devices
+        device = mine[0] if mine else placement.mesh.devices.flat[0]
+    pieces = stage.phase.optimizer.accumulate
+    tokens = rows_of_a_step(
+        stage.batch_size // pieces, stage.row_length, objective.masks, objective.block_size, split, trained(stage)
+    )
+    return dataclasses.replace(stage, execution=settled(stage.execution, stage.model, sum(tokens), device))
 
 
 def trained(stage: Stage) -> Trained:

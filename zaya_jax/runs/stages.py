@@ -111,7 +111,8 @@ def train_stages(
         optimizer = stage.phase.optimizer
         described = describe(
             stage.model, stage.batch_size, stage.row_length, tidar, block_size, optimizer.name,
-            optimizer.ema_decay > 0, sizes.split_of(placements[name]), stage.execution, optimizer.accumulate,
+            optimizer.ema_decay > 0, sizes.split_of(placements[name]),
+            sizes.on_devices(stage, placements[name]).execution, optimizer.accumulate,
             sizes.trained(stage), None if objective.drafter is None else step_flops(stage),
         )  # fmt: skip
         print(f"{name}\n{described}", flush=True)
@@ -171,7 +172,7 @@ def run_phase(
     profile: Path | None,
 ) -> None:
     """One training stage, unless it is finished."""
-    stage = setup.stages[name]
+    stage = sizes.on_devices(setup.stages[name], placement)
     model = Zaya(stage.model, stage.execution)
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(folders[name]))
