@@ -53,7 +53,7 @@ def test_auto_is_what_moves_fewer_bytes(fewer, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "execution, config, device",
+    ("execution", "config", "device"),
     [
         (Execution("dense"), MOE, GPU),
         (Execution(), MOE.replace(feed_forward="dense"), GPU),

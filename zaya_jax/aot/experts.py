@@ -60,7 +60,7 @@ def bytes_moved(
     weights = of(param_dtype, experts, width, 2 * inner), of(param_dtype, experts, inner, width)
     step = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
     compiled = step.trace(of(dtype, tokens, width), *weights, of("int32", tokens)).lower().compile()
-    return traffic.total(traffic.kernels(compiled.as_text(), steps=False))
+    return traffic.total(traffic.kernels(compiled.as_text() or "", steps=False))
 
 
 @functools.cache

@@ -14,8 +14,13 @@ from flax import traverse_util
 from zaya_jax.aot.experts import settled
 from zaya_jax.architecture import Zaya
 from zaya_jax.costs.flops import (
-    Split, Trained, TrainingMemory, parameter_count, rows_of_a_step, training_memory,
-)  # fmt: skip
+    Split,
+    Trained,
+    TrainingMemory,
+    parameter_count,
+    rows_of_a_step,
+    training_memory,
+)
 from zaya_jax.interop.formats.names import abstract_variables
 from zaya_jax.memory import binary, device_memory, host_memory, require
 from zaya_jax.parallel import Placement
