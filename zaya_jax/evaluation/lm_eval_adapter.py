@@ -32,7 +32,8 @@ from tqdm import tqdm
 from zaya_jax.architecture import Layout, Zaya
 from zaya_jax.checks import COUNT, ROWS, SEED, Rule, Unset, check
 from zaya_jax.errors import UserError
-from zaya_jax.sampling import SamplerConfig, generate
+from zaya_jax.sampling import SamplerConfig
+from zaya_jax.sampling.continuous import Prompt, generate_queue
 from zaya_jax.sampling.decoding import bucket
 from zaya_jax.text.tokenizers import Tokenizer, for_model, ids_in_texts
 from zaya_jax.training.objective import cross_entropy
@@ -67,8 +68,8 @@ class Adapter:
     """lm-eval's three questions, on plain values.
 
     Attributes:
-      sampler: writes texts. Mode "auto" would measure for every batch: give it what `choose_sampler` returns.
-      batch: rows of a forward and of a generation.
+      sampler: writes texts; any mode but "auto": give it what `choose_sampler` returns.
+      batch: rows of a forward and of a generation, which a queue of the requests refills.
       max_gen_toks: new tokens where a task does not say.
       seed: request i of a `generate_until` samples with seed + i, whatever batch it falls in.
       prefix: the token that stands before a text without context; None for BOS, or EOS where there is none: as HFLM's
@@ -139,26 +140,27 @@ class Adapter:
             groups.setdefault(json.dumps(options, sort_keys=True), []).append(i)
         prompts = [self.encode(context) or [self.before] for context, _ in requests]
         for members in groups.values():
-            members.sort(key=lambda i: -len(prompts[i]))
+            members.sort(key=lambda i: -len(prompts[i]))  # what does not fit in memory fails at once
             sampler, longest = sampler_for(self.sampler, requests[members[0]][1], self.max_gen_toks, self.tokenizer)
-            for part in _batches(members, self.batch, "generating"):
-                done = self._complete([prompts[i] for i in part], part, sampler, longest)
-                for i, text in zip(part, done, strict=True):
-                    texts[i] = text
+            room = self._room(longest)
+            asked = [Prompt(prompts[i][-room:], self.seed + i) for i in members]
+            queue = generate_queue(
+                self.model, self.variables, asked, sampler, longest, longest=len(asked[0].tokens), batch=self.batch,
+                tokenizer=self.tokenizer,
+            )  # fmt: skip
+            for done, _ in tqdm(queue, desc="generating", total=len(asked), unit="text", dynamic_ncols=True):
+                texts[members[done.index]] = cut(self.tokenizer.decode(done.tokens), sampler.stop_strings)
         return texts
 
-    def _complete(self, prompts: list[list[int]], rows: list[int], sampler: SamplerConfig, longest: int) -> list[str]:
+    def _room(self, longest: int) -> int:
+        """Tokens of context that fit before `longest` new ones; longer contexts are cut on the left."""
         room = self.model.config.max_position_embeddings - longest
         if room < 1:
             raise UserError(
                 f"max_gen_toks: got {longest}, may be below {room + longest} (max_position_embeddings), "
                 "so that a token of context has room"
             )
-        prompts = [prompt[-room:] for prompt in prompts]
-        seeds = [self.seed + row for row in rows]
-        out = generate(self.model, self.variables, prompts, sampler, longest, seeds, tokenizer=self.tokenizer)
-        texts = [self.tokenizer.decode(tokens) for tokens in out.tokens]
-        return [cut(text, sampler.stop_strings) for text in texts]
+        return room
 
 
 def make_lm(model: Zaya, variables: Any, tokenizer: Tokenizer, sampler: SamplerConfig, **options: Any) -> Any:
