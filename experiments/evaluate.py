@@ -29,7 +29,7 @@ from zaya_jax.data.pipeline import eval_batches
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.likelihood import likelihood
 from zaya_jax.evaluation.samplers import check_samplers, known_samplers, make_samplers
-from zaya_jax.evaluation.task_accuracy import EvaluationProtocol, NamedSampler, run_task, task_rows
+from zaya_jax.evaluation.task_accuracy import EvaluationProtocol, NamedSampler, run_task, task_rows, with_anchors
 from zaya_jax.files import make_folder
 from zaya_jax.paths import absolute
 from zaya_jax.reporting.results import write_results
@@ -73,7 +73,12 @@ _NEW = flags.DEFINE_integer(
 )
 _BLOCK = flags.DEFINE_integer("block_size", 8, "Slots of a drafted block.", lower_bound=1, upper_bound=1024)
 _BUDGET = flags.DEFINE_integer(
-    "anchor_budget", 0, "Blocks drafted a forward; 0: after every accepted length.", lower_bound=0, upper_bound=1024
+    "anchor_budget",
+    None,
+    "Blocks drafted a forward, after the accepted lengths that do best on other problems; 0: after "
+    "every length. Default: after those of --adapters, else 0.",
+    lower_bound=0,
+    upper_bound=1024,
 )
 _BETA = flags.DEFINE_float("beta", 0.5, "Weight of the draft in mixing samplers.", lower_bound=0.0, upper_bound=1.0)
 _DRAFT = flags.DEFINE_float(
@@ -114,6 +119,8 @@ def main() -> None:
         template = require_template(_TEMPLATE.value, checkpoint, tokenizer)
         tasks = [ChatTask(task, template) for task in tasks]
     samplers = read_samplers(tokenizer.eos_ids, block_size)
+    if _BUDGET.value is None and "anchors" in trained and block_size == trained["block_size"]:
+        samplers = with_anchors(samplers, trained["anchors"])
     protocol = EvaluationProtocol(_PROMPTS.value, _SAMPLES.value, _BATCH.value, _NEW.value, _SEED.value)
     for task in tasks:
         task.problems("test", 1, _SEED.value)  # a missing package is said before anything is compiled
@@ -131,7 +138,9 @@ def main() -> None:
         return print(closing({"table": folder / "results.csv"}, []))
     model, variables = decoding_form(config, variables)
     for task in tasks:
-        results = run_task(model, variables, tokenizer, task, samplers, protocol, folder / "answers", _BUDGET.value)
+        results = run_task(
+            model, variables, tokenizer, task, samplers, protocol, folder / "answers", _BUDGET.value or 0
+        )
         mine = [{"kind": "sampling", **common, "source": task.name, **row} for row in task_rows(results, protocol)]
         rows += mine
         write_results(folder / "results.csv", rows)
@@ -155,7 +164,7 @@ def bits_per_byte(model: Zaya, variables: Any, tokenizer: Tokenizer, text: str, 
 def read_samplers(stop_tokens: tuple[int, ...], block_size: int) -> tuple[NamedSampler, ...]:
     """The samplers of the flags, autoregression first. UserError for an unknown sampler or a bad number."""
     names = ["autoregressive", *(name for name in _SAMPLERS.value if name != "autoregressive")]
-    if _BUDGET.value > block_size:
+    if (_BUDGET.value or 0) > block_size:
         raise UserError(f"--anchor_budget: got {_BUDGET.value}, may be 0 (all) .. --block_size ({block_size})")
     check_samplers("--samplers", names)
     temperatures = sampling_flags.temperatures(_TEMPERATURES.value)

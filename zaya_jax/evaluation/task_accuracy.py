@@ -346,23 +346,33 @@ def run_task(
     if folder is not None:
         make_folder(folder)
     problems = protocol.problems(task)
-    configs = [sampler.config for sampler in samplers]
-    budgeted = [config for config in configs if config.mode == "single_pass" and not config.reads_next_block]
+    budgeted = [sampler.config for sampler in samplers if chooses_anchors(sampler.config)]
     if anchor_budget and budgeted:
         hottest = max(budgeted, key=lambda config: config.temperature)
-        chosen = _best_list(model, variables, tokenizer, task, hottest, protocol, anchor_budget)
-        samplers = [
-            dataclasses.replace(each, config=dataclasses.replace(each.config, anchors=chosen))
-            if each.config in budgeted
-            else each
-            for each in samplers
-        ]
+        samplers = with_anchors(
+            samplers, _best_list(model, variables, tokenizer, task, hottest, protocol, anchor_budget)
+        )
     results = []
     for sampler in samplers:
         name = f"{task.name}-{sampler.name}-temperature-{sampler.config.temperature:g}.jsonl"
         path = None if folder is None else folder / name
         results.append(run_sampler(model, variables, tokenizer, task, problems, sampler, protocol, path))
     return results
+
+
+def chooses_anchors(config: SamplerConfig) -> bool:
+    """Whether a sampler drafts after some accepted lengths or after all, as one likes."""
+    return config.mode == "single_pass" and not config.reads_next_block
+
+
+def with_anchors(samplers: Sequence[NamedSampler], anchors: Sequence[int]) -> tuple[NamedSampler, ...]:
+    """The samplers, those that have a choice with these anchors."""
+    return tuple(
+        dataclasses.replace(each, config=dataclasses.replace(each.config, anchors=anchors))
+        if chooses_anchors(each.config)
+        else each
+        for each in samplers
+    )
 
 
 def _best_list(
