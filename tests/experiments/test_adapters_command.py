@@ -15,6 +15,7 @@ from zaya_jax import load_pretrained
 from zaya_jax.interop import save_huggingface
 from zaya_jax.interop.formats.adapter_folder import load_adapters
 from zaya_jax.interop.formats.native import write_model_file
+from zaya_jax.reporting.results import read_results
 from zaya_jax.runs.configuration import settings
 from zaya_jax.runs.trained_tokens import count_trained, most_frequent
 from zaya_jax.training.checkpoints import Checkpoints
@@ -70,6 +71,15 @@ def test_the_folder_loads_onto_its_base_and_drafts_what_was_learned(run, tmp_pat
     assert jnp.array_equal(variables["params"]["mask_lora"], learned.astype(jnp.bfloat16).astype(learned.dtype))
     about = json.loads((tmp_path / "out" / "adapters.json").read_text())
     assert about["run"]["steps"] == 6 and "Blocks of 4 tokens" in (tmp_path / "out" / "README.md").read_text()
+    # `evaluate` takes block size and branch points from the folder, as `generate` does
+    done = commands.run(
+        "experiments.evaluate", f"--checkpoint={base}", f"--adapters={tmp_path / 'out'}", "--tokenizer=bytes",
+        "--tasks=addition", "--prompts=1", "--samples=1", "--max_new_tokens=4", "--samplers=lossless",
+        "--temperatures=0", f"--output={tmp_path / 'evaluated'}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = read_results(tmp_path / "evaluated" / "results.csv")
+    assert [row["rows_per_forward"] for row in rows] == [1, 4 * (1 + 2)]
 
 
 @pytest.mark.parametrize(
