@@ -40,7 +40,7 @@ def rivals(rows: Sequence[Row]) -> Drawn:
     ways = _ways(found)
     temperatures = shared(found, "temperature")
     figure = style.new_figure(
-        "Ways to draft, trained from one AR checkpoint for the same FLOPs and verified exactly",
+        "Ways to draft, trained after the same AR training for the same FLOPs and verified exactly",
         conditions(found), width=11, height=1.9 + 0.3 * len(ways), legend=1,
     )  # fmt: skip
     axes = figure.subplots(1, len(temperatures), sharey=True, squeeze=False)[0]
