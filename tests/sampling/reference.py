@@ -31,18 +31,18 @@ def _logits(model: Zaya):
 def _draw(key, purpose, position, distribution):
     return jax.lax.switch(
         purpose,
-        [lambda p=p: KeyedNoise(key[None]).draw(p, position[None], distribution[None], True)[0] for p in Purpose],
+        [lambda p=p: KeyedNoise.of(key[None]).draw(p, position[None], distribution[None], True)[0] for p in Purpose],
     )
 
 
 @jax.jit
 def _draw_again(key, position, distribution, again):
-    return KeyedNoise(key[None]).draw(Purpose.DRAFT, position[None], distribution[None], True, again[None])[0]
+    return KeyedNoise.of(key[None]).draw(Purpose.DRAFT, position[None], distribution[None], True, again[None])[0]
 
 
 @jax.jit
 def _accept(key, position, log_probability):
-    return KeyedNoise(key[None]).accept(position[None], log_probability[None])[0]
+    return KeyedNoise.of(key[None]).accept(position[None], log_probability[None])[0]
 
 
 class Reference:

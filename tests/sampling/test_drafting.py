@@ -102,7 +102,7 @@ def test_a_runs_config_says_that_a_stage_never_drafted(tmp_path):
 
 def draws(key: int, again: int, rows: int = 1) -> list[int]:
     """A block's drawings in the forward number `again`, from a flat distribution."""
-    noise, position = KeyedNoise(jax.random.key(key)[None]), jnp.arange(5, 45)[None]
+    noise, position = KeyedNoise.of(jax.random.key(key)[None]), jnp.arange(5, 45)[None]
     distribution = jnp.zeros((1, 40, 1000))
     return noise.draw(Purpose.DRAFT, position, distribution, True, jnp.full((1, 40), again)).tolist()[0]
 
@@ -112,6 +112,17 @@ def test_every_forward_has_noise_of_its_own():
     assert first == draws(0, 0) != second  # keyed: the same again
     assert sum(a == b for a, b in zip(first, second, strict=True)) < 4
     assert len({tuple(draws(key, again)) for key in range(4) for again in range(4)}) == 16
+
+
+def test_what_is_certain_is_accepted_or_not_whatever_stands_beside_it():
+    """Alone it takes no noise at all; beside something open it meets a number in (0, 1)."""
+    noise, position = KeyedNoise.of(jax.random.split(jax.random.key(3), 500)), jnp.zeros((500, 3), int)
+    certain = jnp.array([0.0, -jnp.inf])
+    alone = noise.accept(position[:, :2], jnp.tile(certain, (500, 1)))
+    beside = noise.accept(position, jnp.tile(jnp.append(certain, jnp.log(0.3)), (500, 1)))
+    for found in (alone, beside[:, :2]):
+        assert found[:, 0].all() and not found[:, 1].any()
+    assert 0.2 < beside[:, 2].mean() < 0.4
 
 
 def test_a_slot_that_waits_is_drawn_afresh():

@@ -130,7 +130,7 @@ def test_a_recursions_tree_holds_the_likeliest_paths():
     def run(variables):
         def propose(**fields):
             plan = plan_of(SamplerConfig("drafter", drafter="mtp", draft_length=depth, **fields))
-            setup = make_setup(model, variables, plan, options_of(SamplerConfig()), KeyedNoise(row_keys(0, 2)))
+            setup = make_setup(model, variables, plan, options_of(SamplerConfig()), KeyedNoise.of(row_keys(0, 2)))
             cache = with_drafter(setup, init_cache(model.config, 2, 24))
             drafter = find_drafter("mtp")
             hidden = jax.random.normal(jax.random.key(3), (2, 4, model.config.hidden_size))

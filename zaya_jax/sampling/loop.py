@@ -110,7 +110,7 @@ def start(
     model: Zaya, variables, prompts: Prompts, keys: Array, limit: Array, options: Options, *, plan: Plan, sizes: Sizes
 ) -> State:
     """`begin`, compiled; keys [prompts * samples]."""
-    return begin(make_setup(model, variables, plan, options, KeyedNoise(keys)), prompts, limit, sizes)
+    return begin(make_setup(model, variables, plan, options, KeyedNoise.of(keys)), prompts, limit, sizes)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "plan"), donate_argnames=("state",))
@@ -119,7 +119,7 @@ def run(
     *, plan: Plan,
 ) -> tuple[State, Array]:  # fmt: skip
     """Up to `steps` (int32 []) steps, compiled; fewer when `ended` (int32 []) rows have ended: (state, steps made)."""
-    setup = make_setup(model, variables, plan, options, KeyedNoise(keys))
+    setup = make_setup(model, variables, plan, options, KeyedNoise.of(keys))
 
     def going(loop: tuple[Array, State]) -> Array:
         return (loop[0] < steps) & (loop[1].done.sum() < ended)

@@ -31,6 +31,9 @@ class Purpose(enum.IntEnum):
     PENDING = 2  # the token after the last accepted one
 
 
+_PURPOSES = np.array(list(Purpose), np.uint32)
+
+
 class Noise(Protocol):
     """What a sampling step asks for; tests answer with forced outcomes instead."""
 
@@ -52,9 +55,14 @@ class Noise(Protocol):
 
 
 class KeyedNoise(struct.PyTreeNode):
-    """The real thing: one key per row."""
+    """The real thing: one key per row and purpose."""
 
-    keys: Array  # key array [B]
+    streams: Array  # key array [purpose, B]
+
+    @classmethod
+    def of(cls, keys: Array) -> "KeyedNoise":
+        """Of one key per row, [B]; made once, outside of a sampler's loop."""
+        return cls(jax.vmap(lambda purpose: jax.vmap(lambda key: jax.random.fold_in(key, purpose))(keys))(_PURPOSES))
 
     def draw(
         self, purpose: Purpose, position: Array, distribution: Array, warm: Array, again: Array | None = None,
@@ -71,10 +79,14 @@ class KeyedNoise(struct.PyTreeNode):
 
     def accept(self, position: Array, log_probability: Array) -> Array:
         tiny = jnp.finfo(log_probability.dtype).tiny  # u in (0, 1): what has probability 0 never happens
-        uniform = self._each(
-            Purpose.ACCEPT, position, lambda key: jax.random.uniform(key, (), log_probability.dtype, minval=tiny)
-        )
-        return jnp.log(uniform) <= log_probability
+
+        def drawn(log_probability: Array) -> Array:
+            uniform = lambda key: jax.random.uniform(key, (), log_probability.dtype, minval=tiny)  # noqa: E731
+            return jnp.log(self._each(Purpose.ACCEPT, position, uniform)) <= log_probability
+
+        # Greedy steps decide nothing by chance, and on a CPU the numbers are a third of a small model's step.
+        open_ = jnp.any((log_probability < 0) & (log_probability > -jnp.inf))
+        return jax.lax.cond(open_, drawn, lambda log_probability: log_probability >= 0, log_probability)
 
     def _each(
         self, purpose: Purpose, position: Array, f: Callable[[Array], Array], again: Array | None = None
@@ -83,11 +95,10 @@ class KeyedNoise(struct.PyTreeNode):
             return f(functools.reduce(jax.random.fold_in, numbers, key))
 
         def row(key: Array, numbers: tuple[Array, ...]) -> Array:
-            key = jax.random.fold_in(key, int(purpose))
             flat = jax.vmap(functools.partial(one, key))(tuple(x.reshape(-1) for x in numbers))
             return flat.reshape(*numbers[0].shape, *flat.shape[1:])
 
-        return jax.vmap(row)(self.keys, (position,) if again is None else (position, again))
+        return jax.vmap(row)(self.streams[int(purpose)], (position,) if again is None else (position, again))
 
 
 def row_keys(seed: int | Sequence[int], rows: int) -> Array:

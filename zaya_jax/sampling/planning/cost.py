@@ -81,7 +81,7 @@ def step_program(
     blocks = jax.random.randint(jax.random.key(0), (steps, batch, plan.block_size), 0, config.vocab_size)
     drafts = (batch, plan.block_size - 1)
     options, keys = options_of(sampler or SamplerConfig()), row_keys(0, batch)
-    vocabulary = make_setup(model, variables, plan, options, KeyedNoise(keys)).vocabulary
+    vocabulary = make_setup(model, variables, plan, options, KeyedNoise.of(keys)).vocabulary
     drafted_tokens = config.vocab_size if vocabulary is None else len(vocabulary.tokens)
     drafted = Drafted(
         blocks[0, :, 1:], jnp.zeros(drafts, jnp.int32), jnp.zeros((*drafts, drafted_tokens), config.stream_dtype),
@@ -95,7 +95,7 @@ def step_program(
 
     @jax.jit
     def loop(variables, proposal, cache, keys, options):
-        setup = make_setup(model, variables, plan, options, KeyedNoise(keys))
+        setup = make_setup(model, variables, plan, options, KeyedNoise.of(keys))
         cache = with_drafter(setup, cache)
 
         def body(i, carry):

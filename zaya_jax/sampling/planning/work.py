@@ -76,14 +76,14 @@ def _counted(
     variables = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(*each) for each in shapes])
 
     def start(variables: Any) -> Any:
-        setup = make_setup(model, variables, plan, options, KeyedNoise(row_keys(0, 1)))
+        setup = make_setup(model, variables, plan, options, KeyedNoise.of(row_keys(0, 1)))
         cache = init_cache(model.config, 1, 32 + 2 * plan.block_size, model.separate)
         seen = jnp.zeros((1, model.config.vocab_size), bool)
         prompts = Prompts(jnp.zeros((1, 4), jnp.int32), jnp.full((1,), 4, jnp.int32), seen, cache)
         return begin(setup, prompts, jnp.int32(8), Sizes(8, 1, cache.capacity))
 
     def step(variables: Any, state: Any) -> Any:
-        setup = make_setup(model, variables, plan, options, KeyedNoise(row_keys(0, 1)), tally)
+        setup = make_setup(model, variables, plan, options, KeyedNoise.of(row_keys(0, 1)), tally)
         return advance(setup, state, jnp.int32(8))
 
     jax.eval_shape(step, variables, jax.eval_shape(start, variables))
