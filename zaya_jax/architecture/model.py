@@ -219,6 +219,7 @@ class Zaya(nn.Module):
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=cfg.num_hidden_layers,
+            check_constancy_invariants=False,
             unroll=cfg.num_hidden_layers if self.execution.unroll_layers else 1,
         )(cfg, self.execution, self.shards)
 
