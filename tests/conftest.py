@@ -32,6 +32,8 @@ SHARE_A_SAMPLER = {
     f"test_{name}" for name in ("generate", "turns", "temperatures", "stopping", "drafting", "anchors", "continuous")
 }
 
+xla.lower_in_place()
+
 settings.register_profile("zaya", deadline=None, max_examples=15, derandomize=True)
 settings.load_profile("zaya")
 
@@ -53,6 +55,11 @@ def pytest_collection_modifyitems(items):
 def pytest_collection_finish():
     """Tracing makes many objects and little garbage; looking for it at the usual pace takes a seventh of all time."""
     keep_imports()
+
+
+def pytest_sessionfinish():
+    """Nothing that is left is garbage that anybody asks about; pytest would look through all of it several times."""
+    gc.freeze()
 
 
 class Scopes(LoadFileScheduling):

@@ -2,10 +2,8 @@
 
 import dataclasses
 import json
-import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from tests import commands
 from tests.helpers import built, random_variables
 from tests.sampling.test_lossless import gap
 from zaya_jax.architecture import Layout
@@ -237,9 +236,7 @@ def test_an_extension_that_is_no_python_is_one_line(tmp_path, source):
 
 
 def command(name: str, *arguments: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    line = [sys.executable, "-m", f"experiments.{name}", *arguments]
-    return subprocess.run(line, cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
+    return commands.run(f"experiments.{name}", *arguments, PYTHONPATH=str(ROOT))
 
 
 @pytest.mark.slow

@@ -133,3 +133,9 @@ def test_the_margin_is_the_largest_rate_that_ends_well():
     assert largest_stable_rate({1e-3: [math.nan] * 5}) is None
     low, high = margin_interval({2e-3: good, 4e-3: worse, 8e-3: [1.5] * 5})
     assert (low, high) == (2e-3, 4e-3)
+    # each resample of seeds, one at a time
+    ends = {2e-3: [1.0, 1.01, 1.02, 1.03], 4e-3: [1.04, 0.99, 1.07, 1.01], 8e-3: [0.99, math.nan, 1.06, 1.0]}
+    drawn = np.random.default_rng(0).integers(0, 4, (60, 4))
+    found = [largest_stable_rate({rate: np.array(x)[some] for rate, x in ends.items()}) for some in drawn]
+    assert None not in found and len(set(found)) == 3
+    assert margin_interval(ends, resamples=60) == tuple(np.quantile(found, (0.025, 0.975), method="nearest"))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.bench._bfloat16_logits import U, compare, parting, tie_bound
+from tests import commands
 from tests.helpers import random_variables
 from zaya_jax import preset
 from zaya_jax.interop import save_huggingface
@@ -17,8 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(*flags: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "experiments.bench.bfloat16", *flags]
-    return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=600, check=False)
+    return commands.run("experiments.bench.bfloat16", *flags)
 
 
 @pytest.mark.slow  # compiles two dozen programs

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -62,7 +61,7 @@ def test_a_text_is_compared_as_its_tokenizer_opens_and_ends_it(tmp_path):
     code = "import sys; from absl import flags; from pathlib import Path; from experiments import compare; "
     code += "from zaya_jax import preset; flags.FLAGS(['', '--text=cat']); "
     code += "print(compare._tokens(Path(sys.argv[1]), preset('tiny', vocab_size=400)).tolist())"
-    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False)
+    done = commands.run("tests.snippet", code, str(folder))
     assert done.stdout == f"[{model.encode('cat').ids}]\n", done.stderr
 
 

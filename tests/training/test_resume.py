@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import commands
 from tests.helpers import small_config
 from zaya_jax import load_pretrained
 from zaya_jax.architecture import Zaya
@@ -219,8 +220,7 @@ KILLED = """
 
 def killed_at(directory, moments: list[int]) -> list[str]:
     """The output of KILLED."""
-    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(directory), *map(str, moments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    done = commands.run("tests.snippet", KILLED, str(directory), *map(str, moments), timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout.splitlines()
 
@@ -330,10 +330,7 @@ FULL_DISK = """
 
 
 def test_a_full_disk_is_one_line_and_the_previous_step_stays(tmp_path):
-    code = textwrap.dedent(FULL_DISK)
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "steps")], capture_output=True, text=True, timeout=120, check=False
-    )
+    done = commands.run("tests.snippet", FULL_DISK, str(tmp_path / "steps"), timeout=120)
     lines = done.stdout.splitlines()
     assert lines[0].startswith(f"REFUSED checkpoint {tmp_path}/steps/2: cannot be written: "), done.stderr
     assert lines[1] == "STILL 1 {'data': 1} True"

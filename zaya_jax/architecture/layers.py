@@ -9,6 +9,7 @@ import numpy as np
 from flax import linen as nn
 
 from zaya_jax.architecture.config import ZayaConfig
+from zaya_jax.architecture.parameters import parameter
 from zaya_jax.architecture.precision import matmul, product, wide_dtype
 
 Array = jax.Array
@@ -25,8 +26,10 @@ class LowRank(nn.Module):
     def __call__(self, x: Array) -> Array:
         """x [..., in] -> [..., features], in at least float32: it is added to something before anything is rounded."""
         cfg, width = self.config, x.shape[-1]
-        a = self.param("a", nn.initializers.normal(width**-0.5), (width, cfg.lora_rank), jnp.dtype(cfg.param_dtype))
-        b = self.param("b", nn.initializers.zeros, (cfg.lora_rank, self.features), jnp.dtype(cfg.param_dtype))
+        a = parameter(
+            self, "a", nn.initializers.normal(width**-0.5), (width, cfg.lora_rank), jnp.dtype(cfg.param_dtype)
+        )
+        b = parameter(self, "b", nn.initializers.zeros, (cfg.lora_rank, self.features), jnp.dtype(cfg.param_dtype))
         low = x.astype(cfg.dtype) @ a.astype(cfg.dtype)
         return product("@", low, b.astype(cfg.dtype)) * (cfg.lora_alpha / cfg.lora_rank)
 
@@ -61,10 +64,10 @@ class Linear(nn.Module):
         weight = bias = low_rank = None
         if kernel:
             shape = (width, self.features)
-            weight = self.param("kernel", nn.initializers.normal(self.stddev), shape, self.param_dtype)
+            weight = parameter(self, "kernel", nn.initializers.normal(self.stddev), shape, self.param_dtype)
             weight = weight.astype(self.dtype)
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype).astype(self.dtype)
+            bias = parameter(self, "bias", nn.initializers.zeros, (self.features,), self.param_dtype).astype(self.dtype)
         if self.adapted is not None:
             low_rank = LowRank(self.adapted, self.features, name="lora")
         return weight, bias, low_rank
@@ -118,7 +121,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        weight = self.param("weight", nn.initializers.ones, (x.shape[-1],), self.param_dtype)
+        weight = parameter(self, "weight", nn.initializers.ones, (x.shape[-1],), self.param_dtype)
         wide = x.astype(wide_dtype(self.dtype))
         wide *= jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
         return (wide * weight.astype(wide.dtype)).astype(self.dtype)
@@ -132,7 +135,7 @@ class ResidualScaling(nn.Module):
     @nn.compact
     def __call__(self, branch: Array, stream: Array) -> Array:
         def vector(name: str, init) -> Array:
-            return self.param(name, init, (stream.shape[-1],), self.param_dtype).astype(stream.dtype)
+            return parameter(self, name, init, (stream.shape[-1],), self.param_dtype).astype(stream.dtype)
 
         branch_scale = vector("hidden_states_scale", nn.initializers.ones)
         branch_bias = vector("hidden_states_bias", nn.initializers.zeros)

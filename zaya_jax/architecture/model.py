@@ -27,6 +27,7 @@ from zaya_jax.architecture.layers import (
 )
 from zaya_jax.architecture.layout import MASK, Layout
 from zaya_jax.architecture.moe.router import BALANCING, ExpertStack, FeedForward, MixtureOfExperts
+from zaya_jax.architecture.parameters import parameter
 from zaya_jax.architecture.precision import lookup, on_rows, product
 from zaya_jax.architecture.sharding import Shards
 from zaya_jax.errors import UserError
@@ -182,27 +183,27 @@ class Zaya(nn.Module):
         dtype, param_dtype = jnp.dtype(cfg.dtype), jnp.dtype(cfg.param_dtype)
         width = (cfg.hidden_size,)
         normal = nn.initializers.normal(cfg.initializer_range)
-        self.embed_tokens = self.param("embed_tokens", normal, (cfg.vocab_size, *width), param_dtype)
+        self.embed_tokens = parameter(self, "embed_tokens", normal, (cfg.vocab_size, *width), param_dtype)
         if cfg.lora_rank and cfg.mask_token_id != NO_MASK:
-            self.mask_lora = self.param("mask_lora", nn.initializers.zeros, width, param_dtype)
+            self.mask_lora = parameter(self, "mask_lora", nn.initializers.zeros, width, param_dtype)
         if cfg.residual_scaling:
-            self.input_scale = self.param("input_hidden_states_scale", nn.initializers.ones, width, param_dtype)
-            self.input_bias = self.param("input_hidden_states_bias", nn.initializers.zeros, width, param_dtype)
+            self.input_scale = parameter(self, "input_hidden_states_scale", nn.initializers.ones, width, param_dtype)
+            self.input_bias = parameter(self, "input_hidden_states_bias", nn.initializers.zeros, width, param_dtype)
         if cfg.state_size:
             # The first layer has no state to scale, hence one row fewer than layers; it stands here, not in the scan.
             shape = (cfg.num_hidden_layers - 1, cfg.state_size)
-            self.router_states_scale = self.param("router_states_scale", nn.initializers.ones, shape, param_dtype)
+            self.router_states_scale = parameter(self, "router_states_scale", nn.initializers.ones, shape, param_dtype)
         self.layers = SeparateLayers(cfg, self.execution) if self.separate else self._scanned()
         self.norm = RMSNorm(cfg.rms_norm_eps, dtype, param_dtype)
         if not cfg.tie_word_embeddings:
             self.lm_head = Linear(cfg.vocab_size, False, cfg.initializer_range, dtype, param_dtype, wide=True)
         if cfg.lm_head_bias:
-            self.lm_head_bias = self.param("lm_head_bias", nn.initializers.zeros, (cfg.vocab_size,), param_dtype)
+            self.lm_head_bias = parameter(self, "lm_head_bias", nn.initializers.zeros, (cfg.vocab_size,), param_dtype)
         if cfg.drafter is not None:
             self.drafter = make_drafter(cfg)
             if cfg.drafter.own_head:
                 shape = (cfg.drafter.heads, *width, cfg.vocab_size)
-                self.drafter_head = self.param("drafter_head", nn.initializers.zeros, shape, param_dtype)
+                self.drafter_head = parameter(self, "drafter_head", nn.initializers.zeros, shape, param_dtype)
 
     def _scanned(self) -> nn.Module:
         """All layers as a scan over weights that are stacked along a leading axis."""
@@ -219,6 +220,7 @@ class Zaya(nn.Module):
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=cfg.num_hidden_layers,
+            check_constancy_invariants=False,
             unroll=cfg.num_hidden_layers if self.execution.unroll_layers else 1,
         )(cfg, self.execution, self.shards)
 

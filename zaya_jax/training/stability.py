@@ -70,11 +70,14 @@ def margin_interval(
     """95% interval of `largest_stable_rate`: the bootstrap over seeds (each with all of its rates); None if there is
     none in more than a few resamples.
     """
-    table = np.array([ends[rate] for rate in sorted(ends)], float)  # [rate, seed]
+    rates = np.array(sorted(ends))
+    table = np.array([ends[rate] for rate in rates], float)  # [rate, seed]
     seeds = table.shape[1]
     drawn = np.random.default_rng(0).integers(0, seeds, (resamples, seeds))
-    found = [largest_stable_rate(dict(zip(sorted(ends), table[:, some], strict=True)), worse, share) for some in drawn]
-    values = [rate for rate in found if rate is not None]
+    losses = np.where(np.isfinite(table), table, np.inf)[:, drawn]  # [rate, resample, seed]
+    best = np.median(losses, axis=2).min(axis=0)
+    stable = ((losses <= (1 + worse) * best[:, None]).mean(axis=2) >= share) & np.isfinite(best)
+    values = np.where(stable, rates[:, None], -np.inf).max(axis=0)[stable.any(axis=0)]
     if len(values) < 0.975 * resamples:
         return None
     low, high = np.quantile(values, (0.025, 0.975), method="nearest")

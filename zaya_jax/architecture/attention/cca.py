@@ -16,6 +16,7 @@ from zaya_jax.architecture.execution import Execution
 from zaya_jax.architecture.kept import ContextTokens, keep, read_kept
 from zaya_jax.architecture.layers import ARRANGED, Linear, RMSNorm, project, rotate, rotate_by_product
 from zaya_jax.architecture.layout import CONTEXT, START, Layout
+from zaya_jax.architecture.parameters import parameter
 from zaya_jax.architecture.parts import before_stretches
 from zaya_jax.architecture.precision import product, rounded_once, wide_dtype
 from zaya_jax.architecture.visibility import SECOND_CONTEXT
@@ -245,8 +246,8 @@ class Attention(nn.Module):
                 params.append(None)
                 continue
             name, dtype = f"conv_qk_{part}", jnp.dtype(cfg.param_dtype)
-            kernel = self.param(f"{name}_kernel", nn.initializers.normal(cfg.initializer_range), shape, dtype)
-            bias = self.param(f"{name}_bias", nn.initializers.zeros, (cfg.conv_channels,), dtype)
+            kernel = parameter(self, f"{name}_kernel", nn.initializers.normal(cfg.initializer_range), shape, dtype)
+            bias = parameter(self, f"{name}_bias", nn.initializers.zeros, (cfg.conv_channels,), dtype)
             params.append((kernel.astype(columns.dtype), bias.astype(columns.dtype)))
         unroll = self.execution.qkv_backend == "fused"
         return convolve_along_text(columns, before, row, *params, heads=heads, unroll=unroll)
@@ -291,7 +292,7 @@ class Attention(nn.Module):
         transformers initialises it at 0, which makes attention uniform and starves q and k of gradient at step 0.
         """
         cfg = self.config
-        temp = self.param("temp", nn.initializers.ones, (cfg.num_key_value_heads,), jnp.dtype(cfg.param_dtype))
+        temp = parameter(self, "temp", nn.initializers.ones, (cfg.num_key_value_heads,), jnp.dtype(cfg.param_dtype))
         eps = jnp.finfo(query.dtype).eps
 
         def unit(x: Array) -> Array:

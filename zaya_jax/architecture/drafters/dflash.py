@@ -26,6 +26,7 @@ from zaya_jax.architecture.drafters.parts import (
 )
 from zaya_jax.architecture.features import Features
 from zaya_jax.architecture.layout import Layout, visible
+from zaya_jax.architecture.parameters import parameter
 
 Array = jax.Array
 
@@ -63,7 +64,7 @@ class DFlash(nn.Module):
         self.fc, self.hidden_norm, self.norm = linear(cfg, cfg.hidden_size), norm(cfg), norm(cfg)
         self.layers = [DFlashLayer(cfg) for _ in range(cfg.drafter.layers)]
         normal = nn.initializers.normal(cfg.initializer_range)
-        self.mask = self.param("mask_embedding", normal, (cfg.hidden_size,), jnp.dtype(cfg.param_dtype))
+        self.mask = parameter(self, "mask_embedding", normal, (cfg.hidden_size,), jnp.dtype(cfg.param_dtype))
 
     def fuse(self, features: Features) -> Array:
         """c [B, T, M]."""

@@ -13,6 +13,7 @@ from zaya_jax.architecture.config import ZayaConfig
 from zaya_jax.architecture.drafters.parts import DraftCache, empty_cache
 from zaya_jax.architecture.features import Features
 from zaya_jax.architecture.layout import Layout
+from zaya_jax.architecture.parameters import parameter
 from zaya_jax.architecture.precision import product
 
 Array = jax.Array
@@ -27,8 +28,8 @@ class Medusa(nn.Module):
         cfg = self.config
         assert cfg.drafter is not None
         heads, width, dtype = cfg.drafter.drafts, cfg.hidden_size, jnp.dtype(cfg.param_dtype)
-        self.kernel = self.param("kernel", nn.initializers.zeros, (heads, width, width), dtype)
-        self.bias = self.param("bias", nn.initializers.zeros, (heads, width), dtype)
+        self.kernel = parameter(self, "kernel", nn.initializers.zeros, (heads, width, width), dtype)
+        self.bias = parameter(self, "bias", nn.initializers.zeros, (heads, width), dtype)
 
     def heads(self, hidden: Array, count: int) -> Array:
         """The target's normed hidden states [B, T, M] -> the first `count` heads' [B, T, count, M]."""

@@ -15,6 +15,7 @@ from zaya_jax.architecture.layers import ARRANGED, Linear, LowRank, RMSNorm, ada
 from zaya_jax.architecture.layout import PADDING, Layout
 from zaya_jax.architecture.moe.across import EXCHANGES
 from zaya_jax.architecture.moe.experts import dispatch, dispatch_cached, gated, of_own_arrays, swiglu
+from zaya_jax.architecture.parameters import parameter
 from zaya_jax.architecture.precision import on_rows, product, rounded_once
 from zaya_jax.architecture.sharding import Shards
 
@@ -88,7 +89,7 @@ class MixtureOfExperts(nn.Module):
 
         def weights(name: str, *shape: int) -> Array:
             init = nn.initializers.normal(cfg.initializer_range)
-            return self.param(name, init, shape, jnp.dtype(cfg.param_dtype)).astype(cfg.dtype)
+            return parameter(self, name, init, shape, jnp.dtype(cfg.param_dtype)).astype(cfg.dtype)
 
         hidden, inner, axis = shape[-1], cfg.moe_intermediate_size, self.shards.names("expert")
         held = cfg.num_experts // (jax.lax.axis_size(axis) if axis else 1)
@@ -132,7 +133,7 @@ class FeedForward(nn.Module):
         normal = nn.initializers.normal(cfg.initializer_range)
 
         def weights(name: str, init, *shape: int) -> Array:
-            return self.param(name, init, shape, jnp.dtype(cfg.param_dtype)).astype(cfg.dtype)
+            return parameter(self, name, init, shape, jnp.dtype(cfg.param_dtype)).astype(cfg.dtype)
 
         gate_up = weights("gate_up_proj", normal, hidden, 2 * inner)
         by_row = self.has_variable(ARRANGED, "down")  # [M, F]: `architecture.separate`

@@ -110,7 +110,7 @@ def abstract_variables(config: ZayaConfig) -> dict[Path, jax.ShapeDtypeStruct]:
     return dict(_abstract_variables(config))
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=64)
 def _abstract_variables(config: ZayaConfig) -> dict[Path, jax.ShapeDtypeStruct]:
     variables = jax.eval_shape(
         lambda key, tokens: Zaya(config).init(key, Layout.causal(tokens)),

@@ -203,7 +203,7 @@ def write(name: str, drawn: Drawn, directory: Path | str, field: str = "") -> Pa
     directory = make_folder(Path(directory), field)
     path = directory / f"{name}.png"
     with replacing(path) as partial:
-        drawn.figure.savefig(partial, dpi=style.DPI, format="png")
+        style.save(drawn.figure, partial)
     write_text(path.with_suffix(".txt"), drawn.caption + "\n")
     return path
 

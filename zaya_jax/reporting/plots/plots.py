@@ -88,5 +88,5 @@ def draw_figures(run: Run, directory: Path | str) -> list[Path]:
         if figure is not None:
             paths.append(directory / f"{name}.png")
             with replacing(paths[-1]) as partial:
-                figure.savefig(partial, dpi=style.DPI, format="png")
+                style.save(figure, partial)
     return paths

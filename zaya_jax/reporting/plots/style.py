@@ -2,9 +2,11 @@
 
 import textwrap
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -46,6 +48,14 @@ def new_figure(title: str, footer: str, width: float = 9.5, height: float = 4.2,
     )
     figure.supxlabel("\n".join(lines) + blank, x=0.012, ha="left", fontsize=8, color=QUIET)
     return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """What `figure.savefig(path, dpi=DPI, format="png")` writes, byte by byte; that one draws twice for a layout."""
+    before = figure.dpi
+    figure.set_dpi(DPI)
+    FigureCanvasAgg(figure).print_png(path)
+    figure.set_dpi(before)
 
 
 def legend_below(figure: Figure, handles: Sequence[Any], **options) -> None:
