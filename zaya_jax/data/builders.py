@@ -27,7 +27,7 @@ from zaya_jax.data.prepared import digest, prepare, read_manifest
 from zaya_jax.data.splits import SPLITS, divide, require_split, split_of
 from zaya_jax.errors import UserError
 from zaya_jax.files import decode, parse_json, read_bytes
-from zaya_jax.paths import absolute
+from zaya_jax.paths import absolute, resolved
 
 SPLIT_PERCENTS = (96, 2, 2)  # of documents
 PART_PERCENTS = (90, 5, 5)  # of each document's characters
@@ -332,7 +332,7 @@ def _resolve(paths: Sequence[str | Path]) -> list[Path]:
         if not matches:
             raise FileNotFoundError(f"paths: {text} is no file, directory or matching glob")
         for match in map(Path, matches):
-            files.update(_text_files(match) if match.is_dir() else [match.resolve()])
+            files.update(_text_files(match) if match.is_dir() else [resolved(match)])
     if not files:
         raise UserError(
             f"paths: {_describe(list(map(str, paths)))} hold no text file ({' '.join(sorted(TEXT_SUFFIXES))})"
@@ -342,7 +342,7 @@ def _resolve(paths: Sequence[str | Path]) -> list[Path]:
 
 def _text_files(directory: Path) -> list[Path]:
     """Files of a known suffix below `directory`, hidden ones (such as .git) left out."""
-    root = directory.resolve()
+    root = resolved(directory)
     return [
         path
         for path in root.rglob("*")
