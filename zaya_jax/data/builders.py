@@ -54,6 +54,13 @@ INSTALLED_DIRECTORIES = frozenset({"site-packages", "dist-packages", "__pycache_
 Document = tuple[str, str]  # (name, text)
 
 
+class _LocalInfo(tfds.core.DatasetInfo):
+    """Of a data set that exists here alone."""
+
+    def initialize_from_bucket(self) -> None:
+        """tfds' own makes an empty temporary folder, which stays, and may ask Google's servers for the data set."""
+
+
 class _TextBuilder(tfds.core.GeneratorBasedBuilder):
     """Documents in, ArrayRecord out; subclasses say which documents there are."""
 
@@ -73,7 +80,7 @@ class _TextBuilder(tfds.core.GeneratorBasedBuilder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {"text": tfds.features.Text(), "name": tfds.features.Text()}
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+        return _LocalInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict]]]:
         del dl_manager  # Everything is local.
