@@ -21,6 +21,7 @@ import dataclasses
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -159,9 +160,9 @@ def settings_of(tokenizer: str, template: ChatTemplate | None) -> dict[str, Any]
     """What makes an answer what it is; --batch and --prompts do not."""
     named = {name: flags.FLAGS[name].value for name in ("max_new_tokens", "seed", "chat", "temperatures")}
     asked = {name: flags.FLAGS[name].value for name in SOURCES if flags.FLAGS[name].value}
-    return {"checkpoint": str(Path(_CHECKPOINT.value)), "tokenizer": tokenizer, **named, **asked} | (
-        {"prefix_tokens": _PREFIX.value} if _TEXT.value else {}
-    )
+    asked |= {"prefix_tokens": _PREFIX.value} if _TEXT.value else {}
+    asked |= {} if template is None else {"chat_template": blake2b(template.source.encode(), digest_size=8).hexdigest()}
+    return {"checkpoint": str(Path(_CHECKPOINT.value)), "tokenizer": tokenizer, **named, **asked}
 
 
 def answer(

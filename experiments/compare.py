@@ -18,6 +18,7 @@ from absl import flags
 
 from zaya_jax import Layout, Zaya, load_pretrained
 from zaya_jax.architecture import ZayaConfig
+from zaya_jax.checks import natural, shown
 from zaya_jax.command_line import cli
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.agreement import agreement
@@ -94,9 +95,9 @@ def _tokens(folder: Path, config: ZayaConfig) -> np.ndarray:
         raise UserError("--tokenizer: may be given with --text alone, which it reads")
     elif _TOKENS.value is not None:
         words = " ".join(_TOKENS.value).split()
-        if not all(word.isdigit() for word in words):
-            raise UserError(f"--tokens: got {_TOKENS.value}, may be token ids")
-        found = [int(word) for word in words]
+        found = [number for number in map(natural, words) if number is not None]
+        if len(found) < len(words):
+            raise UserError(f"--tokens: got {shown(_TOKENS.value)}, may be token ids")
     else:
         rng = np.random.default_rng(_SEED.value)
         return rng.integers(0, config.vocab_size, (_ROWS.value, _LENGTH.value)).astype(np.int32)

@@ -97,6 +97,9 @@ def main() -> None:
             raise UserError(f"--{name}: missing, may be {MISSING[name]}")
     assert given and output
     checkpoint = checkpoint_of(given)
+    # whose results.csv would be lost
+    if owner := next((name for name in ("config.json", "sweep.json") if (absolute(output) / name).exists()), None):
+        raise UserError(f"--output: got {output}, which is another's ({owner}), may be a folder of its own")
     for text in _TEXTS.value:
         try:
             check_text(text_source(text))

@@ -44,6 +44,7 @@ from zaya_jax.command_line.engine import Engine
 from zaya_jax.command_line.meter import Meter
 from zaya_jax.command_line.models import decoding_form, load
 from zaya_jax.errors import UserError
+from zaya_jax.evaluation.answers import fingerprint
 from zaya_jax.paths import absolute
 from zaya_jax.runs.tokens import checkpoint_of, choose_template, choose_tokenizer, never_drafted
 from zaya_jax.sampling import SamplerConfig
@@ -114,6 +115,7 @@ def main(values: flags.FlagValues) -> None:
         template = choose_template(values.chat_template, folder, tokenizer) if values.chat else None
         if asked["stop_tokens"] is None:
             asked["stop_tokens"] = list(tokenizer.eos_ids)
+        weights = {} if values.output is None else {"weights": fingerprint(variables)}
         with Meter() as meter:
             model, variables = decoding_form(config, variables)
             engine = Engine(model, variables, tokenizer, asked, values.max_new_tokens, values.samples, meter)
@@ -127,7 +129,7 @@ def main(values: flags.FlagValues) -> None:
                     values.stream is not False,
                 )
             else:
-                complete(values, engine, texts, settings_of(values, name, asked))
+                complete(values, engine, texts, settings_of(values, name, asked) | weights)
     except UserError as error:
         raise UserError(sampling_flags.in_flags(str(error))) from error
     except KeyboardInterrupt:

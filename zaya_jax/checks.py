@@ -220,6 +220,11 @@ def folder_name(field: str, value: Any) -> str:
     return value
 
 
+def natural(text: str) -> int | None:
+    """The number that a word of decimal digits spells; None for any other word, and for one beyond any size of ours."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 20 else None
+
+
 def unknown(field: str, name: str, known: Iterable[str]) -> UserError:
     """The mistake of a name that is none of `known`: says the nearest ones, or all where none is near.
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from zaya_jax.errors import UserError
-from zaya_jax.paths import absolute, one_line
+from zaya_jax.paths import absolute, one_line, resolved
 
 MAX_TEXT = 1 << 30  # bytes of a file that is read whole
 MAX_JSON = 100_000_000
@@ -322,7 +322,7 @@ def replacing(path: Path | str, shared: bool = False) -> Iterator[Path]:
     Raises:
       WriteError: the system refuses; `path` stays as it was and nothing stays beside it.
     """
-    path = Path(path).resolve()  # a link keeps leading where it led
+    path = resolved(path)  # a link keeps leading where it led
     if path.exists() and not path.is_file():  # /dev/stdout
         yield path
         return

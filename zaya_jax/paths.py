@@ -29,6 +29,14 @@ def absolute(path: str | os.PathLike[str]) -> Path:
     return full
 
 
+def resolved(path: str | os.PathLike[str]) -> Path:
+    """A path with all links followed, and whatever of it does not exist. UserError for links that lead in a circle."""
+    try:
+        return Path(path).resolve()
+    except RuntimeError:  # before Python 3.13
+        raise UserError(f"{path}: not a path (its links lead in a circle)") from None
+
+
 def one_line(error: BaseException) -> str:
     """An error's message on one line of bounded length."""
     return " ".join(str(error).split())[:300] or type(error).__name__

@@ -19,6 +19,7 @@ from absl import flags
 from zaya_jax import Zaya, ZayaConfig, preset
 from zaya_jax.architecture import Execution, Layout
 from zaya_jax.architecture.attention.direct import count_pairs
+from zaya_jax.checks import natural
 from zaya_jax.command_line import cli
 from zaya_jax.errors import Diverged, UserError
 from zaya_jax.runs import provenance
@@ -77,7 +78,7 @@ def main() -> None:
 
 
 def _lengths(texts: list[str]) -> list[int]:
-    if not texts or not all(x.isdecimal() and int(x) > 0 for x in texts):
+    if not texts or not all(map(natural, texts)):
         raise UserError(f"--lengths: got {','.join(texts)!r}, may be integers of at least 1, separated by commas")
     return sorted(int(x) for x in texts)
 

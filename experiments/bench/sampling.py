@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from zaya_jax import SamplerConfig, Zaya, generate, load_pretrained, preset
+from zaya_jax.checks import natural
 from zaya_jax.command_line import cli, measured_device
 from zaya_jax.costs.flops import parameter_count
 from zaya_jax.costs.roofline import HARDWARE, forward_seconds
@@ -102,7 +103,7 @@ def main() -> None:
     """Runs the sections and prints them."""
     cli.check_output(_OUTPUT.value)
     for value in _BATCHES.value:
-        if not value.isdecimal() or int(value) < 1:
+        if not natural(value):
             raise UserError(f"--batches: got {value!r}, may be integers of at least 1")
     for name in _ONLY.value:
         if name not in _SECTIONS:

@@ -29,6 +29,7 @@ from experiments.bench._transformers_reference import (  # fmt: skip
     use,
 )
 from zaya_jax import SamplerConfig, Zaya, generate
+from zaya_jax.checks import natural
 from zaya_jax.command_line import cli, measured_device
 from zaya_jax.errors import UserError
 from zaya_jax.runs import provenance
@@ -53,7 +54,7 @@ _REPEATS = flags.DEFINE_integer("repeats", 9, "Timed calls of each side of a rat
 def main() -> None:
     """Runs every model and batch, and prints the ratios."""
     cli.check_output(_OUTPUT.value)
-    if not all(batch.isdecimal() and int(batch) for batch in _BATCHES.value):
+    if not all(map(natural, _BATCHES.value)):
         raise UserError(f"--batches: got {','.join(_BATCHES.value)}, may be integers of at least 1, e.g. 1,8")
     measured_device.check()
     if jax.default_backend() != "cpu":

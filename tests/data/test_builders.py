@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from itertools import chain
@@ -378,6 +379,9 @@ def test_a_jsonl_with_another_field_names_the_source_to_write(tmp_path):
     assert len(prepare_text(source, tmp_path / "data", "train")) > 250
 
 
-def test_preparing_prints_nothing_of_downloads(tmp_path, capsys):
+def test_preparing_prints_nothing_of_downloads_and_leaves_no_temporary_folder(tmp_path, capsys, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     prepare_text([write_jsonl(tmp_path / "a.jsonl", [f"text {i}" for i in range(50)])], tmp_path / "data", "train")
     assert "ownload" not in capsys.readouterr().out
+    assert not any((tmp_path / "temporary").iterdir())

@@ -1,5 +1,6 @@
 """Rows that were packed once: they hold what reading texts would, whoever makes and whoever reads them."""
 
+import io
 import json
 import os
 import re
@@ -18,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zaya_jax.data import documents, packed, packing
+from zaya_jax.data import documents, packed, packing, tfrecord
 from zaya_jax.data.builders import LocalText, prepare_text
 from zaya_jax.data.packed import PackedRows, decode_row, encode_row, verify
 from zaya_jax.data.packing import Preparation, prepare_rows
@@ -204,8 +205,12 @@ def test_mistakes_and_damage_are_one_line(corpus, rows, tmp_path):
         prepare_rows(options(corpus, row_length=64), rows, quiet=True)
     with pytest.raises(UserError, match="new or an empty folder"):
         prepare_rows(options(corpus), corpus, quiet=True)
-    with pytest.raises(UserError, match="packing: got 'x'"):
-        options(corpus, packing="x")
+    for wrong, line in (
+        ({"packing": "x"}, "packing: got 'x'"), ({"template": "tokenizer"}, "chat_template: may be given for chats"),
+        ({"date": "2026-01-01"}, "chat_date: may be given for chats only"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=line):
+            options(corpus, **wrong)
     broken = tmp_path / "broken"
     shutil.copytree(rows, broken)
     shard = max((broken / "rows").glob("train*"), key=lambda path: path.stat().st_size)
@@ -327,6 +332,24 @@ def test_long_jsonl_files_are_cut_at_line_ends(tmp_path, monkeypatch):
     assert [text for unit in units for text in documents.Reader().documents(unit)] == texts
 
 
+def _framed(data: bytes) -> bytes:
+    """With its masked CRC-32C, a byte after the other."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    crc ^= 0xFFFFFFFF
+    return data + struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+
+
+def test_checksums_are_tfrecords():
+    data = [bytes(range(n % 256)) * (1 + n // 256) for n in (0, 1, 2, 3, 4, 5, 255, 256, 257, 700)]
+    assert tfrecord.crc32c([b"123456789"])[0] == 0xE3069283  # RFC 3720's check value
+    stream = b"".join(_framed(struct.pack("<Q", len(one))) + _framed(one) for one in data)
+    assert list(tfrecord.read(io.BytesIO(stream), len(stream))) == data
+
+
 @pytest.mark.parametrize("kind", ["array_record", "tfrecord"])
 def test_folders_of_tfds_are_read_without_tensorflow(tmp_path, kind):
     texts = write_corpus(tmp_path / "texts", 40)
@@ -337,7 +360,7 @@ def test_folders_of_tfds_are_read_without_tensorflow(tmp_path, kind):
     if kind == "tfrecord":
         (shard,) = folder.glob("*-train.array_record-*")
         reader = packed.array_record_module.ArrayRecordReader(str(shard))
-        frames = [struct.pack("<QI", len(r), 0) + r + bytes(4) for r in reader.read_all()]
+        frames = [_framed(struct.pack("<Q", len(r))) + _framed(r) for r in reader.read_all()]
         for path in folder.glob("*.array_record-*"):
             path.unlink()
         (folder / shard.name.replace("array_record", "tfrecord")).write_bytes(b"".join(frames))
@@ -349,17 +372,51 @@ def test_folders_of_tfds_are_read_without_tensorflow(tmp_path, kind):
     assert sum(c["documents"] for c in manifest["counts"].values()) == len(expected)
     (shard,) = folder.glob(f"*-train.{kind}-*")
     whole = shard.read_bytes()
-    for broken in (b"", b"x" * len(whole), whole[: len(whole) // 2]):
+    at = whole.index(b"ab cd")  # a text of which a letter changes is a text still
+    flipped = whole[:at] + b"x" + whole[at + 1 :]
+    fewer = whole[: -len(frames[-1])] if kind == "tfrecord" else b""
+    for broken in (b"", b"x" * len(whole), whole[: len(whole) // 2], flipped, fewer):
         shard.write_bytes(broken)
-        if broken or kind == "array_record":
-            with pytest.raises(UserError, match=rf"paths: {shard}: .*(damaged|cannot be read)"):
-                prepare_rows(options(folder), tmp_path / f"broken{len(broken)}", quiet=True)
+        with pytest.raises(UserError, match=rf"paths: {shard}: .*(damaged|cannot be read|may hold {len(expected)} )"):
+            prepare_rows(options(folder), tmp_path / "broken", quiet=True)
+        shutil.rmtree(tmp_path / "broken", ignore_errors=True)
     shard.write_bytes(whole)
     with pytest.raises(UserError, match="key: got 'body', may be a text"):
         prepare_rows(options(folder, key="body"), tmp_path / "other", quiet=True)
     with pytest.raises(UserError, match="tfds_split: got 'dev'"):
         prepare_rows(options(folder, tfds_split="dev"), tmp_path / "other", quiet=True)
+    prepare_rows(options(folder, key="name"), tmp_path / "other", quiet=True)  # nothing of the refused ones is there
     assert "tensorflow" not in sys.modules
+
+
+def tfds_folder(tmp_path: Path, records: list[int]) -> Path:
+    """A folder of tfds whose train split has such shards by dataset_info.json."""
+    builder = LocalText(paths=[write_corpus(tmp_path / "texts", 9)], data_dir=tmp_path / "data")
+    builder.download_and_prepare(file_format="array_record")
+    info = Path(builder.data_dir) / "dataset_info.json"
+    values = json.loads(info.read_text())
+    (train,) = (split for split in values["splits"] if split["name"] == "train")
+    train["shardLengths"] = [str(count) for count in records]
+    info.write_text(json.dumps(values))
+    return info.parent
+
+
+@pytest.mark.parametrize(("records", "line"), [([], "hold no record of split 'train'"), ([3], "may hold 3 ")])
+def test_a_shard_of_tfds_holds_as_many_records_as_its_folder_says(tmp_path, records, line):
+    with pytest.raises(UserError, match=rf"^paths: .*{line}"):
+        prepare_rows(options(tfds_folder(tmp_path, records)), tmp_path / "rows", quiet=True)
+
+
+def test_folders_of_tfds_hold_no_chats(tmp_path):
+    folder = tfds_folder(tmp_path, [1])
+    with pytest.raises(UserError, match=rf"^paths: {folder} is no \.jsonl file of chats"):
+        prepare_rows(options(folder, chats=True), tmp_path / "rows", quiet=True)
+
+
+def test_links_that_lead_in_a_circle_are_no_corpus(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UserError, match=r"circle|names nothing|no such file|is no file"):
+        prepare_rows(options(tmp_path / "loop"), tmp_path / "rows", quiet=True)
 
 
 def test_chats_are_written_by_the_template_and_counted(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 from tests.helpers import random_variables
 from zaya_jax.architecture import Zaya, preset
 from zaya_jax.errors import UserError
+from zaya_jax.evaluation import answers
 from zaya_jax.evaluation.answers import Answers, fingerprint
 from zaya_jax.evaluation.pass_at_k import pass_at_k, permutation_p_value
 from zaya_jax.evaluation.task_accuracy import (
@@ -114,7 +115,7 @@ def test_more_problems_resume_after_fewer(tmp_path):
     assert answers_of(run(path, protocol=few)) == answers_of(first)  # and back
 
 
-def test_other_answers_are_refused(tmp_path):
+def test_other_answers_are_refused(tmp_path, monkeypatch):
     path = tmp_path / "answers.jsonl"
     run(path)
     hotter = NamedSampler("lossless", dataclasses.replace(LOSSLESS.config, temperature=0.5))
@@ -126,6 +127,15 @@ def test_other_answers_are_refused(tmp_path):
     for message, change in others.items():
         with pytest.raises(ValueError, match=message):
             run(path, **change)
+    whole = path.read_text()
+    with monkeypatch.context() as patch:  # another tokenizer, say
+        patch.setattr(type(TASK), "encode", lambda task, problem, tokenizer: tokenizer.encode(f" {problem.prompt}"))
+        with pytest.raises(UserError, match="first_prompt was"):
+            run(path)
+        first, *lines = whole.splitlines(keepends=True)
+        made_by = {key: value for key, value in json.loads(first)["made_by"].items() if key != "first_prompt"}
+        path.write_text("".join([json.dumps({"made_by": made_by}) + "\n", *lines]))
+        run(path)  # a file of before does not say
     path.write_text("not ours\n")
     with pytest.raises(ValueError, match=r"answers\.jsonl line 1: not JSON"):
         run(path)
@@ -157,6 +167,9 @@ def test_a_checksum_tells_weights_apart_and_not_their_place_in_memory():
     variables = setup()[1]
     assert fingerprint(variables) == fingerprint(random_variables(preset("tiny")))
     assert fingerprint(variables) != fingerprint(random_variables(preset("tiny"), seed=1))
+    for shape in ((), (0,), (3, 0), (5000,), (2, 3, 7), (3, 2000), (700, 3), (2, 600, 5)):
+        leaf = np.arange(np.prod(shape, dtype=int)).reshape(shape)
+        np.testing.assert_array_equal(answers._first(leaf, 1024), leaf.reshape(-1)[:1024])
 
 
 def test_row_seeds_do_not_depend_on_the_batch():

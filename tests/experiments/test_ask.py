@@ -5,11 +5,14 @@ import re
 from pathlib import Path
 
 import pytest
+from absl import flags
 
 from tests import commands
+from tests.fuzz import harness
 from zaya_jax import SamplerConfig, Zaya, for_decoding, generate, load_pretrained
 from zaya_jax.data.builders import prepare_chats, prepare_text
 from zaya_jax.tasks import make_task
+from zaya_jax.text.templates import load_template
 from zaya_jax.text.tokenizers import ByteTokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -70,6 +73,15 @@ def test_a_chats_answer_without_an_end_is_left_out(tmp_path):
     if ended:
         assert len(prepare_chats([output], tmp_path / "data", "train")) > 0
     assert ask(*args, NEW)[0] == 0 and lines_of(output) == ended  # nothing is asked twice
+
+
+def test_what_a_chat_was_written_with_is_one_of_an_answers_settings():
+    module = harness._load("ask")
+    with harness._flags_of("ask"):
+        flags.FLAGS(["ask", MODEL, "--chat", "--tasks=addition"])
+        templates = load_template("plain", BYTES), load_template("{{ messages[0].content }}", BYTES)
+        plain, other, again = (module.settings_of("bytes", one) for one in (*templates, templates[0]))
+    assert plain == again and plain != other
 
 
 def test_the_beginnings_of_texts_are_continued(tmp_path):

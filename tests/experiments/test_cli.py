@@ -13,7 +13,10 @@ import pytest
 from experiments.__main__ import commands as all_commands
 from tests import commands
 from zaya_jax import moved
-from zaya_jax.command_line import terminal
+from zaya_jax.checks import natural
+from zaya_jax.command_line import cli, terminal
+from zaya_jax.errors import UserError
+from zaya_jax.text.tokenizers import OWN_BPE, load_tokenizer
 
 ROOT = Path(__file__).parents[2]
 
@@ -163,3 +166,16 @@ def test_a_command_runs_under_its_earlier_name(command):
     done = [commands.run(f"experiments.{name}", "--checkpoint=nowhere") for name in (command, now)]
     assert done[0].returncode == done[1].returncode == 2
     assert done[0].stderr.splitlines()[-1] == done[1].stderr.splitlines()[-1] != ""
+
+
+@pytest.mark.parametrize("word", ["", "-1", "+1", "1.0", "x", "²", "٣", "9" * 20, "9" * 5000])
+def test_a_word_that_is_no_number_of_ours_is_none(word):
+    assert natural(word) is None
+    with pytest.raises(UserError, match=r"--batch: got .{1,210}, may be integers in"):
+        cli.integers("batch", ["1", word], 2**62)
+    with pytest.raises(UserError, match=r"tokenizer: got .{1,210}, may be bpe:N"):
+        load_tokenizer(f"{OWN_BPE}{word}")
+
+
+def test_numbers_of_a_list_are_each_taken_once():
+    assert cli.integers("batch", ["8", "1", "08"], 8) == [8, 1] and natural("0") == 0

@@ -94,3 +94,12 @@ def test_mistakes_are_one_line_and_leave_nothing(args, line):
     assert status == 2
     assert len(output.strip().splitlines()) == 1 and output.startswith(line), output
     assert not (ROOT / "x").exists()
+
+
+def test_a_runs_own_table_is_not_written_over(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    few = ["--prompts=1", "--samples=1", "--max_new_tokens=1", "--samplers=autoregressive", "--temperatures=0"]
+    status, output = run(MODEL, "--tasks=addition", f"--output={tmp_path}", *few)
+    assert status == 2
+    assert output.startswith(f"error: --output: got {tmp_path}, which is another's (config.json)")
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]

@@ -24,6 +24,7 @@ from zaya_jax import SamplerConfig, Zaya, for_decoding, generate, load_pretraine
 from zaya_jax.command_line import engine as engine_module
 from zaya_jax.command_line import sampling_flags
 from zaya_jax.command_line.completions import read_prompts
+from zaya_jax.errors import UserError
 from zaya_jax.interop import save_huggingface
 from zaya_jax.interop.formats.adapter_folder import save_adapters
 from zaya_jax.interop.formats.native import write_model_file
@@ -145,7 +146,11 @@ def test_a_killed_job_resumes_to_the_identical_file(checkpoint, files, monkeypat
     assert capsys.readouterr().err == f"nothing to do: {output} holds all 8 rows\n"
 
 
-def test_a_file_of_other_settings_is_refused_and_left_alone(checkpoint, files):
+def before(line: dict) -> dict:
+    return line | {"settings": {name: value for name, value in line["settings"].items() if name != "weights"}}
+
+
+def test_a_file_of_other_settings_is_refused_and_left_alone(checkpoint, files, monkeypatch):
     output = batch_job(checkpoint, files)
     whole = output.read_bytes()
     for change, words in [
@@ -156,6 +161,13 @@ def test_a_file_of_other_settings_is_refused_and_left_alone(checkpoint, files):
     ]:
         with pytest.raises(ValueError, match=words):
             batch_job(checkpoint, files, change)
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "fingerprint", lambda variables: 3)  # trained on, in the same folder
+        with pytest.raises(UserError, match=r"weights \(\d+ there, 3 now\)"):
+            batch_job(checkpoint, files)
+    output.write_text("".join(json.dumps(before(line)) + "\n" for line in map(json.loads, whole.splitlines())))
+    batch_job(checkpoint, files)  # a file of before, which does not say
+    output.write_bytes(whole)
     (files / "prompts.txt").write_text("other\n")
     with pytest.raises(ValueError, match="line 1: continues another prompt"):
         batch_job(checkpoint, files)

@@ -45,6 +45,16 @@ def test_names_say_what_tells_jobs_apart():
         read_jobs(sweep("s", "c.py", []))
 
 
+def test_fields_that_end_in_the_same_word_have_whole_names_and_folders_of_before_are_found(tmp_path):
+    axes = axis("seed", 0, 1), axis("evaluate.seed", 1), axis("data.packing", "first_fit", "best_fit")
+    jobs = read_jobs(sweep("s", "c.py", product(axes[0], zipped(axis("evaluate.seed", 0, 1), axes[2]))))
+    names = [f"seed={a}-evaluate.seed={b}-packing={c}" for a in (0, 1) for b, c in ((0, "first_fit"), (1, "best_fit"))]
+    assert list(jobs) == names
+    (tmp_path / "runs" / "seed=0-seed=1-packing=best_fit").mkdir(parents=True)
+    assert list(check_jobs("c.py", jobs, tmp_path)) == [names[0], "seed=0-seed=1-packing=best_fit", *names[2:]]
+    assert list(read_jobs(sweep("s", "c.py", product(axes[1], axes[0])))) == ["seed=0", "seed=1"]  # one is in all
+
+
 @pytest.mark.parametrize(
     ("name", "config", "jobs", "line"),
     [

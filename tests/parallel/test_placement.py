@@ -141,6 +141,7 @@ def test_every_matrix_has_logical_axes():
         ({"rules": (("embd", ("fsdp",)),)}, {}, "rules: got 'embd', may be one of"),
         ({"rules": (("embed", ("fdsp",)),)}, {}, "rules.embed: got 'fdsp', may be some of"),
         ({"rules": (("batch", ("data",)),)}, {}, "rules: batch and sequence got"),
+        ({"rules": (("embed", ("fsdp", "fsdp")),)}, {}, "rules.embed: got .*, each once"),
     ],
 )
 def test_meshes_that_cannot_be_are_one_line(mesh, changes, line):

@@ -7,6 +7,8 @@ import pytest
 
 from tests.commands import Command
 from tests.parallel.test_runs import free_address
+from zaya_jax.errors import UserError
+from zaya_jax.parallel import devices
 
 
 def ends(who: int, how: str, processes: int = 2) -> list[tuple[int | None, str]]:
@@ -50,3 +52,12 @@ def test_a_killed_process_ends_the_others_with_a_line_and_the_status_that_is_req
 def test_processes_that_end_alike_end_quietly(how, expected):
     for status, output in ends(0, how):
         assert status == expected and "lost" not in output and "error" not in output, output
+
+
+@pytest.mark.parametrize("coordinator", ["a:99999", "a:0", "a:-1", "a:", ":1", "a", "localhost:1", "nowhere.invalid:1"])
+def test_a_coordinator_that_is_none_is_one_line(coordinator, monkeypatch):
+    monkeypatch.setattr(devices, "PATIENCE", 0.0)
+    monkeypatch.setattr(devices.jax.distributed, "initialize", lambda *_: pytest.fail("JAX was asked"))
+    monkeypatch.setattr(devices.jax.config, "update", lambda *_: None)
+    with pytest.raises(UserError, match=f"^--coordinator: got '{coordinator}'.*, may be HOST:PORT of process 0"):
+        devices.start_processes(coordinator, 2, 1)

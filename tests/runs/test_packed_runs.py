@@ -14,7 +14,7 @@ from zaya_jax.data.packing import Preparation, prepare_rows
 from zaya_jax.errors import UserError
 from zaya_jax.runs.configuration import settings
 from zaya_jax.runs.configuration.stage_keys import stage_keys
-from zaya_jax.runs.stages import same_rows
+from zaya_jax.runs.stages import same_rows, texts_of
 from zaya_jax.text.tokenizers import BPETokenizer
 
 
@@ -88,6 +88,22 @@ def test_a_run_goes_on_with_the_rows_it_began_with(rows, tmp_path):
     prepare_rows(Preparation((str(text),), "bytes", 48), tmp_path / "other", quiet=True)
     with pytest.raises(UserError, match=r"packed: .*/other holds other rows than this run began with"):
         same_rows(tmp_path, {"packed": PackedRows(tmp_path / "other", "train")})
+
+
+def test_a_run_that_is_left_to_train_goes_on_with_the_texts_it_began_with(tmp_path):
+    text, workdir = tmp_path / "text.txt", tmp_path / "run"
+    text.write_text("one " * 400)
+    c = tiny.get_config("lean")
+    c.data.mixture = (c.data.mixture[0], ConfigDict({"text": [str(text)], "weight": 0.3}))
+    setup = settings.read(c)
+    folders = {name: workdir / "checkpoints" / name for name in setup.stages}
+    same_rows(workdir, {}, texts_of(setup, workdir, folders))
+    same_rows(workdir, {}, texts_of(setup, workdir, folders))
+    text.write_text("two " * 400)
+    with pytest.raises(UserError, match=r"^text: its texts are others than this run began with; put them back, or"):
+        same_rows(workdir, {"text": []}, texts_of(setup, workdir, folders))
+    shared = {name: tmp_path / "shared" / name for name in setup.stages}
+    assert not texts_of(setup, workdir, shared)  # their names say what they are trained on
 
 
 @pytest.mark.parametrize("text", ["[]", "{", '{"packed": []}', '{"other": [], "packed": 3}'])

@@ -293,6 +293,18 @@ def test_damaged_files_are_named_in_one_line(whole, tmp_path, damage):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"custom_metadata": {"data": {"x": 1}}}', "other number"])
+def test_a_step_whose_place_in_the_data_is_lost_is_one_line(whole, tmp_path, text):
+    steps = tmp_path / "steps"
+    shutil.copytree(whole[0] / "steps" / "6", steps / "6")
+    if text == "other number":
+        (steps / "6").rename(steps / "5")
+    else:
+        (steps / "6" / "_CHECKPOINT_METADATA").write_text(text)
+    with pytest.raises(CheckpointError, match=rf"^checkpoint {steps}(/5: holds step 6|/6: its position|: cannot be)"):
+        run(tmp_path)
+
+
 def test_a_checkpoint_without_an_average_says_so(whole):
     with pytest.raises(CheckpointError, match=r"^checkpoint .*steps: holds no average of the parameters") as error:
         load_native(whole[0] / "steps", ema=True)

@@ -13,6 +13,7 @@ import tensorflow_datasets as tfds
 from absl import app, flags, logging
 
 from zaya_jax import compilation_cache
+from zaya_jax.checks import natural
 from zaya_jax.command_line import terminal
 from zaya_jax.errors import Diverged, UserError
 from zaya_jax.files import write_text
@@ -146,9 +147,10 @@ def check_output(path: Path | str | None) -> None:
 
 def integers(name: str, given: Sequence[str], most: int) -> list[int]:
     """The integers in [1, most] of a list flag, each once. UserError, naming the flag, for none or anything else."""
-    if not given or not all(text.isdecimal() and 1 <= int(text) <= most for text in given):
-        raise UserError(f"--{name}: got {','.join(given)!r}, may be integers in [1, {most}], e.g. 1,8")
-    return list(dict.fromkeys(map(int, given)))
+    found = [number for number in map(natural, given) if number is not None and 1 <= number <= most]
+    if not given or len(found) < len(given):
+        raise UserError(f"--{name}: got {','.join(given)[:200]!r}, may be integers in [1, {most}], e.g. 1,8")
+    return list(dict.fromkeys(found))
 
 
 def write_numbers(path: Path | str | None, numbers: dict[str, Any]) -> None:

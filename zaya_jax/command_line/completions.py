@@ -11,6 +11,7 @@ from zaya_jax.files import append_lines, lines_of, parse_json, read_lines, read_
 from zaya_jax.runs.run_folder import first_difference
 
 MEASURED = ("mode", "block_size", "anchors", "target")  # fields of a sampler that measuring may choose
+LATER = ("weights", "chat_template")  # settings that files of before do not say
 FIRST_KEY = '{"prompt": '  # how every line of ours begins
 REMEDY = "remove this line (its row is then made again), or choose another file"
 
@@ -95,6 +96,8 @@ class Completions:
                 raise TypeError("ran")
         except (KeyError, TypeError):
             raise UserError(f"{where} not written by this command; {REMEDY}") from None
+        if isinstance(settings, dict):
+            settings = {name: self._settings[name] for name in LATER if name in self._settings} | settings
         if difference := first_difference(settings, self._settings):
             raise UserError(f"{where} made with other settings: {difference}; choose another")
         if not known:

@@ -27,7 +27,7 @@ from zaya_jax.data.prepared import digest, prepare, read_manifest
 from zaya_jax.data.splits import SPLITS, divide, require_split, split_of
 from zaya_jax.errors import UserError
 from zaya_jax.files import decode, parse_json, read_bytes
-from zaya_jax.paths import absolute
+from zaya_jax.paths import absolute, resolved
 
 SPLIT_PERCENTS = (96, 2, 2)  # of documents
 PART_PERCENTS = (90, 5, 5)  # of each document's characters
@@ -54,6 +54,13 @@ INSTALLED_DIRECTORIES = frozenset({"site-packages", "dist-packages", "__pycache_
 Document = tuple[str, str]  # (name, text)
 
 
+class _LocalInfo(tfds.core.DatasetInfo):
+    """Of a data set that exists here alone."""
+
+    def initialize_from_bucket(self) -> None:
+        """tfds' own makes an empty temporary folder, which stays, and may ask Google's servers for the data set."""
+
+
 class _TextBuilder(tfds.core.GeneratorBasedBuilder):
     """Documents in, ArrayRecord out; subclasses say which documents there are."""
 
@@ -73,7 +80,7 @@ class _TextBuilder(tfds.core.GeneratorBasedBuilder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {"text": tfds.features.Text(), "name": tfds.features.Text()}
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+        return _LocalInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict]]]:
         del dl_manager  # Everything is local.
@@ -332,7 +339,7 @@ def _resolve(paths: Sequence[str | Path]) -> list[Path]:
         if not matches:
             raise FileNotFoundError(f"paths: {text} is no file, directory or matching glob")
         for match in map(Path, matches):
-            files.update(_text_files(match) if match.is_dir() else [match.resolve()])
+            files.update(_text_files(match) if match.is_dir() else [resolved(match)])
     if not files:
         raise UserError(
             f"paths: {_describe(list(map(str, paths)))} hold no text file ({' '.join(sorted(TEXT_SUFFIXES))})"
@@ -342,7 +349,7 @@ def _resolve(paths: Sequence[str | Path]) -> list[Path]:
 
 def _text_files(directory: Path) -> list[Path]:
     """Files of a known suffix below `directory`, hidden ones (such as .git) left out."""
-    root = directory.resolve()
+    root = resolved(directory)
     return [
         path
         for path in root.rglob("*")

@@ -8,7 +8,6 @@ ArrayRecord) is read as that, without TensorFlow.
 import contextlib
 import dataclasses
 import json
-import struct
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any, BinaryIO
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
-from zaya_jax.data import builders
+from zaya_jax.data import builders, tfrecord
 from zaya_jax.data.chat import chat_text, check_messages, check_tools
 from zaya_jax.errors import UserError
 from zaya_jax.files import open_plain
@@ -55,6 +54,8 @@ def find(paths: Sequence[str | Path], chats: bool, tfds_split: str = "train") ->
     """
     folders = [absolute(path) for path in paths if (absolute(path) / TFDS_INFO).is_file()]
     others = [path for path in paths if absolute(path) not in folders]
+    if chats and folders:
+        raise UserError(f"paths: {folders[0]} is no .jsonl file of chats")
     pieces = [piece for folder in folders for piece in _of_tfds(folder, tfds_split)]
     for path in builders._resolve(others) if others or not folders else []:
         lines = path.suffix.lower() == ".jsonl"
@@ -71,6 +72,8 @@ def find(paths: Sequence[str | Path], chats: bool, tfds_split: str = "train") ->
             held = 0
         units[-1].append(piece)
         held += piece.size
+    if not units:  # tfds' splits may be empty
+        raise UserError(f"paths: hold no record of split {tfds_split!r}")
     return units
 
 
@@ -89,10 +92,11 @@ def _line_cuts(path: Path, size: int) -> list[tuple[int, int]]:
 def _of_tfds(folder: Path, split: str) -> Iterator[Piece]:
     with _tfds_errors(folder):
         splits = tfds.builder_from_directory(folder).info.splits
-        files = [Path(path) for path in splits[split].filepaths] if split in splits else None
-    if files is None:
+        info = splits.get(split)
+        files = [] if info is None else list(zip(map(Path, info.filepaths), info.shard_lengths, strict=True))
+    if info is None:
         raise UserError(f"tfds_split: got {split!r}, may be of {folder}: {', '.join(splits)}")
-    for path in files:
+    for path, count in files:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file, but {folder / TFDS_INFO} names it")
         kind = "array_record" if "array_record" in path.name else "tfrecord" if "tfrecord" in path.name else ""
@@ -100,9 +104,10 @@ def _of_tfds(folder: Path, split: str) -> Iterator[Piece]:
         if not kind:
             raise UserError(f"{path}: got a file format that is not read, may be array_record or tfrecord")
         if kind == "tfrecord":
-            yield Piece(str(path), kind, 0, size, size)
+            yield Piece(str(path), kind, 0, count, size)
             continue
-        count = _records(path)
+        if (found := _records(path)) != count:
+            raise _other_count(path, found, count)
         each = max(1, count * UNIT_BYTES // max(1, size))
         for start in range(0, count, each):
             end = min(count, start + each)
@@ -120,6 +125,10 @@ def _source(path: Path | str) -> Iterator[BinaryIO]:
         yield file
 
 
+def _other_count(path: Path | str, found: int, count: int) -> UserError:
+    return UserError(f"paths: {path}: holds {found} records, may hold {count} ({TFDS_INFO}); cut short, or another's")
+
+
 def _records(path: Path) -> int:
     """How many an ArrayRecord file holds."""
     with _damaged_records(path):
@@ -133,10 +142,10 @@ def _records(path: Path) -> int:
 def _damaged_records(path: Path | str) -> Iterator[None]:
     try:
         yield
-    except (RuntimeError, IndexError, ValueError) as error:  # of ArrayRecord's reader
+    except (RuntimeError, IndexError, ValueError) as error:  # of ArrayRecord's reader and ours
         if isinstance(error, UserError):
             raise
-        raise UserError(f"paths: {path}: not an ArrayRecord file, or damaged ({one_line(error)[:100]})") from None
+        raise UserError(f"paths: {path}: another kind of file, or damaged ({one_line(error)[:100]})") from None
 
 
 @contextlib.contextmanager
@@ -208,14 +217,13 @@ class Reader:
             reader.close()
 
     def _tfrecord(self, piece: Piece) -> Iterator[str]:
-        features = _features(Path(piece.path).parent)
-        with _source(piece.path) as file:
-            while head := file.read(12):  # length, its checksum; then the record and its checksum
-                size = struct.unpack("<Q", head[:8])[0] if len(head) == 12 else piece.size
-                body = file.read(size + 4) if size <= piece.size else b""
-                if len(body) != size + 4:
-                    raise UserError(f"paths: {piece.path}: a TFRecord file that is cut short or damaged")
-                yield self._of_record(body[:-4], features, piece)
+        features, found = _features(Path(piece.path).parent), 0
+        with _source(piece.path) as file, _damaged_records(piece.path):
+            for record in tfrecord.read(file, piece.size):
+                found += 1
+                yield self._of_record(record, features, piece)
+        if found != piece.end:  # a file may be cut between two records
+            raise _other_count(piece.path, found, piece.end)
 
     def _of_record(self, record: bytes, features: Any, piece: Piece) -> str:
         self._read.update(record)

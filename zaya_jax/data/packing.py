@@ -19,6 +19,7 @@ import functools
 import json
 import multiprocessing
 import os
+import shutil
 import threading
 import time
 from collections import Counter
@@ -97,6 +98,9 @@ class Preparation:
                 raise UserError(f"{name}: got {getattr(self, name)!r}, may be one of {', '.join(may_be)}")
         if self.chats and self.split == "parts":
             raise UserError("split: got 'parts', may be 'documents' for chats: a part of a chat is none")
+        if not self.chats and (self.template, self.date) != ("plain", None):
+            name = "chat_date" if self.template == "plain" else "chat_template"
+            raise UserError(f"{name}: may be given for chats only")
 
 
 def prepare_rows(what: Preparation, output: Path, processes: int = 1, quiet: bool = False) -> dict[str, Any]:
@@ -115,16 +119,37 @@ def prepare_rows(what: Preparation, output: Path, processes: int = 1, quiet: boo
     units = find(what.paths, what.chats, what.tfds_split)
     _claim(what, output, units, tokenizer, template)
     if not (output / packed.MANIFEST).exists():
-        for folder in ("scan", "units", packed.ROWS):
-            make_folder(output / folder)
-        with _workers(processes) as run:
-            scan, write = (functools.partial(job, what, output) for job in (_scan, _write))
-            _all_units(run, scan, [(i, unit) for i, unit in enumerate(units)], "reading", quiet)
-            keep = _first_ones(output, len(units))
-            jobs = [(i, unit, kept) for i, (unit, kept) in enumerate(zip(units, keep, strict=True))]
-            _all_units(run, write, jobs, "packing", quiet)
+        try:
+            _both_passes(what, output, units, processes, quiet)
+        except (UserError, OSError):
+            _leave(output)
+            raise
         _finish(what, output, units, tokenizer, template)
     return packed.read_manifest(output)
+
+
+def _both_passes(what: Preparation, output: Path, units: list[list[Piece]], processes: int, quiet: bool) -> None:
+    for folder in ("scan", "units", packed.ROWS):
+        make_folder(output / folder)
+    with _workers(processes) as run:
+        scan, write = (functools.partial(job, what, output) for job in (_scan, _write))
+        _all_units(run, scan, [(i, unit) for i, unit in enumerate(units)], "reading", quiet)
+        keep = _first_ones(output, len(units))
+        jobs = [(i, unit, kept) for i, (unit, kept) in enumerate(zip(units, keep, strict=True))]
+        _all_units(run, write, jobs, "packing", quiet)
+
+
+def _leave(output: Path) -> None:
+    """Removes what was begun, if no unit was even read: a command whose mistake is mended then finds an empty place."""
+    with contextlib.suppress(OSError), open(output / ".lock", "a", opener=at_once) as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody else is at work here
+        if any((output / "scan").glob("*.json")):
+            return
+        for folder in ("scan", "units", packed.ROWS):
+            shutil.rmtree(output / folder, ignore_errors=True)
+        for file in ("plan.json", ".lock"):
+            (output / file).unlink()
+        output.rmdir()
 
 
 def _tools(what: Preparation) -> tuple[Tokenizer, ChatTemplate | None]:

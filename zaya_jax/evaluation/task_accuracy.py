@@ -262,7 +262,8 @@ def run_sampler(
     samples = protocol.samples if sampler.config.temperature > 0 else 1  # greedy samples would all be the same
     prompts = [task.encode(problem, tokenizer) for problem in problems]
     answers_text = Detokenizer(tokenizer, start=False)
-    answers = Answers(path, _made_by(variables, task, problems, sampler, protocol))
+    made_by = _made_by(variables, task, problems, sampler, protocol) | {"first_prompt": prompts[0]}
+    answers = Answers(path, made_by)
     done = len(answers.lines)
     batch, longest = min(protocol.batch, len(prompts) * samples), max(map(len, prompts))
 

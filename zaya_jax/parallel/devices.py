@@ -1,14 +1,19 @@
 """Devices and processes: how many there are, and starting them. Call these before anything else touches JAX."""
 
 import os
+import socket
+import time
 
 import jax
 from jax.experimental import multihost_utils
 
 from zaya_jax.checks import Integer, check
 from zaya_jax.errors import UserError
+from zaya_jax.paths import one_line
 
 CPU_DEVICES = Integer(1, 4096)
+PORT = Integer(1, 65_535)
+PATIENCE = 300.0  # seconds that process 0 has to start, as JAX itself waits for processes
 LAUNCHERS = ("SLURM_JOB_ID", "OMPI_MCA_orte_hnp_uri", "PMIX_RANK")  # what Slurm and Open MPI (4, 5) set
 
 
@@ -46,11 +51,27 @@ def start_processes(coordinator: str | None, processes: int | None, process: int
         jax.distributed.initialize()
         return
     host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not (port.isdecimal() and PORT.allows(int(port))):
         raise UserError(f"--coordinator: got {coordinator!r}, may be HOST:PORT of process 0, or auto")
     if processes is None or process is None or not 0 <= process < processes:
         raise UserError(f"--process: got {process!r} of {processes!r} (--processes), may be 0 .. processes - 1")
+    if process:
+        _wait_for(coordinator, host.strip("[]"), int(port))
     jax.distributed.initialize(coordinator, processes, process)
+
+
+def _wait_for(coordinator: str, host: str, port: int) -> None:
+    """Returns when process 0 answers. JAX, if nobody does, aborts the process with a listing of its own functions."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=5).close()
+            return
+        except OSError as error:  # a host may get its name while it starts, too
+            if time.monotonic() > end:
+                got = f"got {coordinator!r}, where nobody answers ({one_line(error)})"
+                raise UserError(f"--coordinator: {got}, may be HOST:PORT of process 0, running") from None
+        time.sleep(0.2)
 
 
 def is_first() -> bool:

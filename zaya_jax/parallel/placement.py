@@ -63,6 +63,8 @@ class MeshConfig:
             unknown = [name for name in names if name not in AXES]
             if unknown:
                 raise UserError(f"rules.{logical}: got {unknown[0]!r}, may be some of {AXES}")
+            if len(set(names)) < len(names):
+                raise UserError(f"rules.{logical}: got {names}, may be some of {AXES}, each once")
         # Each device computes its own rows and piece of a row; anything else would be computed twice and counted twice.
         rules = self.all_rules
         if sorted(rules["batch"] + rules["sequence"]) != sorted(AXES):

@@ -5,6 +5,7 @@ import functools
 import json
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -110,14 +111,11 @@ def read_jobs(config: Any) -> dict[str, dict[str, Any]]:
     jobs: dict[str, dict[str, Any]] = {}
     # what all jobs have in common need not stand in their names: `Job.difference` tells when it was another
     common = set.intersection(*({(field, repr(value)) for field, value in job} for job in config.jobs or [()]))
-    for job in config.jobs:
+    telling = [[(field, value) for field, value in job if (field, repr(value)) not in common] for job in config.jobs]
+    called = _called({field for job in telling for field, _ in job})
+    for job, said in zip(config.jobs, telling, strict=True):
         changes = dict(job)
-        telling = [
-            (field.removeprefix(ARGUMENT).rpartition(".")[2], value)
-            for field, value in job
-            if (field, repr(value)) not in common
-        ]
-        name = "-".join(f"{field}={_word(value)}" for field, value in telling) or "base"
+        name = "-".join(f"{called[field]}={_word(value)}" for field, value in said) or "base"
         if name in jobs:
             raise UserError(f"sweep {config.name}: job {name} stands in it twice")
         if len(name) > LONGEST_NAME:
@@ -127,6 +125,14 @@ def read_jobs(config: Any) -> dict[str, dict[str, Any]]:
     if not jobs:
         raise UserError(f"sweep {config.name}: has no jobs")
     return jobs
+
+
+def _called(fields: Iterable[str]) -> dict[str, str]:
+    """How names of jobs call fields: by the last word where no other field ends in it, else whole."""
+    whole = {field: field.removeprefix(ARGUMENT) for field in fields}
+    last = {field: name.rpartition(".")[2] for field, name in whole.items()}
+    often = Counter(last.values())
+    return {field: last[field] if often[last[field]] == 1 else name for field, name in whole.items()}
 
 
 def find_base(spec: str, sweep_file: Path) -> str:
@@ -163,12 +169,16 @@ def check_jobs(base: str, changes: Mapping[str, dict[str, Any]], workdir: Path) 
 
 
 def _known_name(runs: Path, name: str) -> str:
-    """A job's name, or the one that its folder got while a field was called otherwise."""
-    before = name
-    for old, now in moved.FIELDS.items():
-        old, now = (field.rpartition(".")[2] for field in (old, now))
-        before = re.sub(rf"(^|-){now}=", rf"\g<1>{old}=", before)
-    return before if (runs / before).exists() else name
+    """A job's name, or the one that its folder got while a field was called otherwise, or by its last word alone."""
+
+    def before(name: str) -> str:
+        for old, now in moved.FIELDS.items():
+            old, now = (field.rpartition(".")[2] for field in (old, now))
+            name = re.sub(rf"(^|-){now}=", rf"\g<1>{old}=", name)
+        return name
+
+    short = re.sub(r"(^|-)[^-=]*\.([^-=.]+)=", r"\g<1>\g<2>=", name)
+    return next((each for each in (before(name), name, before(short), short) if (runs / each).exists()), name)
 
 
 def to_redo(asked: Iterable[str], jobs: Mapping[str, Job]) -> list[Job]:

@@ -16,6 +16,7 @@ from zaya_jax.costs.drafters import objective_flops
 from zaya_jax.costs.flops import describe
 from zaya_jax.costs.roofline import peak_flops
 from zaya_jax.data.chat import ChatSource, survey
+from zaya_jax.data.contents import Digests
 from zaya_jax.data.packed import PackedRows
 from zaya_jax.data.pipeline import Source, make_train_iterator
 from zaya_jax.errors import UserError
@@ -122,7 +123,7 @@ def train_stages(
             for split in ("train", "validation")
         )
     if is_first():
-        same_rows(workdir, train_data)
+        same_rows(workdir, train_data, texts_of(setup, workdir, folders))
     writer = MetricWriter(workdir / "metrics.jsonl", sinks)
     for name in setup.stages:
         folder = folders[name]
@@ -138,16 +139,37 @@ def train_stages(
     return held_out
 
 
-def same_rows(workdir: Path, sources: Mapping[str, Source | PackedRows]) -> None:
-    """Notes which packed rows a run trains on; UserError where it has begun with others, that lay in the same place."""
+def texts_of(setup: settings.Settings, workdir: Path, folders: dict[str, Path]) -> dict[str, str]:
+    """Digests of what the texts and chats of a run hold, by source, while stages are left to train in its own folder.
+
+    A finished run is evaluated again without them; among shared stages each is named by what it is trained on.
+    """
+    done = trained(setup, workdir)
+    if all(name in done or folder.parent != workdir / "checkpoints" for name, folder in folders.items()):
+        return {}
+    digests = Digests(workdir / "data" / "digests.json")
+    found = {name: source.text if source.text is not None else source.chats for name, source in setup.sources.items()}
+    return {name: digests.of_texts(texts) for name, texts in found.items() if texts is not None}
+
+
+def same_rows(
+    workdir: Path, sources: Mapping[str, Source | PackedRows], texts: Mapping[str, str] | None = None
+) -> None:
+    """Notes which packed rows and texts a run trains on; UserError where it has begun with others of the same name.
+
+    Args:
+      texts: digests by source, see `texts_of`.
+    """
     path = workdir / "data" / "packed.json"
     mine = {name: each.manifest["digest"] for name, each in sources.items() if isinstance(each, PackedRows)}
+    mine |= texts or {}
     with remedy("delete the file if the folders that data.mixture names are as they were"):
         theirs = read_object(path) if os.path.lexists(path) else {}
     for name in mine.keys() & theirs.keys():
         if mine[name] != theirs[name]:
-            folder = getattr(sources[name], "folder", name)
-            raise UserError(f"{name}: {folder} holds other rows than this run began with; choose another --workdir")
+            folder = getattr(sources[name], "folder", None)
+            what = "its texts are others" if folder is None else f"{folder} holds other rows"
+            raise UserError(f"{name}: {what} than this run began with; put them back, or choose another --workdir")
     if any(name not in theirs for name in mine):
         make_folder(path.parent)
         write_text(path, json.dumps(theirs | mine, indent=2) + "\n")

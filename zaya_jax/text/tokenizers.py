@@ -12,6 +12,7 @@ from typing import Any, Protocol, cast
 
 import tokenizers
 
+from zaya_jax.checks import natural, shown
 from zaya_jax.errors import UserError
 from zaya_jax.files import write_text
 from zaya_jax.paths import absolute
@@ -275,12 +276,12 @@ def load_tokenizer(spec: str | Path) -> Tokenizer:
     if spec == "bytes":
         return ByteTokenizer()
     if str(spec).startswith(OWN_BPE):
-        size = str(spec).removeprefix(OWN_BPE)
-        if not size.isdecimal() or not NUM_BYTES + NUM_SPECIALS <= int(size) <= 2**20:
+        size = natural(str(spec).removeprefix(OWN_BPE))
+        if size is None or not NUM_BYTES + NUM_SPECIALS <= size <= 2**20:
             raise UserError(
-                f"tokenizer: got {str(spec)!r}, may be {OWN_BPE}N, N ids of {NUM_BYTES + NUM_SPECIALS} .. {2**20}"
+                f"tokenizer: got {shown(str(spec))}, may be {OWN_BPE}N, N ids of {NUM_BYTES + NUM_SPECIALS} .. {2**20}"
             )
-        return UntrainedBPE(int(size))
+        return UntrainedBPE(size)
     path = tokenizer_file(spec)
     description, model = read_description(path)
     if _is_ours(description):

@@ -25,11 +25,14 @@ class Checkpoints:
         policy = ocp.training.preservation_policies.LatestN(keep)
         self._failed = False
         self._writing: tuple[int, Any] | None = None  # a step that is being written, and Orbax's handle on it
-        self._orbax = ocp.training.Checkpointer(
-            str(self.directory),
-            preservation_policy=policy,  # pyrefly: ignore[bad-argument-type] (Orbax's own policy misses its protocol)
-            cleanup_tmp_directories=True,
-        )
+        try:
+            self._orbax = ocp.training.Checkpointer(
+                str(self.directory),
+                preservation_policy=policy,  # pyrefly: ignore[bad-argument-type] (their policy misses their protocol)
+                cleanup_tmp_directories=True,
+            )
+        except Exception as error:  # it reads every step's metadata, and what it raises of a damaged one is its own
+            raise CheckpointError(f"checkpoint {self.directory}: cannot be opened: {one_line(error)}") from error
 
     @property
     def latest(self) -> int | None:

@@ -16,7 +16,9 @@ from tqdm import tqdm
 from zaya_jax.architecture import Zaya
 from zaya_jax.checks import COUNT, SEED, SWITCH, Choice, Number, check_fields, folder_name
 from zaya_jax.errors import UserError
+from zaya_jax.interop.formats.native import CheckpointError
 from zaya_jax.parallel import Placement, is_first
+from zaya_jax.paths import one_line
 from zaya_jax.training.bad_steps import BadSteps
 from zaya_jax.training.checkpoints import Checkpoints
 from zaya_jax.training.logging.metrics import MetricWriter
@@ -190,13 +192,25 @@ def _start(
         state = jax.jit(fresh, out_shardings=places)(placement.put(variables))
     if checkpoints.latest is not None:
         state, extra = checkpoints.load(state)
-        batches.set_state(extra["data"])
+        _go_on(batches, checkpoints, int(state.step), extra)
     elif carry is not None:
         carried, _ = carry.load(state)
         own = ("step", "rng", "recent_loss", "skipped")
         state = carried.replace(**{name: getattr(state, name) for name in own})
     # Donated buffers must be nobody else's: `variables` may still serve a later phase.
     return jax.tree.map(jnp.copy, state)
+
+
+def _go_on(batches: DataIterator, checkpoints: Checkpoints, step: int, extra: dict[str, Any]) -> None:
+    """Sets `batches` where a step was saved. CheckpointError where that is lost, or the step has another's number."""
+    path = f"checkpoint {checkpoints.directory}/{checkpoints.latest}"
+    if step != checkpoints.latest:
+        raise CheckpointError(f"{path}: holds step {step}, may be called by that number")
+    try:
+        batches.set_state(extra["data"])
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # of whoever made the iterator
+        lost = f"its position in the data is lost ({type(error).__name__}: {one_line(error)})"
+        raise CheckpointError(f"{path}: {lost}; delete this step to go on from the one before it") from error
 
 
 class _Speed:

@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from zaya_jax.architecture import ZayaConfig
+from zaya_jax.checks import natural
 from zaya_jax.interop.conversion.conversion import count_not_finite
 from zaya_jax.interop.conversion.locate import find_checkpoint
 from zaya_jax.interop.formats.folder import COMPUTED, Folder, problems, read_config, stored_names, weight_files
@@ -111,7 +112,7 @@ def _folder(directory: Path) -> Inventory:
 def _native(directory: Path) -> Inventory:
     config, step = read_model_file(directory), newest_step(directory)
     path = directory / str(step)
-    numbers = sorted(int(found.name) for found in directory.iterdir() if found.name.isdigit())
+    numbers = sorted(number for found in directory.iterdir() if (number := natural(found.name)) is not None)
     extra = read_metadata(path / "_CHECKPOINT_METADATA").get("custom_metadata")
     about = [f"checkpoint of zaya_jax, steps {numbers}, the newest ({step}) listed"]
     about += [f"{name}: {str(value)[:200]}" for name, value in (extra if isinstance(extra, dict) else {}).items()]

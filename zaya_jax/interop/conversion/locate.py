@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from zaya_jax.checks import natural
 from zaya_jax.errors import UserError
 from zaya_jax.files import read_object
 from zaya_jax.interop.formats.folder import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, refuse_adapters
@@ -67,7 +68,7 @@ def run_config(checkpoint: Path) -> dict[str, Any]:
 
 def _sampled(folder: Path, stages: dict[str, Path], run: dict[str, Any]) -> Path:
     """The stage that a run samples; the only one that has a step, where the run's config does not say."""
-    whole = [name for name, path in stages.items() if any(step.name.isdigit() for step in path.iterdir())]
+    whole = [name for name, path in stages.items() if any(natural(step.name) is not None for step in path.iterdir())]
     chosen = sampled_phase(run) or (whole[0] if len(whole) == 1 else None)
     if chosen in whole:
         return stages[chosen]
