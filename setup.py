@@ -39,6 +39,7 @@ setup(
         "tokenizers>=0.22",
         "tensorflow-datasets>=4.9.9",  # imports without TensorFlow since 4.9
         "array_record>=0.8.1",
+        "google-crc32c>=1.7",  # checksums of TFRecord files
         "grain>=0.2.15",
         "importlib_resources>=6.0",  # tensorflow-datasets needs it and does not say so
         "jinja2>=3.1",  # chat templates
