@@ -13,14 +13,3 @@ def _cheaply() -> str:
 
 
 CHEAPLY = _cheaply()
-
-
-def lower_in_place() -> None:
-    """Has JAX write each operation where it stands, not as a function of its own that is inlined next: the same text,
-    for three quarters of the time. A version of JAX without this set lowers as it does for users.
-    """
-    from jax._src.interpreters import mlir
-
-    for_each = getattr(mlir, "_uncacheable_primitives", None)
-    if isinstance(for_each, set):
-        for_each.update(each for each, rule in mlir._lowerings.items() if getattr(rule, "inline", False))
