@@ -24,7 +24,6 @@ import threading
 from collections.abc import Callable
 from typing import NoReturn
 
-
 PRELOADED = ("ml_collections.config_flags", "tensorflow_datasets", "matplotlib.backends.backend_agg")
 DEFINES_FLAGS = "zaya_jax.command_line"
 OPTIONAL = ("lm_eval_adapter",)  # what imports an extra, which takes longer than all else
