@@ -373,7 +373,8 @@ def test_folders_of_tfds_are_read_without_tensorflow(tmp_path, kind):
     assert sum(c["documents"] for c in manifest["counts"].values()) == len(expected)
     (shard,) = folder.glob(f"*-train.{kind}-*")
     whole = shard.read_bytes()
-    at = whole.index(b"ab cd")  # a text of which a letter changes is a text still
+    # a text of which a letter changes is a text still; ArrayRecord may have compressed it, behind two headers
+    at = whole.index(b"ab cd") if kind == "tfrecord" else 120
     flipped = whole[:at] + b"x" + whole[at + 1 :]
     fewer = whole[: -len(frames[-1])] if kind == "tfrecord" else b""
     for broken in (b"", b"x" * len(whole), whole[: len(whole) // 2], flipped, fewer):
