@@ -94,8 +94,8 @@ def _clock(name: str) -> Maker:
     return _maker([f"{name}.json"], read_record, wall_clock_table)
 
 
-def _stability(table: Callable[[dict[str, Any]], str]) -> Maker:
-    return _maker(["stability/tiny.json"], read_record, table)
+def _stability(table: Callable[[dict[str, Any]], str], name: str = "tiny") -> Maker:
+    return _maker([f"stability/{name}.json"], read_record, table)
 
 
 TABLES: dict[str, Maker] = {
@@ -153,6 +153,7 @@ TABLES: dict[str, Maker] = {
     "stability_weights": _stability(stability.weights_table),
     "stability_noise": _stability(stability.noise_table),
     "stability_runs": _stability(stability.runs_table),
+    "stability_decoders": _stability(stability.decode_table, "decoders"),
     "queue": _section("queue", "rows", benchmarks.queue_table),
     "policies_list_programs": _policies("list_programs", rollouts.rewards_table),
     "policies_list_programs_cost": _policies("list_programs", rollouts.costs_table),

@@ -125,6 +125,13 @@ _STABILITY = (
         "--rates=0.004,0.008,0.016,0.032,0.064 --output=results/stability/tiny.json",
     ),
 )
+_DECODERS = (
+    Input(
+        "stability/decoders.json",
+        "python -m experiments.bench.stability --config=configs/stability.py --workdir=runs/stability "
+        "--parts=runs,decode --rates=0.004 --seeds=1 --output=results/stability/decoders.json",
+    ),
+)
 _RIVALS = (
     Input(
         "rivals/list_programs/results.csv",
@@ -161,6 +168,10 @@ FIGURES: Mapping[str, PaperFigure] = {
     "rivals": PaperFigure("tokens per forward-equivalent of ways to draft (Zyphra)", _RIVALS, rivals),
     "stability_norms": PaperFigure("gradient norms of nine objectives in training", _STABILITY, stability.norms),
     "stability_margin": PaperFigure("learning rates that nine objectives stand", _STABILITY, stability.margin),
+    "stability_decoders": PaperFigure(
+        "quality against T of every decoder, nine objectives", _DECODERS, stability.quality
+    ),
+    "stability_exchange": PaperFigure("AR loss against T of objectives", _DECODERS, stability.exchange),
 }
 
 

@@ -260,7 +260,10 @@ def _section(study: dict[str, Any], name: str) -> list[dict[str, Any]]:
 
 def _footer(study: dict[str, Any]) -> str:
     size, seeds = study["parameters"], sorted({row["seed"] for row in study["runs"]})
-    runs = [f"{study['steps']} steps of {study['batch']} x {study['row_length']} tokens", f"{len(seeds)} seeds"]
+    runs = [
+        f"{study['steps']} steps of {study['batch']} x {study['row_length']} tokens",
+        f"{len(seeds)} seed{'s' * (len(seeds) > 1)}",
+    ]
     return style.footer_line([
         "toy run" if size < TOY_LIMIT else "", f"{size:,} parameters", "additions of up to two digits",
         f"AR checkpoint of {study['pretrain_steps']} steps, training seed {study['training_seed']}",
