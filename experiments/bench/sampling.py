@@ -312,9 +312,8 @@ def auto_section(bench: Bench) -> list[dict]:
                 sides = {"AR": choice.sampler.plain, "auto": choice.sampler}
                 times = race(bench, sides, fresh, batch)
                 speed = {side: t["tokens"] / t["milliseconds"] for side, t in times.items()}
-                if (
-                    choice.sampler.plain == choice.sampler
-                ):  # one program under two names: any other ratio would be noise
+                # one program under two names: any other ratio would be noise
+                if choice.sampler.plain == choice.sampler:
                     speed["auto"] = speed["AR"]
                 row = {
                     "prompts": name, "batch": batch, "temperature": temperature, "reason": choice.reason,

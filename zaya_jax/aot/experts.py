@@ -2,7 +2,7 @@
 
 `block_padded` copies an expert for each of its blocks, forward and backward; `ragged_dot` copies none where the
 compiler has a grouped product (gfx942 in bfloat16), and elsewhere computes every expert for every token. Neither the
-GPU's name nor JAX's version says which, so both are compiled for the device, a second or two each, and read.
+GPU's name nor JAX's version says which, so both are compiled for the device and read.
 """
 
 import dataclasses
@@ -35,8 +35,6 @@ def settled(execution: Execution, config: ZayaConfig, tokens: int, device: jax.D
     # a form's bytes follow from these alone, whatever else a stage has
     shape = (config.num_experts, config.hidden_size, config.moe_intermediate_size)
     chosen = _fewest(shape, tokens, config.dtype, config.param_dtype, device)
-    if jax.process_count() > 1:  # one program for all: process 0's choice
-        chosen = int(multihost_utils.broadcast_one_to_all(np.int32(chosen)))
     return dataclasses.replace(execution, expert_backend=FORMS[chosen])
 
 
@@ -66,4 +64,7 @@ def bytes_moved(
 @functools.cache
 def _fewest(shape: tuple[int, int, int], tokens: int, dtype: str, param_dtype: str, device: jax.Device) -> int:
     moved = [bytes_moved(form, shape, tokens, dtype, param_dtype, device) for form in FORMS]
-    return moved.index(min(moved))
+    chosen = moved.index(min(moved))
+    if jax.process_count() > 1:  # one program for all: process 0's choice
+        chosen = int(multihost_utils.broadcast_one_to_all(np.int32(chosen)))
+    return chosen

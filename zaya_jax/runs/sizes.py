@@ -78,13 +78,13 @@ def on_devices(stage: Stage, placement: Placement | None, device: jax.Device | N
     """The stage as its step is compiled: execution.expert_backend "auto" is what these devices make of it.
 
     Args:
-      device: where it runs if there is no placement; jax.devices()[0] by default.
+      device: where it runs if there is no placement; this process's first by default.
     """
     split, objective = split_of(placement), stage.phase.objective
     if split.experts > 1:  # tokens go to their experts' devices: `moe.across`
         return stage
     if placement is None:
-        device = device or jax.devices()[0]
+        device = device or jax.local_devices()[0]
     else:
         mine = placement.mesh.local_devices
         device = mine[0] if mine else placement.mesh.devices.flat[0]

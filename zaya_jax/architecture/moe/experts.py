@@ -190,7 +190,7 @@ def ragged_dot(x: Array, choice: Array, gate_up: Array, down: Array) -> Array:
     """
     tokens, experts = x.shape[0], gate_up.shape[0]
     # Split over devices they are fetched as they come: without the barrier XLA fetches the backward pass's in float32
-    # and rounds them then, 1.4 times the bytes between devices (docs/results/compiled_8b.md).
+    # and rounds them then: more bytes between devices.
     gate_up, down = jax.lax.optimization_barrier((gate_up, down))
     order = jnp.argsort(choice, stable=True)
     place = jnp.zeros((tokens,), jnp.int32).at[order].set(jnp.arange(tokens, dtype=jnp.int32), unique_indices=True)

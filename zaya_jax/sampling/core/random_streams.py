@@ -84,7 +84,7 @@ class KeyedNoise(struct.PyTreeNode):
             uniform = lambda key: jax.random.uniform(key, (), log_probability.dtype, minval=tiny)  # noqa: E731
             return jnp.log(self._each(Purpose.ACCEPT, position, uniform)) <= log_probability
 
-        # Greedy steps decide nothing by chance, and on a CPU the numbers are a third of a small model's step.
+        # Greedy steps decide nothing by chance, and on a CPU the numbers are many small kernels.
         open_ = jnp.any((log_probability < 0) & (log_probability > -jnp.inf))
         return jax.lax.cond(open_, drawn, lambda log_probability: log_probability >= 0, log_probability)
 
