@@ -168,9 +168,7 @@ FIGURES: Mapping[str, PaperFigure] = {
     "rivals": PaperFigure("tokens per forward-equivalent of ways to draft (Zyphra)", _RIVALS, rivals),
     "stability_norms": PaperFigure("gradient norms of nine objectives in training", _STABILITY, stability.norms),
     "stability_margin": PaperFigure("learning rates that nine objectives stand", _STABILITY, stability.margin),
-    "stability_decoders": PaperFigure(
-        "quality against T of every decoder, nine objectives", _DECODERS, stability.quality
-    ),
+    "stability_decoders": PaperFigure("quality against T of every decoder", _DECODERS, stability.quality),
     "stability_exchange": PaperFigure("AR loss against T of objectives", _DECODERS, stability.exchange),
 }
 
