@@ -13,7 +13,8 @@ from typing import Any, cast
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from zaya_jax.interop.formats.native import CheckpointError, drop_reads, why
+from zaya_jax.interop.formats import sums
+from zaya_jax.interop.formats.native import CheckpointError, check_sums, drop_reads, why
 from zaya_jax.paths import absolute, one_line
 
 
@@ -53,6 +54,7 @@ class Checkpoints:
           CheckpointError: the disk refuses (full, read-only); the steps before stay as they were.
         """
         self.wait()
+        extra = {**extra, sums.SUMS: sums.of_tree(state)}
         with self._refusals(step):
             writing = self._orbax.save_async(step, state, custom_metadata=extra, overwrite=True)
         self._writing = None if writing is None else (step, writing)
@@ -81,7 +83,7 @@ class Checkpoints:
         """Reads a step (the newest by default) into the shapes, dtypes and shardings of `state`.
 
         Raises:
-          CheckpointError: no such step, or one that does not fit or cannot be read.
+          CheckpointError: no such step, or one that does not fit, cannot be read or holds other values than were saved.
         """
         step = self.latest if step is None else step
         if step is None:
@@ -89,9 +91,14 @@ class Checkpoints:
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
         try:
             loaded = self._orbax.load(step, abstract)
-            return loaded, cast(dict[str, Any], self._orbax.metadata(step).custom_metadata)  # what `save` was given
+            extra = dict(cast(dict[str, Any], self._orbax.metadata(step).custom_metadata))  # what `save` was given
+            saved = sums.known(extra, self.directory / str(step))
         except Exception as error:
             reason = why(error)
+        else:
+            check_sums(self.directory / str(step), saved, sums.of_tree(loaded) if saved else {})
+            extra.pop(sums.SUMS, None)
+            return loaded, extra
         drop_reads()
         raise CheckpointError(f"checkpoint {self.directory}/{step}: cannot be read: {reason}")
 

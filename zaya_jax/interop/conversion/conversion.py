@@ -265,16 +265,20 @@ def _write_native(partial: Partial, source: Folder | Native, config: ZayaConfig,
         partial.note("shell", step)
     partial.kept = 0
     shell = native_arrays.Shell(partial.path, step, config)
+    checksums = dict.fromkeys(shell.structs, 0)
     for piece, path, prefix in shell.pieces():
-        if partial.holds(piece, lambda path=path, prefix=prefix: shell.digest(path, prefix)):
-            struct = shell.structs[path]
+        if partial.holds(piece, lambda path=path, prefix=prefix: shell.checksum(path, prefix)):
+            checksum, struct = partial.noted(piece), shell.structs[path]
             meter.skip(int(np.prod(struct.shape[len(prefix) :], dtype=np.int64)) * struct.dtype.itemsize)
         else:
-            partial.note(piece, _write_piece(shell, source, piece, path, prefix, meter))
+            checksum = _write_piece(shell, source, piece, path, prefix, meter)
+            partial.note(piece, checksum)
+        checksums[path] += checksum
+    shell.finish(checksums)
     report.kept = partial.kept
 
 
-def _write_piece(shell: Any, source: Any, piece: str, path: Any, prefix: tuple[int, ...], meter: _Meter) -> str:
+def _write_piece(shell: Any, source: Any, piece: str, path: Any, prefix: tuple[int, ...], meter: _Meter) -> int:
     """Reads, casts and writes one piece; what it needed is free again when it returns."""
     found, dtype = source.fetch(path, prefix), shell.structs[path].dtype
     for block, written in blocks(found, dtype):

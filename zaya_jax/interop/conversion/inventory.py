@@ -17,16 +17,19 @@ from zaya_jax.architecture import ZayaConfig
 from zaya_jax.checks import natural
 from zaya_jax.interop.conversion.conversion import count_not_finite
 from zaya_jax.interop.conversion.locate import find_checkpoint
+from zaya_jax.interop.formats import sums
 from zaya_jax.interop.formats.folder import COMPUTED, Folder, problems, read_config, stored_names, weight_files
 from zaya_jax.interop.formats.names import Path as Variable
 from zaya_jax.interop.formats.names import abstract_variables
 from zaya_jax.interop.formats.native import (
     MODEL_FILE,
     CheckpointError,
+    check_sums,
     newest_step,
     open_array,
     read_metadata,
     read_model_file,
+    saved_sums,
 )
 from zaya_jax.interop.formats.native_arrays import Native
 from zaya_jax.interop.formats.tensorfile import STORED, TensorFile
@@ -113,9 +116,11 @@ def _native(directory: Path) -> Inventory:
     config, step = read_model_file(directory), newest_step(directory)
     path = directory / str(step)
     numbers = sorted(number for found in directory.iterdir() if (number := natural(found.name)) is not None)
-    extra = read_metadata(path / "_CHECKPOINT_METADATA").get("custom_metadata")
+    extra, saved = read_metadata(path / sums.METADATA).get("custom_metadata"), saved_sums(path)
     about = [f"checkpoint of zaya_jax, steps {numbers}, the newest ({step}) listed"]
-    about += [f"{name}: {str(value)[:200]}" for name, value in (extra if isinstance(extra, dict) else {}).items()]
+    extra = {name: value for name, value in extra.items() if name != sums.SUMS} if isinstance(extra, dict) else {}
+    about += [f"{name}: {str(value)[:200]}" for name, value in extra.items()]
+    about.append(f"checksums of {len(saved)} arrays" if saved else "no checksums of the arrays")
     metadata = next(path.glob("*/_METADATA"), None)
     if metadata is None:
         raise CheckpointError(f"checkpoint {path}: no tree of arrays in it")
@@ -136,9 +141,12 @@ def _native(directory: Path) -> Inventory:
 
     def read(row: Row) -> np.ndarray:
         try:
-            return np.asarray(arrays[row.name].read().result())
+            value = np.asarray(arrays[row.name].read().result())
         except Exception as error:  # as above
             raise CheckpointError(f"checkpoint {item}: {row.name}: cannot be read: {one_line(error)}") from None
+        if (name := row.name.replace("/", ".")) in saved:
+            check_sums(path, saved, {name: sums.of_values(value)})
+        return value
 
     return Inventory(directory, about, config, rows, wrong, read)
 

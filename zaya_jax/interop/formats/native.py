@@ -20,6 +20,7 @@ from zaya_jax.architecture.execution import without_execution
 from zaya_jax.architecture.moe.router import BALANCING
 from zaya_jax.errors import UserError
 from zaya_jax.files import make_folder, read_object, write_text
+from zaya_jax.interop.formats import sums
 from zaya_jax.interop.formats.names import Path as Variable
 from zaya_jax.interop.formats.names import abstract_variables
 from zaya_jax.parallel import Placement
@@ -49,7 +50,8 @@ def load_native(
       placement: devices to read onto, each its own share; None for the first device.
 
     Raises:
-      CheckpointError: no configuration, no whole step, or files that do not fit it or are damaged.
+      CheckpointError: no configuration, no whole step, files that do not fit it or are damaged, or values that are not
+        those that were saved.
     """
     directory = absolute(directory)
     config = read_model_file(directory)
@@ -68,7 +70,9 @@ def load_native(
     wanted = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract, places)
     memory.require_arrays(f"checkpoint {directory}", jax.tree.leaves(abstract), jax.tree.leaves(places))
     params = "ema" if ema else "params"
+    saved = saved_sums(path)
     read = read_tree(path, {params: wanted["params"], BALANCING: wanted.get(BALANCING, {})})
+    check_sums(path, saved, sums.of_tree(read) if saved else {})
     return config, {"params": read[params], BALANCING: read[BALANCING]}
 
 
@@ -197,6 +201,24 @@ def read_tree(path: Path, abstract) -> dict:
         reason = why(error)
     drop_reads()
     raise CheckpointError(f"checkpoint {path}: cannot be read: {reason}")
+
+
+def saved_sums(path: Path) -> dict[str, int]:
+    """What a step says its arrays' values come to (`formats.sums`). CheckpointError as of `read_metadata`."""
+    try:
+        return sums.of_step(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {one_line(error)}") from None
+
+
+def check_sums(path: Path, saved: dict[str, int], read: dict[str, int]) -> None:
+    """CheckpointError where arrays of a step were read otherwise than they were saved."""
+    if names := sums.differing(saved, read):
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        raise CheckpointError(
+            f"checkpoint {path}: array {names[0]}{more}: damaged, its values are not those that were saved; delete "
+            f"this step's folder to go on from the one before, or take a copy"
+        )
 
 
 def why(error: BaseException) -> str:

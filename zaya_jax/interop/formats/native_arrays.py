@@ -5,7 +5,6 @@ Orbax keeps arrays in Zarr's formats through TensorStore; so do we. What surroun
 is Orbax's own: `make_shell` has it save a tree of one-element arrays and then gives them their shapes.
 """
 
-import hashlib
 import itertools
 import json
 import logging
@@ -22,16 +21,21 @@ from orbax.checkpoint import v1 as ocp
 
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.errors import UserError
+from zaya_jax.files import write_text
+from zaya_jax.interop.formats import sums
 from zaya_jax.interop.formats.folder import columns
 from zaya_jax.interop.formats.names import Path as Variable
 from zaya_jax.interop.formats.names import abstract_variables
 from zaya_jax.interop.formats.native import (
     CheckpointError,
+    check_sums,
     newest_step,
     open_array,
     open_arrays,
     open_step,
+    read_metadata,
     read_model_file,
+    saved_sums,
     stored_name,
 )
 from zaya_jax.paths import one_line
@@ -57,18 +61,34 @@ class Native:
         self._item, self._metadata = open_step(directory / str(self.step))
         self._ema = ema
         self._cached: tuple[Variable, Any] | None = None
+        self._saved = saved_sums(directory / str(self.step))
+        self._checked: set[Variable] = set()
         self._open = open_arrays(self._item, self._metadata, self.config, ema)
-        structs = abstract_variables(self.config)
+        self._structs = structs = abstract_variables(self.config)
         chunks = {path: math.prod(array.chunk_layout.read_chunk.shape or (1,)) for path, array in self._open.items()}
         self.largest_chunk = max(size * structs[path].dtype.itemsize for path, size in chunks.items())
 
     def fetch(self, path: Variable, prefix: tuple[int, ...] = (), part: tuple[int, int] = (0, 1)) -> np.ndarray:
-        """As `Folder.fetch`."""
+        """As `Folder.fetch`; an array is first held to its checksum."""
+        if path not in self._checked:
+            self._check(path)
+        return columns(self._read(path, prefix), part)
+
+    def _read(self, path: Variable, prefix: tuple[int, ...]) -> np.ndarray:
         try:
             array = self._pieces_of_large(path) if prefix else self._open[path]
-            return columns(np.asarray(array[prefix].read().result()), part)
+            return np.asarray(array[prefix].read().result())
         except Exception as error:  # TensorStore raises many types; all mean that the checkpoint is damaged
             raise CheckpointError(f"checkpoint {self._item}: {'/'.join(path)}: {one_line(error)}") from None
+
+    def _check(self, path: Variable) -> None:
+        """CheckpointError where an array's values are not those that were saved."""
+        struct, name = self._structs[path], stored_name(path, self._ema)
+        if name in self._saved:
+            places = pieces(struct.shape, struct.dtype.itemsize)[1]
+            found = sum(sums.of_values(self._read(path, at), before(struct.shape, at)) for at in places) % sums.MODULUS
+            check_sums(self.directory / str(self.step), self._saved, {name: found})
+        self._checked.add(path)
 
     def identity(self) -> dict[str, Any]:
         stats = [(self._item / name).stat() for name in ("_METADATA", "manifest.ocdbt") if (self._item / name).exists()]
@@ -103,6 +123,11 @@ def pieces(shape: tuple[int, ...], itemsize: int) -> tuple[tuple[int, ...], list
         inner[0] = max(1, CHUNK // (math.prod(inner[1:]) * itemsize))
     chunk = (1,) * depth + tuple(max(1, size) for size in inner)
     return chunk, list(itertools.product(*(range(size) for size in shape[:depth])))
+
+
+def before(shape: tuple[int, ...], prefix: tuple[int, ...]) -> int:
+    """How many values of an array stand before the piece at a place along its leading axes, in C order."""
+    return sum(at * math.prod(shape[axis + 1 :]) for axis, at in enumerate(prefix))
 
 
 def make_shell(directory: Path, step: int, config: ZayaConfig) -> None:
@@ -173,8 +198,8 @@ class Shell:
             for prefix in pieces(struct.shape, struct.dtype.itemsize)[1]:
                 yield "/".join((*path, *map(str, prefix))), path, prefix
 
-    def write(self, path: Variable, prefix: tuple[int, ...], value: np.ndarray) -> str:
-        """Writes a piece, of the array's dtype, chunk by chunk; returns its sha256 when it is on the disk.
+    def write(self, path: Variable, prefix: tuple[int, ...], value: np.ndarray) -> int:
+        """Writes a piece, of the array's dtype, chunk by chunk; returns its checksum when it is on the disk.
 
         Raises:
           OSError: the disk refuses.
@@ -187,26 +212,28 @@ class Shell:
                 array[begin:end].write(value[begin:end]).result()
         except Exception as error:  # TensorStore's; nothing of the user's goes into what it is asked here
             raise OSError(f"checkpoint {self._item}: {'/'.join(path)}: {one_line(error)}") from None
-        return digest(value)
+        return self._sum(path, prefix, value)
 
-    def digest(self, path: Variable, prefix: tuple[int, ...]) -> str:
-        """The sha256 of a piece as it is on the disk."""
+    def checksum(self, path: Variable, prefix: tuple[int, ...]) -> int:
+        """The checksum of a piece as it is on the disk, in its place: an array's is the sum of its pieces'."""
         try:
-            return digest(np.asarray(self._array(path)[prefix].read().result()))
+            value = np.asarray(self._array(path)[prefix].read().result())
         except Exception as error:
             raise UserError(one_line(error)) from None
+        return self._sum(path, prefix, value)
+
+    def finish(self, checksums: dict[Variable, int]) -> None:
+        """Puts the arrays' checksums, of all pieces together, beside them."""
+        file = self._item.parent / sums.METADATA
+        values = read_metadata(file)
+        values["custom_metadata"][sums.SUMS] = {".".join(path): v % sums.MODULUS for path, v in checksums.items()}
+        write_text(file, json.dumps(values))
+
+    def _sum(self, path: Variable, prefix: tuple[int, ...], value: np.ndarray) -> int:
+        return sums.of_values(value, before(self.structs[path].shape, prefix))
 
     def _array(self, path: Variable) -> Any:
         if path not in self._open:
             spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": f"{self._item}/{'.'.join(path)}/"}}
             self._open[path] = ts.open(spec, read=True, write=True).result()
         return self._open[path]
-
-
-def digest(array: np.ndarray) -> str:
-    """sha256 of an array's values in C order."""
-    whole, row = hashlib.sha256(), max(1, array[:1].nbytes if array.ndim else 1)
-    rows = array if array.ndim else array[None]
-    for begin in range(0, len(rows), max(1, CHUNK // row)):
-        whole.update(np.ascontiguousarray(rows[begin : begin + max(1, CHUNK // row)]).view(np.uint8).data)
-    return whole.hexdigest()

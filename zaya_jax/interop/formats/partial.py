@@ -1,9 +1,10 @@
 """A folder that is being filled: beside its final name, with a journal, so that a killed conversion resumes.
 
-The journal (`journal.jsonl`) begins with what the conversion is and has a line for each finished piece with its size
-and sha256. Who comes back checks every finished piece against its line and keeps it; the folder takes its name, without
-the journal, when all is there. A partial folder of another conversion, or of a source that has changed, is refused. A
-mistake of the user's (a source that turns out damaged) leaves nothing: coming back could not finish it.
+The journal (`journal.jsonl`) begins with what the conversion is and has a line for each finished piece: a file's size
+and sha256, an array's checksum. Who comes back checks every finished piece against its line and keeps it; the folder
+takes its name, without the journal, when all is there. A partial folder of another conversion, or of a source that has
+changed, is refused. A mistake of the user's (a source that turns out damaged) leaves nothing: coming back could not
+finish it.
 """
 
 import fcntl
@@ -65,6 +66,10 @@ class Partial:
             whole = False
         self.kept += whole
         return whole
+
+    def noted(self, piece: str) -> Any:
+        """What an earlier attempt noted of a piece that `holds`."""
+        return self._done[piece]
 
     def note(self, piece: str, what: Any) -> None:
         """Says that `piece` is on the disk."""
