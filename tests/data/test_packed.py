@@ -200,6 +200,17 @@ def test_kill_9_at_any_moment_and_any_number_of_processes_give_the_same_rows(cor
     assert verify(output)
 
 
+def test_a_finished_folder_is_not_taken_for_that_of_edited_texts(tmp_path):
+    """Of the same size: its name and bytes of the plan are the same as before."""
+    text = tmp_path / "a.txt"
+    text.write_text("one line of text\n" * 9)
+    what = Preparation((str(text),), "bytes", 64)
+    assert prepare_rows(what, tmp_path / "rows") == prepare_rows(what, tmp_path / "rows")
+    text.write_text("two lines of text"[:16] + "\n" + "one line of text\n" * 8)
+    with pytest.raises(UserError, match="holds rows of other files"):
+        prepare_rows(what, tmp_path / "rows")
+
+
 def test_mistakes_and_damage_are_one_line(corpus, rows, tmp_path):
     with pytest.raises(UserError, match="holds rows of other row_length"):
         prepare_rows(options(corpus, row_length=64), rows, quiet=True)

@@ -177,8 +177,12 @@ def _template(what: Preparation, tokenizer: Tokenizer) -> ChatTemplate:
 def _claim(
     what: Preparation, output: Path, units: list[list[Piece]], tokenizer: Tokenizer, template: ChatTemplate | None
 ) -> None:
-    """Writes plan.json, or checks that the folder holds a preparation of the same."""
-    pieces = json.dumps([[dataclasses.astuple(piece) for piece in unit] for unit in units])
+    """Writes plan.json, or checks that the folder holds a preparation of the same.
+
+    A file that was written to since is another, whatever its size; nothing of it is read to say so.
+    """
+    times = {path: os.stat(path).st_mtime_ns for path in sorted({piece.path for unit in units for piece in unit})}
+    pieces = json.dumps([[dataclasses.astuple(piece) for piece in unit] for unit in units] + [list(times.items())])
     plan = {name: value for name, value in dataclasses.asdict(what).items() if name not in ("paths", "tokenizer")}
     plan |= {
         "tokenizer": of_tokenizer(tokenizer), "template": None if template is None else template.source,
