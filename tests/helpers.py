@@ -45,7 +45,7 @@ def _initial_variables(config: ZayaConfig, wide: bool) -> dict:
     """Zeros and ones, where a model that is to be trained would also draw; `wide`: jax_enable_x64, as it is set."""
     # What is drawn would be noise below noise, and drawing it takes longer to compile than the model.
     with mock.patch.object(nn.initializers, "normal", return_value=nn.initializers.zeros):
-        return jax.jit(Zaya(config).init)(jax.random.key(0), Layout.causal(np.zeros((1, 2), np.int32)))
+        return jax.jit(lambda: Zaya(config).init(jax.random.key(0), Layout.causal(np.zeros((1, 2), np.int32))))()
 
 
 def random_variables(config: ZayaConfig, seed: int = 0, scale: float = 0.35) -> dict:

@@ -87,10 +87,12 @@ def test_a_run_leaves_what_it_promises(whole):
 
 def wait_for(process: Command, workdir: Path, stage: str, step: int) -> None:
     """Until a run has written the metrics of a step, or has ended."""
-    deadline, path = time.monotonic() + 300, workdir / "metrics.jsonl"
+    deadline, path, size = time.monotonic() + 300, workdir / "metrics.jsonl", 0
     while time.monotonic() < deadline and process.poll() is None:
-        if path.exists() and any(m["stage"] == stage and m["step"] >= step for m in read_metrics(path)):
-            break
+        if path.exists() and path.stat().st_size != size:
+            size = path.stat().st_size
+            if any(m["stage"] == stage and m["step"] >= step for m in read_metrics(path)):
+                break
         time.sleep(0.01)
 
 
