@@ -43,7 +43,7 @@ TWICE = """
 def test_a_checkpoint_is_evaluated_on_several_tasks_and_resumes(tmp_path):
     args = [
         MODEL, "--tasks=addition,countdown", f"--output={tmp_path / 'after'}", "--prompts=2", "--samples=2",
-        "--batch=2", "--max-new-tokens=8", "--samplers=lossless", "--temperatures=1", "--block_size=4",
+        "--batch=2", "--max_new_tokens=8", "--samplers=lossless", "--temperatures=1", "--block_size=4",
     ]  # fmt: skip
     done = commands.run("tests.snippet", TWICE, str(tmp_path), *args)
     assert done.returncode == 0, done.stderr
@@ -115,7 +115,7 @@ def test_mistakes_are_one_line_and_leave_nothing(args, line):
 
 def test_a_runs_own_table_is_not_written_over(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    few = ["--prompts=1", "--samples=1", "--max_new_tokens=1", "--samplers=autoregressive", "--temperatures=0"]
+    few = ["--prompts=1", "--samples=1", "--max-new-tokens=1", "--samplers=autoregressive", "--temperatures=0"]
     status, output = run(MODEL, "--tasks=addition", f"--output={tmp_path}", *few)
     assert status == 2
     assert output.startswith(f"error: --output: got {tmp_path}, which is another's (config.json)")
