@@ -32,6 +32,7 @@ SHARE_A_SAMPLER = {
     f"test_{name}" for name in ("generate", "turns", "temperatures", "stopping", "drafting", "anchors", "continuous")
 }
 
+xla.lower_in_place()
 
 settings.register_profile("zaya", deadline=None, max_examples=15, derandomize=True)
 settings.load_profile("zaya")

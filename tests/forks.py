@@ -24,6 +24,8 @@ import threading
 from collections.abc import Callable
 from typing import NoReturn
 
+from tests import xla
+
 PRELOADED = ("ml_collections.config_flags", "tensorflow_datasets", "matplotlib.backends.backend_agg")
 DEFINES_FLAGS = "zaya_jax.command_line"
 OPTIONAL = ("lm_eval_adapter",)  # what imports an extra, which takes longer than all else
@@ -36,6 +38,7 @@ def preload() -> None:
     names = [found.name for found in pkgutil.walk_packages(zaya_jax.__path__, "zaya_jax.")]
     for name in (*PRELOADED, *(name for name in names if not name.endswith(OPTIONAL) and DEFINES_FLAGS not in name)):
         importlib.import_module(name)
+    xla.lower_in_place()
     assert threading.active_count() == 1, threading.enumerate()
     keep_imports()
 

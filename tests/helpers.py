@@ -13,6 +13,7 @@ import pytest
 from flax import linen as nn
 
 from zaya_jax.architecture import Layout, Zaya, ZayaConfig, preset
+from zaya_jax.architecture.moe.router import BALANCING, init_balancing_biases
 from zaya_jax.training.optimizer import OptimizerConfig
 from zaya_jax.training.state import TrainState, init_state
 
@@ -42,10 +43,28 @@ def small_config(**changes) -> ZayaConfig:
 
 @functools.lru_cache(maxsize=32)
 def _initial_variables(config: ZayaConfig, wide: bool) -> dict:
-    """Zeros and ones, where a model that is to be trained would also draw; `wide`: jax_enable_x64, as it is set."""
-    # What is drawn would be noise below noise, and drawing it takes longer to compile than the model.
-    with mock.patch.object(nn.initializers, "normal", return_value=nn.initializers.zeros):
-        return jax.jit(Zaya(config).init)(jax.random.key(0), Layout.causal(np.zeros((1, 2), np.int32)))
+    """Zeros and ones, where a model that is to be trained would also draw; `wide`: jax_enable_x64, as it is set.
+
+    By NumPy, of what `init` is seen to ask for while it is traced: compiling it would take longer than the model.
+    """
+    ones, param = set(), nn.Module.param
+
+    def watched(module: nn.Module, name: str, init: Callable, *args, **named):
+        if init is nn.initializers.ones:
+            ones.add((*module.scope.path, name))
+        return param(module, name, init, *args, **named)
+
+    def initial(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        collection, *rest = (key.key for key in path)
+        if collection == "params":
+            return np.full(leaf.shape, tuple(rest) in ones, leaf.dtype)
+        assert collection == BALANCING, collection
+        return np.broadcast_to(np.asarray(init_balancing_biases(leaf.shape[-1])), leaf.shape)
+
+    with mock.patch.object(nn.Module, "param", watched):
+        tokens = np.zeros((1, 2), np.int32)
+        shapes = jax.eval_shape(lambda: Zaya(config).init(jax.random.key(0), Layout.causal(tokens)))
+    return jax.tree.map_with_path(initial, shapes)
 
 
 def random_variables(config: ZayaConfig, seed: int = 0, scale: float = 0.35) -> dict:

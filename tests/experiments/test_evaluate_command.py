@@ -22,27 +22,44 @@ def run(*args: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
+# The command's main, and once more after a kill's damage: in one process, so that the second traces nothing.
+TWICE = """
+    import shutil, sys
+    from pathlib import Path
+    from absl import flags
+    from experiments import evaluate
+
+    flags.FLAGS(["evaluate", *sys.argv[2:]])
+    evaluate.main()
+    output = Path(sys.argv[1])
+    shutil.copytree(output / "after", output / "before")
+    path = output / "after" / "answers" / "countdown-lossless-temperature-1.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:2]) + lines[2][:9])
+    evaluate.main()
+"""
+
+
 def test_a_checkpoint_is_evaluated_on_several_tasks_and_resumes(tmp_path):
     args = [
-        MODEL, "--tasks=addition,countdown", f"--output={tmp_path}", "--prompts=2", "--samples=2", "--batch=2",
-        "--max-new-tokens=8", "--samplers=lossless", "--temperatures=1", "--block_size=4",
+        MODEL, "--tasks=addition,countdown", f"--output={tmp_path / 'after'}", "--prompts=2", "--samples=2",
+        "--batch=2", "--max_new_tokens=8", "--samplers=lossless", "--temperatures=1", "--block_size=4",
     ]  # fmt: skip
-    status, output = run(*args)
-    assert status == 0, output
-    rows = read_results(tmp_path / "results.csv")
+    done = commands.run("tests.snippet", TWICE, str(tmp_path), *args)
+    assert done.returncode == 0, done.stderr
+    rows, again = (read_results(tmp_path / when / "results.csv") for when in ("before", "after"))
     assert [(r["source"], r["sampler"], r["temperature"], r["samples"]) for r in rows] == [
         (task, sampler, 1, 2) for task in ("addition", "countdown") for sampler in ("autoregressive", "lossless")
     ]
     assert all(r["rows_per_forward"] == (1 if r["sampler"] == "autoregressive" else 20) for r in rows)
     assert rows[0]["p_value"] is None and rows[1]["p_value"] > 0
-    path = tmp_path / "answers" / "countdown-lossless-temperature-1.jsonl"
-    lines = path.read_text().splitlines(keepends=True)
-    assert [json.loads(line).get("problem") for line in lines] == [None, 0, 1]
-    # cut short, as a kill would: the same command finishes it, to the same answers
-    path.write_text("".join(lines[:2]) + lines[2][:9])
-    status, output = run(*args)
-    assert status == 0, output
-    again = read_results(tmp_path / "results.csv")
+    before, after = (
+        (tmp_path / when / "answers" / "countdown-lossless-temperature-1.jsonl").read_text()
+        for when in ("before", "after")
+    )
+    assert [json.loads(line).get("problem") for line in before.splitlines()] == [None, 0, 1]
+    # what was cut short, as a kill would, is finished to the same answers
+    assert [json.loads(line)["problem"] for line in after.splitlines()[1:]] == [0, 1]
     kept = ("source", "sampler", "temperature", "accuracy", "tokens", "forwards", "p_value")
     assert [{k: r[k] for k in kept} for r in again] == [{k: r[k] for k in kept} for r in rows]
 
@@ -98,7 +115,7 @@ def test_mistakes_are_one_line_and_leave_nothing(args, line):
 
 def test_a_runs_own_table_is_not_written_over(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    few = ["--prompts=1", "--samples=1", "--max_new_tokens=1", "--samplers=autoregressive", "--temperatures=0"]
+    few = ["--prompts=1", "--samples=1", "--max-new-tokens=1", "--samplers=autoregressive", "--temperatures=0"]
     status, output = run(MODEL, "--tasks=addition", f"--output={tmp_path}", *few)
     assert status == 2
     assert output.startswith(f"error: --output: got {tmp_path}, which is another's (config.json)")

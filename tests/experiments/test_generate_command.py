@@ -53,8 +53,9 @@ def checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(checkpoint):
+    """In the form in which the command decodes: its programs are these."""
     config, variables = load_pretrained(checkpoint)
-    return Zaya(config), variables
+    return for_decoding(Zaya(config), variables)
 
 
 @pytest.fixture
@@ -89,7 +90,7 @@ def test_a_file_holds_what_generate_returns(checkpoint, model, files, capsys):
     for part in (0, 2):
         prompts = [BYTES.encode(p) for p in PROMPTS[part : part + 2]]
         seeds = list(range(7 + 2 * part, 11 + 2 * part))
-        wanted = generate(*for_decoding(*model), prompts, SAMPLER, 9, seeds, samples=2)
+        wanted = generate(*model, prompts, SAMPLER, 9, seeds, samples=2)
         for i, row in enumerate(rows[2 * part : 2 * part + 4]):
             assert row["prompt"] == PROMPTS[part + i // 2]
             assert row["text"] == BYTES.decode(row["tokens"])

@@ -1,8 +1,10 @@
-"""Drafters: whatever proposes, the output is the target's; states, trees and counters are what they are said to be."""
+"""Drafters: whatever proposes, the output is the target's; states and counters are what they are said to be.
+
+What look-ups find and which trees are grown: test_lookups_and_trees.py.
+"""
 
 import dataclasses
 import functools
-import heapq
 import itertools
 
 import jax
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 from flax import struct
 
-from tests.helpers import built, random_tokens, random_variables, small_config
+from tests.helpers import random_variables, small_config
 from tests.sampling.enumeration import NEW, PROMPTS, SIZE, tiny_model
 from tests.sampling.test_lossless import PROCESSING, TEMPERATURES, autoregressive_law, gap
 from zaya_jax.architecture import Layout, Zaya, init_cache
@@ -20,7 +22,6 @@ from zaya_jax.sampling import Prompt, SamplerConfig, generate, generate_queue, r
 from zaya_jax.sampling.drafters import Drafter, Proposal
 from zaya_jax.sampling.drafters.base import _REGISTERED
 from zaya_jax.sampling.drafters.ngram import NGram, Text
-from zaya_jax.sampling.drafters.trees import Prior, best_first
 from zaya_jax.sampling.planning.work import step_work
 from zaya_jax.sampling.strategies.base import draft
 
@@ -166,7 +167,8 @@ def looked_up(anchors) -> SamplerConfig:
     return SamplerConfig("single_pass", 4, anchors, temperature=0.0, lookup=2)
 
 
-@pytest.mark.parametrize("anchors", [(1,), "all"], ids=str)
+# What one branch point alone does is compared with autoregression below.
+@pytest.mark.parametrize("anchors", [pytest.param((1,), marks=pytest.mark.slow), "all"], ids=str)
 def test_what_the_text_suggests_takes_the_place_of_drafts(anchors):
     """Greedily the text is autoregression's; where it repeats itself, more of a block is accepted."""
     got, without = (
@@ -182,6 +184,7 @@ def test_what_the_text_suggests_is_the_same_in_a_queue_and_in_a_second_turn(anch
     model, variables = small_model()
     sampler = looked_up(anchors)
     got = generate(model, variables, TEXTS, sampler, 24)
+    assert got.tokens == plain_tokens(0.0)
     prompts = [Prompt(text, 0) for text in TEXTS]
     queue = {one.index: one for one, _ in generate_queue(model, variables, prompts, sampler, 24, longest=8, batch=2)}
     assert [queue[i].tokens for i in range(4)] == got.tokens
@@ -191,14 +194,6 @@ def test_what_the_text_suggests_is_the_same_in_a_queue_and_in_a_second_turn(anch
     whole = [[*text, *row, token] for text, row, token in zip(TEXTS, begun.tokens, (1, 2, 3, 4), strict=True)]
     anew = generate(model, variables, whole, sampler, 12)
     assert (more.tokens, more.accepted) == (anew.tokens, anew.accepted)
-
-
-def test_a_look_up_wants_as_many_tokens_as_asked():
-    """After [.., 1, 2, 3, 1, 2] two tokens occurred before, three did not."""
-    text, pending, at = Text(jnp.array([[5, 1, 2, 3, 1, 0, 0, 0]], jnp.int32)), jnp.array([2]), jnp.array([5])
-    for least, exists in ((1, True), (2, True), (3, False)):
-        tokens, found = NGram("mine", "A sentence.").look_up(text, pending, at, None, 4, least)
-        assert found.tolist() == [[exists] * 4] and tokens.tolist() == [[3, 1, 2, 3]]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
@@ -342,11 +337,6 @@ def test_sessions_remember_for_the_drafter_or_read_again(before):
     assert after.session.cache.drafter is None
 
 
-@functools.partial(jax.jit, static_argnums=3)
-def look_up(text, last, history, longest):
-    return NGram("x", "y", longest=longest)._look_up(text, last, history, 4)
-
-
 def test_a_row_that_a_stop_string_cut_is_observed_anew():
     """It is read again from its beginning, beside a row that resumes; what it was thought to say is forgotten."""
 
@@ -368,28 +358,6 @@ def test_a_row_that_a_stop_string_cut_is_observed_anew():
     assert got.tokens == whole.tokens and got.accepted == whole.accepted
 
 
-def propose(text, history=(), longest=3):
-    tokens = np.array([*text, *[7] * (16 - len(text))], np.int32)
-    history = np.array([*[-1] * (8 - len(history)), *history], np.int32)
-    found, exists = look_up(tokens, np.int32(len(text) - 1), history, longest)
-    return [int(t) if e else None for t, e in zip(found, exists, strict=True)]
-
-
-def test_prompt_lookup_proposes_what_followed():
-    assert propose([5, 1, 2, 3, 8, 9, 6, 1, 2, 3]) == [8, 9, 6, 1]
-    assert propose([1, 2, 8, 1, 2, 9, 5, 1, 2]) == [9, 5, 1, 2]  # the latest
-    assert propose([0, 1, 2, 8, 3, 1, 2, 9, 0, 1, 2]) == [8, 3, 1, 2]  # the longest before the latest
-    assert propose([0, 1, 2, 8, 3, 1, 2, 9, 0, 1, 2], longest=2) == [9, 0, 1, 2]
-    assert propose([1, 2, 3]) == [None] * 4
-    assert propose([3]) == [None] * 4
-    assert propose([4, 6, 6]) == [6, 6, 6, 6]  # a period, continued
-    assert propose([1, 2, 1, 2]) == [1, 2, 1, 2]
-    # a history: longer matches of it alone, and no further than its text's end
-    assert propose([5, 2, 3], history=[2, 3, 9, -1, 3, 8, -1]) == [9, None, None, None]
-    assert propose([3, 4, 2, 3], history=[1, 3, 9, 9, -1]) == [4, 2, 3, 4]
-    assert propose([2, 3], history=[3, -1, 2, -1]) == [None] * 4
-
-
 def test_matches_in_other_texts_help_and_change_nothing():
     model, variables = small_model()
     told = with_history(variables, [plain_tokens(1.0)[0]])
@@ -400,111 +368,6 @@ def test_matches_in_other_texts_help_and_change_nothing():
         with_history(variables, [[0.5]])
     with pytest.raises(UserError, match=r"^history: got tokens that the model has not, may be in \[0, 17\)"):
         generate(model, with_history(variables, [[17]]), TEXTS, LOOKUP, 4)
-
-
-def heap_tree(log_q, size):
-    """Best first, as DDTree's paper has it: [(path of tokens, score)]."""
-    order = np.argsort(-log_q, axis=1)
-    heap, out = [(-log_q[0, order[0, 0]], (0,))], []
-    while heap and len(out) < size:
-        score, ranks = heapq.heappop(heap)
-        if score == np.inf:
-            break
-        out.append((tuple(int(order[d, r]) for d, r in enumerate(ranks)), -score))
-        at = len(ranks) - 1
-        if ranks[-1] + 1 < log_q.shape[1]:
-            last = log_q[at, order[at, ranks[-1]]]
-            heapq.heappush(heap, (score + last - log_q[at, order[at, ranks[-1] + 1]], (*ranks[:-1], ranks[-1] + 1)))
-        if len(ranks) < len(log_q):
-            heapq.heappush(heap, (score - log_q[len(ranks), order[len(ranks), 0]], (*ranks, 0)))
-    return out
-
-
-def paths_of(proposal, row=0):
-    tokens, parent, exists = (np.asarray(x)[row] for x in (proposal.tokens, proposal.parent, proposal.exists))
-    paths = [()]
-    for token, above in zip(tokens, parent, strict=True):
-        paths.append((*paths[above], int(token)))
-    return [path for path, there in zip(paths[1:], exists, strict=True) if there]
-
-
-def test_trees_are_grown_best_first(x64):
-    log_q = np.log(np.random.default_rng(0).dirichlet(np.full(6, 0.4), size=(2, 4)))
-    log_q[1, 1:, 2:] = -np.inf
-    got = jax.jit(best_first, static_argnums=1)(log_q, 12)
-    for row in range(2):
-        assert paths_of(got, row) == [path for path, _ in heap_tree(log_q[row], 12)]
-    one_hot = np.where(np.eye(6)[None, [3, 1, 1, 0]], 0.0, -np.inf)
-    assert paths_of(jax.jit(best_first, static_argnums=1)(one_hot, 6)) == [(3,), (3, 1), (3, 1, 1), (3, 1, 1, 0)]
-
-
-def test_the_texts_own_trigrams_order_a_tree(x64):
-    """Every set of paths that a node's ancestors are in, scored by hand: the tree has the best of them."""
-    rng = np.random.default_rng(1)
-    text, weight, size = rng.integers(0, 4, 30), 0.7, 9
-    log_q = np.log(rng.dirichlet(np.ones(4), size=3))
-
-    def trigram(before, token, then):
-        pairs = [(a, b) for a, b in itertools.pairwise(text)]
-        triples = list(zip(text, text[1:], text[2:], strict=False))
-        p2 = (pairs.count((token, then)) + 0.25) / (sum(a == token for a, _ in pairs) + 1)
-        seen = [t for t in triples if t[:2] == (before, token)]
-        return np.log((sum(t[2] == then for t in seen) + p2) / (len(seen) + 1))
-
-    def score(path):
-        whole = [*text[-2:], *path]
-        grams = sum(trigram(*whole[i : i + 3]) for i in range(len(path)))
-        return sum(log_q[d, t] for d, t in enumerate(path)) + weight * grams
-
-    every = [path for n in (1, 2, 3) for path in itertools.product(range(4), repeat=n)]
-    best = sorted(every, key=score, reverse=True)[:size]
-    prior = Prior(np.array([[*text, 9, 9]], np.int32), np.array([30], np.int32), np.float64(weight))
-    grow = jax.jit(best_first, static_argnums=1)
-    assert paths_of(grow(log_q[None], size, prior)) == best
-    assert paths_of(grow(log_q[None], size, prior._replace(weight=np.float64(0)))) == paths_of(grow(log_q[None], size))
-
-
-def test_a_trees_rows_see_their_ancestors_and_come_after_their_parents():
-    parent = np.array([[0, 1, 0, 3, 3, 1], [0, 0, 0, 1, 1, 2]])
-    layout = built(Layout.verify_tree, np.ones((2, 7), np.int32), parent=parent, start=np.array([4, 0]))
-    for row in range(2):
-        above = np.eye(7, dtype=bool)
-        for node, up in enumerate(parent[row], 1):
-            above[node] |= above[up]
-        np.testing.assert_array_equal(layout.visibility()[row], above)
-        np.testing.assert_array_equal(layout.position[row], (4, 0)[row] + above.sum(1) - 1)
-    assert layout.predecessor[0].tolist() == [-2, 0, 1, 0, 3, 3, 1] and layout.predecessor[1, 0] == -1
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [pytest.param({}, marks=pytest.mark.slow), dict(layer_types=("hybrid", "hybrid_sliding"), sliding_window=4)],
-    ids=str,
-)
-def test_a_trees_logits_are_those_of_its_branches(changes, x64):
-    """After each node, of the text that ends with it; computed at once or tile by tile."""
-    model, variables = small_model(dtype="float64", param_dtype="float64", **changes)
-    parent, text = np.array([[0, 1, 0, 3, 3, 1]]), random_tokens(model.config, 1, 6)
-    tokens = random_tokens(model.config, 1, 7, seed=1)
-
-    @functools.partial(jax.jit, static_argnums=2)
-    def logits(text, tokens, chunk):
-        chunked = Zaya(model.config, dataclasses.replace(model.execution, query_chunk=chunk))
-        cache = init_cache(model.config, 1, 24)
-        _, cache, _ = chunked.apply(variables, Layout.verify_and_draft(text), cache, method="backbone")
-        layout = Layout.verify_tree(tokens, jnp.asarray(parent), text.shape[1])
-        return chunked.apply(variables, layout, cache.commit(jnp.array([text.shape[1]]))).logits[0]
-
-    causal = jax.jit(lambda tokens: model.apply(variables, Layout.causal(tokens)).logits[0])
-    for chunk in (model.execution.query_chunk, 8):
-        got = logits(text, tokens, chunk)
-        for node in range(7):
-            path, at = [], node
-            while at:
-                path.insert(0, at)
-                at = int(parent[0, at - 1])
-            whole = np.concatenate([text[0], tokens[0, [0, *path]], np.zeros(4, int)])[None, : 6 + 7]
-            np.testing.assert_allclose(got[node], causal(whole)[6 + len(path)], atol=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -548,9 +411,3 @@ def test_a_drafter_that_proposes_something_else_is_told_while_it_is_traced():
         register_drafter(Short("silent", " "))
     with pytest.raises(UserError, match=r"^drafter: got name 'ngram', may be none of .* \(it is zaya_jax's own\)"):
         register_drafter(Short("ngram", "Not mine."))
-
-
-def test_a_text_is_written_up_to_its_count():
-    text = Text(jnp.zeros((2, 6), jnp.int32)).grow(8)
-    text = text.write(jnp.array([[1, 2, 3], [4, 5, 6]]), jnp.array([0, 6]), jnp.array([2, 3]))
-    assert text.tokens.tolist() == [[1, 2, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 4, 5]]

@@ -1,6 +1,7 @@
 """The ZAYA1 model: embedding, scanned layers, head. It reads a `Layout` and has no modes."""
 
-from typing import Any
+import functools
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -133,6 +134,18 @@ class DecoderLayer(nn.Module):
         return ResidualScaling(jnp.dtype(self.config.param_dtype), name=name)(branch, stream)
 
 
+@functools.partial(jax.jit, static_argnames=("config", "execution"))
+def _separate_layer(
+    variables: Any, carry: tuple, per_layer: dict, layout: Layout, angles: Any, stack: Any,
+    *, config: ZayaConfig, execution: Execution,
+) -> tuple[tuple, tuple]:  # fmt: skip
+    """One of `SeparateLayers`, whose first layer is all that its arrays hold: traced and lowered once for all layers,
+    each of which is a call that XLA inlines.
+    """
+    layer = DecoderLayer(config, execution)
+    return cast(tuple, layer.apply(variables, carry, per_layer | {"layer": 0}, layout, angles, stack))
+
+
 class SeparateLayers(nn.Module):
     """`DecoderLayer`s one after the other, each with arrays of its own; called as the scan over stacked ones is."""
 
@@ -143,15 +156,23 @@ class SeparateLayers(nn.Module):
     def __call__(self, carry, per_layer, layout: Layout, angles, experts) -> tuple[tuple, tuple]:
         """carry's key and value and per_layer's conv and delayed: tuples of one array a layer, or None."""
         stream, state, keys, values, taps = carry
+        written = self.is_initializing() or any(map(self.is_mutable_collection, (*self.variables, COLLECTION)))
         kept = []
         for i in range(self.config.num_hidden_layers):
             past = (None, None) if keys is None else (keys[i], values[i])
-            mine = {name: None if part is None else part[i] for name, part in per_layer.items()}
+            mine = {name: None if part is None else part[i] for name, part in per_layer.items() if name != "layer"}
             columns = {name: per_layer[name] for name in ("conv", "delayed")}
-            mine |= {"layer": 0} | {name: None if part is None else part[i][0] for name, part in columns.items()}
-            layer = DecoderLayer(self.config, self.execution, name=str(i))
+            mine |= {name: None if part is None else part[i][0] for name, part in columns.items()}
             stack = None if experts is None else tuple(weights[None] for weights in experts[i])
-            (stream, state, *past, taps), columns = layer((stream, state, *past, taps), mine, layout, angles, stack)
+            carried, rest = (stream, state, *past, taps), (layout, angles, stack)
+            if written:
+                layer = DecoderLayer(self.config, self.execution, name=str(i))
+                carried, columns = layer(carried, mine | {"layer": 0}, *rest)
+            else:
+                own = {name: layers[str(i)] for name, layers in self.variables.items() if str(i) in layers}
+                how = dict(config=self.config, execution=self.execution)
+                carried, columns = _separate_layer(own, carried, mine, *rest, **how)
+            stream, state, *past, taps = carried
             kept.append((*past, *columns))
         keys, values, convs, delays, loads = zip(*kept, strict=True)
         if carry[2] is None:

@@ -62,16 +62,19 @@ def matmul(x: Array, weights: Array, dtype: Any = None) -> Array:
     twice the weights' bytes) and one that adds them up. There few rows are padded to `LEAST_ROWS`.
     """
     plain = functools.partial(jnp.matmul, preferred_element_type=dtype)
-    count = math.prod(x.shape[:-1])
-    if weights.ndim != 2 or not 0 < count < LEAST_ROWS:
+    if weights.ndim != 2 or not 0 < math.prod(x.shape[:-1]) < LEAST_ROWS:
         return plain(x, weights)
-
-    def padded(x: Array, weights: Array) -> Array:
-        rows = jnp.pad(x.reshape(count, x.shape[-1]), ((0, LEAST_ROWS - count), (0, 0)))
-        # the barrier keeps XLA from choosing the rows before it multiplies, which undoes the padding
-        return plain(jax.lax.optimization_barrier(rows), weights)[:count].reshape(*x.shape[:-1], weights.shape[1])
-
+    padded = functools.partial(_padded_matmul, dtype=dtype)
     return jax.lax.platform_dependent(x, weights, cpu=plain, default=padded)
+
+
+@functools.partial(jax.jit, static_argnames="dtype")  # traced once for all programs: a CPU's never run it
+def _padded_matmul(x: Array, weights: Array, dtype: Any) -> Array:
+    count = math.prod(x.shape[:-1])
+    rows = jnp.pad(x.reshape(count, x.shape[-1]), ((0, LEAST_ROWS - count), (0, 0)))
+    # the barrier keeps XLA from choosing the rows before it multiplies, which undoes the padding
+    out = jnp.matmul(jax.lax.optimization_barrier(rows), weights, preferred_element_type=dtype)
+    return out[:count].reshape(*x.shape[:-1], weights.shape[1])
 
 
 def _contract(equation: str, a: Array, b: Array, dtype: Any = None) -> Array:

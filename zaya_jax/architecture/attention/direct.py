@@ -62,7 +62,7 @@ def attend(
         return jnp.concatenate(parts, axis=1)
 
     def at_once(query: Array, context: tuple[Array, Array], own: tuple[Array, Array]) -> Array:
-        return _with_own_block(query, layout, context, context_keys, window, own, clean)
+        return _at_once(query, layout, context, context_keys, window, own, clean)
 
     if not cached or not both:
         return by_kind(query, context, own)
@@ -172,6 +172,10 @@ def _with_own_block(query, rows, context, context_keys, window, own, clean=0):
         return ((mixed + own_mix) / (total + _total(own_weights))).astype(query.dtype)
     mixed, total = mixed.at[:, clean:].add(own_mix), total.at[:, clean:].add(_total(own_weights))
     return (mixed / total).astype(query.dtype)
+
+
+# of a GPU; traced once for all programs that ask for these shapes: a CPU's never run it
+_at_once = jax.jit(_with_own_block, static_argnames="clean")
 
 
 def _scores(query: Array, key: Array, allowed: Array) -> Array:

@@ -286,14 +286,17 @@ def dispatch_cached(x: Array, choice: Array, gate_up: Array, down: Array, layer:
             return gather(x, choice, gate_up, down, layer)
         return sequential(x, choice, gate_up, down, layer)
 
-    def elsewhere(x: Array, choice: Array, gate_up: Array, down: Array, layer: Array) -> Array:
-        form = cheapest_cached(x.shape[0], gate_up.shape[1])
-        if form == "in_place":
-            return in_place(x, choice, gate_up, down, layer)
-        weights = (weights[layer].astype(x.dtype) for weights in (gate_up, down))
-        return {"rounds": rounds, "block_padded": block_padded}[form](x, choice, *weights)
+    return jax.lax.platform_dependent(x, choice, gate_up, down, layer, cpu=on_cpu, default=_cached_elsewhere)
 
-    return jax.lax.platform_dependent(x, choice, gate_up, down, layer, cpu=on_cpu, default=elsewhere)
+
+@jax.jit  # so that it is traced once for all programs that ask for these shapes: a CPU's never run it
+def _cached_elsewhere(x: Array, choice: Array, gate_up: Array, down: Array, layer: Array) -> Array:
+    """`dispatch_cached` for a GPU."""
+    form = cheapest_cached(x.shape[0], gate_up.shape[1])
+    if form == "in_place":
+        return in_place(x, choice, gate_up, down, layer)
+    weights = (weights[layer].astype(x.dtype) for weights in (gate_up, down))
+    return {"rounds": rounds, "block_padded": block_padded}[form](x, choice, *weights)
 
 
 def of_own_arrays(x: Array, choice: Array, gate_up: Sequence[Array], down: Sequence[Array]) -> Array:

@@ -3,6 +3,7 @@
 Each takes files of results/bench as read from JSON and gives a `Drawn`, or raises `MissingData` with what it lacks.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -141,6 +142,7 @@ def anchors(samplers: dict[str, Any]) -> Drawn:
     return Drawn(figure, _anchors_caption(rows, flat))
 
 
+@functools.cache  # every list of branch points is compared: a second or two
 def flat_tokens(rate: float) -> dict[int, float]:
     """Tokens per forward of the best K branch points for K = 1 .. FLAT_BLOCK where every draft survives at one rate."""
     curve = [rate] * (FLAT_BLOCK - 1)
