@@ -6,6 +6,7 @@ the step's metadata.
 """
 
 import contextlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +16,8 @@ from orbax.checkpoint import v1 as ocp
 
 from zaya_jax.interop.formats.native import CheckpointError, drop_reads, why
 from zaya_jax.paths import absolute, one_line
+
+UNFINISHED = "*.orbax-checkpoint-tmp*"  # a step that Orbax is writing, beside its final name
 
 
 class Checkpoints:
@@ -111,3 +114,7 @@ class Checkpoints:
         except Exception:
             if not self._failed:  # closing raises a failed save once more; `save` has said it
                 raise
+        finally:
+            if self._failed:  # what was written of that step would keep a full disk full
+                for unfinished in self.directory.glob(UNFINISHED):
+                    shutil.rmtree(unfinished, ignore_errors=True)
