@@ -22,6 +22,7 @@ from orbax.checkpoint import v1 as ocp
 
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.errors import UserError
+from zaya_jax.files import write_text
 from zaya_jax.interop.formats.folder import columns
 from zaya_jax.interop.formats.names import Path as Variable
 from zaya_jax.interop.formats.names import abstract_variables
@@ -156,7 +157,7 @@ def _shape_list(values: dict[str, Any], structs: dict[str, Any]) -> None:
 def _patch(file: Path, change: Any) -> None:
     values = json.loads(file.read_text())
     change(values)
-    file.write_text(json.dumps(values))
+    write_text(file, json.dumps(values))
 
 
 class Shell:
