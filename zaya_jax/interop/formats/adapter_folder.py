@@ -33,7 +33,7 @@ RULES = {
     "lora_rank": Integer(1, 65_536),
     "lora_alpha": Number(1e-6, 1e6),
     "lora_rows": Choice(("all", "drafts")),
-    "block_size": Integer(1, 65_536),
+    "block_size": Integer(1, 1024),  # as far as a sampler's goes
     "mask_token_id": Integer(0, 2**31 - 1),
 }
 
@@ -108,7 +108,9 @@ def read_about(directory: Path) -> dict[str, Any]:
     if not isinstance(drafted, list) or any(type(token) is not int or abs(token) >= 2**31 for token in drafted):
         raise UserError(f"{where}: draft_vocabulary: got {drafted!r:.60}, may be a list of token ids")
     if "anchors" in about:
-        check(f"{where}: anchors", about["anchors"], _anchors(about["block_size"]))
+        anchors = check(f"{where}: anchors", about["anchors"], _anchors(about["block_size"]))
+        if anchors != sorted(set(anchors)):
+            raise UserError(f"{where}: anchors: got {anchors!r:.60}, may be increasing integers")
     return about
 
 
