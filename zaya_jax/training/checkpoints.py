@@ -14,7 +14,7 @@ from typing import Any, cast
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from zaya_jax.interop.formats.native import CheckpointError, drop_reads, why
+from zaya_jax.interop.formats.native import CheckpointError, check_plain, drop_reads, why
 from zaya_jax.paths import absolute, one_line
 
 UNFINISHED = "*.orbax-checkpoint-tmp*"  # a step that Orbax is writing, beside its final name
@@ -28,6 +28,7 @@ class Checkpoints:
         policy = ocp.training.preservation_policies.LatestN(keep)
         self._failed = False
         self._writing: tuple[int, Any] | None = None  # a step that is being written, and Orbax's handle on it
+        check_plain(self.directory)
         try:
             self._orbax = ocp.training.Checkpointer(
                 str(self.directory),
