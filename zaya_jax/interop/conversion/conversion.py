@@ -219,7 +219,7 @@ def _check_room(output: Path, size: int) -> None:
     there = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
     free = shutil.disk_usage(parent).free
     if size - there > free:
-        raise OSError(f"{output}: needs {(size - there) / 1e9:,.3f} GB, the disk has {free / 1e9:,.3f} GB free")
+        raise OSError(f"{output}: needs {(size - there) / 1e6:,.2f} MB, the disk has {free / 1e6:,.2f} MB free")
 
 
 def _check_memory(source: Folder | Native) -> None:
