@@ -32,7 +32,7 @@ _OUTPUT = flags.DEFINE_string("output", "results/figures", "Folder for the figur
 
 
 def main(*names: str) -> None:
-    """Draws the named figures; a figure that cannot be drawn is one line on stderr."""
+    """Draws the named figures; a figure whose inputs are not there is one line on stderr."""
     for name in names:
         if name not in ("all", "reports", "pages", *FIGURES):
             raise UserError(f"figure: got {name!r}, may be all, reports, pages, {', '.join(FIGURES)}")
@@ -48,10 +48,12 @@ def main(*names: str) -> None:
     drawn, lacking = [], []
     for name in FIGURES if everything else [name for name in dict.fromkeys(names) if name not in ("reports", "pages")]:
         try:
-            drawn.append(write(name, draw(name, absolute(_RESULTS.value)), absolute(_OUTPUT.value), "--output"))
-            print(drawn[-1], flush=True)
+            figure = draw(name, absolute(_RESULTS.value))
         except cli.USER_ERRORS as error:
             lacking.append(str(error))
+            continue
+        drawn.append(write(name, figure, absolute(_OUTPUT.value), "--output"))
+        print(drawn[-1], flush=True)
     if drawn:
         page = write_index(absolute(_OUTPUT.value))
         print(f"{len(drawn)} of {len(drawn) + len(lacking)} figures drawn; all with their captions: {page}", flush=True)

@@ -345,23 +345,35 @@ def write_text(path: Path | str, text: str, shared: bool = False) -> None:
         partial.write_bytes(text.encode("utf-8", UNHELD))
 
 
+def copy_file(source: Path | str, path: Path | str) -> None:
+    """A plain file's bytes under another name; see `replacing`. What cannot be read raises as `read_bytes` does."""
+    with replacing(path) as partial:
+        partial.write_bytes(read_bytes(source))
+
+
 @contextlib.contextmanager
 def new_folder(directory: Path) -> Iterator[Path]:
     """A folder beside `directory` to fill; at the end it takes the name, and on any error nothing of it stays.
 
     Raises:
       UserError: `directory` is a file, or holds files.
+      WriteError: the system refuses; it names `directory`, or the file in it.
     """
     check_new(directory)
     make_folder(directory.parent)
     partial = directory.with_name(f".{directory.name}.partial-{uuid.uuid4().hex}")
-    partial.mkdir()
     try:
+        partial.mkdir()
         yield partial
         os.replace(partial, directory)
-    except BaseException:
+    except OSError as error:
+        refused = Path(os.fsdecode(error.filename or b""))
+        if not refused.is_relative_to(partial):
+            raise
+        name = directory / refused.relative_to(partial)
+        raise WriteError(name, error.strerror or one_line(error), error.errno or 0) from error
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def make_folder(folder: Path, field: str = "") -> Path:
@@ -371,13 +383,14 @@ def make_folder(folder: Path, field: str = "") -> Path:
       field: the flag that names it, for messages.
 
     Raises:
-      UserError: something else stands there, or the system refuses.
+      UserError: something else stands there, the system refuses, or one that is there cannot be written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reason = error.strerror or one_line(error)
         raise UserError(f"{field}{': got ' if field else ''}{folder}: cannot be made as a folder ({reason})") from None
+    check_writable(folder, field)
     return folder
 
 
@@ -385,6 +398,23 @@ def check_new(directory: Path) -> None:
     """Raises UserError unless a folder can be put there."""
     if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
         raise UserError(f"{directory}: got a path that is taken, may be a new or an empty directory")
+    check_writable(directory)
+
+
+def check_writable(path: Path, field: str = "") -> None:
+    """Refuses a read-only disk before anything is computed for it; a full one shows only when it is written to.
+
+    Args:
+      path: a file or folder, or one that is still to be made.
+      field: the flag that names it, for messages.
+
+    Raises:
+      UserError: the system lets nobody, or not this user, write to it, or to the nearest folder above it that exists.
+    """
+    there = next((each for each in (path, *path.parents) if each.exists()), path)
+    if not os.access(there, os.W_OK):
+        got = f"{field}{': got ' if field else ''}{path}: cannot be written to"
+        raise UserError(f"{got} ({there}: on a read-only disk, or not this user's), may be a path elsewhere")
 
 
 def flush(path: Path) -> None:

@@ -63,6 +63,14 @@ def test_a_named_figure_that_cannot_be_drawn_fails_and_the_others_are_drawn(benc
     assert f"{bench_only}/sweeps/samplers/results.csv: no such file" in done.stderr
 
 
+def test_a_folder_that_cannot_be_written_is_one_line_for_all_figures(tmp_path):
+    (tmp_path / "file").touch()
+    done = command("roofline", "anchors", f"--output={tmp_path / 'file' / 'out'}")
+    assert done.returncode == 2 and not done.stdout
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: --output: got ") and "cannot be made as a folder" in line
+
+
 def test_damaged_results_are_one_line(bench_only, tmp_path):
     (bench_only / "bench" / "samplers.json").write_text("{")
     done = command("anchors", f"--results={bench_only}", f"--output={tmp_path}")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from flax import traverse_util
 from tests.helpers import random_variables, small_config
 from zaya_jax.architecture.config import NO_MASK
 from zaya_jax.errors import UserError
+from zaya_jax.files import WriteError
 from zaya_jax.interop.editing.adapters import is_adapter
 from zaya_jax.interop.editing.mask import add_mask_token
 from zaya_jax.interop.formats.adapter_folder import ABOUT, ARRAYS, checksum, load_adapters, save_adapters
@@ -50,6 +52,17 @@ def test_what_is_saved_is_loaded(folder, published, trained):
         assert np.array_equal(np.asarray(leaf, np.float32), np.asarray(expected[path].astype(leaf.dtype), np.float32))
     assert (folder / "README.md").read_text() == "# A card\n"
     assert all(path.stat().st_mode & 0o044 for path in folder.iterdir())  # others may read them
+
+
+def test_a_full_disk_leaves_nothing(tmp_path, published, trained):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, limits[1]))
+    try:
+        with pytest.raises(WriteError, match=rf"{tmp_path}/adapters/{ARRAYS}: cannot be written: File too large"):
+            save_adapters(tmp_path / "adapters", *trained, published, 4, {}, "")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_draft_vocabulary_is_kept(tmp_path, published, trained):
@@ -100,6 +113,9 @@ def test_a_base_whose_weights_moved_is_refused(tmp_path, published, trained):
         (dict(lora_rank=0), "lora_rank: got 0, may be"),
         (dict(lora_rank=4), "got \\(.*, may be \\("),
         (dict(block_size="8"), "block_size: got '8', may be"),
+        (dict(block_size=2000), "adapters.json: block_size: got 2000, may be"),
+        (dict(anchors=[3, 1]), r"adapters.json: anchors: got \[3, 1\], may be increasing"),
+        (dict(anchors=[1, 1]), r"adapters.json: anchors: got \[1, 1\], may be increasing"),
         (dict(lora_rows="clean"), "lora_rows: got 'clean', may be"),
         (dict(mask_row=1), "mask_row: got 1, may be"),
         (dict(draft_vocabulary=[1, "2"]), "draft_vocabulary: got \\[1, '2'\\], may be a list of token ids"),

@@ -292,7 +292,7 @@ def test_a_taken_output_and_a_full_disk(start, tmp_path, monkeypatch):
         convert(start, tmp_path / "out")
     usage = conversion.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(conversion.shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(OSError, match=r"the disk has 0\.0 GB free"):
+    with pytest.raises(OSError, match=r"needs \d\.\d\d MB, the disk has 0\.00 MB free"):
         convert(start, tmp_path / "new")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "start"]
 

@@ -12,7 +12,8 @@ import pytest
 
 from tests.helpers import built, random_tokens, random_variables, small_config
 from zaya_jax.architecture import Layout, Zaya, init_cache
-from zaya_jax.sampling.drafters.ngram import NGram, Text
+from zaya_jax.errors import UserError
+from zaya_jax.sampling.drafters.ngram import NGram, Text, with_history
 from zaya_jax.sampling.drafters.trees import Prior, best_first
 
 
@@ -166,3 +167,15 @@ def test_a_text_is_written_up_to_its_count():
     text = Text(jnp.zeros((2, 6), jnp.int32)).grow(8)
     text = text.write(jnp.array([[1, 2, 3], [4, 5, 6]]), jnp.array([0, 6]), jnp.array([2, 3]))
     assert text.tokens.tolist() == [[1, 2, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 4, 5]]
+
+
+@pytest.mark.parametrize("texts", [5, None, [5], [None], [[[1]]], [[2**31]], [[2**70]], "ab"], ids=str)
+def test_a_history_is_of_token_ids(texts):
+    with pytest.raises(UserError, match=r"^texts: got .*, may be lists of token ids$"):
+        with_history({}, texts)
+
+
+@pytest.mark.parametrize("texts", [[], [[]], [[1, 2]], [np.array([1, 2])]], ids=str)
+def test_a_history_of_token_ids(texts):
+    found = with_history({}, texts)["drafters"]["ngram"]["history"]
+    assert found.dtype == np.int32 and found.tolist() == [token for text in texts for token in (*text, -1)]

@@ -36,6 +36,7 @@ def test_a_refused_background_save_is_said_by_whatever_comes_next(tmp_path, monk
 
         class Refused:
             def result(self):
+                (tmp_path / "steps" / "2.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
                 raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(checkpoints._orbax, "save_async", lambda *_, **__: Refused())
@@ -43,3 +44,4 @@ def test_a_refused_background_save_is_said_by_whatever_comes_next(tmp_path, monk
         with pytest.raises(CheckpointError, match=r"steps/2: cannot be written: .*No space left"):
             checkpoints.wait()
         assert checkpoints.latest == 1
+    assert [path.name for path in (tmp_path / "steps").iterdir()] == ["1"]  # what is unfinished would keep a disk full

@@ -16,7 +16,7 @@ from zaya_jax import compilation_cache
 from zaya_jax.checks import natural
 from zaya_jax.command_line import terminal
 from zaya_jax.errors import Diverged, UserError
-from zaya_jax.files import write_text
+from zaya_jax.files import check_writable, write_text
 from zaya_jax.parallel import is_ending
 from zaya_jax.paths import absolute
 from zaya_jax.registry import load_extension
@@ -68,8 +68,9 @@ def run(main: Callable[..., None], names: bool = False, keep_memory: bool = Fals
                 load_extension(absolute(file))
             main(*argv[1:])
         except USER_ERRORS as error:
-            if isinstance(error, BrokenPipeError) and terminal.nobody_reads():
-                raise
+            pipe = isinstance(error, BrokenPipeError) and terminal.nobody_reads()
+            if pipe or terminal.output_is_refused(error):
+                raise  # to `quiet_without_reader`
             if _TRACEBACK.value:
                 traceback.print_exc()
             fail(_line_of(error))
@@ -135,14 +136,17 @@ def _line_of(error: BaseException) -> str:
 
 def complain(messages: Sequence[str]) -> None:
     """A line on stderr for each."""
+    terminal.close_bars()
     for message in messages:
         print("error: " + " ".join(message.split()), file=sys.stderr)
 
 
 def check_output(path: Path | str | None) -> None:
-    """Raises FileNotFoundError where a file for --output could not be made; None is no file."""
+    """Raises UserError or FileNotFoundError where a file for --output could not be made; None is no file."""
     if path and not absolute(path).parent.is_dir():
         raise FileNotFoundError(f"--output {path}: its folder does not exist")
+    if path:
+        check_writable(absolute(path), "--output")
 
 
 def integers(name: str, given: Sequence[str], most: int) -> list[int]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import tokenizers
 
+from zaya_jax.files import copy_file, write_text
 from zaya_jax.interop.conversion.companions import copy_companions, write_ids
 from zaya_jax.text.published import TOKENIZER_FILE
 from zaya_jax.text.special_tokens import SPELLED, read_object
@@ -37,12 +38,12 @@ def write_tokenizer(folder: Path, spec: str, template: ChatTemplate | None) -> N
         if isinstance(tokenizer, BPETokenizer | ByteTokenizer):
             own = _of_bytes() if isinstance(tokenizer, ByteTokenizer) else tokenizer
             own.save(fresh / TOKENIZER_FILE)
-            (fresh / SPELLED).write_text(json.dumps(FAST, indent=2) + "\n")
+            write_text(fresh / SPELLED, json.dumps(FAST, indent=2) + "\n")
         else:
             _copy_published(tokenizer_file(spec), fresh)
         write_ids(fresh, {"bos": tokenizer.bos_id, "eos": list(tokenizer.eos_ids), "pad": tokenizer.pad_id})
         if template is not None:
-            (fresh / TEMPLATE_FILE).write_text(template.source, encoding="utf-8")
+            write_text(fresh / TEMPLATE_FILE, template.source)
         for path in fresh.iterdir():
             path.replace(folder / path.name)
 
@@ -50,13 +51,13 @@ def write_tokenizer(folder: Path, spec: str, template: ChatTemplate | None) -> N
 def _copy_published(path: Path, folder: Path) -> None:
     """A published tokenizer with what says which of its tokens are special, but for its templates and licence."""
     copy_companions(path.parent, folder)
-    shutil.copyfile(path, folder / TOKENIZER_FILE)  # whatever it is called there
+    copy_file(path, folder / TOKENIZER_FILE)  # whatever it is called there
     for extra in (TEMPLATE_FILE, "chat_template.json", "additional_chat_templates"):
         target = folder / extra
         shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
     values = read_object(folder / SPELLED)
     if values.pop("chat_template", None) is not None:
-        (folder / SPELLED).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_text(folder / SPELLED, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
 def _of_bytes() -> BPETokenizer:

@@ -6,6 +6,7 @@ the step's metadata.
 """
 
 import contextlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -14,8 +15,10 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from zaya_jax.interop.formats import sums
-from zaya_jax.interop.formats.native import CheckpointError, check_sums, drop_reads, why
+from zaya_jax.interop.formats.native import CheckpointError, check_plain, check_sums, drop_reads, why
 from zaya_jax.paths import absolute, one_line
+
+UNFINISHED = "*.orbax-checkpoint-tmp*"  # a step that Orbax is writing, beside its final name
 
 
 class Checkpoints:
@@ -26,6 +29,7 @@ class Checkpoints:
         policy = ocp.training.preservation_policies.LatestN(keep)
         self._failed = False
         self._writing: tuple[int, Any] | None = None  # a step that is being written, and Orbax's handle on it
+        check_plain(self.directory)
         try:
             self._orbax = ocp.training.Checkpointer(
                 str(self.directory),
@@ -118,3 +122,7 @@ class Checkpoints:
         except Exception:
             if not self._failed:  # closing raises a failed save once more; `save` has said it
                 raise
+        finally:
+            if self._failed:  # what was written of that step would keep a full disk full
+                for unfinished in self.directory.glob(UNFINISHED):
+                    shutil.rmtree(unfinished, ignore_errors=True)

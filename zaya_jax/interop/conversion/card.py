@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from zaya_jax.architecture import ZayaConfig
-from zaya_jax.files import UNHELD, read_object
+from zaya_jax.files import read_object, write_text
 from zaya_jax.registry import kind_drafts
 
 CARD_FILE = "README.md"
@@ -26,8 +26,7 @@ def write_card(
     stages, block_size = _stages(workdir)
     parts = [_front(config, format), _made(config, source, format, made, stages, notes), _mask(config),
              _sample(config, format, block_size), _licence()]  # fmt: skip
-    # paths may hold bytes that are no text, and a run's name what JSON alone can spell
-    (folder / CARD_FILE).write_bytes("\n".join(parts).encode("utf-8", UNHELD))
+    write_text(folder / CARD_FILE, "\n".join(parts))
 
 
 def _front(config: ZayaConfig, format: str) -> str:

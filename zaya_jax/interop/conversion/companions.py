@@ -1,7 +1,6 @@
 """What goes along with weights: a tokenizer, chat templates, generation settings, a licence. Never code."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.errors import UserError
-from zaya_jax.files import read_json, write_text
+from zaya_jax.files import copy_file, read_json, write_text
 from zaya_jax.interop.conversion.card import CARD_FILE
 from zaya_jax.interop.formats.folder import CONFIG_FILE
 from zaya_jax.interop.formats.native import MODEL_FILE
@@ -44,7 +43,7 @@ def copy_companions(source: Path, folder: Path, taken: Path | None = None) -> li
         if name == SETTINGS_FILE:
             notes += _copy_tokenizer_config(path, folder / name)
         else:
-            shutil.copyfile(path, folder / name)
+            copy_file(path, folder / name)
     return notes + (_left_after(taken, list(found)) if taken is not None else [])
 
 
@@ -93,9 +92,9 @@ def _copy_tokenizer_config(path: Path, copy: Path) -> list[str]:
     values = read_json(path, strict=True)
     if isinstance(values, dict) and "auto_map" in values:
         del values["auto_map"]
-        copy.write_text(json.dumps(values, indent=2) + "\n")
+        write_text(copy, json.dumps(values, indent=2) + "\n")
         return ["tokenizer_config.json: auto_map (code to run) was left out"]
-    shutil.copyfile(path, copy)
+    copy_file(path, copy)
     return []
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.checks import no_such
 from zaya_jax.errors import UserError
-from zaya_jax.files import check_new
+from zaya_jax.files import check_new, write_text
 from zaya_jax.interop.conversion.card import write_card
 from zaya_jax.interop.conversion.companions import ROLES, check_companions, copy_companions, ids_of, with_ids, write_ids
 from zaya_jax.interop.conversion.locate import STAGES, find_checkpoint
@@ -158,7 +158,7 @@ def convert(
         if family is None:
             _write_native(partial, source, config, report, meter)
         else:
-            (partial.path / CONFIG_FILE).write_text(text)
+            write_text(partial.path / CONFIG_FILE, text)
             _write_folder(partial, source, family, config, shards, report, meter)
         report.notes += copy_companions(companions, partial.path, checkpoint)
         if format == "native" and isinstance(source, Folder):
@@ -219,7 +219,7 @@ def _check_room(output: Path, size: int) -> None:
     there = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
     free = shutil.disk_usage(parent).free
     if size - there > free:
-        raise OSError(f"{output}: needs {(size - there) / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free")
+        raise OSError(f"{output}: needs {(size - there) / 1e6:,.2f} MB, the disk has {free / 1e6:,.2f} MB free")
 
 
 def _check_memory(source: Folder | Native) -> None:

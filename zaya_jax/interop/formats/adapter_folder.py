@@ -16,7 +16,6 @@ from typing import Any, cast
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from safetensors.flax import save_file
 
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.architecture.config import NO_MASK
@@ -27,14 +26,14 @@ from zaya_jax.files import new_folder, read_object, write_text
 from zaya_jax.interop.editing.adapters import is_adapter
 from zaya_jax.interop.editing.mask import add_mask_token
 from zaya_jax.interop.formats.names import abstract_variables
-from zaya_jax.interop.formats.tensorfile import STORED, read_header
+from zaya_jax.interop.formats.tensorfile import STORED, read_header, write_file
 
 ARRAYS, ABOUT, CARD = "adapters.safetensors", "adapters.json", "README.md"
 RULES = {
     "lora_rank": Integer(1, 65_536),
     "lora_alpha": Number(1e-6, 1e6),
     "lora_rows": Choice(("all", "drafts")),
-    "block_size": Integer(1, 65_536),
+    "block_size": Integer(1, 1024),  # as far as a sampler's goes
     "mask_token_id": Integer(0, 2**31 - 1),
 }
 
@@ -88,8 +87,8 @@ def save_adapters(
     if anchors:
         values["anchors"] = check("anchors", list(anchors), _anchors(block_size))
     with new_folder(directory) as partial:
-        save_file(adapters, partial / ARRAYS)
-        (partial / ARRAYS).chmod(0o644)  # the library makes files that their owner alone may read
+        specs = {name: (array.shape, array.dtype) for name, array in adapters.items()}
+        write_file(partial / ARRAYS, specs, lambda name: np.asarray(adapters[name]))
         write_text(partial / ABOUT, json.dumps(values, indent=2) + "\n")
         write_text(partial / CARD, card)
 
@@ -109,7 +108,9 @@ def read_about(directory: Path) -> dict[str, Any]:
     if not isinstance(drafted, list) or any(type(token) is not int or abs(token) >= 2**31 for token in drafted):
         raise UserError(f"{where}: draft_vocabulary: got {drafted!r:.60}, may be a list of token ids")
     if "anchors" in about:
-        check(f"{where}: anchors", about["anchors"], _anchors(about["block_size"]))
+        anchors = check(f"{where}: anchors", about["anchors"], _anchors(about["block_size"]))
+        if anchors != sorted(set(anchors)):
+            raise UserError(f"{where}: anchors: got {anchors!r:.60}, may be increasing integers")
     return about
 
 

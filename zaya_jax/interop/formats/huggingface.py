@@ -17,7 +17,7 @@ from flax import traverse_util
 from zaya_jax import memory
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.errors import UserError
-from zaya_jax.files import check_new, new_folder
+from zaya_jax.files import check_new, new_folder, write_text
 from zaya_jax.interop.families.table import family_of
 from zaya_jax.interop.formats.folder import CONFIG_FILE, Folder, columns
 from zaya_jax.interop.formats.names import Path, abstract_variables
@@ -125,7 +125,7 @@ def save_huggingface(
     shards = plan_shards(family.tensors(config), max_shard_bytes)
     source = _Memory(_check_variables(config, variables))
     with new_folder(directory) as partial:
-        (partial / CONFIG_FILE).write_text(text)
+        write_text(partial / CONFIG_FILE, text)
         write_shards(partial, family, config, shards, source)
         beside(partial)
 

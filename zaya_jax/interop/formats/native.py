@@ -3,7 +3,9 @@
 import dataclasses
 import gc
 import json
+import os
 import re
+import stat
 import sys
 import warnings
 from pathlib import Path
@@ -28,6 +30,7 @@ from zaya_jax.paths import absolute, one_line
 
 EMBEDDING: Variable = ("params", "embed_tokens")
 MODEL_FILE = "zaya_config.json"  # beside the numbered steps: what a reader needs to know of the model
+LISTED = 4  # problems that a line names
 
 
 class CheckpointError(UserError):
@@ -86,6 +89,7 @@ def read_model_file(directory: Path) -> ZayaConfig:
 
 def newest_step(directory: Path) -> int:
     """The number of the newest whole step; raises CheckpointError where there is none."""
+    check_plain(directory)
     try:
         with ocp.training.Checkpointer(str(directory)) as steps:
             newest = steps.latest
@@ -94,6 +98,22 @@ def newest_step(directory: Path) -> int:
     if newest is None:
         raise CheckpointError(f"checkpoint {directory}: no whole step in it")
     return newest.step
+
+
+def check_plain(directory: Path) -> None:
+    """Raises CheckpointError for a file below `directory` that is none: Orbax would wait for a pipe for ever."""
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            try:
+                mode = os.stat(os.path.join(folder, name)).st_mode
+            except FileNotFoundError:  # a step that another process removes
+                continue
+            except OSError as error:
+                reason = error.strerror
+            else:
+                reason = "" if stat.S_ISREG(mode) else "not a plain file, may be no pipe or device"
+            if reason:
+                raise CheckpointError(f"checkpoint {os.path.join(folder, name)}: cannot be read: {reason}")
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -123,6 +143,7 @@ def open_array(item: Path, metadata: dict[str, Any], name: str, cache: int = 0) 
 
 def open_step(path: Path) -> tuple[Path, dict[str, Any]]:
     """(the folder of the one tree of arrays in a step, its metadata). CheckpointError where there is no such tree."""
+    check_plain(path)
     items = [found.parent for found in path.glob("*/_METADATA")]
     if len(items) != 1:
         raise CheckpointError(f"checkpoint {path}: cannot be read: holds {len(items)} trees of arrays, may hold 1")
@@ -154,7 +175,8 @@ def open_arrays(item: Path, metadata: dict[str, Any], config: ZayaConfig, ema: b
             problems.append(f"{where}: {got}, may be {struct.dtype}{list(struct.shape)}")
         arrays[path] = array
     if problems:
-        raise CheckpointError("; ".join(problems[:20]))
+        more = [f"and {len(problems) - LISTED} arrays more"] if len(problems) > LISTED else []
+        raise CheckpointError("; ".join([*problems[:LISTED], *more]))
     return arrays
 
 

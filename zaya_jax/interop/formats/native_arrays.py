@@ -181,7 +181,7 @@ def _shape_list(values: dict[str, Any], structs: dict[str, Any]) -> None:
 def _patch(file: Path, change: Any) -> None:
     values = json.loads(file.read_text())
     change(values)
-    file.write_text(json.dumps(values))
+    write_text(file, json.dumps(values))
 
 
 class Shell:

@@ -10,6 +10,7 @@ import numpy as np
 
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.errors import UserError
+from zaya_jax.files import write_text
 from zaya_jax.interop.families.table import Family
 from zaya_jax.interop.formats.folder import INDEX_FILE, WEIGHTS_FILE
 from zaya_jax.interop.formats.names import Entry, Spec, abstract_variables
@@ -88,4 +89,4 @@ def write_shards(
             "metadata": {"total_size": total},
             "weight_map": {name: file for file, shard in shards.items() for name in shard},
         }
-        (directory / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
+        write_text(directory / INDEX_FILE, json.dumps(index, indent=2) + "\n")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from zaya_jax.errors import UserError
-from zaya_jax.files import make_folder, read_object, remedy, replacing, write_text
+from zaya_jax.files import flush, make_folder, read_object, remedy, replacing, write_text
 from zaya_jax.reporting import results
 from zaya_jax.reporting.paper import stability
 from zaya_jax.reporting.paper.ablations import block_size, masking, negative_control
@@ -205,15 +205,17 @@ def show(name: str, results_folder: Path | str) -> None:
 
 
 def write(name: str, drawn: Drawn, directory: Path | str, field: str = "") -> Path:
-    """Writes NAME.png and its caption NAME.txt, makes the directory, and returns the picture's path.
+    """Writes NAME.png and its caption NAME.txt, both or neither, makes the directory, and returns the picture's path.
 
     UserError, naming `field`, where the directory cannot be made.
     """
     directory = make_folder(Path(directory), field)
     path = directory / f"{name}.png"
-    with replacing(path) as partial:
-        style.save(drawn.figure, partial)
-    write_text(path.with_suffix(".txt"), drawn.caption + "\n")
+    with replacing(path.with_suffix(".txt")) as caption:
+        caption.write_text(drawn.caption + "\n", encoding="utf-8")
+        flush(caption)
+        with replacing(path) as picture:
+            style.save(drawn.figure, picture)
     return path
 
 

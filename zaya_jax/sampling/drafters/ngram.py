@@ -119,9 +119,12 @@ def with_history(variables: Mapping[str, Any], texts: Sequence[Sequence[int]]) -
     Args:
       texts: of tokens; the later ones are preferred.
     """
-    flat = [token for text in texts for token in (*text, END)]
-    given: Any = np.array(flat)
-    if given.size and (not np.issubdtype(given.dtype, np.integer) or given.min() < END):
+    try:
+        given: Any = np.array([token for text in texts for token in (*text, END)])
+    except (TypeError, ValueError):
+        given = np.array([np.nan])
+    ids = not given.size or np.issubdtype(given.dtype, np.integer)
+    if not ids or given.min(initial=END) < END or given.max(initial=END) >= 2**31:
         raise UserError(f"texts: got {texts!r:.60}, may be lists of token ids")
-    drafters = {**variables.get(DRAFTERS, {}), NGRAM.name: {"history": jnp.asarray(flat, jnp.int32)}}
+    drafters = {**variables.get(DRAFTERS, {}), NGRAM.name: {"history": jnp.asarray(given, jnp.int32)}}
     return {**variables, DRAFTERS: drafters}
