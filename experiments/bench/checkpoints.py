@@ -4,7 +4,8 @@
     python -m experiments.bench.checkpoints --folder=/tmp/saves --gigabytes=2 --numbers=results/input/checkpoints.json
 
 Saves a state of float32 arrays a few times each way, with matrix products between two saves as training has. The pause
-in the background is the checksums and the copy into the host's memory; that it is a copy is tests/training/test_background_saves.py's.
+in the background is the checksums and the copy into the host's memory; that it is a copy is
+tests/training/test_background_saves.py's.
 """
 
 import shutil
