@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import resource
 import signal
 from collections.abc import Callable, Iterator
 from unittest import mock
@@ -32,6 +33,17 @@ def no_longer_than(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
+
+
+@contextlib.contextmanager
+def no_file_above(size: int) -> Iterator[None]:
+    """A disk that takes no more of a file: what is written beyond fails, in Python and in the writers in C++."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def small_config(**changes) -> ZayaConfig:

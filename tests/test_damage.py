@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import resource
 import shutil
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 
 import configs.common
 from experiments import sweep
-from tests.helpers import no_longer_than
+from tests.helpers import no_file_above, no_longer_than
 from tests.reporting.made_up_run import build_run, result_rows
 from zaya_jax.command_line.completions import Completions
 from zaya_jax.data import prepared
@@ -68,13 +67,8 @@ def test_a_disk_that_fills_within_an_appended_line_leaves_the_lines_that_were_th
     path = tmp_path / "lines.jsonl"
     if before:
         path.write_text(before)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
-    try:
-        with pytest.raises(OSError, match=r"lines\.jsonl"):
-            append(path, "x" * 200 + "\n")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with no_file_above(100), pytest.raises(OSError, match=r"lines\.jsonl"):
+        append(path, "x" * 200 + "\n")
     whole = before[: before.rfind("\n") + 1]
     assert (path.read_text() if path.exists() else "") == whole and path.exists() == bool(before)
     append(path, "next\n")

@@ -3,10 +3,8 @@
 Commands as a whole on disks that are really full were tried by hand; here is what mended them.
 """
 
-import contextlib
 import io
 import os
-import resource
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +14,7 @@ import matplotlib.figure
 import pytest
 from tqdm import tqdm
 
-from tests.helpers import random_variables, small_config
+from tests.helpers import no_file_above, random_variables, small_config
 from zaya_jax.command_line import cli, terminal
 from zaya_jax.command_line.completions import Completions
 from zaya_jax.errors import UserError
@@ -27,17 +25,6 @@ from zaya_jax.interop.families import smollm2
 from zaya_jax.reporting.paper.figures import Drawn, write
 from zaya_jax.runs.carried import write_tokenizer
 from zaya_jax.text.templates import ChatTemplate
-
-
-@contextlib.contextmanager
-def no_file_above(size: int):
-    """A disk that takes no more of a file."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def refused(named: Path, action) -> None:

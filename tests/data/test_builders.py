@@ -1,11 +1,9 @@
 """Preparing corpora: what is read, how it is split, and how failures look."""
 
-import contextlib
 import json
 import os
 import random
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -21,6 +19,7 @@ import tensorflow_datasets as tfds
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.helpers import no_file_above
 from zaya_jax.data import builders
 from zaya_jax.data.builders import SPLIT_PERCENTS, LocalText, StdlibCode, prepare_text
 from zaya_jax.data.splits import SPLITS, divide, split_of
@@ -253,21 +252,10 @@ def test_a_killed_preparation_is_swept_up_by_the_next(tmp_path):
     assert not temporary_leftovers(tmp_path / "data")
 
 
-@contextlib.contextmanager
-def no_file_above(size: int):
-    """A disk that takes no more of a file: what is written beyond fails, in Python and in the writers in C++."""
-    tfds.disable_progress_bar()  # pytest keeps what is printed in a file, too
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 @pytest.mark.parametrize("size", [0, 100, 500, 700, 5_000, 70_000, 200_000])
 def test_a_full_disk_is_one_line_and_the_same_call_goes_through_when_there_is_room(tmp_path, size):
     path = write_jsonl(tmp_path / "a.jsonl", [random.Random(i).randbytes(1000).hex() for i in range(500)])
+    tfds.disable_progress_bar()  # pytest keeps what is printed in a file, too
     with no_file_above(size), pytest.raises(OSError, match=r"local_text.*cannot be written: ") as error:
         prepare_text([path], tmp_path / "data", "train")
     assert "\n" not in str(error.value)

@@ -142,8 +142,10 @@ def open_array(item: Path, metadata: dict[str, Any], name: str, cache: int = 0) 
 
 
 def open_step(path: Path) -> tuple[Path, dict[str, Any]]:
-    """(the folder of the one tree of arrays in a step, its metadata). CheckpointError where there is no such tree."""
-    check_plain(path)
+    """(the folder of the one tree of arrays in a step, its metadata), of files that `newest_step` has seen to be plain.
+
+    CheckpointError where there is no such tree.
+    """
     items = [found.parent for found in path.glob("*/_METADATA")]
     if len(items) != 1:
         raise CheckpointError(f"checkpoint {path}: cannot be read: holds {len(items)} trees of arrays, may hold 1")
