@@ -38,7 +38,7 @@ from zaya_jax import compilation_cache
 from zaya_jax.command_line import cli
 from zaya_jax.command_line.closing import closing
 from zaya_jax.errors import UserError
-from zaya_jax.files import make_folder, read_object, remedy, write_text
+from zaya_jax.files import WriteError, make_folder, read_object, remedy, write_text
 from zaya_jax.paths import absolute
 from zaya_jax.registry import has_registered
 from zaya_jax.reporting import sweep_summary
@@ -212,7 +212,10 @@ def run_job(line: list[str], folder: Path) -> str:
         log.seek(start)
         reason = f"status {status}: {last_error(log.read().decode(errors='replace'))}"
     if status not in (cli.INTERRUPTED, cli.BY_KEYBOARD):
-        write_text(folder / FAILED, reason + "\n")
+        try:
+            write_text(folder / FAILED, reason + "\n")
+        except WriteError as error:  # the disk that stopped the job is full for this file, too
+            return f"{reason}; {error}"
     return reason
 
 

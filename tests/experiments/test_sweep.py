@@ -12,6 +12,7 @@ import pytest
 from configs.common import axis, product, sweep, together, zipped
 from experiments.sweep import gather, last_error, run_job, slurm_parameters
 from tests import commands
+from tests.helpers import no_file_above
 from zaya_jax.errors import UserError
 from zaya_jax.reporting import sweep_summary
 from zaya_jax.reporting.results import read_results, read_sweep, write_results
@@ -187,6 +188,15 @@ def test_why_a_job_failed_is_its_last_error_line_and_stands_in_its_folder(tmp_pa
     stopped = [sys.executable, "-c", "import sys; sys.exit(75)"]
     assert run_job(stopped, tmp_path) and not (tmp_path / FAILED).exists()  # it saved and will resume
     assert run_job([sys.executable, "-c", ""], tmp_path) == ""
+
+
+def test_a_full_disk_does_not_hide_why_a_job_failed(tmp_path):
+    fails = [sys.executable, "-c", "import sys; print('error: full'); sys.exit(2)"]
+    with no_file_above(15):
+        assert run_job(fails, tmp_path) == (
+            f"status 2: error: full; {tmp_path / FAILED}: cannot be written: File too large"
+        )
+    assert not (tmp_path / FAILED).exists()
 
 
 def test_a_finished_job_is_a_line_and_all_of_them_a_table():
