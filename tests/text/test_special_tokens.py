@@ -25,6 +25,8 @@ CASES = {
     "a word": ({LISTS[0]: ["cat"]}, {}, ["the", "Ġ", "cat", "Ġsat"], "the  sat"),
     "marked, so text": ({LISTS[0]: [LEFT]}, {}, ["the", "cat", "Ġsat"], "thecat sat"),
     "marked special": ({LISTS[1]: [LEFT | {"special": True}]}, {}, ["the", "cat", "Ġsat"], "the sat"),
+    "a word's part": ({LISTS[1]: [marked("at", single_word=True)]}, {}, ["the", "Ġcat", "Ġsat"], "the cat sat"),
+    "one word": ({LISTS[1]: [marked(single_word=True)]}, {}, ["the", "Ġ", "cat", "Ġsat"], "the cat sat"),
     "right": ({LISTS[1]: [marked(rstrip=True)]}, {}, ["the", "Ġ", "cat", "sat"], "the catsat"),
     "a role": ({LISTS[1]: {"cat_token": LEFT}}, {}, ["the", "cat", "Ġsat"], "the sat"),
     "own name": ({"image_token": LEFT}, {}, ["the", "cat", "Ġsat"], "the sat"),
@@ -115,6 +117,24 @@ def test_new_tokens_come_after_those_that_a_class_adds(kind, name, before, compa
     assert load_tokenizer(folder).special_ids["<new>"] == model.get_vocab_size() + before
     without = publish(tmp_path / "without", model, tokenizer_config=NAMED | {"tokenizer_class": name})
     assert load_tokenizer(without).vocab_size == model.get_vocab_size()
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "fallback_bpe"])
+@pytest.mark.parametrize("compared", [False, True], ids=["pinned", "transformers"])
+def test_qwens_class_drops_what_files_say_of_the_tokens_they_list(kind, compared, tmp_path, monkeypatch):
+    """By those it would be a part of texts, and take the space before it."""
+    spelling = "cat" if compared else "<cat>"  # what the texts that are compared have
+    values = {"tokenizer_class": "Qwen2Tokenizer", LISTS[0]: [marked(spelling, lstrip=True, normalized=True)]}
+    folder = publish(tmp_path, KINDS[kind](), tokenizer_config=NAMED | values)
+    if compared:
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        same_as_transformers(pytest.importorskip("transformers", minversion="5", reason="the parity extra"), folder)
+        return
+    tokenizer = load_tokenizer(folder)
+    cat = tokenizer.special_ids["<cat>"]
+    assert cat not in tokenizer.encode("a <cat> sat")
+    ids = tokenizer.encode_written(["a ", cat, " sat"])
+    assert ids == [*tokenizer.encode("a "), cat, *tokenizer.encode(" sat", start=False)]
 
 
 def test_a_class_names_what_its_files_leave_out(tmp_path):

@@ -8,7 +8,7 @@ GPT2Tokenizer, and Llama 2's put a space in front of a text's beginning alone.
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from zaya_jax.errors import UserError
 
@@ -53,12 +53,25 @@ _OF_MODEL = {
 }  # fmt: skip
 
 
+class Rebuilt(NamedTuple):
+    """What a class makes of a folder.
+
+    Attributes:
+      description: a tokenizer.json as the class has it.
+      defaults: the class's own special tokens by their roles.
+      drops_flags: whether the special tokens that files name or list lose what those say of them: each is special and
+        taken as it is.
+    """
+
+    description: dict[str, Any]
+    defaults: dict[str, str]
+    drops_flags: bool
+
+
 def rebuilt(
     where: Path, description: Mapping[str, Any], values: Mapping[str, Any], config: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, str]] | None:
-    """(a tokenizer.json as the named class has it, the class's own special tokens by their roles).
-
-    None where the file is read as it is.
+) -> Rebuilt | None:
+    """The folder as the class that it names has it; None where the file is read as it is.
 
     Args:
       where: tokenizer_config.json, for messages.
@@ -92,7 +105,7 @@ def rebuilt(
     changed = dict(description) | {
         "model": model | changes, "normalizer": normalizer, "pre_tokenizer": pre_tokenizer, "decoder": decoder,
     }  # fmt: skip
-    return changed, _DEFAULTS[name]
+    return Rebuilt(changed, _DEFAULTS[name], name == "Qwen2Tokenizer")
 
 
 def _byte_level(name: str, values: Mapping[str, Any]) -> tuple[dict, Any, Any, Any] | None:

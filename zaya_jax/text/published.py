@@ -16,7 +16,7 @@ import tokenizers
 from zaya_jax.errors import UserError
 from zaya_jax.files import read_text
 from zaya_jax.paths import one_line
-from zaya_jax.text.named_classes import rebuilt
+from zaya_jax.text.named_classes import Rebuilt, rebuilt
 from zaya_jax.text.special_tokens import NUMBERED, SPELLED, SpecialTokens, check_added, named_ids, read_object
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -59,10 +59,14 @@ class PublishedTokenizer:
             tokens, no EOS.
         """
         values = read_object(path.with_name(SPELLED))
-        model, defaults = _as_named(path, description, values) or (model, {})
-        tokens = SpecialTokens.read(path, description, defaults)
+        named_class = _as_named(path, description, values)
+        if named_class:
+            model = _from_json(path, json.dumps(named_class.description))
+        tokens = SpecialTokens.read(path, description, named_class.defaults if named_class else None)
         check_added(path, model, description.get("added_tokens") or ())
         tokens.give(path, model)
+        if named_class and named_class.drops_flags:
+            tokens.drop_flags(model)
         named = named_ids(path, model, tokens.spelled)
         if not named["eos"]:
             places = ", ".join((*NUMBERED, SPELLED))
@@ -335,14 +339,9 @@ def _tidies(path: Path, model: tokenizers.Tokenizer, values: Mapping[str, Any]) 
     )
 
 
-def _as_named(
-    path: Path, description: Mapping[str, Any], values: Mapping[str, Any]
-) -> tuple[tokenizers.Tokenizer, dict[str, str]] | None:
-    """(the tokenizer as transformers 5 builds it, its class's own special tokens by their roles) where the files name
-    a class of its own; None: tokenizer.json's.
-    """
+def _as_named(path: Path, description: Mapping[str, Any], values: Mapping[str, Any]) -> Rebuilt | None:
+    """The folder as transformers 5 builds it where the files name a class of its own; None: as tokenizer.json says."""
     where = path.with_name(SPELLED)
     if values.get("split_special_tokens"):
         raise UserError(f"tokenizer: {where}: split_special_tokens: got true, may be false")
-    found = rebuilt(where, description, values, read_object(path.with_name("config.json")))
-    return None if found is None else (_from_json(path, json.dumps(found[0])), found[1])
+    return rebuilt(where, description, values, read_object(path.with_name("config.json")))

@@ -128,6 +128,12 @@ class SpecialTokens:
             if model.token_to_id(token.content) != id_:
                 raise UserError(f"tokenizer: {self.source}: {token.content!r} cannot have id {id_}")
 
+    def drop_flags(self, model: tokenizers.Tokenizer) -> None:
+        """Makes each token that is named or listed, and that the tokenizer has, special and without other flags."""
+        named = (*self.roles.values(), *self.defaults.values(), *self.own.values(), *self.listed)
+        spellings = dict.fromkeys(token.content for token in named)
+        model.add_tokens([AddedToken(word, special=True) for word in spellings if model.token_to_id(word) is not None])
+
 
 def _spellings(description: Mapping[str, Any]) -> set[str]:
     """All tokens of a tokenizer.json's BPE, the only kind that a class of transformers' builds here."""
