@@ -163,3 +163,15 @@ def test_arrays_of_numbers_that_are_no_weights_are_named(folder, published, dtyp
     path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
     with pytest.raises(UserError, match=rf"{ARRAYS}: {name}: dtype: got {dtype}, may be one of F32, BF16, F16"):
         load_adapters(folder, *published)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_no_numbers_are_named(folder, published, value):
+    path = folder / ARRAYS
+    data = path.read_bytes()
+    begin = 8 + int.from_bytes(data[:8], "little")
+    name = next(name for name, it in json.loads(data[8:begin]).items() if it.get("data_offsets", [1])[0] == 0)
+    written = np.frombuffer(np.array([value], np.float32).tobytes()[2:], np.uint8)  # as bfloat16
+    path.write_bytes(data[:begin] + written.tobytes() + data[begin + 2 :])
+    with pytest.raises(UserError, match=rf"{ARRAYS}: {name}: 1 of \d+ values are NaN or infinite"):
+        load_adapters(folder, *published)

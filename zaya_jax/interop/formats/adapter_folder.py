@@ -150,7 +150,10 @@ def load_adapters(
             raise UserError(f"{file.path}: {name}: got {got}, may be {may_be}")
         if (dtype := file.tensors[name].dtype) not in STORED:
             raise UserError(f"{file.path}: {name}: dtype: got {dtype}, may be one of {', '.join(STORED)}")
-        flat[path] = jnp.asarray(file.read(name), wanted[path].dtype)
+        values = np.asarray(file.read(name), np.float32)
+        if bad := values.size - np.count_nonzero(np.isfinite(values)):
+            raise UserError(f"{file.path}: {name}: {bad} of {values.size} values are NaN or infinite")
+        flat[path] = jnp.asarray(values, wanted[path].dtype)
     out = traverse_util.unflatten_dict(flat)
     if about.get("draft_vocabulary"):
         try:
