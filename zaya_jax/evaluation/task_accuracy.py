@@ -15,6 +15,7 @@ from zaya_jax.checks import KEY, ROWS, SEED, Integer, check_fields
 from zaya_jax.errors import UserError
 from zaya_jax.evaluation.answers import Answers, fingerprint
 from zaya_jax.evaluation.pass_at_k import mean_interval, paired_difference, pass_at_k, permutation_p_value
+from zaya_jax.evaluation.same_texts import texts_p_value
 from zaya_jax.evaluation.samplers import NamedSampler
 from zaya_jax.files import make_folder
 from zaya_jax.reporting.results import wilson
@@ -146,6 +147,13 @@ class TaskResult:
             "tokens_per_row_equivalent": tokens / work.row_equivalents,
         }
 
+    def _texts_p_value(self, baseline: "TaskResult") -> float | None:
+        """With the texts' log-probabilities where both targets are the model's own, one number for one text."""
+        targets = {find_target(str(result.sampler.config.target)).name for result in (self, baseline)}
+        known = len(targets) == 1 and self.log_target and baseline.log_target
+        numbers = [(self.log_target, baseline.log_target)] if known else []
+        return texts_p_value(self.tokens, baseline.tokens, self.samples, numbers)
+
     def _passes(self) -> dict[str, float]:
         """pass@1 (the accuracy) and pass@k with 95% intervals: Wilson's, or the bootstrap over problems."""
         if None in self.correct:
@@ -169,6 +177,8 @@ class TaskResult:
         if self.sampler.config.temperature == 0:
             same = [a == b for a, b in zip(self.tokens, baseline.tokens, strict=True)]
             cells["identical_to_autoregressive"] = sum(same) / len(same)
+        elif self is not baseline and (p := self._texts_p_value(baseline)) is not None:
+            cells["texts_p_value"] = p
         if self is baseline or None in self.correct:
             return cells
         cells["p_value"] = permutation_p_value(self.solved / self.samples, baseline.solved / self.samples)

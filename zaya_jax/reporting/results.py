@@ -35,6 +35,8 @@ RESULT_COLUMNS = (
     "row_equivalents", "tokens_per_forward_equivalent", "tokens_per_row_equivalent",
     # of the sampled stage: FLOPs of all its steps, parameters that it added to the model
     "training_flops", "added_parameters",
+    # whether chance alone sets texts at temperatures above 0 this far from the autoregressive sampler's
+    "texts_p_value",
 )  # fmt: skip
 SWEEP_COLUMNS = ("run", "changes", *RESULT_COLUMNS)  # of a sweep's results.csv; changes is a JSON object
 CONFIG = "config."  # of a sweep's results.csv: such columns hold a field of the job's config, for readers of tables
