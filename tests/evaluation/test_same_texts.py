@@ -58,7 +58,7 @@ def test_lengths_and_other_numbers_count():
     mine, other = texts(rng, 20, 4), texts(rng, 20, 4)
     assert texts_p_value(mine, [text[:4] for text in other], 4) < 0.01
     assert texts_p_value(mine, other, 4) > 0.01
-    scores = rng.normal(size=80), rng.normal(1, size=80)
+    scores = rng.normal(size=80).tolist(), rng.normal(1, size=80).tolist()
     assert texts_p_value(mine, other, 4, [scores]) < 0.01
 
 

@@ -5,7 +5,7 @@ Accuracy tells nothing of a model that answers wrongly either way; texts always 
 
 from collections import Counter
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import numpy as np
 
@@ -29,7 +29,11 @@ def _counts(text: Text) -> Counter:
 
 
 def texts_p_value(
-    mine: Sequence[Text], other: Sequence[Text], samples: int, numbers: Sequence[Sequence[float]] = (), seed: int = 0
+    mine: Sequence[Text],
+    other: Sequence[Text],
+    samples: int,
+    numbers: Sequence[tuple[Sequence[float], Sequence[float]]] = (),
+    seed: int = 0,
 ) -> float | None:
     """How often chance alone would set two samplers' texts this far apart; None with fewer than four samples.
 
@@ -48,8 +52,7 @@ def texts_p_value(
     if half < 2:
         return None
     lengths = [len(text) for text in mine], [len(text) for text in other]
-    pairs = [np.asarray(pair, float) for pair in (lengths, *numbers)]
-    totals = np.stack([_sides(*pair, samples, half) for pair in pairs])  # [number, problem, text]
+    totals = np.stack([_sides(a, b, samples, half) for a, b in (lengths, *numbers)])  # [number, problem, text]
     kernel = np.array(
         [_gram([*mine[at : at + half], *other[at + half : at + 2 * half]]) for at in range(0, len(mine), samples)]
     )
@@ -66,12 +69,15 @@ def texts_p_value(
     return float(np.mean(farthest >= farthest[0] - 1e-9))
 
 
-def _sides(mine: np.ndarray, other: np.ndarray, samples: int, half: int) -> np.ndarray:
-    """Of each problem the first half of mine and the second of the others', [problem, 2 half]."""
-    mine, other = (np.reshape(values, (-1, samples)) for values in (mine, other))
-    return np.concatenate([mine[:, :half], other[:, half : 2 * half]], axis=1)
+def _sides(mine: Sequence[float], other: Sequence[float], samples: int, half: int) -> np.ndarray:
+    """Of each problem the first half of mine and the second of the others', float64 [problem, 2 half]."""
+    a, b = (np.asarray(values, float).reshape(-1, samples) for values in (mine, other))
+    return np.concatenate([a[:, :half], b[:, half : 2 * half]], axis=1)
 
 
 def _gram(texts: Sequence[Text]) -> np.ndarray:
     """Of a problem's texts; zeros where a text would meet itself, which is no evidence."""
-    return np.array([[0.0 if i == j else alike(a, b) for j, b in enumerate(texts)] for i, a in enumerate(texts)])
+    out = np.zeros((len(texts), len(texts)))
+    for i, j in combinations(range(len(texts)), 2):
+        out[i, j] = out[j, i] = alike(texts[i], texts[j])
+    return out

@@ -148,7 +148,7 @@ class TaskResult:
         }
 
     def _texts_p_value(self, baseline: "TaskResult") -> float | None:
-        """With the texts' log-probabilities where both targets are the model's own, one number for one text."""
+        """Of the texts, and of their log-probabilities where both samplers have one target."""
         targets = {find_target(str(result.sampler.config.target)).name for result in (self, baseline)}
         known = len(targets) == 1 and self.log_target and baseline.log_target
         numbers = [(self.log_target, baseline.log_target)] if known else []
