@@ -143,6 +143,7 @@ TABLES: dict[str, Maker] = {
     "word_problems_quality": _quality(
         published="smollm2/quality/published", joint="smollm2/quality/joint", AR_only="smollm2/quality/control"
     ),
+    "sums_quality": _quality(published="smollm2/quality/sums_published", joint="smollm2/quality/sums_joint"),
     "drafts": _clock("smollm2/drafts/wall_clock"),
     "drafts_second": _clock("smollm2/drafts/second/wall_clock"),
     "drafts_older_processor": _clock("smollm2/drafts/wall_clock_older_processor"),
