@@ -95,8 +95,10 @@ def fastest_setting(
     times = medians(sides, 1, "transformers' settings", PAUSE)
     near = [name for name in sides if times[name] <= NEAR * min(times.values())]
     times |= medians({name: sides[name] for name in near}, TRIAL_REPEATS, "its fastest settings", PAUSE)
-    found = {by_name[name]: time for name, time in times.items()}
-    return min((by_name[name] for name in near), key=lambda setting: found[setting]), found
+    while (first := min(times, key=times.__getitem__)) not in near:  # by one measurement: noise slowed the others since
+        near.append(first)
+        times |= medians({first: sides[first]}, TRIAL_REPEATS, "its fastest settings", PAUSE)
+    return by_name[first], {by_name[name]: time for name, time in times.items()}
 
 
 def use(theirs: Any, setting: Setting) -> None:

@@ -56,5 +56,5 @@ def test_a_tiny_run_agrees_and_writes_its_numbers(tmp_path):
     times = row["milliseconds_per_token"]
     assert row["ratio"] == pytest.approx(times["transformers"] / times["zaya_jax"])
     chosen = {name: row["setting"][name] for name in ("attention", "experts", "threads")}
-    tried = [{name: trial[name] for name in chosen} for trial in row["trial"]]
-    assert chosen in tried and len(tried) == len({tuple(trial.values()) for trial in tried})  # clocks decide which
+    fastest = min(row["trial"], key=lambda trial: trial["milliseconds_per_token"])
+    assert fastest == {**chosen, "milliseconds_per_token": fastest["milliseconds_per_token"]}
