@@ -29,7 +29,7 @@ from zaya_jax.interop.formats.native import MODEL_FILE, write_model_file
 from zaya_jax.interop.formats.native_arrays import Native
 from zaya_jax.interop.formats.partial import Partial
 from zaya_jax.interop.formats.shards import plan_shards, write_shards
-from zaya_jax.interop.formats.tensorfile import blocks, sha256
+from zaya_jax.interop.formats.tensorfile import blocks, count_not_finite, sha256
 from zaya_jax.paths import absolute
 
 FORMATS = ("huggingface", "legacy", "native")
@@ -78,13 +78,6 @@ class Report:
         if len(self.not_finite) > NAMED:
             lines.append(f"warning: {len(self.not_finite) - NAMED} more tensors with NaN or infinite values")
         return lines
-
-
-def count_not_finite(values: np.ndarray) -> int:
-    """How many values of a float32 or bfloat16 array are NaN or infinite: those whose exponent is all ones."""
-    word, mask = (np.uint16, 0x7F80) if values.dtype.itemsize == 2 else (np.uint32, 0x7F800000)
-    mask = word(mask)
-    return int(np.count_nonzero((values.view(word) & mask) == mask))
 
 
 def open_checkpoint(directory: Path, ema: bool = False) -> Folder | Native:

@@ -15,7 +15,6 @@ import numpy as np
 
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.checks import natural
-from zaya_jax.interop.conversion.conversion import count_not_finite
 from zaya_jax.interop.conversion.locate import find_checkpoint
 from zaya_jax.interop.formats import sums
 from zaya_jax.interop.formats.folder import COMPUTED, Folder, problems, read_config, stored_names, weight_files
@@ -32,7 +31,7 @@ from zaya_jax.interop.formats.native import (
     saved_sums,
 )
 from zaya_jax.interop.formats.native_arrays import Native
-from zaya_jax.interop.formats.tensorfile import STORED, TensorFile
+from zaya_jax.interop.formats.tensorfile import STORED, TensorFile, count_not_finite
 from zaya_jax.paths import one_line
 
 MEASURED = (np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16))

@@ -26,7 +26,7 @@ from zaya_jax.files import new_folder, read_object, write_text
 from zaya_jax.interop.editing.adapters import is_adapter
 from zaya_jax.interop.editing.mask import add_mask_token
 from zaya_jax.interop.formats.names import abstract_variables
-from zaya_jax.interop.formats.tensorfile import STORED, read_header, write_file
+from zaya_jax.interop.formats.tensorfile import STORED, count_not_finite, read_header, write_file
 
 ARRAYS, ABOUT, CARD = "adapters.safetensors", "adapters.json", "README.md"
 RULES = {
@@ -151,7 +151,7 @@ def load_adapters(
         if (dtype := file.tensors[name].dtype) not in STORED:
             raise UserError(f"{file.path}: {name}: dtype: got {dtype}, may be one of {', '.join(STORED)}")
         values = np.asarray(file.read(name), np.float32)
-        if bad := values.size - np.count_nonzero(np.isfinite(values)):
+        if bad := count_not_finite(values):
             raise UserError(f"{file.path}: {name}: {bad} of {values.size} values are NaN or infinite")
         flat[path] = jnp.asarray(values, wanted[path].dtype)
     out = traverse_util.unflatten_dict(flat)

@@ -260,3 +260,10 @@ def _write_tensor(
 def sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def count_not_finite(values: np.ndarray) -> int:
+    """How many values of a float32 or bfloat16 array are NaN or infinite: those whose exponent is all ones."""
+    word, mask = (np.uint16, 0x7F80) if values.dtype.itemsize == 2 else (np.uint32, 0x7F800000)
+    mask = word(mask)
+    return int(np.count_nonzero((values.view(word) & mask) == mask))
