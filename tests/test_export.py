@@ -6,6 +6,7 @@ Both run on CPU to the same numbers.
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax import export
 
 from tests.helpers import fresh_state, random_tokens, random_variables, small_config
@@ -33,6 +34,7 @@ def round_trip(f, *args):
     return read.call(*leaves)
 
 
+@pytest.mark.slow
 def test_train_step():
     config = small_config(dtype="float32")
     model, optimizer = Zaya(config), OptimizerConfig()

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
 LIVE_SECONDS = 120  # of two free CPU cores, for a whole notebook
 LARGEST = 512 * 1024  # bytes
-CHEAP = ("block_size_ablation", "samplers_and_their_options")  # run no model and draw little; the others are slow
+CHEAP = ("block_size_ablation",)  # runs no model and draws little; the others are slow
 RUN, SWEEP = ROOT / "results" / "quickstart", ROOT / "results" / "sweeps" / "study"
 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

@@ -110,7 +110,7 @@ def test_programs_are_those_of_generate():
         decode_programs(config, 4, 2, 1, 32, jax.devices()[0])
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_the_train_step_is_laid_over_its_devices(count):
     devices = jax.devices()[:count]
     config = small_config()

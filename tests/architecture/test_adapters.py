@@ -130,6 +130,7 @@ def test_adapters_alone_are_trained_and_have_the_optimizers_state(accumulate):
     assert float(metrics["loss"]) != pytest.approx(float(metrics["ar_loss"]), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_no_gradient_is_computed_for_what_is_frozen():
     config, variables, _ = adapted("dense")
     tokens = random_tokens(config, 2, 16)

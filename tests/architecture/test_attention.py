@@ -122,6 +122,7 @@ def in_pieces(block_size: int):
     return run
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(documents(size=LONG), st.integers(0, 4), st.integers(0, 99))
 def test_an_ordered_row_in_pieces_is_the_dense_mask(document, offset, seed):
@@ -177,7 +178,7 @@ def test_blocks_in_any_order_are_the_dense_mask(x64):
     assert_close(got, jax.jit(lambda *args: attend_dense(*args, layout, None))(query, key, value))
 
 
-@pytest.mark.parametrize("anchors", [None, (1, 2, 3, 5)])
+@pytest.mark.parametrize("anchors", [pytest.param(None, marks=pytest.mark.slow), (1, 2, 3, 5)])
 def test_a_context_longer_than_the_row(anchors, x64):
     """A cache: the context is not the row's own context tokens, and most of it belongs to nobody yet."""
     rows, capacity, size = 5, 40, 3

@@ -182,6 +182,7 @@ def test_chunks_are_the_whole_row_but_for_the_order_of_sums(kind):
     assert error <= U
 
 
+@pytest.mark.slow
 def test_attention_backends_agree_in_a_whole_model():
     """Training by tiles and decoding by the direct form differ by what float32's order of sums can turn."""
     model, variables, _, _ = pair("zaya")
@@ -285,6 +286,7 @@ def test_one_whole_train_step_of_a_mixture_is_float32s_rounded():
     assert np.mean(sure_shares) > 0.5
 
 
+@pytest.mark.slow
 def test_greedy_drafting_leaves_greedy_ar_text_only_where_two_tokens_are_nearly_tied():
     """Forwards of other sizes sum in another order, which turns a rounding here and there.
 

@@ -31,7 +31,7 @@ def test_a_distribution_over_it_is_one_over_all_tokens():
     np.testing.assert_allclose(np.exp(whole), [[0, 0.25, 0, 0, 0.75, 0]], rtol=1e-6)
 
 
-@pytest.mark.parametrize("mode", ["single_pass", "two_pass"])
+@pytest.mark.parametrize("mode", ["single_pass", pytest.param("two_pass", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_all_tokens_are_no_restriction_and_few_change_no_greedy_text(mode, temperature):
     config = small_config()

@@ -39,8 +39,10 @@ CONFIGS = {
     "adapters on drafts": dict(cca_time0=1, cca_time1=1, lora_rank=2, lora_alpha=1.0, lora_rows="drafts"),
     "delay alone": dict(cca_depthwise=False, cca_grouped=False, feed_forward="dense"),
 }  # fmt: skip
-# Each of these stands in another config too: compared by themselves in the slow tests.
-PARTS_OF_ANOTHER = ("kernels", "no convolution", "biases", "sliding", "identity skip", "gqa, dense")
+# Each of these stands in another config, or two of them do: compared by themselves in the slow tests.
+PARTS_OF_ANOTHER = (
+    "kernels", "no convolution", "biases", "sliding", "identity skip", "gqa, dense", "adapters", "delay alone",
+)  # fmt: skip
 WIDTH, SIZE, CAPACITY = 16, 4, 32  # one width for all texts and chunks, shorter ones padded: a program a layout
 
 every_config = pytest.mark.parametrize(
@@ -191,12 +193,15 @@ WAYS = [
     dict(qkv_backend="fused"),
 ]
 HEADS = ["kernels", "gqa, biases", "llama", "grouped alone", "depthwise alone", "adapters on drafts", "delay alone"]
-# What a way or a head shares with another of the list is compared again in the slow tests alone, and so is each of the
-# ways that are compared together here.
-OTHER_WAYS = [("sliding", way) for way in WAYS if "attention_backend" in way]
-OTHER_WAYS += [("plain", dict(remat="full", unroll_layers=True, qkv_backend="fused"))]
-OTHER_WAYS += [(name, WAYS[-1]) for name in ("llama", "depthwise alone", "adapters on drafts")]
-EVERY_WAY = [(name, way) for name in ("plain", "sliding") for way in WAYS] + [(name, WAYS[-1]) for name in HEADS]
+# The ways that say something of their own; the others, and what a head shares with another, are compared in the slow
+# tests: a gradient each.
+OTHER_WAYS = [
+    ("sliding", dict(attention_backend="tiled", query_chunk=8)),
+    *((name, WAYS[-1]) for name in ("llama", "adapters on drafts")),
+]
+TOGETHER = ("plain", dict(remat="full", unroll_layers=True, qkv_backend="fused"))
+EVERY_WAY = [(name, way) for name in ("plain", "sliding") for way in WAYS]
+EVERY_WAY += [TOGETHER, *((name, WAYS[-1]) for name in HEADS)]
 
 
 @functools.cache

@@ -65,6 +65,7 @@ def test_p_values_are_exact_for_few_problems():
     assert permutation_p_value([1], [0]) == permutation_p_value([1], [1]) == 1  # either sign is as far from 0
 
 
+@pytest.mark.slow
 def test_equal_samplers_are_rarely_told_apart_and_unequal_ones_are():
     rng = np.random.default_rng(2)
     same = [permutation_p_value(rng.random(100) < 0.5, rng.random(100) < 0.5, seed) for seed in range(60)]

@@ -71,6 +71,7 @@ def test_a_killed_evaluation_resumes_to_the_same_answers(tmp_path):
     assert path.read_text() == before  # nothing was left to do
 
 
+@pytest.mark.slow
 def test_the_targets_entropy_is_that_of_its_own_samples(tmp_path):
     (model, variables), problems = setup(), PROTOCOL.problems(TASK)
     path = tmp_path / "answers.jsonl"
@@ -100,6 +101,7 @@ def test_the_most_tokens_per_forward_a_text_allows():
     assert 1 <= row["tokens_per_forward"] <= row["most_tokens_per_forward"]
 
 
+@pytest.mark.slow
 def test_tokens_per_forward_without_the_prefill():
     assert tokens_per_decoding_forward([[1, 4, 2], [1], [1, 3]]) == 9 / 3
     assert tokens_per_decoding_forward([[1]]) is None
@@ -176,6 +178,7 @@ def test_row_seeds_do_not_depend_on_the_batch():
     assert answers_of(run(protocol=dataclasses.replace(PROTOCOL, batch=100))) == answers_of(run())
 
 
+@pytest.mark.slow
 def test_greedy_samplers_draw_one_sample_and_a_budget_of_anchors_is_chosen(tmp_path):
     model, variables = setup()
     protocol = dataclasses.replace(PROTOCOL, prompts=4)

@@ -53,6 +53,7 @@ def test_what_a_run_trained_to_write_is_counted(run):
     assert most_frequent(np.array([2, 0, 5, 2]), 9) == [2, 0, 3]
 
 
+@pytest.mark.slow
 def test_the_folder_loads_onto_its_base_and_drafts_what_was_learned(run, tmp_path):
     workdir, base, setup = run
     done = commands.run(

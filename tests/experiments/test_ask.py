@@ -72,6 +72,7 @@ def test_answers_are_the_models_and_resume(tmp_path):
     assert status == 2 and "made with other settings: seed (5 there, 6 now)" in said
 
 
+@pytest.mark.slow
 def test_a_chats_answer_without_an_end_is_left_out(tmp_path):
     """The quickstart's model never saw a chat; what it writes in one is written down all the same."""
     output, prompts = tmp_path / "answers.jsonl", tmp_path / "prompts.txt"
@@ -106,6 +107,7 @@ def test_what_a_chat_was_written_with_is_one_of_an_answers_settings():
     assert done.stdout.split() == ["True", "False"], done.stderr
 
 
+@pytest.mark.slow
 def test_the_beginnings_of_texts_are_continued(tmp_path):
     (tmp_path / "book.txt").write_text("Once upon a time there was a number. " * 40)
     output = tmp_path / "continued.jsonl"

@@ -24,6 +24,7 @@ def test_mistakes_are_one_line(flags, says):
     assert (process.returncode, process.stderr) == (2, says)
 
 
+@pytest.mark.slow
 def test_a_tiny_run_writes_what_it_measured(tmp_path):
     output = tmp_path / "numbers.json"
     process = commands.run(MODULE, *TINY, "--batches=1", f"--output={output}")

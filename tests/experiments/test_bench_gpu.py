@@ -22,6 +22,7 @@ def test_mistakes_are_one_line(flags, says):
     assert process.returncode == 2 and process.stderr.startswith(says) and process.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_dry_run_measures_every_way_to_sample(tmp_path):
     output = tmp_path / "gpu.json"
     small = ("--presets=tiny", "--batches=1,2", "--contexts=16", "--block_size=4", "--steps=2", "--repeats=1")

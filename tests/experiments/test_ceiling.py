@@ -42,6 +42,7 @@ def test_laws_are_the_posteriors(distributions):
     assert later[distributions.letters.index(END)] > 1 - SPREAD
 
 
+@pytest.mark.slow
 def test_the_lossless_rule_gives_the_posterior(distributions):
     """How long the answers are, against the posterior's lengths; and mixing is bound by the same ceiling."""
     rng = np.random.default_rng(0)

@@ -29,6 +29,7 @@ cli.run(lambda: print(NAME.value, os.environ.get("GLIBC_TUNABLES")), keep_memory
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
 def test_a_command_that_keeps_memory_starts_itself_anew_once_and_leaves_a_users_settings_alone(tmp_path):
     script = tmp_path / "command.py"
@@ -82,7 +83,10 @@ def test_a_users_mistake_is_one_line_and_any_other_error_keeps_its_traceback(tmp
     assert done.stderr.splitlines()[-1] == line if line else "ValueError" in done.stderr or "TypeError" in done.stderr
 
 
-@pytest.mark.parametrize("arguments", [["experiments.figures", "--help"], ["experiments"], [None, "--name=x"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["experiments.figures", "--help"], pytest.param(["experiments"], marks=pytest.mark.slow), [None, "--name=x"]],
+)
 def test_whoever_stops_reading_a_commands_output_sees_no_traceback(tmp_path, arguments):
     script = tmp_path / "command.py"
     script.write_text(COMMAND.replace("NAME.value, os", "'line ' * 100_000, os").replace(", keep_memory=True", ""))

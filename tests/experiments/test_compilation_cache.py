@@ -6,6 +6,8 @@ import sys
 import warnings
 from pathlib import Path
 
+import pytest
+
 from zaya_jax import compilation_cache
 
 ROOT = Path(__file__).parents[2]
@@ -67,6 +69,7 @@ def test_the_next_process_compiles_nothing_and_a_damaged_entry_is_written_again(
     assert finish(start(**place)) == ([value, str(len(kept)), folder], "")
 
 
+@pytest.mark.slow
 def test_a_users_folder_wins_and_an_empty_name_keeps_nothing(tmp_path):
     place = {"XDG_CACHE_HOME": str(tmp_path / "home")}
     mine, off = (
@@ -90,6 +93,7 @@ def test_a_folder_that_cannot_be_written_is_one_line_and_the_command_continues(t
     assert line.startswith("warning: compiled programs are not kept: ") and "--compilation_cache=DIR" in line
 
 
+@pytest.mark.slow
 def test_a_command_has_the_flag_and_one_that_measures_compiling_keeps_nothing(tmp_path):
     flag = f"--compilation_cache={tmp_path}"
     processes = [start(flag, program=COMMAND % keeps, XDG_CACHE_HOME=str(tmp_path / "h")) for keeps in (True, False)]

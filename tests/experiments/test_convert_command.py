@@ -65,6 +65,7 @@ def test_a_text_is_compared_as_its_tokenizer_opens_and_ends_it(tmp_path):
     assert done.stdout == f"[{model.encode('cat').ids}]\n", done.stderr
 
 
+@pytest.mark.slow
 def test_a_narrowed_copy_differs_a_little(start, tmp_path):
     run("convert", f"--checkpoint={start}", f"--output={tmp_path / 'half'}", "--dtype=bfloat16")
     result = run("compare", f"--checkpoint={start}", f"--other={tmp_path / 'half'}", "--length=16", "--listed=2")

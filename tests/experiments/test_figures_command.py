@@ -24,6 +24,7 @@ def bench_only(tmp_path) -> Path:
     return tmp_path / "results"
 
 
+@pytest.mark.slow
 def test_everything_is_drawn_that_can_be(bench_only, tmp_path):
     done = command(f"--results={bench_only}", f"--output={tmp_path / 'out'}")
     assert done.returncode == 0, done.stderr

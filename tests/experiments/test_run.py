@@ -96,6 +96,7 @@ def wait_for(process: Command, workdir: Path, stage: str, step: int) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_a_run_stopped_and_killed_resumes_to_the_same_numbers(whole, tmp_path):
     """SIGTERM in pretraining, SIGKILL in conversion; the first also fills TensorBoard, the last traces.
 
@@ -150,6 +151,7 @@ def test_cost_is_that_of_one_token_and_of_blocks_of_eight(monkeypatch):
     assert not settings.read(tiny.get_config("lean")).measures_cost
 
 
+@pytest.mark.slow
 def test_a_phase_starts_from_the_checkpoint_that_it_names(whole, tmp_path):
     from_there = f"--config.convert.start={whole / 'checkpoints' / 'pretrain'}"
     few = ["--config.phases=('convert',)", "--train_only"]  # the whole run's train step, which is compiled already

@@ -247,6 +247,7 @@ GOOD = ("warmup_steps=2", "warmup_steps=3")
 OTHER = f"{SWEEP}:seed=8"
 
 
+@pytest.mark.slow
 def test_a_sweep_trains_shared_stages_once_and_survives_a_failure(swept):
     workdir, status, output = swept
     assert status == 1
@@ -271,6 +272,7 @@ def test_a_sweep_trains_shared_stages_once_and_survives_a_failure(swept):
     assert "pretrain" in trained[0] and "pretrain" not in trained[1]
 
 
+@pytest.mark.slow
 def test_a_sweep_resumes_and_tells_what_was_run_with_another_config(swept):
     workdir, before = swept[0], written(swept[0])
     status, output = run(workdir, "--only=warmup")

@@ -45,7 +45,9 @@ def one_device():
         )
 
 
-@pytest.mark.parametrize("mesh", [{"data": 2}, {"fsdp": 2}, {"expert": 2}, {"context": 2}])
+@pytest.mark.parametrize(
+    "mesh", [{"data": 2}, pytest.param({"fsdp": 2}, marks=pytest.mark.slow), {"expert": 2}, {"context": 2}]
+)
 def test_two_devices_give_the_gradients_of_one(one_device, mesh, x64):
     config, variables, batch, objective, drawn, (gradients, sums) = one_device
     placement = make_placement(MeshConfig(**mesh), config, ROWS, LENGTH, BLOCK)
@@ -60,7 +62,7 @@ def test_two_devices_give_the_gradients_of_one(one_device, mesh, x64):
 
 
 @pytest.mark.parametrize("mesh", [{"data": 2}, pytest.param({"fsdp": 2}, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("kind", ["dflash", "eagle3"])
+@pytest.mark.parametrize("kind", [pytest.param("dflash", marks=pytest.mark.slow), "eagle3"])
 def test_a_drafter_is_trained_alike_on_two_devices(kind, mesh, x64):
     objective = DrafterObjective(kind, BLOCK, alpha=0.5)
     config = small_config(dtype="float64", param_dtype="float64", drafter=objective.drafter)

@@ -46,6 +46,7 @@ def one_device(tmp_path_factory) -> np.ndarray:
     return losses(workdir)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("again", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_eight_devices_give_one_devices_losses_and_four_resume(one_device, tmp_path, again):
     """FSDP x expert x context for 10 steps; a run killed after step 4 resumes from 3 on four devices.

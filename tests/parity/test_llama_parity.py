@@ -87,6 +87,7 @@ def tensors_of(file: bytes) -> dict:
     return {name: (tuple(view["shape"]), view["dtype"], bytes(view["data"])) for name, view in deserialize(file)}
 
 
+@pytest.mark.slow
 def test_greedy_drafting_gives_the_greedy_text():
     """A model that never learned to draft: every draft is verified, so that the text is autoregression's."""
     config, variables, expected = fixture("qwen3")

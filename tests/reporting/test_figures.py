@@ -21,6 +21,7 @@ def texts(figure: Figure) -> str:
     return " ".join(t.get_text() for t in figure.findobj(lambda artist: hasattr(artist, "get_text")))
 
 
+@pytest.mark.slow
 def test_all_figures_are_written_and_not_blank(make_run, tmp_path, monkeypatch):
     monkeypatch.setattr(style, "DPI", 60)  # quicker; what is drawn is the same
     paths = draw_figures(load_run(make_run()), tmp_path / "figures")

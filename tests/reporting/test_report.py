@@ -244,6 +244,7 @@ def test_the_committed_report_has_not_drifted(tmp_path):
     assert made.read_text() == (COMMITTED / "report.html").read_text(), "python -m experiments.figures reports"
 
 
+@pytest.mark.slow
 def test_reports_below_a_folder_are_drawn_anew(make_run, tmp_path):
     """Of the runs that have figures; the report where there is one."""
     path = make_run()

@@ -274,6 +274,7 @@ def evaluated(twin) -> Path:
 PHASES = ("midtrain", "extend", "sft")
 
 
+@pytest.mark.slow
 def test_the_twin_trains_its_phases(twin):
     workdir, output = twin
     assert "sft: of 144 chats 9 are trimmed and 3 dropped, to fit 256 tokens" in output
@@ -317,6 +318,7 @@ def update_counts(folder: Path, stage: Stage) -> set[int]:
     return {int(leaf) for path, leaf in leaves if str(path[-1]) == ".count"}
 
 
+@pytest.mark.slow
 def test_the_optimizer_is_handed_over_where_the_recipe_says(twin):
     stages = read(config=zaya1_8b.get_config("twin,block_size=4")).stages
     found = {

@@ -94,6 +94,7 @@ def test_acceptance_is_counted_where_it_was_tested():
         acceptance_curve([[1, 2]], 4)
 
 
+@pytest.mark.slow
 def test_measured_acceptance_predicts_measured_tokens():
     """The chain against the sampler itself: the rate of all anchors foretells the T of fewer, on one model."""
     model, variables = model_of(0, 0.35)
@@ -249,7 +250,7 @@ def put_in_a_clock(monkeypatch):
     monkeypatch.setattr("zaya_jax.sampling.planning.auto.medians", medians)
 
 
-@pytest.mark.parametrize(("asked", "tried"), [(None, {0, LOOKUP}), (2, {2})])
+@pytest.mark.parametrize(("asked", "tried"), [(None, {0, LOOKUP}), pytest.param(2, {2}, marks=pytest.mark.slow)])
 def test_auto_tries_drafts_with_and_without_lookup(asked, tried, monkeypatch):
     """Unless one was asked for; by the clock that is put in every forward costs the same."""
     model, variables = model_of()

@@ -39,7 +39,9 @@ def alone(model, variables, prompts: list[Prompt], sampler, **options) -> list[t
     return out[: len(prompts)]
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda sampler: sampler.mode)
+@pytest.mark.parametrize(
+    "sampler", [*SAMPLERS[:2], pytest.param(SAMPLERS[2], marks=pytest.mark.slow)], ids=lambda sampler: sampler.mode
+)
 def test_a_sequence_is_what_it_is_alone(sampler):
     model, variables = model_of()
     prompts = many(model)
@@ -169,7 +171,8 @@ def test_the_last_sequences_have_half_a_batch(monkeypatch):
     assert idle[1] < idle[16]
 
 
-@pytest.mark.parametrize("kind", [None, pytest.param("eagle3", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [None, "eagle3"])
 def test_a_drafters_state_goes_with_its_row(monkeypatch, kind):
     """Into free rows and into half a batch: its arrays begin with the batch, a cache's with the layers."""
     model, variables = drafting_model(kind, llama=False) if kind else model_of()

@@ -123,6 +123,7 @@ def test_every_drafter_is_lossless_at_every_temperature(name, drafter, temperatu
     assert gap(SamplerConfig("drafter", **DRAFTERS[drafter], **options), name=name) < 1e-9
 
 
+@pytest.mark.slow
 def test_the_third_token_of_sampled_drafts_is_drawn_from_the_law():
     """Keyed noise, 4,000 rows: a wrong q of the ratio rule shows first where two drafts were accepted."""
     with jax.enable_x64(True):
@@ -152,8 +153,15 @@ def plain_tokens(temperature: float, new: int = 24):
     return generate(*small_model(), TEXTS, sampler, new, seed=3).tokens
 
 
-@pytest.mark.parametrize("sampler", [LOOKUP, TREE], ids=["chain", "tree"])
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("temperature", "sampler"),
+    [
+        pytest.param(0.0, LOOKUP, id="greedy chain"),
+        pytest.param(0.0, TREE, id="greedy tree", marks=pytest.mark.slow),
+        pytest.param(1.0, LOOKUP, id="chain"),
+        pytest.param(1.0, TREE, id="tree"),
+    ],
+)
 def test_fixed_drafts_give_the_autoregressive_sample_itself(temperature, sampler):
     """With one seed, token for token: the noise that decides a position is autoregression's."""
     sampler = dataclasses.replace(sampler, temperature=temperature)
@@ -178,8 +186,8 @@ def test_what_the_text_suggests_takes_the_place_of_drafts(anchors):
     assert got.tokens_per_forward > without.tokens_per_forward + 0.1
 
 
-# What all branch points add to one is proven above; where a row waits or goes on says nothing of them.
-@pytest.mark.parametrize("anchors", [(1,), pytest.param("all", marks=pytest.mark.slow)], ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize("anchors", [(1,), "all"], ids=str)
 def test_what_the_text_suggests_is_the_same_in_a_queue_and_in_a_second_turn(anchors):
     model, variables = small_model()
     sampler = looked_up(anchors)
@@ -208,6 +216,7 @@ def test_a_tree_of_one_branch_is_the_chain_bit_for_bit(temperature):
         np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.slow
 def test_a_copy_of_the_target_is_always_accepted():
     """In every slot; and of its forwards each counts."""
     sampler = SamplerConfig("drafter", drafter="copy", draft_length=2)
@@ -321,7 +330,9 @@ def test_queue_samples_and_streamer_see_the_same_texts(sampler):
 
 
 @pytest.mark.parametrize(
-    "before", [LOOKUP, PLAIN, pytest.param(TREE, marks=pytest.mark.slow)], ids=["itself", "without", "another"]
+    "before",
+    [LOOKUP, *(pytest.param(other, marks=pytest.mark.slow) for other in (PLAIN, TREE))],
+    ids=["itself", "without", "another"],
 )
 def test_sessions_remember_for_the_drafter_or_read_again(before):
     """A second turn is that of the whole text, whatever made the first; its drafter has then seen all of it."""

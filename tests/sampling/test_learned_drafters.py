@@ -65,10 +65,8 @@ def run(kind: str, llama: bool, temperature: float, constant: bool = False):
     return generate(model, variables, PROMPTS, sampler, 20, seed=3)
 
 
-@pytest.mark.parametrize(
-    ("kind", "llama"),
-    [("dflash", False), slow("eagle3", True), slow("mtp", False), slow("medusa", True)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "llama"), [("dflash", False), ("eagle3", True), ("mtp", False), ("medusa", True)])
 def test_drafts_change_no_token_of_a_greedy_text(kind, llama):
     """More drafts than the drafter was trained for, fewer, as many; prompts of one token and of several."""
     model, variables = model_of(kind, llama)
@@ -110,7 +108,8 @@ def test_a_tree_of_a_blocks_marginals_is_lossless(x64):
     assert gap(SamplerConfig("drafter", drafter="dflash", **tree), name="dflash") < 1e-9
 
 
-@pytest.mark.parametrize("kind", ["eagle3", slow("mtp")])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["eagle3", "mtp"])
 def test_a_tree_of_a_recursion_is_lossless(kind, x64):
     assert gap(SamplerConfig("drafter", drafter=kind, draft_length=2, tree_size=5), name=kind) < 1e-9
 

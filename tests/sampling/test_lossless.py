@@ -226,7 +226,12 @@ def test_fresh_mixing_has_the_law_of_its_definition(fields, x64):
 
 
 @pytest.mark.parametrize(
-    ("mode", "target"), [("single_pass", "mix_stale"), ("single_pass", "mix_fresh"), ("two_pass", "mix_stale")]
+    ("mode", "target"),
+    [
+        ("single_pass", "mix_stale"),
+        ("single_pass", "mix_fresh"),
+        pytest.param("two_pass", "mix_stale", marks=pytest.mark.slow),
+    ],
 )
 def test_the_yardstick_measures_the_mixing_samplers(mode, target, x64):
     """They are lossy, and the enumeration sees it; at beta = 0 nothing is mixed and they are lossless."""

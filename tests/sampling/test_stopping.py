@@ -105,7 +105,7 @@ def test_the_search_is_what_decoding_everything_finds(kind, seed):
         assert end(tokenizer, tokens, string) == next(found, None)
 
 
-@pytest.mark.parametrize("mode", ["autoregressive", "single_pass", "two_pass"])
+@pytest.mark.parametrize("mode", ["autoregressive", "single_pass", pytest.param("two_pass", marks=pytest.mark.slow)])
 def test_generate_passes_over_a_string_among_its_minimum(mode):
     """The row ended one token after its minimum, where nothing is complete."""
     model, variables = model_of()

@@ -38,6 +38,7 @@ def mix_linear(registry) -> Target:
     return register_target(Target("mix_linear", "Averages the two distributions.", average, beta=True))
 
 
+@pytest.mark.slow
 def test_a_new_targets_beta_is_recorded_without_another_edit(mix_linear, tmp_path):
     check_samplers("--samplers", ["mix_linear"])
     names = ["autoregressive", "lossless", "mix_stale", "mix_linear", "mix_fresh", "threshold"]
@@ -89,6 +90,7 @@ def test_flags_and_configs_know_every_target(mix_linear):
     assert "single_pass: autoregressive, mix_stale, mix_fresh, mix_linear" in values["target"].help
 
 
+@pytest.mark.slow
 def test_a_target_that_changes_is_compiled_anew(registry):
     """A config file that is read twice registers twice."""
     model, variables = setup()

@@ -58,12 +58,16 @@ def test_a_penalty_keeps_logits_finite(penalty):
     assert np.isfinite(penalise(logits, jnp.ones(3, bool), np.float32(penalty))).all()
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("mode", "dtype"),
     [
-        (dict(mode="autoregressive"), "float32"), (dict(mode="two_pass"), "float32"),
+        (dict(mode="autoregressive"), "float32"), slow(dict(mode="two_pass"), "float32"),
         (dict(mode="single_pass", target="mix_stale"), "float32"),
-        (dict(mode="single_pass", target="mix_fresh"), "float32"),
+        slow(dict(mode="single_pass", target="mix_fresh"), "float32"),
         (dict(mode="block_diffusion"), "float32"), (dict(mode="single_pass"), "bfloat16"),
     ],
     ids=str,

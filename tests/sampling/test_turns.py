@@ -26,7 +26,7 @@ class Letters:
 
 
 @pytest.mark.parametrize(
-    "mode", ["autoregressive", "single_pass", "block_diffusion", pytest.param("two_pass", marks=pytest.mark.slow)]
+    "mode", ["single_pass", *(pytest.param(m, marks=pytest.mark.slow) for m in MODES if m != "single_pass")]
 )
 def test_samples_are_rows_of_their_own(mode):
     """Sharing a prefill changes nothing: n samples = n copies of the prompt."""
@@ -39,7 +39,7 @@ def test_samples_are_rows_of_their_own(mode):
     assert len(set(map(tuple, shared.tokens))) > 2
 
 
-@pytest.mark.parametrize("mode", ["autoregressive", "single_pass", "two_pass"])
+@pytest.mark.parametrize("mode", ["autoregressive", "single_pass", pytest.param("two_pass", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("stop_tokens", [(), (2, 3, 7)])
 def test_two_turns_are_one_concatenated_prompt(mode, stop_tokens):
     """Rows of different lengths, ended by stop tokens in the middle of a block or by the limit."""
@@ -74,7 +74,9 @@ def test_a_baselines_session_reads_its_last_block_again():
     assert second.tokens == generate(model, variables, whole, sampler, 9, seeds).tokens
 
 
-@pytest.mark.parametrize("mode", list(MODES))
+@pytest.mark.parametrize(
+    "mode", [pytest.param(mode, marks=pytest.mark.slow) if mode == "two_pass" else mode for mode in MODES]
+)
 def test_stop_strings_cut_after_the_token_that_completes_one(mode):
     model, variables = model_of()
     prompts, seeds = prompts_of(model), [5, 6, 7, 8]
