@@ -20,6 +20,7 @@ from zaya_jax.reporting.results import (
     write_sweep,
 )
 from zaya_jax.reporting.run_files import load_run
+from zaya_jax.reporting.tables.runs import sampling_table
 
 
 def test_round_trip_keeps_every_cell(tmp_path):
@@ -237,3 +238,14 @@ def test_what_a_benchmark_continues_is_read_before_it_measures(tmp_path, values,
     path.write_text(json.dumps(values))
     with pytest.raises(UserError, match=rf"numbers\.json: {says}"):
         begun(path, read)
+
+
+def test_sampled_texts_are_told_apart_in_the_table_where_they_were_tested():
+    rows = result_rows()
+    assert "same distribution" not in sampling_table(rows)
+    tested = next(row for row in rows if row["kind"] == "sampling" and row["temperature"] == 1)
+    tested["texts_p_value"] = 0.1734
+    head, _, *lines = sampling_table(rows).splitlines()
+    assert head.split("|")[-2].strip() == "p, same distribution"
+    assert [line.split("|")[-2].strip() for line in lines].count("0.173") == 1
+    assert {line.split("|")[-2].strip() for line in lines} == {"0.173", ""}

@@ -392,6 +392,12 @@ def test_matches_in_other_texts_help_and_change_nothing():
             dict(mode="drafter", drafter="mask_block", draft_length=4, tree_size=3),
             r"SamplerConfig.tree_size: got 3, may be 0 or at least draft_length \(4\)",
         ),
+        (dict(tree_size=9), "SamplerConfig.tree_size: got 9, may be 0 when mode is 'single_pass'"),
+        (dict(mode="auto", ngram_weight=0.5), "SamplerConfig.ngram_weight: got 0.5, may be 0 when mode is 'auto'"),
+        (
+            dict(mode="drafter", drafter="mask_block", ngram_weight=0.5),
+            "SamplerConfig.ngram_weight: got 0.5, may be 0 when tree_size is 0",
+        ),
         (dict(mode="drafter", drafter="ngram", draft_length=0), "SamplerConfig.draft_length: got 0, may be an integer"),
         (dict(mode="drafter", drafter="ngram", target="mix_stale"), "SamplerConfig.target: got 'mix_stale'"),
         (dict(mode="drafter", drafter="ngram", ngram_weight=-1), "SamplerConfig.ngram_weight: got -1"),

@@ -146,15 +146,18 @@ class SamplerConfig:
         if self.lookup is None and self.mode != "auto":
             object.__setattr__(self, "lookup", 0)
         if self.mode != "drafter":
-            if self.drafter is not None:
-                _fail("drafter", self.drafter, f"None when mode is {self.mode!r}")
+            for name, none in (("drafter", None), ("tree_size", 0), ("ngram_weight", 0)):
+                if getattr(self, name) != none:
+                    _fail(name, getattr(self, name), f"{none} when mode is {self.mode!r}")
             return
         names = tuple(drafter.name for drafter in all_drafters())
         if self.drafter not in names:
             raise no_such("SamplerConfig.drafter", self.drafter, names, "when mode is 'drafter'")
         if self.tree_size and not find_drafter(str(self.drafter)).trees:
             _fail("tree_size", self.tree_size, f"0 when drafter is {self.drafter!r} (it proposes chains)")
-        if self.ngram_weight and self.tree_size and not find_drafter(str(self.drafter)).ngrams:
+        if self.ngram_weight and not self.tree_size:
+            _fail("ngram_weight", self.ngram_weight, "0 when tree_size is 0 (it is a tree's)")
+        if self.ngram_weight and not find_drafter(str(self.drafter)).ngrams:
             may_be = f"0 when drafter is {self.drafter!r} (its drafts know each other)"
             _fail("ngram_weight", self.ngram_weight, may_be)
         if 0 < self.tree_size < self.draft_length:
@@ -223,7 +226,8 @@ class SamplerConfig:
     @property
     def plain(self) -> "SamplerConfig":
         """Autoregression with this sampler's processing and stops: what drafting is compared with."""
-        neither = dict(anchors="all", acceptance=None, target=None, drafter=None, tree_size=0, lookup=0)
+        neither = dict(anchors="all", acceptance=None, target=None, drafter=None, lookup=0)
+        neither |= dict(tree_size=0, ngram_weight=0.0)
         return dataclasses.replace(self, mode="autoregressive", **neither)
 
     @property

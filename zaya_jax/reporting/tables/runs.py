@@ -21,22 +21,25 @@ def sampling_table(rows: list[Row]) -> str:
     """The four figures every claim of speed needs: tokens per forward, query tokens per forward, speed-up, quality.
 
     Quality is accuracy where a task checks answers; of continuations of plain text, their log-probability under AR.
+    "p, same distribution" tests sampled texts against AR's, where several of a prompt were drawn.
 
     Args:
       rows: of results.csv; those of kind "sampling" are shown, in their order.
     """
     rows = [row for row in rows if row["kind"] == "sampling"]
     judged = any(row["accuracy"] is not None for row in rows)
+    tested = any(row.get("texts_p_value") is not None for row in rows)
     quality = "accuracy (95% interval)" if judged else "log-probability under AR (nats a token)"
     return markdown(
         ("temperature", "sampler", "tokens per forward", "query tokens per forward", "wall-clock vs AR", quality,
-         "same tokens as greedy AR"),
+         "same tokens as greedy AR", *["p, same distribution"] * tested),
         (
             (
                 f"{row['temperature']:g}", row["sampler"], f"{row['tokens_per_forward']:.2f}",
                 f"{row['rows_per_forward']:g}", speedup([row]),
                 accuracy(row) if judged else number(row.get("ar_log_probability"), ".3f"),
                 number(row.get("identical_to_autoregressive"), ".1%"),
+                *[number(row.get("texts_p_value"), ".3f")] * tested,
             )
             for row in rows
         ),
