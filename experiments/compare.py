@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from zaya_jax import Layout, Zaya, load_pretrained
+from zaya_jax import Layout, Zaya, load_pretrained, memory
 from zaya_jax.architecture import ZayaConfig
 from zaya_jax.checks import natural, shown
 from zaya_jax.command_line import cli
 from zaya_jax.errors import UserError
-from zaya_jax.evaluation.agreement import agreement
+from zaya_jax.evaluation.agreement import BYTES, agreement
 from zaya_jax.interop.conversion.conversion import open_checkpoint
 from zaya_jax.interop.conversion.inventory import differences
 from zaya_jax.runs.tokens import checkpoint_of, tokenizer_of
@@ -51,6 +51,8 @@ def main() -> None:
             f"--other {other}: got {b.config.vocab_size} ids, may have {a.config.vocab_size} as --checkpoint"
         )
     tokens = _tokens(first, a.config)
+    needed = tokens.size * a.config.vocab_size * BYTES
+    memory.require(f"{tokens.size} tokens", needed, memory.host_memory(), "--rows or --length may be smaller", "logits")
     numbers = agreement(logits(first, tokens), logits(other, tokens))
     rows, length = tokens.shape
     print(f"logits: {rows} x {length} tokens, float32")

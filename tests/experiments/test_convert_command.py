@@ -199,6 +199,11 @@ MISTAKES = {
     "no checkpoint": ("convert", ["--output=x"], "--checkpoint: missing, may be a folder"),
     "no folder": ("convert", ["--checkpoint=/nowhere", "--output=x"], "checkpoint /nowhere: not a folder"),
     "tokens": ("compare", ["--checkpoint={start}", "--other={start}", "--tokens=1 x"], "may be token ids"),
+    "no room": (
+        "compare",
+        ["--checkpoint={start}", "--other={start}", "--rows=1024", "--length=131072"],
+        "134217728 tokens: needs at least 1.27 TiB (logits), ",
+    ),
     "large token": ("compare", ["--checkpoint={start}", "--other={start}", "--tokens=260"], "may be ids below 260"),
 }
 

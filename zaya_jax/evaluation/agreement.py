@@ -2,6 +2,8 @@
 
 import numpy as np
 
+BYTES = 2 * (4 + 8 + 8)  # of memory for a logit of either model: float32, float64 and its logarithm of a softmax
+
 
 def agreement(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
     """Compares logits of the same tokens.
