@@ -68,8 +68,9 @@ def test_the_small_published_model(tmp_path, monkeypatch):
 
 def test_a_tokenizer_beside_a_checkpoint(tmp_path):
     template = cast(ChatTemplate, SimpleNamespace(source="x" * 20_000))
-    with no_file_above(10_000), pytest.raises(WriteError, match=r"jinja: cannot be written: File too large"):
+    with no_file_above(10_000), pytest.raises(WriteError) as refused:
         write_tokenizer(tmp_path / "a", "bytes", template)
+    assert str(refused.value) == f"{tmp_path / 'a' / 'chat_template.jinja'}: cannot be written: File too large"
     assert not list((tmp_path / "a").iterdir())
 
 
@@ -146,3 +147,13 @@ def test_an_error_has_a_line_of_its_own_after_a_progress_bar(monkeypatch):
     bar.update()
     assert errors.getvalue().splitlines()[-1] == "error: a.jsonl: cannot be written"
     assert errors.getvalue().split("\n")[-2] == "error: a.jsonl: cannot be written"
+
+
+def test_a_folder_that_takes_no_tokenizer_is_named_itself(tmp_path, monkeypatch):
+    def refuse(*args, **options):
+        raise OSError(30, "Read-only file system", str(tmp_path / ".tokenizer.1234"))
+
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)  # root, who runs tests in containers, may write to any folder
+    with pytest.raises(WriteError) as refused:
+        write_tokenizer(tmp_path, "bytes", None)
+    assert str(refused.value) == f"{tmp_path}: cannot be written: Read-only file system"

@@ -363,17 +363,25 @@ def new_folder(directory: Path) -> Iterator[Path]:
     make_folder(directory.parent)
     partial = directory.with_name(f".{directory.name}.partial-{uuid.uuid4().hex}")
     try:
-        partial.mkdir()
-        yield partial
-        os.replace(partial, directory)
+        with named_as(partial, directory):
+            partial.mkdir()
+            yield partial
+            os.replace(partial, directory)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def named_as(partial: Path, directory: Path) -> Iterator[None]:
+    """What the system refuses in `partial` is told by the name that it was to have in `directory` (WriteError)."""
+    try:
+        yield
     except OSError as error:
         refused = Path(os.fsdecode(error.filename or b""))
         if not refused.is_relative_to(partial):
             raise
         name = directory / refused.relative_to(partial)
         raise WriteError(name, error.strerror or one_line(error), error.errno or 0) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def make_folder(folder: Path, field: str = "") -> Path:

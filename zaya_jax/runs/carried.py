@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tokenizers
 
-from zaya_jax.files import copy_file, write_text
+from zaya_jax.files import copy_file, named_as, refused_in_one_line, write_text
 from zaya_jax.interop.conversion.companions import copy_companions, write_ids
 from zaya_jax.text.published import TOKENIZER_FILE
 from zaya_jax.text.special_tokens import SPELLED, read_object
@@ -29,11 +29,13 @@ def write_tokenizer(folder: Path, spec: str, template: ChatTemplate | None) -> N
 
     Raises:
       UserError, FileNotFoundError: no such tokenizer.
-      OSError: the disk refuses.
+      WriteError: the system refuses; it names `folder`, or the file in it.
     """
     tokenizer = load_tokenizer(spec)
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".tokenizer.", dir=folder) as scratch:
+    with refused_in_one_line(folder):
+        temporary = tempfile.TemporaryDirectory(prefix=".tokenizer.", dir=folder)
+    with temporary as scratch, named_as(Path(scratch), folder):
         fresh = Path(scratch)
         if isinstance(tokenizer, BPETokenizer | ByteTokenizer):
             own = _of_bytes() if isinstance(tokenizer, ByteTokenizer) else tokenizer
