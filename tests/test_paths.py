@@ -7,7 +7,7 @@ import pytest
 
 from zaya_jax.errors import UserError
 from zaya_jax.files import blake2b_of, lines_of, make_folder, open_plain, read_object, read_text
-from zaya_jax.paths import absolute
+from zaya_jax.paths import absolute, resolved
 
 
 def test_a_path_is_absolute_without_tilde_and_dots(tmp_path, monkeypatch):
@@ -26,6 +26,19 @@ def test_a_path_is_absolute_without_tilde_and_dots(tmp_path, monkeypatch):
     for bad in ("~nobody_of_that_name/x", "a\0b/..", "a" * 256, "é" * 128, "a/" * 2048, "\ud800"):
         with pytest.raises(UserError, match="not a path"):
             absolute(bad)
+
+
+def test_links_that_lead_in_a_circle_are_no_path_and_links_to_nothing_are(tmp_path):
+    """On every Python: 3.13 leaves such links as they are."""
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "nothing").symlink_to("missing")
+    for path in (tmp_path / "loop", tmp_path / "loop" / "x"):
+        with pytest.raises(UserError, match=rf"^{path}: not a path \(its links lead in a circle\)$"):
+            resolved(path)
+    with pytest.raises(UserError, match=r"loop/\.\.: not a path \(its links lead in a circle\)$"):
+        absolute(tmp_path / "loop" / ".." / "x")
+    assert absolute(tmp_path / "loop") == tmp_path / "loop"  # a name; whoever opens it is told
+    assert resolved(tmp_path / "nothing") == tmp_path / "missing"
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
