@@ -135,14 +135,14 @@ def finish(
         figures = draw_figures(run, workdir / "figures")
     run = load_run(workdir)
     write_report(run, figures, workdir / "report.html")
-    checkpoint = folders[setup.sampled]
+    checkpoint, objective = folders[setup.sampled], setup.stages[setup.sampled].phase.objective
     prompt = run.samples[0]["prompt"] if run.samples else PROMPT
     files = {
         "report": workdir / "report.html", "figures": workdir / "figures", "table": workdir / "results.csv",
         "checkpoint": checkpoint,
     }  # fmt: skip
     then = [
-        generate_with(checkpoint, setup.stages[setup.sampled].phase.objective.masks, prompt),
+        generate_with(checkpoint, objective.masks, prompt, objective.drafter.kind if objective.drafter else None),
         f"{convert_with(checkpoint)}  # a Hugging Face folder",
         "the same command with other --config.evaluate.FIELD=VALUE: evaluates again, without training",
     ]

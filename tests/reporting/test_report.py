@@ -254,3 +254,17 @@ def test_reports_below_a_folder_are_drawn_anew(make_run, tmp_path):
     assert drawn and all(each.parent == path / "figures" for each in drawn)
     (path / "report.html").write_text("old")
     assert redraw(tmp_path)[-1] == path / "report.html" and (path / "report.html").read_text() != "old"
+
+
+def test_drafters_beside_the_model_are_said_where_it_does_not_draft_itself(make_run):
+    """The fastest at each temperature, by name: they are lossless too."""
+    rows = [row for row in result_rows() if row.get("sampler") not in ("lossless", "mix_stale")]
+    first = next(row for row in rows if row["kind"] == "sampling" and row["temperature"] == 0)
+    drafted = first | {"draft_length": 3, "tokens_per_forward": 2.0}
+    rows += [drafted | {"sampler": "ngram", "speedup": 1.25}, drafted | {"sampler": "eagle3", "speedup": 1.5}]
+    run = make_run(results=rows)
+    text = report(run)
+    assert "at temperature 0, by eagle3 (the fastest of the drafters tried), a forward yields 2.00 tokens" in text
+    assert "1.50x the autoregressive rate" in text and "1.25x the autoregressive rate" not in text
+    write_results(run / "results.csv", [row for row in rows if row.get("draft_length") is None])
+    assert "No lossless sampling was measured yet" in report(run)

@@ -28,9 +28,13 @@ def closing(files: Mapping[str, Path | str], then: Iterable[str] = ()) -> str:
     return "\n".join([*lines, *(["try next:"] if commands else []), *(f"  {command}" for command in commands)])
 
 
-def generate_with(checkpoint: Path | str, drafts: bool, prompt: str = PROMPT) -> str:
-    """The command that samples from a checkpoint, to be typed as it stands; a long prompt or one of lines is not."""
-    mode = "" if drafts else " --mode=autoregressive"
+def generate_with(checkpoint: Path | str, drafts: bool, prompt: str = PROMPT, drafter: str | None = None) -> str:
+    """The command that samples from a checkpoint, to be typed as it stands; a long prompt or one of lines is not.
+
+    Args:
+      drafts: whether its own mask tokens draft; else `drafter` does (None: nothing).
+    """
+    mode = "" if drafts else f" --mode=drafter --drafter={drafter}" if drafter else " --mode=autoregressive"
     asked = prompt if 0 < len(prompt) <= LONGEST and prompt.isprintable() else PROMPT
     where = shlex.quote(str(checkpoint))
     return f"python -m experiments.generate --checkpoint={where}{mode} --prompt={shlex.quote(asked)}"

@@ -46,7 +46,8 @@ def _training_time(run: Run) -> str:
 
 
 def _clock(run: Run) -> list[str]:
-    rows = [r for r in run.rows("sampling", sampler="lossless") if r["speedup"] is not None and r["tokens_per_forward"]]
+    rows = [r for r in run.rows("sampling") if r["speedup"] is not None and r["tokens_per_forward"]]
+    rows = [r for r in rows if r["sampler"] == "lossless"] or _fastest_of_drafters(rows)
     if run.is_autoregressive:
         return [
             "No phase of this run drafts: it is an autoregressive model, sampled one token a forward (T = 1). To have "
@@ -67,10 +68,20 @@ def _clock(run: Run) -> list[str]:
     return [f"{head} {'; '.join(map(_setting, rows))}.", *_why(run, rows, gained=bool(faster))]
 
 
+def _fastest_of_drafters(rows: list[Row]) -> list[Row]:
+    """Where the model itself does not draft: at each temperature the fastest of those beside it, lossless all."""
+    fastest: dict[float, Row] = {}
+    for row in sorted(rows, key=lambda r: r["speedup"]):
+        if row.get("draft_length") is not None:
+            fastest[row["temperature"] or 0] = row
+    return list(fastest.values())
+
+
 def _setting(row: Row) -> str:
-    block = f" and block size {row['block_size']:g}" if row["block_size"] else ""
+    by = "" if row["sampler"] == "lossless" else f", by {row['sampler']} (the fastest of the drafters tried),"
+    block = f" and block size {row['block_size']:g}" if row["block_size"] and not by else ""
     return (
-        f"at temperature {row['temperature'] or 0:g}{block} a forward yields {row['tokens_per_forward']:.2f} tokens "
+        f"at temperature {row['temperature'] or 0:g}{block}{by} a forward yields {row['tokens_per_forward']:.2f} tokens "
         f"and tokens come at {row['speedup']:.2f}x the autoregressive rate{_interval(row)}"
     )
 
