@@ -149,6 +149,8 @@ TABLES: dict[str, Maker] = {
     "drafts_older_processor": _clock("smollm2/drafts/wall_clock_older_processor"),
     "rivals_list_programs": _maker(["rivals/list_programs/results.csv"], read_sweep, rivals_table),
     "ngram_smollm2": _clock("rivals/smollm2/ngram"),
+    "dflash_smollm2": _csv("rivals/smollm2/dflash/evaluation", table=runs.sampling_table),
+    "dflash_smollm2_learned": _learned("rivals/smollm2/dflash"),
     "word_problems_learned": _learned(*(f"smollm2/word_problems{run}" for run in ("/first", "/second", ""))),
     "drafts_learned": _learned(*(f"smollm2/drafts{run}" for run in ("/first", "/second", ""))),
     "stability_weights": _stability(stability.weights_table),

@@ -81,8 +81,8 @@ def _setting(row: Row) -> str:
     by = "" if row["sampler"] == "lossless" else f", by {row['sampler']} (the fastest of the drafters tried),"
     block = f" and block size {row['block_size']:g}" if row["block_size"] and not by else ""
     return (
-        f"at temperature {row['temperature'] or 0:g}{block}{by} a forward yields {row['tokens_per_forward']:.2f} tokens "
-        f"and tokens come at {row['speedup']:.2f}x the autoregressive rate{_interval(row)}"
+        f"at temperature {row['temperature'] or 0:g}{block}{by} a forward yields {row['tokens_per_forward']:.2f} "
+        f"tokens and tokens come at {row['speedup']:.2f}x the autoregressive rate{_interval(row)}"
     )
 
 
