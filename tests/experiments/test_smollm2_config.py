@@ -1,4 +1,4 @@
-"""configs/smollm2.py and smollm2_tasks.py without the model: what each choice trains, and what it starts from."""
+"""configs/smollm2.py, smollm2_tasks.py and smollm2_rivals.py without the model: what each choice trains, and what it starts from."""
 
 import json
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from configs import smollm2, smollm2_tasks
+from configs import smollm2, smollm2_rivals, smollm2_tasks
 from tests.experiments.test_generate_command import CHATML
 from tests.text.published import SPELLED, byte_level, publish
 from zaya_jax.architecture import Zaya
@@ -90,3 +90,18 @@ def test_the_tasks_forms_train_what_they_say(tmp_path):
             smollm2_tasks.get_config(arg)
     with pytest.raises(FileNotFoundError, match=r"adapters .*: holds no adapters\.json"):
         settings.read(smollm2_tasks.get_config(f"start={folder},adapters={tmp_path}"))
+
+
+def test_a_rival_trains_its_drafter_alone_on_the_committed_answers(tmp_path):
+    folder = publish(tmp_path / "model", byte_level(), tokenizer_config=SPELLED | {"chat_template": CHATML})
+    for method in smollm2_rivals.METHODS:
+        setup = settings.read(smollm2_rivals.get_config(f"start={folder},method={method}"))
+        stage = setup.stages["convert"]
+        objective = stage.phase.objective
+        assert objective.drafter is not None and method.startswith(objective.drafter.kind)
+        assert objective.drafter.drafts == 3 and objective.alpha == 0
+        assert trained(stage)[1] - trained(stage)[0] == SMOLLM2 - 49_152 * 576 + stage.model.vocab_size * 576
+        assert {"autoregressive", "ngram"} < {sampler.name for sampler in setup.samplers}
+        assert {s.config.draft_length for s in setup.samplers if s.config.mode == "drafter"} == {3}
+    with pytest.raises(ValueError, match="config argument method: got 'medusa', may be one of"):
+        smollm2_rivals.get_config("method=medusa")
