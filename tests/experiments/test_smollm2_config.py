@@ -1,4 +1,4 @@
-"""configs/smollm2.py, smollm2_tasks.py and smollm2_rivals.py without the model: what each choice trains, and what it starts from."""
+"""configs/smollm2*.py without the model: what each choice trains, and what it starts from."""
 
 import json
 
