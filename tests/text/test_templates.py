@@ -308,3 +308,10 @@ def test_odd_names_of_templates_and_what_no_text_can_hold(tmp_path):
     assert folder_template(tmp_path, BYTE_LEVEL) == CHATML_TEMPLATE
     with pytest.raises(UserError, match="holds a lone surrogate"):
         load_template("{{ eos_token }}\ud800", BYTE_LEVEL)
+
+
+def test_a_tokenizer_that_a_run_is_to_train_has_a_template_too():
+    own = load_tokenizer("bpe:270")  # encodes nothing yet, and every run's template is tried before its text is read
+    assert load_template("plain", own).source == load_template("plain", ByteTokenizer()).source
+    with pytest.raises(UserError, match="which writes nothing for a question"):
+        load_template("{# nothing #}", own)

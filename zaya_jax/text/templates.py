@@ -28,7 +28,7 @@ from zaya_jax.paths import absolute, one_line
 from zaya_jax.text.jinja_world import compiled, parsed, rendered
 from zaya_jax.text.published import require_unicode
 from zaya_jax.text.special_tokens import SPELLED, read_object
-from zaya_jax.text.tokenizers import Tokenizer
+from zaya_jax.text.tokenizers import ByteTokenizer, Tokenizer, UntrainedBPE
 
 Messages = Sequence[Mapping[str, Any]]  # see `chat.check_messages`
 Tools = Sequence[Mapping[str, Any]] | None  # see `chat.check_tools`
@@ -275,6 +275,8 @@ def _read(path: Path) -> str:
 
 def _tried(source: str, tokenizer: Tokenizer, date: datetime.date | None = None) -> ChatTemplate:
     """A template that compiles and asks a question, after a system's message if it needs one."""
+    if isinstance(tokenizer, UntrainedBPE):  # has no ids of words yet; whether a question is asked, bytes tell as well
+        tokenizer = ByteTokenizer()
     require_unicode(source)
     template = ChatTemplate(source, date)
     _ = template._compiled, template._literals
