@@ -105,7 +105,9 @@ def train_stages(
     Args:
       profile: folder for a profiler trace of a few steps of each.
     """
-    tokenizer, template = config.tokenizer, chat_template(config, setup)
+    own = str(config.tokenizer).startswith(OWN_BPE)
+    tokenizer = str(workdir / TOKENIZER_FILE) if own else config.tokenizer
+    template = chat_template(config, setup)
     for name, stage in setup.stages.items():
         objective = stage.phase.objective
         tidar, block_size = objective.masks, objective.block_size
