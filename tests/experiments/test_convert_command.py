@@ -166,6 +166,12 @@ def test_convert_takes_a_run_s_tokenizer_there_and_back(trained, tmp_path):
     (tmp_path / "w" / "config.json").write_text(json.dumps({"tokenizer": "/gone/bpe.json"}))
     with tokens.companions_of(plain) as (companions, notes):
         assert companions is None and "no tokenizer was written: tokenizer: got '/gone/bpe.json'" in notes[0]
+    own = BPETokenizer.train(["the cat sat on the mat " * 9], 270)
+    own.save(tmp_path / "w" / "tokenizer.json")  # where a run keeps the one that it trained
+    (tmp_path / "w" / "config.json").write_text(json.dumps({"tokenizer": "bpe:270"}))
+    with tokens.companions_of(plain) as (companions, notes):
+        assert companions is not None and notes == []
+        assert load_tokenizer(companions).encode("the mat") == own.encode("the mat")
 
 
 def test_all_that_belongs_goes_along_and_the_rest_is_named(start, tmp_path):

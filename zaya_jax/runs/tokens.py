@@ -85,8 +85,7 @@ def tokenizer_of(checkpoint: Path, vocab_size: int) -> str:
         return str(checkpoint / TOKENIZER_FILE)
     name = run_config(checkpoint).get("tokenizer")
     if isinstance(name, str):
-        own = checkpoint.absolute().parent.parent / TOKENIZER_FILE  # which the run trained
-        return str(own) if name.startswith(OWN_BPE) else name
+        return _of_run(name, checkpoint)
     if vocab_size == load_tokenizer("bytes").vocab_size:
         return "bytes"
     if other := next((checkpoint / name for name in OTHER_TOKENIZERS if (checkpoint / name).exists()), None):
@@ -96,6 +95,11 @@ def tokenizer_of(checkpoint: Path, vocab_size: int) -> str:
         )
         raise UserError(f"--tokenizer: missing, and {other.name} is not read here; may be {may_be}")
     raise UserError(f"--tokenizer: missing, may be a tokenizer json (the model has {vocab_size} ids)")
+
+
+def _of_run(name: str, checkpoint: Path) -> str:
+    """What the tokenizer in a run's config stands for: the one that the run trained is in its folder."""
+    return str(checkpoint.absolute().parent.parent / TOKENIZER_FILE) if name.startswith(OWN_BPE) else name
 
 
 def choose_template(spec: str | None, checkpoint: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
@@ -150,8 +154,8 @@ def companions_of(checkpoint: Path) -> Iterator[tuple[Path | None, list[str]]]:
         return
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            tokenizer = load_tokenizer(run["tokenizer"])
-            write_tokenizer(Path(scratch), run["tokenizer"], run_template(run, tokenizer))
+            spec = _of_run(run["tokenizer"], checkpoint)
+            write_tokenizer(Path(scratch), spec, run_template(run, load_tokenizer(spec)))
         except (UserError, FileNotFoundError) as error:
             yield None, [f"warning: no tokenizer was written: {error}"]
             return
