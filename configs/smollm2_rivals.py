@@ -17,10 +17,11 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from configs.common import data, evaluation, execution, mesh, model, parse_arg, phase
-from configs.rivals import FROZEN, methods
+from configs.common import evaluation, parse_arg
+from configs.rivals import methods
+from configs.smollm2_tasks import small_batches
 from zaya_jax.checks import Choice, check
-from zaya_jax.training.optimizer import OptimizerConfig
+from zaya_jax.training.drafter_objective import FROZEN_TARGET
 
 METHODS = ("dflash", "dflash_causal", "eagle3", "mtp_frozen")
 ANSWERS = "results/smollm2/drafts/answers.jsonl"
@@ -35,22 +36,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     assert objective is not None
     if chosen.method.startswith("dflash"):
         objective = dataclasses.replace(objective, blocks_per_row=BLOCKS)
-    c = ConfigDict()
-    c.name = f"smollm2_{chosen.method}"
-    c.seed = 0
-    c.cpu_devices = 1
-    c.mesh = mesh()
-    c.tokenizer = chosen.start
-    c.model = model("smollm2_135m", dtype="float32")
-    c.execution = execution()
-    c.data = data(256, {"chat": (chosen.answers,), "weight": 1.0}, chat_template="tokenizer", packing="best_fit")
-    c.data.validation_batches = 4
-
-    optimizer = OptimizerConfig(
-        learning_rate=1e-3, final_learning_rate=0.1, warmup_steps=min(20, chosen.steps), weight_decay=0.0, **FROZEN
-    )
-    c.phases = ("convert",)
-    c.convert = phase(chosen.steps, objective, optimizer, start=chosen.start, batch_size=2, log_every=5, save_every=25)
+    answers = ({"chat": (chosen.answers,), "weight": 1.0},)
+    c = small_batches(f"smollm2_{chosen.method}", chosen.start, answers, objective, chosen.steps, FROZEN_TARGET)
     c.evaluate = evaluation(("gsm_symbolic",), prompts=12, chat=True, max_new_tokens=128, batch=1, cost=False)
     c.evaluate.update(samples=1, samplers=("autoregressive", "ngram", *method.samplers))
     if chosen.smoke:

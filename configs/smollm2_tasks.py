@@ -18,6 +18,9 @@ Ours: adapters and their rank, rates, batch, the sampled blocks; and that with f
 own distribution (`distill`): acceptance is all that they are for.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from configs.common import data, evaluation, execution, mesh, model, parse_arg, phase
@@ -31,6 +34,38 @@ TASKS = (
     {"task": "gsm_symbolic", "options": {}, "as_chat": True, "weight": 0.8},
     {"task": "addition", "options": {"digits": 3}, "as_chat": True, "weight": 0.2},
 )
+
+
+def small_batches(
+    name: str, start: str, mixture: Sequence[dict[str, Any]], objective: Objective, steps: int,
+    freeze: tuple[str, ...], **fields: Any,
+) -> ConfigDict:  # fmt: skip
+    """All but the evaluation: SmolLM2 in `start`, of which little is trained, on two rows of 256 tokens a step.
+
+    Args:
+      fields: of its architecture, what is trained beside it.
+    """
+    c = ConfigDict()
+    c.name = name
+    c.seed = 0
+    c.cpu_devices = 1
+    c.mesh = mesh()
+    c.tokenizer = start
+    c.model = model("smollm2_135m", **fields, dtype="float32")
+    c.execution = execution()
+    c.data = data(256, *mixture, chat_template="tokenizer", packing="best_fit")
+    c.data.validation_batches = 4
+    optimizer = OptimizerConfig(
+        learning_rate=1e-3,
+        final_learning_rate=0.1,
+        warmup_steps=min(20, steps),
+        weight_decay=0.0,
+        freeze=freeze,
+        balancing_rate=0.0,
+    )
+    c.phases = ("convert",)
+    c.convert = phase(steps, objective, optimizer, start=start, batch_size=2, log_every=5, save_every=25)
+    return c
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -49,31 +84,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if drafts != bool(chosen.answers):
         may_be = "a file that `experiments.ask` wrote" if drafts else "given with form=drafts alone"
         raise UserError(f"config argument answers: got {chosen.answers!r}, may be {may_be}")
-    c = ConfigDict()
-    c.name = f"smollm2_{chosen.form}"
-    c.seed = 0
-    c.cpu_devices = 1
-    c.mesh = mesh()
-    c.tokenizer = chosen.start
-    c.model = model("smollm2_135m", **ADAPTERS, lora_rows="drafts" if drafts else "all", dtype="float32")
-    c.execution = execution()
-
     mixture = ({"chat": (chosen.answers,), "weight": 1.0},) if drafts else TASKS
-    c.data = data(256, *mixture, chat_template="tokenizer", packing="best_fit", task_documents=40_000)
-    c.data.validation_batches = 4
-
-    optimizer = OptimizerConfig(
-        learning_rate=1e-3,
-        final_learning_rate=0.1,
-        warmup_steps=min(20, chosen.steps),
-        weight_decay=0.0,
-        freeze=("*", "!*lora*"),
-        balancing_rate=0.0,
-    )
-    c.phases = ("convert",)
-    c.convert = phase(
-        chosen.steps, objectives[chosen.form], optimizer, start=chosen.start, batch_size=2, log_every=5, save_every=25
-    )
+    c = small_batches(
+        f"smollm2_{chosen.form}", chosen.start, mixture, objectives[chosen.form], chosen.steps, ("*", "!*lora*"),
+        **ADAPTERS, lora_rows="drafts" if drafts else "all",
+    )  # fmt: skip
+    c.data.task_documents = 40_000
     c.convert.adapters = chosen.adapters or None
     c.evaluate = evaluation(
         ("gsm_symbolic", "addition"), prompts=32, chat=True, max_new_tokens=160, batch=1, cost=False

@@ -12,10 +12,22 @@ from zaya_jax.interop.conversion.companions import copy_companions, write_ids
 from zaya_jax.text.published import TOKENIZER_FILE
 from zaya_jax.text.special_tokens import SPELLED, read_object
 from zaya_jax.text.templates import TEMPLATE_FILE, ChatTemplate
-from zaya_jax.text.tokenizers import BPETokenizer, ByteTokenizer, byte_vocabulary, load_tokenizer, tokenizer_file
+from zaya_jax.text.tokenizers import (
+    OWN_BPE,
+    BPETokenizer,
+    ByteTokenizer,
+    byte_vocabulary,
+    load_tokenizer,
+    tokenizer_file,
+)
 
 # Without it transformers would guess the class from the model's type.
 FAST = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+
+
+def spec_in(workdir: Path, spec: str) -> str:
+    """What the tokenizer of a run's config is, as of `load_tokenizer`: one that the run trains is in its workdir."""
+    return str(workdir / TOKENIZER_FILE) if spec.startswith(OWN_BPE) else spec
 
 
 def write_tokenizer(folder: Path, spec: str, template: ChatTemplate | None) -> None:
@@ -32,8 +44,8 @@ def write_tokenizer(folder: Path, spec: str, template: ChatTemplate | None) -> N
       WriteError: the system refuses; it names `folder`, or the file in it.
     """
     tokenizer = load_tokenizer(spec)
-    folder.mkdir(parents=True, exist_ok=True)
     with refused_in_one_line(folder):
+        folder.mkdir(parents=True, exist_ok=True)
         temporary = tempfile.TemporaryDirectory(prefix=".tokenizer.", dir=folder)
     with temporary as scratch, named_as(Path(scratch), folder):
         fresh = Path(scratch)

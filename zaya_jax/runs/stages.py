@@ -25,7 +25,7 @@ from zaya_jax.interop.formats.native import CheckpointError, newest_step, write_
 from zaya_jax.parallel import Placement, is_first, wait_for_all
 from zaya_jax.paths import absolute
 from zaya_jax.runs import provenance, rollouts, run_folder, sizes
-from zaya_jax.runs.carried import write_tokenizer
+from zaya_jax.runs.carried import spec_in, write_tokenizer
 from zaya_jax.runs.configuration import settings
 from zaya_jax.runs.configuration.stage import Stage
 from zaya_jax.runs.configuration.stage_keys import stage_keys
@@ -105,9 +105,7 @@ def train_stages(
     Args:
       profile: folder for a profiler trace of a few steps of each.
     """
-    own = str(config.tokenizer).startswith(OWN_BPE)
-    tokenizer = str(workdir / TOKENIZER_FILE) if own else config.tokenizer
-    template = chat_template(config, setup)
+    tokenizer, template = spec_in(workdir, config.tokenizer), chat_template(config, setup)
     for name, stage in setup.stages.items():
         objective = stage.phase.objective
         tidar, block_size = objective.masks, objective.block_size

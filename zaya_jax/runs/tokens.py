@@ -14,13 +14,12 @@ from zaya_jax.errors import UserError
 from zaya_jax.interop.conversion.locate import find_checkpoint, run_config
 from zaya_jax.paths import absolute
 from zaya_jax.registry import kind_drafts
-from zaya_jax.runs.carried import write_tokenizer
+from zaya_jax.runs.carried import spec_in, write_tokenizer
 from zaya_jax.runs.configuration.tree import SCRATCH
 from zaya_jax.sampling.drafting import require_mask
 from zaya_jax.text.published import TOKENIZER_FILE
 from zaya_jax.text.templates import BESIDE_TOKENIZER, ChatTemplate, beside_tokenizer, folder_template, load_template
 from zaya_jax.text.tokenizers import (
-    OWN_BPE,
     ByteTokenizer,
     Tokenizer,
     for_model,
@@ -85,7 +84,7 @@ def tokenizer_of(checkpoint: Path, vocab_size: int) -> str:
         return str(checkpoint / TOKENIZER_FILE)
     name = run_config(checkpoint).get("tokenizer")
     if isinstance(name, str):
-        return _of_run(name, checkpoint)
+        return spec_in(_workdir(checkpoint), name)
     if vocab_size == load_tokenizer("bytes").vocab_size:
         return "bytes"
     if other := next((checkpoint / name for name in OTHER_TOKENIZERS if (checkpoint / name).exists()), None):
@@ -97,9 +96,9 @@ def tokenizer_of(checkpoint: Path, vocab_size: int) -> str:
     raise UserError(f"--tokenizer: missing, may be a tokenizer json (the model has {vocab_size} ids)")
 
 
-def _of_run(name: str, checkpoint: Path) -> str:
-    """What the tokenizer in a run's config stands for: the one that the run trained is in its folder."""
-    return str(checkpoint.absolute().parent.parent / TOKENIZER_FILE) if name.startswith(OWN_BPE) else name
+def _workdir(checkpoint: Path) -> Path:
+    """Of the run that trained it."""
+    return checkpoint.absolute().parent.parent
 
 
 def choose_template(spec: str | None, checkpoint: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
@@ -154,7 +153,7 @@ def companions_of(checkpoint: Path) -> Iterator[tuple[Path | None, list[str]]]:
         return
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            spec = _of_run(run["tokenizer"], checkpoint)
+            spec = spec_in(_workdir(checkpoint), run["tokenizer"])
             write_tokenizer(Path(scratch), spec, run_template(run, load_tokenizer(spec)))
         except (UserError, FileNotFoundError) as error:
             yield None, [f"warning: no tokenizer was written: {error}"]

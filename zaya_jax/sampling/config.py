@@ -226,8 +226,9 @@ class SamplerConfig:
     @property
     def plain(self) -> "SamplerConfig":
         """Autoregression with this sampler's processing and stops: what drafting is compared with."""
-        neither = dict(anchors="all", acceptance=None, target=None, drafter=None, lookup=0)
-        neither |= dict(tree_size=0, ngram_weight=0.0)
+        neither = dict(
+            anchors="all", acceptance=None, target=None, drafter=None, tree_size=0, ngram_weight=0.0, lookup=0
+        )
         return dataclasses.replace(self, mode="autoregressive", **neither)
 
     @property
